@@ -1,0 +1,25 @@
+"""Errors a user can act on.
+
+Every one is a single line that says what is wrong, where, and how to mend it, and never quotes a
+private value. The command line turns them into exit status 2.
+"""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """Something the user gave (configuration, data, path, budget) can't be used."""
+
+
+class RecordError(InputError):
+    """A private record can't be used; names its shard and row, never its content."""
+
+    def __init__(self, *, shard: int, row: int, reason: str) -> None:
+        super().__init__(
+            f"private.data: shard {shard}, row {row}: {reason}; "
+            "mend or remove that record (nothing was spent)"
+        )
+
+
+class BudgetError(InputError):
+    """A release was refused because it would overspend the privacy budget."""

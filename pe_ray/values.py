@@ -1,0 +1,93 @@
+"""What crosses the zones: frozen values without behaviour beyond their own arithmetic."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Unit = Literal["record", "user"]
+DistanceMetric = Literal["l2", "cosine", "inner_product"]
+ReleaseKind = Literal["votes", "label_counts"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageShape:
+    """Height, width (pixels) and channels (1 grey, 3 RGB) of uint8 images."""
+
+    height: int
+    width: int
+    channels: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.height * self.width * self.channels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """(epsilon, delta)-DP under adding or removing one `unit`; epsilon may be inf (not private)."""
+
+    epsilon: float
+    delta: float
+    unit: Unit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """One noisy answer about the private data: what it is and the noise it carries.
+
+    votes_per_unit: one record (or user) adds at most this many ones, each to a different bin.
+    sigma: scale of the discrete Gaussian noise, in votes; 0 means no noise and no privacy.
+    """
+
+    key: str
+    kind: ReleaseKind
+    iteration: int
+    votes_per_unit: int
+    sigma: float
+
+    @property
+    def sensitivity(self) -> float:
+        """L2 sensitivity: sqrt(votes_per_unit), since a unit adds ones to different bins."""
+        return math.sqrt(self.votes_per_unit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoisyHistogram:
+    """A released histogram; the un-noised one has no field here.
+
+    noisy_votes: int64 [num_bins]; for votes bin i is sample id i, for label counts it is label i.
+    """
+
+    release: Release
+    noisy_votes: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelLayout:
+    """How a population's ids are laid out: 0..num_samples-1, label by label."""
+
+    counts: tuple[int, ...]
+
+    @property
+    def num_samples(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """First id of each label, and num_samples last; shape [num_labels + 1]."""
+        return np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)]).astype(np.int64)
+
+    def labels(self, start: int, stop: int) -> NDArray[np.int32]:
+        """Labels of ids start..stop-1, shape [stop - start]."""
+        ids = np.arange(start, stop, dtype=np.int64)
+        return (np.searchsorted(self.starts, ids, side="right") - 1).astype(np.int32)
+
+    def label_range(self, label: int) -> tuple[int, int]:
+        """First id of `label` and one past its last."""
+        starts = self.starts
+        return int(starts[label]), int(starts[label + 1])
