@@ -1,0 +1,352 @@
+"""One YAML file is one run: it becomes one frozen tree, and an unknown key is an error."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    model_validator,
+)
+
+from pe_ray import plugins
+from pe_ray.errors import InputError
+from pe_ray.values import Budget, DistanceMetric, Unit
+
+
+class Block(BaseModel):
+    """Base of every block: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class Plugin(Block):
+    """A plugin's kind and its validated options; written flat in YAML: {kind: ..., option: ...}."""
+
+    plugin_type: plugins.PluginType
+    kind: str
+    options: Any
+
+    def flat(self) -> dict[str, Any]:
+        return {"kind": self.kind, **self.options.model_dump(mode="json")}
+
+
+def _plugin(plugin_type: plugins.PluginType) -> BeforeValidator:
+    def validate(raw: Any) -> Any:
+        if isinstance(raw, Plugin):
+            return raw
+        if not isinstance(raw, Mapping) or not isinstance(raw.get("kind"), str):
+            raise ValueError("needs a `kind`")
+        rest = {key: value for key, value in raw.items() if key != "kind"}
+        plugin_class = plugins.load(plugin_type, raw["kind"])
+        options = plugin_class.Options.model_validate(rest)
+        return Plugin(plugin_type=plugin_type, kind=raw["kind"], options=options)
+
+    return BeforeValidator(validate)
+
+
+class PrivateConfig(Block):
+    """Where the private records are and how to read them."""
+
+    data: str
+    """`sklearn:digits`, a parquet file or folder of them, or a folder of images per class."""
+    labels: tuple[str, ...] = Field(min_length=1)
+    """Names of all labels, in order. Public: declared here, never read off the records."""
+    image_column: str = "image"
+    label_column: str | None = "label"
+    user_column: str | None = None
+    """Whose record it is; needed for `privacy.unit: user`."""
+    where: dict[str, str | int | bool] = {}
+    """Keep only rows whose column equals the value, e.g. {split: train}."""
+    cache: str | None = None
+    """Folder (mode 0700) for private embeddings; default ~/.cache/pe_ray/private; `none` for no
+    cache. Never inside the run directory."""
+
+
+class VotesConfig(Block):
+    """How private records vote."""
+
+    metric: DistanceMetric = "l2"
+    neighbors: int = Field(default=1, ge=1)
+    """Each record votes for this many nearest samples of its label; sensitivity sqrt(neighbors)."""
+    lookahead: int = Field(default=0, ge=0)
+    """Embed each sample as the mean of this many variations of it; 0: the sample itself."""
+    max_votes_per_user: int = Field(default=1, ge=1)
+    """`unit: user` only: a user votes for at most this many samples, over all labels together."""
+
+
+class SelectionSettings(Block):
+    """How the released histogram becomes parents."""
+
+    denoise: Literal["threshold", "simplex", "none"] = "threshold"
+    threshold: float | Literal["auto"] = "auto"
+    """Votes subtracted from each count before clipping at 0; auto: see synthetic/selection.py."""
+    method: Literal["systematic", "multinomial", "rank"] = "systematic"
+    keep_selected: bool = False
+    """Keep each selected parent beside its variations."""
+    next_variation_fold: int = Field(default=1, ge=1)
+    """Variations of each selected parent."""
+
+
+class SelectionConfig(SelectionSettings):
+    """Selection, the same in every iteration but for `overrides`."""
+
+    initial_variation_fold: int = Field(default=0, ge=0)
+    """Variations of each random draw in the initial population."""
+    overrides: dict[int, dict[str, Any]] = {}
+    """Iteration (from 1) -> settings that differ there."""
+
+    def at(self, iteration: int) -> SelectionSettings:
+        """The settings of one iteration."""
+        common = {name: getattr(self, name) for name in SelectionSettings.model_fields}
+        changes = self.overrides.get(iteration, {})
+        return SelectionSettings.model_validate({**common, **changes})
+
+
+class Ramp(Block):
+    """Evenly spaced values from `start` to `end`, one per iteration."""
+
+    start: float
+    end: float
+
+
+class ScheduleConfig(Block):
+    """How many iterations, samples and how much variation."""
+
+    iterations: int = Field(ge=1, le=10_000)
+    num_samples: int | tuple[int, ...]
+    """Population size, or the sizes of S_0 .. S_T (iterations + 1 numbers)."""
+    degrees: float | tuple[float, ...] | Ramp
+    """Variation degree of each iteration, in the generator's units."""
+    noise: Literal["constant"] | float | tuple[float, ...] = "constant"
+    """sigma of the last release over that of the first (geometric between; below 1 spends late),
+    or one relative sigma per iteration."""
+    expand_degree: float | None = None
+    """Variation degree of `expand`; default: the last iteration's."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Of the public randomness (never of the privacy noise)."""
+
+    @model_validator(mode="after")
+    def _lengths(self) -> Self:
+        if isinstance(self.num_samples, tuple) and len(self.num_samples) != self.iterations + 1:
+            raise ValueError(f"num_samples: give one number or iterations + 1 = {self.iterations + 1}")
+        if min(self.sizes) < 1:
+            raise ValueError("num_samples: must be at least 1")
+        for name in ("degrees", "noise"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != self.iterations:
+                raise ValueError(f"{name}: give one number or iterations = {self.iterations}")
+        if not all(math.isfinite(degree) and degree >= 0 for degree in self.degree_list):
+            raise ValueError("degrees: must be finite and not negative")
+        if not all(math.isfinite(weight) and weight > 0 for weight in self.relative_sigmas):
+            raise ValueError("noise: must be finite and above 0")
+        return self
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """|S_0|, ..., |S_T|."""
+        if isinstance(self.num_samples, tuple):
+            return self.num_samples
+        return (self.num_samples,) * (self.iterations + 1)
+
+    @property
+    def degree_list(self) -> tuple[float, ...]:
+        """v_1, ..., v_T."""
+        if isinstance(self.degrees, tuple):
+            return self.degrees
+        if isinstance(self.degrees, Ramp):
+            span = self.degrees.end - self.degrees.start
+            last = max(1, self.iterations - 1)
+            return tuple(self.degrees.start + span * t / last for t in range(self.iterations))
+        return (self.degrees,) * self.iterations
+
+    @property
+    def relative_sigmas(self) -> tuple[float, ...]:
+        """sigma_t up to a common factor."""
+        if isinstance(self.noise, tuple):
+            return self.noise
+        ratio = 1.0 if self.noise == "constant" else float(self.noise)
+        if ratio <= 0:
+            raise ValueError("noise: must be finite and above 0")
+        last = max(1, self.iterations - 1)
+        return tuple(ratio ** (t / last) for t in range(self.iterations))
+
+
+class PrivacyConfig(Block):
+    """The guarantee. No field but `label_count_share` has a default."""
+
+    epsilon: float = Field(gt=0)
+    """Of the whole run; .inf adds no noise and protects nobody."""
+    delta: float = Field(gt=0, lt=1)
+    unit: Unit
+    """What is added or removed between neighbouring data sets: one record, or all of a user's."""
+    label_fractions: Literal["uniform", "dp"] | tuple[float, ...]
+    """Share of each label in the population: uniform, given here (public), or released (dp)."""
+    label_count_share: float = Field(default=0.05, gt=0, lt=1)
+    """`label_fractions: dp` only: share of sum(1/sigma^2) that the label counts get."""
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(epsilon=self.epsilon, delta=self.delta, unit=self.unit)
+
+
+class MetricsConfig(Block):
+    """What `pe-ray audit` scores, and on which reference."""
+
+    audit: tuple[Annotated[Plugin, _plugin("metric")], ...] = ()
+    audit_data: str | None = None
+    """Reference records of the audit; default: private.data."""
+    audit_where: dict[str, str | int | bool] | None = None
+    """Row filter of the reference; default: private.where."""
+
+
+class ResourcesConfig(Block):
+    """What the run may use. Changes neither output nor epsilon."""
+
+    address: str | None = None
+    """Of a Ray cluster (`auto` for the one on this machine); default: start one here."""
+    num_cpus: int | None = Field(default=None, ge=1)
+    """CPUs of the Ray started here; default: all."""
+    workers: int | None = Field(default=None, ge=1)
+    """Generator (and embedding) actors at most; default: as many as the cluster holds."""
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    batch_size: int = Field(default=256, ge=1)
+    """Images a generator makes at once."""
+
+
+class OutputConfig(Block):
+    """Where the run goes."""
+
+    path: str
+    """Run directory; everything in it is safe to publish."""
+    rows_per_part: int | None = Field(default=None, ge=1)
+    """Rows of one file; default: a 32nd of the population, at most 4096 rows and 32 MiB."""
+
+
+class Config(Block):
+    """One run."""
+
+    private: PrivateConfig
+    generator: Annotated[Plugin, _plugin("generator")]
+    embedder: Annotated[Plugin, _plugin("embedder")]
+    votes: VotesConfig = VotesConfig()
+    selection: SelectionConfig = SelectionConfig()
+    schedule: ScheduleConfig
+    privacy: PrivacyConfig
+    metrics: MetricsConfig = MetricsConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    output: OutputConfig
+
+    @field_serializer("generator", "embedder")
+    def _flatten(self, plugin: Plugin) -> dict[str, Any]:
+        return plugin.flat()
+
+    @field_serializer("metrics")
+    def _flatten_metrics(self, metrics: MetricsConfig) -> dict[str, Any]:
+        flat = metrics.model_dump(mode="json", exclude={"audit"})
+        return {"audit": [plugin.flat() for plugin in metrics.audit], **flat}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        labels = self.private.labels
+        if len(set(labels)) != len(labels):
+            raise ValueError("private.labels: names must differ")
+        if self.private.label_column is None and len(labels) != 1:
+            raise ValueError("private.labels: give exactly one when label_column is null")
+        if self.privacy.unit == "user" and self.private.user_column is None:
+            raise ValueError("private.user_column: needed for privacy.unit: user")
+        if min(self.schedule.sizes) < len(labels):
+            raise ValueError(f"schedule.num_samples: give at least {len(labels)}, one a label")
+        fractions = self.privacy.label_fractions
+        if isinstance(fractions, tuple):
+            if len(fractions) != len(labels):
+                raise ValueError(f"privacy.label_fractions: give {len(labels)} numbers, one a label")
+            positive = all(math.isfinite(share) and share >= 0 for share in fractions)
+            if not positive or not math.isclose(sum(fractions), 1.0, abs_tol=1e-6):
+                raise ValueError("privacy.label_fractions: must be shares that sum to 1")
+        for iteration in self.selection.overrides:
+            if not 1 <= iteration <= self.schedule.iterations:
+                raise ValueError(f"selection.overrides: there is no iteration {iteration}")
+            self.selection.at(iteration)
+        if "://" in self.output.path:
+            raise ValueError("output.path: must be a local folder (the ledger needs a local disk)")
+        run, cache = Path(self.output.path).resolve(), self.private.cache
+        if cache and cache != "none" and Path(cache).resolve().is_relative_to(run):
+            raise ValueError("private.cache: must lie outside output.path, which is publishable")
+        return self
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Config:
+        """Read a YAML file; `overrides` are `block.key=value` with a YAML value."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"config {path}: can't be read ({type(error).__name__})") from error
+        try:
+            tree = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"config {path}: not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(tree, dict):
+            raise InputError(f"config {path}: must be a mapping of blocks (private, generator, ...)")
+        for override in overrides:
+            _set(tree, override)
+        return cls.from_dict(tree)
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> Config:
+        """Validate a tree of plain values; InputError names the first wrong key."""
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            message = first["msg"].removeprefix("Value error, ")
+            if first["type"] == "extra_forbidden":
+                message = "there is no such key"
+            raise InputError(f"config: {where + ': ' if where else ''}{message}") from None
+
+    def tree(self) -> dict[str, Any]:
+        """Plain values, resources left out: what a run is bound to."""
+        return self.model_dump(mode="json", exclude={"resources"})
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of everything that may change the output."""
+        return hashlib.sha256(json.dumps(self.tree(), sort_keys=True).encode()).hexdigest()
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Dotted keys whose values differ between two trees."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = sorted({*old, *new}, key=str)
+        found = [differences(old.get(k), new.get(k), f"{path}.{k}".lstrip(".")) for k in keys]
+        return [key for keys_below in found for key in keys_below]
+    return [] if old == new else [path]
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    """Apply one `block.key=value` in place."""
+    name, equals, text = override.partition("=")
+    *blocks, key = name.split(".")
+    if not equals or not key:
+        raise InputError(f"--set {override}: write it as block.key=value")
+    for block in blocks:
+        tree = tree.setdefault(block, {})
+        if not isinstance(tree, dict):
+            raise InputError(f"--set {override}: {block} is not a block")
+    try:
+        tree[key] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {override}: {text!r} is not a YAML value") from None

@@ -1,0 +1,100 @@
+"""Embeddings of a population, with lookahead: the mean embedding of k variations of each sample.
+
+Lookahead variations are made and embedded in the same actor; their images never leave it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pe_ray import plugins
+from pe_ray.config import Config
+from pe_ray.plugins import Embedder, Rows
+from pe_ray.seeds import row_seeds
+from pe_ray.synthetic import writer
+from pe_ray.synthetic.population import Population
+from pe_ray.synthetic.stage import PartWorker, Request, run_stage
+from pe_ray.synthetic.variation import BatchedGenerator
+from pe_ray.synthetic.writer import Part
+from pe_ray.values import LabelLayout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedding:
+    """Embeddings of a population on disk: .npy parts, float32 [rows, dim], in id order."""
+
+    layout: LabelLayout
+    directory: Path
+
+
+class EmbeddingWorker(PartWorker):
+    """Makes parts of an embedding."""
+
+    suffix = "npy"
+
+    def __init__(self, config: Config, iteration: int, directory: str, population: str) -> None:
+        self._config = config
+        self._iteration = iteration
+        self._directory = Path(directory)
+        self._population = Path(population)
+        self._embedder: Embedder = plugins.load("embedder", config.embedder.kind)(
+            config.embedder.options
+        )
+        self._generator = (
+            BatchedGenerator(
+                config.generator, config.private.labels, config.resources.batch_size
+            )
+            if config.votes.lookahead
+            else None
+        )
+
+    def make(self, request: Mapping[str, Any]) -> Part:
+        start, stop = request["start"], request["stop"]
+        ids = np.arange(start, stop, dtype=np.int64)
+        rows = writer.read_population(self._population, ids, self._config.generator.options)
+        features = self._embed(rows, ids)
+        if not np.isfinite(features).all():
+            raise ValueError("embedder made non-finite values of synthetic images")
+        sink = io.BytesIO()
+        np.save(sink, features, allow_pickle=False)
+        return writer.write_part(self._directory, start, stop, self.suffix, sink.getvalue())
+
+    def _embed(self, rows: Rows, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        if self._generator is None:
+            return self._batched(rows["image"])
+        schedule, count = self._config.schedule, self._config.votes.lookahead
+        degree = schedule.degree_list[self._iteration - 1]
+        total: NDArray[np.float64] | float = 0.0
+        for copy in range(count):
+            seeds = row_seeds(schedule.seed, "lookahead", self._iteration, ids, copy)
+            varied = self._generator.vary(rows, degree, seeds)
+            total = total + self._batched(varied["image"]).astype(np.float64)
+        return np.asarray(total / count, dtype=np.float32)
+
+    def _batched(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        size = self._config.resources.batch_size
+        starts = range(0, len(images), size)
+        return np.concatenate([self._embedder.embed(images[s : s + size]) for s in starts])
+
+
+def embed(config: Config, directory: Path, iteration: int, population: Population) -> Embedding:
+    """Embed S_(iteration-1) for the votes of `iteration` (Lin et al. 2024, Alg. 2, line 3)."""
+    row_bytes = config.generator.options.image_shape.num_bytes
+    layout = population.layout
+    ranges = writer.part_ranges(layout.num_samples, row_bytes, config.output.rows_per_part)
+    requests: list[Request] = [{"start": start, "stop": stop} for start, stop in ranges]
+    arguments = {
+        "config": config,
+        "iteration": iteration,
+        "directory": str(directory),
+        "population": str(population.directory),
+    }
+    run_stage(directory, requests, EmbeddingWorker, arguments, config.resources, {})
+    return Embedding(layout=layout, directory=directory)

@@ -1,0 +1,201 @@
+"""RANDOM_API and VARIATION_API over a pool of generator actors: S_0, S_1, ... and the expansion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pe_ray import plugins
+from pe_ray.config import Config, Plugin
+from pe_ray.plugins import Generator, GeneratorOptions, Rows
+from pe_ray.seeds import Purpose, Seeds, row_seeds
+from pe_ray.synthetic import writer
+from pe_ray.synthetic.population import Offspring, Population
+from pe_ray.synthetic.stage import PartWorker, Request, run_stage
+from pe_ray.synthetic.writer import Part
+from pe_ray.values import LabelLayout
+
+
+class BatchedGenerator:
+    """A generator called in batches of bounded size, its rows checked against its own schema."""
+
+    def __init__(self, plugin: Plugin, label_names: Sequence[str], batch_size: int) -> None:
+        generator = plugins.load("generator", plugin.kind)
+        self.options: GeneratorOptions = plugin.options
+        self._generator: Generator = generator(plugin.options, label_names)
+        self._batch_size = batch_size
+
+    def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:
+        """Rows with `label`, one for each of `labels` [n]."""
+        slices = self._slices(len(labels))
+        made = [self._checked(self._generator.random(labels[s], seeds[s]), labels[s]) for s in slices]
+        return _stack(made)
+
+    def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
+        """One variation of each row; labels are kept."""
+        made = []
+        for s in self._slices(len(seeds)):
+            batch = {name: rows[name][s] for name in ("image", "label", *self.options.columns)}
+            made.append(self._checked(self._generator.vary(batch, degree, seeds[s]), batch["label"]))
+        return _stack(made)
+
+    def _slices(self, num_rows: int) -> list[slice]:
+        starts = range(0, num_rows, self._batch_size)
+        return [slice(start, min(start + self._batch_size, num_rows)) for start in starts]
+
+    def _checked(self, rows: Rows, labels: NDArray[np.int32]) -> Rows:
+        shape = self.options.image_shape
+        expected = (len(labels), shape.height, shape.width, shape.channels)
+        image = rows.get("image", np.empty(0))
+        if image.shape != expected or image.dtype != np.uint8:
+            raise TypeError(f"generator returned {image.dtype} {image.shape}, not uint8 {expected}")
+        kept = {"image": image, "label": labels}
+        for name, (dtype, width) in self.options.columns.items():
+            own = (len(labels),) if width == 1 else (len(labels), width)
+            kept[name] = np.asarray(rows[name], dtype=dtype).reshape(own)
+        return kept
+
+
+def _stack(batches: list[Rows]) -> Rows:
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def _merge(rows: Rows, where: NDArray[np.bool_], replacement: Rows) -> None:
+    for name, values in replacement.items():
+        rows[name][where] = values
+
+
+class PopulationWorker(PartWorker):
+    """Makes parts of a population: random draws, kept parents and variations."""
+
+    def __init__(self, config: Config, iteration: int, directory: str, parents: str | None) -> None:
+        self._config = config
+        self._iteration = iteration
+        self._directory = Path(directory)
+        self._parents = Path(parents) if parents else None
+        batch_size = config.resources.batch_size
+        self._generator = BatchedGenerator(config.generator, config.private.labels, batch_size)
+
+    def make(self, request: Mapping[str, Any]) -> Part:
+        ids = np.arange(request["start"], request["stop"], dtype=np.int64)
+        schedule, parents, copies = self._config.schedule, request["parents"], request["copies"]
+        degree = schedule.degree_list[max(0, self._iteration - 1)]
+        options = self._generator.options
+        if self._parents is None:
+            drawn, back = np.unique(parents, return_index=True)
+            seeds = row_seeds(schedule.seed, "random", 0, drawn)
+            draws = self._generator.random(request["labels"][back].astype(np.int32), seeds)
+            family = np.searchsorted(drawn, parents)
+            rows = {name: values[family] for name, values in draws.items()}
+            origin = np.full(len(ids), -1, dtype=np.int64)
+        else:
+            read = writer.read_population(self._parents, parents, options)
+            rows = {name: read[name].copy() for name in ("image", "label", *options.columns)}
+            origin = parents
+        varied = copies > 0
+        if varied.any():
+            seeds = row_seeds(schedule.seed, "variation", self._iteration, ids, copies)[varied]
+            chosen = {name: values[varied] for name, values in rows.items()}
+            _merge(rows, varied, self._generator.vary(chosen, degree, seeds))
+        degrees = np.where(varied, degree, np.nan).astype(np.float32)
+        rows |= {"id": ids, "parent": origin, "degree": degrees}
+        content = writer.population_part(rows, options)
+        return writer.write_part(
+            self._directory, request["start"], request["stop"], self.suffix, content
+        )
+
+
+def make_population(
+    config: Config,
+    directory: Path,
+    iteration: int,
+    offspring: Offspring,
+    parents: Population | None,
+) -> Population:
+    """S_iteration on disk: random draws for S_0, offspring of `parents` after that."""
+    row_bytes = config.generator.options.image_shape.num_bytes
+    layout = offspring.layout
+    requests: list[Request] = [
+        {
+            "start": start,
+            "stop": stop,
+            "parents": offspring.parents[start:stop],
+            "copies": offspring.copies[start:stop],
+            "labels": layout.labels(start, stop),
+        }
+        for start, stop in writer.part_ranges(
+            layout.num_samples, row_bytes, config.output.rows_per_part
+        )
+    ]
+    arguments = {
+        "config": config,
+        "iteration": iteration,
+        "directory": str(directory),
+        "parents": str(parents.directory) if parents else None,
+    }
+    extra = {"label_counts": list(layout.counts), "iteration": iteration}
+    run_stage(directory, requests, PopulationWorker, arguments, config.resources, extra)
+    return Population(iteration=iteration, layout=layout, directory=directory)
+
+
+class FinalWorker(PartWorker):
+    """Makes parts of the final set or its expansion: PNG images and labels."""
+
+    def __init__(self, config: Config, directory: str, population: str, num_parents: int) -> None:
+        self._config = config
+        self._directory = Path(directory)
+        self._population = Path(population)
+        self._num_parents = num_parents
+        self._generator: BatchedGenerator | None = None
+
+    def make(self, request: Mapping[str, Any]) -> Part:
+        config, start, stop = self._config, request["start"], request["stop"]
+        ids = np.arange(start, stop, dtype=np.int64)
+        rows = writer.read_population(
+            self._population, ids % self._num_parents, config.generator.options
+        )
+        if request["vary"]:
+            if self._generator is None:
+                batch_size, names = config.resources.batch_size, config.private.labels
+                self._generator = BatchedGenerator(config.generator, names, batch_size)
+            purpose: Purpose = "expansion"
+            seeds = row_seeds(config.schedule.seed, purpose, config.schedule.iterations, ids)
+            rows = self._generator.vary(rows, expand_degree(config), seeds)
+        content = writer.final_part(rows["image"], rows["label"], config.private.labels)
+        return writer.write_part(self._directory, start, stop, self.suffix, content)
+
+
+def expand_degree(config: Config) -> float:
+    """Degree of the expansion's variations."""
+    chosen = config.schedule.expand_degree
+    return config.schedule.degree_list[-1] if chosen is None else chosen
+
+
+def write_final(
+    config: Config, directory: Path, population: Population, num_samples: int, *, vary: bool
+) -> None:
+    """The population itself, or `num_samples` further variations of it, for users to read.
+
+    Row i stems from sample i mod |S_T|: any stretch of |S_T| rows covers every label and parent.
+    """
+    row_bytes = config.generator.options.image_shape.num_bytes
+    ranges = writer.part_ranges(num_samples, row_bytes, config.output.rows_per_part)
+    requests: list[Request] = [{"start": a, "stop": b, "vary": vary} for a, b in ranges]
+    arguments = {
+        "config": config,
+        "directory": str(directory),
+        "population": str(population.directory),
+        "num_parents": population.layout.num_samples,
+    }
+    extra = {"fingerprint": config.fingerprint, "labels": list(config.private.labels)}
+    run_stage(directory, requests, FinalWorker, arguments, config.resources, extra)
+
+
+def layout_of(directory: Path) -> LabelLayout | None:
+    """The layout of a complete population on disk, None where there is none."""
+    manifest = writer.manifest_of(directory)
+    return LabelLayout(counts=tuple(manifest["label_counts"])) if manifest else None

@@ -1,0 +1,201 @@
+"""Files of released values: atomic parts, a manifest that makes a stage complete, a closed schema.
+
+A part appears under its final name only when it is whole (write aside, fsync, rename); a stage
+counts as done only when its manifest exists and every part has the size that it states.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pe_ray.plugins import GeneratorOptions, Images, Rows
+from pe_ray.values import ImageShape
+
+MANIFEST = "manifest.json"
+MAX_PART_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One file, holding rows start..stop-1 of its stage."""
+
+    file: str
+    start: int
+    stop: int
+    num_bytes: int
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Create or replace `path` so that no reader, and no crash, ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def part_ranges(num_rows: int, row_bytes: int, rows_per_part: int | None) -> list[tuple[int, int]]:
+    """Row ranges of the parts: enough of them to share out, none too large to hold in memory."""
+    rows = rows_per_part or min(4096, max(1, -(-num_rows // 32)), MAX_PART_BYTES // row_bytes or 1)
+    return [(start, min(start + rows, num_rows)) for start in range(0, num_rows, rows)]
+
+
+def part_name(start: int, stop: int, suffix: str) -> str:
+    return f"part-{start:010d}-{stop:010d}.{suffix}"
+
+
+def write_part(directory: Path, start: int, stop: int, suffix: str, content: bytes) -> Part:
+    """Write one whole part."""
+    name = part_name(start, stop, suffix)
+    atomic_write(directory / name, content)
+    return Part(file=name, start=start, stop=stop, num_bytes=len(content))
+
+
+def commit(directory: Path, parts: Sequence[Part], extra: Mapping[str, Any]) -> None:
+    """Declare a stage complete; files that are none of its parts are removed first."""
+    parts = sorted(parts, key=lambda part: part.start)
+    expected = 0
+    for part in parts:
+        assert part.start == expected, "parts must cover the stage without gap or overlap"
+        expected = part.stop
+    for stray in set(directory.glob("*part-*")) - {directory / part.file for part in parts}:
+        stray.unlink()
+    manifest = {"num_rows": expected, "parts": [asdict(part) for part in parts], **extra}
+    atomic_write(directory / MANIFEST, json.dumps(manifest, indent=1).encode())
+
+
+def manifest_of(directory: Path) -> dict[str, Any] | None:
+    """The manifest of a complete stage; None where it, or any part, is missing or torn."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_bytes())
+        sizes = [(directory / part["file"]).stat().st_size for part in manifest["parts"]]
+        whole = sizes == [part["num_bytes"] for part in manifest["parts"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return manifest if whole else None
+
+
+def parts_of(directory: Path) -> list[Part]:
+    """Parts of a complete stage, in row order."""
+    manifest = manifest_of(directory)
+    if manifest is None:
+        raise FileNotFoundError(f"{directory}: stage is not complete")
+    return [Part(**part) for part in manifest["parts"]]
+
+
+def population_schema(options: GeneratorOptions) -> pa.Schema:
+    """The only columns a population file may have; images as fixed-size binary (read fastest)."""
+    shape = options.image_shape
+    fields = [
+        pa.field("id", pa.int64(), nullable=False),
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("parent", pa.int64()),
+        pa.field("degree", pa.float32()),
+        pa.field("image", pa.binary(shape.num_bytes), nullable=False),
+    ]
+    for name, (dtype, width) in options.columns.items():
+        value = pa.from_numpy_dtype(np.dtype(dtype))
+        fields.append(pa.field(name, value if width == 1 else pa.list_(value, width)))
+    return pa.schema(fields, metadata={"shape": json.dumps(asdict(shape))})
+
+
+def population_part(rows: Rows, options: GeneratorOptions) -> bytes:
+    """Parquet bytes of `rows`; parent -1 and degree NaN are stored as null."""
+    schema = population_schema(options)
+    assert set(rows) == set(schema.names), "a population has exactly the columns of its schema"
+    shape = options.image_shape
+    arrays = []
+    for field in schema:
+        values = rows[field.name]
+        if field.name == "image":
+            raw = pa.py_buffer(np.ascontiguousarray(values, dtype=np.uint8).tobytes())
+            arrays.append(
+                pa.Array.from_buffers(pa.binary(shape.num_bytes), len(values), [None, raw])
+            )
+        elif field.name in ("parent", "degree"):
+            missing = np.isnan(values) if field.name == "degree" else values < 0
+            arrays.append(pa.array(values, type=field.type, mask=missing))
+        elif pa.types.is_fixed_size_list(field.type):
+            flat = pa.array(np.ascontiguousarray(values).reshape(-1), type=field.type.value_type)
+            arrays.append(pa.FixedSizeListArray.from_arrays(flat, field.type.list_size))
+        else:
+            arrays.append(pa.array(values, type=field.type))
+    sink = io.BytesIO()
+    pq.write_table(pa.table(arrays, schema=schema), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def read_population(directory: Path, ids: NDArray[np.int64], options: GeneratorOptions) -> Rows:
+    """Rows `ids` (int64 [n], in any order, repeats allowed) of a complete population."""
+    wanted, back = np.unique(ids, return_inverse=True)
+    schema = population_schema(options)
+    tables = []
+    for part in parts_of(directory):
+        low, high = np.searchsorted(wanted, [part.start, part.stop])
+        if low < high:
+            table = pq.read_table(directory / part.file, schema=schema, partitioning=None)
+            tables.append(table.take(wanted[low:high] - part.start))
+    table = pa.concat_tables(tables) if tables else schema.empty_table()
+    return {name: _numpy(table, name, options.image_shape)[back] for name in schema.names}
+
+
+def _numpy(table: pa.Table, name: str, shape: ImageShape) -> NDArray[Any]:
+    column = table.column(name).combine_chunks()
+    if name == "image":
+        raw = np.frombuffer(column.buffers()[1] or b"", dtype=np.uint8)
+        first = column.offset * shape.num_bytes
+        raw = raw[first : first + len(column) * shape.num_bytes]
+        return raw.reshape(len(column), shape.height, shape.width, shape.channels)
+    if name == "parent":
+        return np.asarray(column.fill_null(-1))
+    if pa.types.is_fixed_size_list(column.type):
+        return np.asarray(column.flatten()).reshape(len(column), column.type.list_size)
+    return np.asarray(column.to_numpy(zero_copy_only=False))
+
+
+def png(image: NDArray[np.uint8]) -> bytes:
+    """PNG bytes of one image, uint8 [height, width, channels]."""
+    from PIL import Image
+
+    sink = io.BytesIO()
+    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(sink, format="PNG")
+    return sink.getvalue()
+
+
+def final_part(images: Images, labels: NDArray[np.int32], label_names: Sequence[str]) -> bytes:
+    """Parquet bytes (image: PNG, label) with the metadata by which HF datasets decodes both."""
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"_type": "ClassLabel", "names": list(label_names)},
+    }
+    table = pa.table(
+        {
+            "image": pa.array([png(image) for image in images], type=pa.binary()),
+            "label": pa.array(labels, type=pa.int64()),
+        }
+    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="none")
+    return sink.getvalue()
