@@ -1,0 +1,1 @@
+"""Built-in plugins: loaded by name, imported only where they run."""

@@ -1,0 +1,143 @@
+"""Private Evolution (Lin et al., ICLR 2024, Algorithms 1 and 2), in the paper's order.
+
+Every step returns at once when a start before this one has completed it, so the same call
+continues after any crash: files of released values are complete or absent, and a histogram that
+was released is read from the ledger, never drawn again.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import ray
+
+from pe_ray.cluster import connected
+from pe_ray.config import Config
+from pe_ray.planning import label_fractions, planned_releases, votes_limit
+from pe_ray.private import records as private_records
+from pe_ray.private.votes import cast_votes, count_labels
+from pe_ray.release.aggregator import create_aggregator
+from pe_ray.release.ledger import Ledger
+from pe_ray.run_directory import RunDirectory, claimed, write_config
+from pe_ray.synthetic import writer
+from pe_ray.synthetic.embedding import embed
+from pe_ray.synthetic.population import (
+    Population,
+    apportion,
+    fractions_of,
+    initial_offspring,
+    next_offspring,
+)
+from pe_ray.synthetic.variation import make_population, write_final
+from pe_ray.values import NoisyHistogram, Release
+
+logger = logging.getLogger(__name__)
+
+
+def evolve(config: Config) -> Path:
+    """Run Private Evolution, or continue it; returns the run directory.
+
+    Guarantee: the run directory is (epsilon, delta)-DP for `config.privacy`'s unit under adding
+    or removing one unit: it is post-processing of the releases in its ledger. Raises InputError
+    before anything is spent when something given can't be used.
+    """
+    releases = planned_releases(config)
+    with claimed(config) as run, connected(config.resources):
+        ledger = Ledger.create(run.ledger, config.privacy.budget, config.fingerprint)
+        write_config(run, config)
+        door = _Door(config, run, ledger, releases)
+        layouts = [apportion(size, _fractions(config, door)) for size in config.schedule.sizes]
+        offspring = initial_offspring(layouts[0], config.selection.initial_variation_fold)
+        population = make_population(config, run.population(0), 0, offspring, None)
+        for iteration in range(1, config.schedule.iterations + 1):
+            histogram = door.votes(iteration, population)
+            settings = config.selection.at(iteration)
+            offspring = next_offspring(
+                population, histogram, layouts[iteration], settings, config.schedule.seed
+            )
+            population = make_population(
+                config, run.population(iteration), iteration, offspring, population
+            )
+            logger.info("iteration %d of %d: done", iteration, config.schedule.iterations)
+        write_final(
+            config, run.synthetic, population, population.layout.num_samples, vary=False
+        )
+    return run.path
+
+
+class _Door:
+    """The loop's side of the release: asks for a histogram, never sees what it was made from."""
+
+    def __init__(
+        self, config: Config, run: RunDirectory, ledger: Ledger, releases: tuple[Release, ...]
+    ) -> None:
+        self._config = config
+        self._run = run
+        self._ledger = ledger
+        self._releases = {release.key: release for release in releases}
+        if all(ledger.released(key) is not None for key in self._releases):
+            return
+        unit = config.privacy.unit
+        private = config.private.model_copy(
+            update={"user_column": config.private.user_column if unit == "user" else None}
+        )
+        self._records = private_records.open_records(
+            private,
+            channels=config.generator.options.image_shape.channels,
+            embedder_kind=config.embedder.kind,
+            embedder_options=config.embedder.options,
+        )
+        self._aggregator = create_aggregator(run.ledger)
+
+    def label_counts(self) -> NoisyHistogram:
+        """Release the number of records (or users) per label."""
+        release = self._releases["label_counts"]
+        num_labels = len(self._config.private.labels)
+        return self._release(
+            release, num_labels, lambda: count_labels(self._records, release.votes_per_unit)
+        )
+
+    def votes(self, iteration: int, population: Population) -> NoisyHistogram:
+        """Release the votes of `iteration` for the samples of S_(iteration-1)."""
+        config, layout = self._config, population.layout
+
+        def cast() -> list[ray.ObjectRef]:
+            embedding = embed(config, self._run.embedding(iteration), iteration, population)
+            parts = [
+                (embedding.directory / part.file, part.start, part.stop)
+                for part in writer.parts_of(embedding.directory)
+            ]
+            settings = config.votes
+            return cast_votes(
+                self._records,
+                parts,
+                layout,
+                settings.metric,
+                settings.neighbors,
+                votes_limit(config),
+            )
+
+        release = self._releases[f"votes/{iteration:04d}"]
+        histogram = self._release(release, layout.num_samples, cast)
+        self._run.write_histogram(histogram, layout)
+        shutil.rmtree(self._run.embedding(iteration), ignore_errors=True)
+        return histogram
+
+    def _release(
+        self, release: Release, num_bins: int, cast: Callable[[], list[ray.ObjectRef]]
+    ) -> NoisyHistogram:
+        stored = self._ledger.released(release.key)
+        if stored is not None:
+            return stored
+        histogram: NoisyHistogram = ray.get(
+            self._aggregator.release.remote(release, num_bins, cast())
+        )
+        return histogram
+
+
+def _fractions(config: Config, door: _Door) -> tuple[float, ...]:
+    public = label_fractions(config)
+    return fractions_of(door.label_counts()) if public is None else public

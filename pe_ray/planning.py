@@ -1,0 +1,103 @@
+"""What a run will release, call and write, worked out from the configuration alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from pe_ray.config import Config
+from pe_ray.release.accounting import calibrate, epsilon_of
+from pe_ray.synthetic.population import apportion
+from pe_ray.values import Release
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The cost of a run, before it starts.
+
+    epsilon: what the releases will cost (at most the budget's). random_calls, variation_calls:
+    images asked of the generator (worked out for equal labels if their shares are yet to be
+    released); disk_bytes: upper estimate of the run directory.
+    """
+
+    epsilon: float
+    delta: float
+    unit: str
+    releases: tuple[Release, ...]
+    random_calls: int
+    variation_calls: int
+    disk_bytes: int
+
+
+def votes_limit(config: Config) -> int:
+    """Most bins that one unit's votes reach: the square of the votes' L2 sensitivity."""
+    by_user = config.privacy.unit == "user"
+    return config.votes.max_votes_per_user if by_user else config.votes.neighbors
+
+
+def label_fractions(config: Config) -> tuple[float, ...] | None:
+    """Public share of each label, None when it is to be released."""
+    fractions = config.privacy.label_fractions
+    if fractions == "dp":
+        return None
+    if fractions == "uniform":
+        return (1.0 / len(config.private.labels),) * len(config.private.labels)
+    return fractions
+
+
+def planned_releases(config: Config) -> tuple[Release, ...]:
+    """Every release of the run, in order, with noise calibrated to the budget."""
+    limit = votes_limit(config)
+    weights = config.schedule.relative_sigmas
+    releases = [
+        Release(
+            key=f"votes/{iteration:04d}",
+            kind="votes",
+            iteration=iteration,
+            votes_per_unit=limit,
+            sigma=weight * math.sqrt(limit),
+        )
+        for iteration, weight in enumerate(weights, start=1)
+    ]
+    if config.privacy.label_fractions == "dp":
+        share = config.privacy.label_count_share
+        weight = math.sqrt((1 - share) / (share * sum(w**-2 for w in weights)))
+        ones = 1 if config.privacy.unit == "record" else limit
+        first = Release(
+            key="label_counts",
+            kind="label_counts",
+            iteration=0,
+            votes_per_unit=ones,
+            sigma=weight * math.sqrt(ones),
+        )
+        releases.insert(0, first)
+    if math.isinf(config.privacy.epsilon):
+        return tuple(replace(release, sigma=0.0) for release in releases)
+    return calibrate(releases, config.privacy.budget)
+
+
+def plan(config: Config) -> Plan:
+    """Work out the cost of a run; touches no private record."""
+    num_labels = len(config.private.labels)
+    releases = planned_releases(config)
+    sizes, selection = config.schedule.sizes, config.selection
+    layouts = [apportion(size, label_fractions(config) or (1.0,) * num_labels) for size in sizes]
+    drawn = sum(-(-count // (1 + selection.initial_variation_fold)) for count in layouts[0].counts)
+    varied = sizes[0] - drawn
+    for iteration, layout in enumerate(layouts[1:], start=1):
+        settings = selection.at(iteration)
+        family = settings.next_variation_fold + int(settings.keep_selected)
+        kept = sum(-(-count // family) for count in layout.counts) if settings.keep_selected else 0
+        varied += sizes[iteration - 1] * config.votes.lookahead + layout.num_samples - kept
+    shape = config.generator.options.image_shape
+    row = shape.num_bytes + 64
+    embedded = 4 * config.embedder.options.dim(shape) * max(sizes)
+    return Plan(
+        epsilon=epsilon_of(releases, config.privacy.delta),
+        delta=config.privacy.delta,
+        unit=config.privacy.unit,
+        releases=releases,
+        random_calls=drawn,
+        variation_calls=varied,
+        disk_bytes=row * (sum(sizes) + sizes[-1]) + embedded + 16 * sum(sizes),
+    )

@@ -1,0 +1,1 @@
+"""Zone 1: code that may see private records. Nothing here returns to the driver but references."""
