@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from pe_ray.config import Config
+from pe_ray.plugins import load
 from pe_ray.release.accounting import calibrate, epsilon_of
+from pe_ray.seeds import row_seeds
 from pe_ray.synthetic.population import apportion
 from pe_ray.values import Release
+
+PROBE_IMAGES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,3 +108,18 @@ def plan(config: Config) -> Plan:
         variation_calls=varied,
         disk_bytes=row * (sum(sizes) + sizes[-1]) + embedded + 16 * sum(sizes),
     )
+
+
+def seconds_per_image(config: Config) -> float | None:
+    """Seconds of one CPU worker per variation, measured here on a few; None if it needs a GPU."""
+    if config.resources.gpus_per_worker:
+        return None
+    generator = load("generator", config.generator.kind)(
+        config.generator.options, config.private.labels
+    )
+    labels = np.arange(PROBE_IMAGES, dtype=np.int32) % len(config.private.labels)
+    seeds = row_seeds(config.schedule.seed, "random", 0, np.arange(PROBE_IMAGES, dtype=np.int64))
+    rows = {**generator.random(labels, seeds), "label": labels}
+    started = time.perf_counter()
+    generator.vary(rows, config.schedule.degree_list[0], seeds)
+    return (time.perf_counter() - started) / PROBE_IMAGES

@@ -145,7 +145,7 @@ class _BlockSide:
             width = min(_WIDEN * width, len(self.rows))
         for i in rest:
             one = Nearest(distances=before.distances[[i]], ids=before.ids[[i]])
-            found = self._search_all(queries[i], one)
+            found = self._search_all(queries[[i]], norms[[i]], one)
             distances[i], ids[i] = found.distances[0], found.ids[0]
         return Nearest(distances=distances, ids=ids)
 
@@ -167,7 +167,7 @@ class _BlockSide:
         wanted = approximate - error <= limit[:, None]
         query_of, column = np.nonzero(wanted)
         exact = np.full((n, width), np.inf)
-        exact[query_of, column] = self._distances(queries, query_of, rows[query_of, column])
+        exact[query_of, column] = self._distances(queries, norms, query_of, rows[query_of, column])
         changed = np.flatnonzero(wanted.any(axis=1))
         columns = int(wanted.any(axis=0).nonzero()[0].max(initial=-1)) + 1
         distances, ids = before.distances.copy(), before.ids.copy()
@@ -188,11 +188,11 @@ class _BlockSide:
         settled = worst < approximate[:, -1] - self._error(norms, reach)
         return Nearest(distances=distances, ids=ids), settled
 
-    def _search_all(self, query: Vectors, before: Nearest) -> Nearest:
+    def _search_all(self, query: Vectors, norm: Floats, before: Nearest) -> Nearest:
         """Merge every row for one query, by float64 distances alone."""
         k = before.ids.shape[1]
         rows = np.arange(len(self.rows))
-        exact = self._distances(query[None], np.zeros_like(rows), rows)
+        exact = self._distances(query, norm, np.zeros_like(rows), rows)
         if k < len(rows):  # ties with the k-th are kept: their ids decide
             rows = np.flatnonzero(exact <= np.partition(exact, k - 1)[k - 1])
         return self._merge(before, exact[None, rows], rows[None])
@@ -213,11 +213,11 @@ class _BlockSide:
         )
 
     def _prepare(self, vectors: Vectors) -> tuple[Vectors, Floats]:
-        """What faiss sees, float32 [n, d], and its norms, float64 [n]."""
+        """What faiss sees, float32 [n, d], and norms, float64 [n]: before scaling for cosine."""
         if self.metric == "cosine":
-            scale = _norms(vectors)
-            unit = vectors / np.where(scale > 0, scale, 1.0)[:, None]
-            return unit.astype(np.float32), np.ones(len(vectors))
+            norms = _norms(vectors)
+            unit = vectors / np.where(norms > 0, norms, 1.0)[:, None]
+            return unit.astype(np.float32), norms
         if self.metric == "inner_product":
             return np.ascontiguousarray(vectors), _norms(vectors)
         with np.errstate(over="ignore"):  # inf here: no error bound, so no use of float32
@@ -226,6 +226,8 @@ class _BlockSide:
 
     def _error(self, query_norms: Floats, row_norms: Floats | float) -> Floats:
         """Bound on |float32 - float64 distance|; inf where float32 may overflow."""
+        if self.metric == "cosine":
+            query_norms, row_norms = np.ones_like(query_norms), np.ones_like(row_norms)
         scale = query_norms * row_norms
         if self.metric == "l2":
             scale = np.square(query_norms + row_norms)
@@ -234,31 +236,25 @@ class _BlockSide:
         error = relative * scale + tiny
         return np.where(scale < self._LARGEST, error, np.inf)
 
-    def _distances(self, queries: Vectors, query_of: Ids, row_of: Ids) -> Floats:
-        """Float64 distances, shape [p], of pairs (query_of[i], row_of[i])."""
+    def _distances(self, queries: Vectors, norms: Floats, query_of: Ids, row_of: Ids) -> Floats:
+        """The definition: float64 distances [p] of the pairs (query_of[i], row_of[i]).
+
+        Sums run over a contiguous last axis, so a pair's bits don't depend on the pairs beside it.
+        """
         exact = np.empty(len(query_of))
         step = max(1, _PAIR_VALUES // max(self.dim, 1))
         for start in range(0, len(exact), step):
             some = slice(start, start + step)
-            exact[some] = _pair_distances(
-                queries[query_of[some]], self.rows[row_of[some]], self.metric
-            )
+            q, x = queries[query_of[some]], self.rows[row_of[some]]
+            if self.metric == "l2":
+                difference = np.subtract(q, x, dtype=np.float64)
+                exact[some] = np.square(difference, out=difference).sum(axis=-1)
+            else:
+                exact[some] = -np.multiply(q, x, dtype=np.float64).sum(axis=-1)
+        if self.metric == "cosine":
+            scale = norms[query_of] * self.norms[row_of]
+            exact = 1.0 + exact / np.where(scale > 0, scale, np.inf)
         return exact
-
-
-def _pair_distances(queries: Vectors, rows: Vectors, metric: DistanceMetric) -> Floats:
-    """The definition: float64 distances [p] of queries [p, d] and rows [p, d], pair by pair.
-
-    Sums run over a contiguous last axis, so a pair's bits don't depend on the pairs beside it.
-    """
-    if metric == "l2":
-        difference = np.subtract(queries, rows, dtype=np.float64)
-        return np.asarray(np.square(difference, out=difference).sum(axis=-1))
-    dot = np.multiply(queries, rows, dtype=np.float64).sum(axis=-1)
-    if metric == "inner_product":
-        return np.asarray(-dot)
-    scale = _norms(queries) * _norms(rows)
-    return np.asarray(1.0 - dot / np.where(scale > 0, scale, np.inf))
 
 
 def _norms(vectors: Vectors) -> Floats:

@@ -38,8 +38,6 @@ class RawVotes:
         return math.sqrt(self.votes_per_unit)
 
 
-
-
 def bounded_votes(
     choices: NDArray[np.int64],
     users: NDArray[np.bytes_] | None,

@@ -1,0 +1,25 @@
+"""pe_ray: differentially private synthetic images by Private Evolution, on Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pe_ray.config import Config
+from pe_ray.errors import BudgetError, InputError, RecordError
+
+__version__ = "0.1.0"
+__all__ = ["BudgetError", "Config", "InputError", "RecordError", "evolve", "expand"]
+
+
+def evolve(config: Config) -> Path:
+    """Run Private Evolution, or continue it; returns the run directory (see pe_ray.evolution)."""
+    from pe_ray.evolution import evolve as run
+
+    return run(config)
+
+
+def expand(run: str | Path, num_samples: int, output: str | Path) -> Path:
+    """Stream further variations of a run's final population (see pe_ray.expansion)."""
+    from pe_ray.expansion import expand as stream
+
+    return stream(run, num_samples, output)

@@ -1,0 +1,66 @@
+"""Scores on private records: for the data owner's eyes, never part of a run's output.
+
+Guarantee: none. What `audit` returns is computed on private records without noise and is no
+release; the command line prints it and writes it nowhere.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pe_ray import plugins
+from pe_ray.errors import InputError
+from pe_ray.private.records import list_slices, read_slice
+from pe_ray.run_directory import opened
+from pe_ray.synthetic.variation import layout_of
+from pe_ray.synthetic.writer import read_population
+from pe_ray.values import ImageShape
+
+
+def audit(run_path: str | Path) -> dict[str, float]:
+    """Scores of a finished run's final population against private (or `audit_data`) records."""
+    run, config = opened(run_path)
+    iteration = config.schedule.iterations
+    layout = layout_of(run.population(iteration))
+    if layout is None:
+        raise InputError(f"run {run.path}: not finished; run the same `pe-ray run` command first")
+    if not config.metrics.audit:
+        raise InputError("metrics.audit: names no metric, so there is nothing to score")
+    rows = read_population(
+        run.population(iteration),
+        np.arange(layout.num_samples, dtype=np.int64),
+        config.generator.options,
+    )
+    private = config.private.model_copy(
+        update={
+            "data": config.metrics.audit_data or config.private.data,
+            "where": config.private.where
+            if config.metrics.audit_where is None
+            else config.metrics.audit_where,
+            "user_column": None,
+        }
+    )
+    shape = config.generator.options.image_shape
+    images, labels = [], []
+    for part in list_slices(private):
+        read = read_slice(part, private, shape.channels)
+        images += [_resized(image, shape) for image in read.images]
+        labels.append(read.labels)
+    scores: dict[str, float] = {}
+    for metric in config.metrics.audit:
+        scorer = plugins.load("metric", metric.kind)(metric.options)
+        scores |= scorer.score(
+            rows["image"], rows["label"], np.stack(images), np.concatenate(labels)
+        )
+    return scores
+
+
+def _resized(image: np.ndarray, shape: ImageShape) -> np.ndarray:
+    """One image, uint8 [h, w, c], brought to `shape` (bicubic with antialiasing)."""
+    from PIL import Image
+
+    flat = image[:, :, 0] if image.shape[2] == 1 else image
+    resized = Image.fromarray(flat).resize((shape.width, shape.height), Image.Resampling.BICUBIC)
+    return np.asarray(resized).reshape(shape.height, shape.width, shape.channels)

@@ -1,0 +1,66 @@
+"""The aggregator: the one place where un-noised counts of all partitions meet the noise."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pe_ray.errors import InputError
+from pe_ray.private.votes import RawVotes
+from pe_ray.release.gaussian import discrete_gaussian
+from pe_ray.release.ledger import Ledger
+from pe_ray.values import NoisyHistogram, Release
+
+
+class Aggregator:
+    """Sums votes, charges the ledger, adds noise once, stores, and only then answers.
+
+    `entropy` is for TESTS ONLY (see release.gaussian).
+    """
+
+    def __init__(
+        self, ledger_path: Path, *, entropy: Callable[[int], bytes] = os.urandom
+    ) -> None:
+        self._ledger = Ledger.open(ledger_path)
+        self._entropy = entropy
+
+    def release(
+        self, release: Release, num_bins: int, partials: Sequence[ray.ObjectRef]
+    ) -> NoisyHistogram:
+        """The release of the sum of `partials` (references to RawVotes over `num_bins` bins).
+
+        Guarantee: the result is the discrete Gaussian mechanism on a histogram of L2 sensitivity
+        `release.sensitivity` under adding or removing one unit, was charged to the ledger before
+        noise was drawn, and is the same for every call with this key, whatever died in between.
+        """
+        stored = self._ledger.released(release.key)
+        if stored is not None:
+            return stored
+        self._ledger.reserve(release)
+        try:
+            counts = np.zeros(num_bins, dtype=np.int64)
+            for partial in partials:
+                votes: RawVotes = ray.get(partial)
+                assert votes.votes_per_unit == release.votes_per_unit, "sensitivity differs"
+                np.add.at(counts, votes.ids, votes.counts)
+            counts += discrete_gaussian(release.sigma, num_bins, entropy=self._entropy)
+            return self._ledger.commit(release.key, counts)
+        except InputError:
+            raise
+        except Exception as error:  # whatever it says, it may quote counts
+            raise RuntimeError(f"release {release.key} failed: {type(error).__name__}") from None
+
+
+def create_aggregator(ledger_path: Path) -> Any:
+    """Start the aggregator on this node, where the ledger is; Ray restarts it if it dies."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(Aggregator).options(
+        num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here
+    )
+    return actor.remote(ledger_path)
