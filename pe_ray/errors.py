@@ -19,6 +19,8 @@ class RecordError(InputError):
             f"private.data: shard {shard}, row {row}: {reason}; "
             "mend or remove that record (nothing was spent)"
         )
+        self.row = row
+        self.reason = reason
 
 
 class BudgetError(InputError):

@@ -169,7 +169,7 @@ class _BlockSide:
         exact = np.full((n, width), np.inf)
         exact[query_of, column] = self._distances(queries, norms, query_of, rows[query_of, column])
         changed = np.flatnonzero(wanted.any(axis=1))
-        columns = int(wanted.any(axis=0).nonzero()[0].max(initial=-1)) + 1
+        columns = int(np.flatnonzero(wanted.any(axis=0)).max(initial=-1)) + 1
         distances, ids = before.distances.copy(), before.ids.copy()
         merged = self._merge(
             Nearest(distances=distances[changed], ids=ids[changed]),
@@ -201,9 +201,10 @@ class _BlockSide:
         """Best k of `before` and of the samples equal to `rows` [n, c] at distances `exact`."""
         n, k = before.ids.shape
         members = self.members[rows]  # [n, c, w]
+        width = members.shape[1] * members.shape[2]
         absent = (members < 0) | np.isinf(exact)[:, :, None]
-        new_ids = np.where(absent, -1, members + self.first_id).reshape(n, -1)
-        new_distances = np.where(absent, np.inf, exact[:, :, None]).reshape(n, -1)
+        new_ids = np.where(absent, -1, members + self.first_id).reshape(n, width)
+        new_distances = np.where(absent, np.inf, exact[:, :, None]).reshape(n, width)
         distances = np.concatenate([before.distances, new_distances], axis=1)
         ids = np.concatenate([before.ids, new_ids], axis=1)
         order = np.lexsort((ids, distances), axis=1)[:, :k]

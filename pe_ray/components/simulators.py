@@ -1,0 +1,533 @@
+"""Generators without a network: text drawn with fonts, bent and smeared by public randomness."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, Field, model_validator
+
+from pe_ray.errors import InputError
+from pe_ray.plugins import GeneratorOptions, Images, Rows
+from pe_ray.seeds import Seeds, uniforms
+from pe_ray.values import ImageShape
+
+Floats = NDArray[np.float32]
+Form = Literal["outline", "skeleton"]
+
+_NODES = 5  # elastic displacement lives on a 5x5 grid,
+_GRID = np.linspace(-0.975, 0.975, _NODES + 2)  # inside a ring that keeps its place
+_REACH = 1.1  # deformed glyphs are looked for in [-reach, reach]^2; their box has unit length
+_FRAME = 1.5  # side of a master, in lengths of its glyph's box
+_QUANTUM = 2.0**-15  # of a master's int16 values, in lengths of its glyph's box
+_COARSE = 24  # samples a side when measuring a deformed glyph
+_LEVEL = 0.1  # the measured box is that of all points this close to the glyph
+_CHUNK = 64  # rows rendered at once: a few MB of temporaries at 28x28
+
+
+def _range(low: float, high: float) -> AfterValidator:
+    def check(value: tuple[float, float]) -> tuple[float, float]:
+        if not low <= value[0] <= value[1] <= high:
+            raise ValueError(f"give [low, high] with {low:g} <= low <= high <= {high:g}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _positive(value: tuple[float, float]) -> tuple[float, float]:
+    if not all(0 < side <= 10 for side in value):
+        raise ValueError("give [width, height], each above 0 and at most 10")
+    return value
+
+
+class RenderedTextOptions(GeneratorOptions):
+    """Options of RenderedText; ranges are [low, high] of a uniform draw."""
+
+    image_size: int = Field(default=28, ge=4, le=1024)
+    """Height and width, in pixels."""
+    channels: Literal[1, 3] = 1
+    inverted: bool = False
+    """Black on white; default white on black."""
+    texts: dict[str, tuple[str, ...]] | None = None
+    """Label name -> strings to draw, equally likely; a label not named here draws its own name."""
+    fonts: str | None = None
+    """Folder with .ttf and .otf files, searched recursively; default: matplotlib's text faces."""
+    forms: tuple[Form, ...] = Field(default=("outline", "skeleton"), min_length=1)
+    """outline keeps a font's thick and thin parts; skeleton draws its centre lines evenly."""
+    box: Annotated[tuple[float, float], AfterValidator(_positive)] = (0.72, 0.72)
+    """Width and height, in image sides, of the box the text is drawn into (MNIST: 20/28)."""
+    fit: bool = True
+    """Scale the deformed text until it touches the box, as digit data sets normalise theirs;
+    else only the undeformed text fits."""
+    center: Literal["box", "mass"] = "box"
+    """What sits in the image's middle: the text's box or its centre of mass (MNIST); needs fit."""
+    size: Annotated[tuple[float, float], _range(0.01, 10)] = (0.9, 1.05)
+    """Factor on the box."""
+    aspect: Annotated[tuple[float, float], _range(0.05, 20)] = (0.7, 1.3)
+    """Factor on width over height (log-uniform)."""
+    rotation: Annotated[tuple[float, float], _range(-180, 180)] = (-10.0, 10.0)
+    """Degrees, anticlockwise."""
+    shear: Annotated[tuple[float, float], _range(-2, 2)] = (-0.2, 0.4)
+    """Slant to the right: width moved per height."""
+    offset: Annotated[tuple[float, float], _range(-1, 1)] = (-0.04, 0.04)
+    """Shift right and down, drawn for each, in image sides."""
+    stroke: Annotated[tuple[float, float], _range(0, 1)] = (0.06, 0.14)
+    """Width of the strokes, in image sides."""
+    softness: Annotated[tuple[float, float], _range(0.1, 100)] = (0.8, 2.0)
+    """Width of an edge's ramp from 0 to 1, in pixels: antialiasing at 1, blur above."""
+    gain: Annotated[tuple[float, float], _range(0, 1)] = (0.85, 1.0)
+    """Brightness of full ink."""
+    elastic: float = Field(default=0.05, ge=0, le=1)
+    """Largest displacement of each of 5x5 grid points, in lengths of the text's box."""
+    font_change: float = Field(default=0.5, ge=0)
+    """Probability, per unit of degree, that a variation draws a new font."""
+    text_change: float = Field(default=0.1, ge=0)
+    """Probability, per unit of degree, that a variation draws a new string."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.center == "mass" and not self.fit:
+            raise ValueError("center: mass needs fit: true")
+        for label, texts in (self.texts or {}).items():
+            if not texts or not all(text.strip() for text in texts):
+                raise ValueError(f"texts: give {label!r} at least one string, none of them blank")
+        return self
+
+    @property
+    def image_shape(self) -> ImageShape:
+        return ImageShape(height=self.image_size, width=self.image_size, channels=self.channels)
+
+    @property
+    def columns(self) -> Mapping[str, tuple[str, int]]:
+        """font: index of font and form; text: index in the label's strings; genome: see _GENES."""
+        genes = len(_GENES) + 2 * _NODES**2
+        return {"font": ("int32", 1), "text": ("int32", 1), "genome": ("float32", genes)}
+
+
+_GENES = (
+    "size",
+    "aspect",
+    "rotation",
+    "shear",
+    "offset_x",
+    "offset_y",
+    "stroke",
+    "softness",
+    "gain",
+)
+"""Meaning of a genome's first numbers, each in [-1, 1] across its option's range; the rest is the
+displacement of the grid points, rightwards then downwards, in units of `elastic`."""
+
+
+def _thin(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Skeleton of a mask (Zhang and Suen, CACM 1984)."""
+    bits = (np.arange(256)[:, None] >> np.arange(8)) & 1  # neighbours, clockwise from the north
+    rises = ((bits == 0) & (np.roll(bits, -1, axis=1) == 1)).sum(axis=1)
+    border = (rises == 1) & (bits.sum(axis=1) >= 2) & (bits.sum(axis=1) <= 6)
+    north, east, south, west = bits[:, 0], bits[:, 2], bits[:, 4], bits[:, 6]
+    first = border & (north * east * south == 0) & (east * south * west == 0)
+    second = border & (north * east * west == 0) & (north * south * west == 0)
+    ring = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1))
+    rows, columns = (np.nonzero(ink.any(axis=axis))[0] for axis in (1, 0))
+    window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    thin, changed = np.pad(ink[window], 1).astype(np.uint8), True
+    inner = thin[1:-1, 1:-1]
+    height, width = inner.shape
+    while changed:
+        changed = False
+        for removable in (first, second):
+            code = np.zeros(inner.shape, dtype=np.uint8)
+            for bit, (down, right) in enumerate(ring):
+                near = thin[1 + down : 1 + down + height, 1 + right : 1 + right + width]
+                code |= near << np.uint8(bit)
+            removed = removable[code] & (inner == 1)
+            inner[removed] = 0
+            changed |= bool(removed.any())
+    skeleton = np.zeros_like(ink)
+    skeleton[window] = inner == 1
+    return skeleton
+
+
+class _Faces:
+    """Fonts, opened once, and the distance fields ("masters") of texts drawn with them.
+
+    A face is a font in one form; face = font * len(forms) + form.
+    """
+
+    def __init__(
+        self, folder: str | None, texts: tuple[str, ...], forms: tuple[Form, ...], cells: int
+    ) -> None:
+        self._texts, self._forms, self._cells = texts, forms, cells
+        self._paths = _font_paths(folder)
+        able = [[_can_draw(path, text) for path in self._paths] for text in texts]
+        where = f"folder {folder}" if folder else "matplotlib's bundle"
+        for text, fonts in zip(texts, able, strict=True):
+            if not any(fonts):
+                raise InputError(f"generator.fonts: no font in {where} can draw {text!r}")
+        of_text = [np.repeat(fonts, len(forms)).nonzero()[0] for fonts in able]
+        self.num_faces = np.array([len(faces) for faces in of_text])
+        self.table = np.zeros((len(texts), self.num_faces.max()), dtype=np.int32)
+        """Faces that can draw each text: row t, first num_faces[t] entries."""
+        for row, faces in zip(self.table, of_text, strict=True):
+            row[: len(faces)] = faces
+        self._places = np.full((len(texts), len(self._paths) * len(forms)), -1, dtype=np.int64)
+        self._fonts: dict[int, Any] = {}
+        self._num_masters = 0
+        self._masters = np.empty((64, cells * cells), dtype=np.int16)
+
+    def masters(
+        self, texts: NDArray[np.int64], faces: NDArray[np.int32]
+    ) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+        """All masters made so far, flat, and where the master of each (text, face) starts."""
+        pairs = np.unique(np.stack([texts, faces], axis=1), axis=0)
+        for text, face in pairs[self._places[pairs[:, 0], pairs[:, 1]] < 0]:
+            if self._num_masters == len(self._masters):
+                self._masters = np.concatenate([self._masters, np.empty_like(self._masters)])
+            self._masters[self._num_masters] = self._master(int(text), int(face)).ravel()
+            self._places[text, face] = self._num_masters
+            self._num_masters += 1
+        return self._masters.reshape(-1), self._places[texts, faces] * self._cells**2
+
+    def _master(self, text: int, face: int) -> NDArray[np.int16]:
+        """Minus the distance to the centre of the text's strokes, in quanta; [cells, cells].
+
+        skeleton: the distance to its thinned mask. outline: the signed distance to its edge, less
+        the half-width of its thinner strokes.
+        """
+        from scipy.ndimage import distance_transform_edt as distance
+
+        font, form = divmod(face, len(self._forms))
+        coverage = self._draw(font, self._texts[text])
+        ink = coverage > 0.5
+        skeleton = _thin(ink)
+        if self._forms[form] == "skeleton":
+            field = -distance(~skeleton)
+        else:
+            edge = np.where(ink, distance(ink) - 0.5, 0.5 - distance(~ink))
+            # Sub-pixel edges: a half covered pixel is on the edge.
+            signed = np.where(np.abs(edge) <= 0.5, coverage - 0.5, edge)
+            field = signed - np.percentile(signed[skeleton], 20)
+        per_length = 2 * self._cells / _FRAME
+        blocks = field.reshape(self._cells, 2, self._cells, 2).mean(axis=(1, 3)) / per_length
+        return np.clip(np.rint(blocks / _QUANTUM), -32767, 32767).astype(np.int16)
+
+    def _draw(self, font: int, text: str) -> NDArray[np.float64]:
+        """Coverage in [0, 1] of the text, its box centred, at twice the master's resolution."""
+        from PIL import Image, ImageDraw, ImageFont
+
+        if font not in self._fonts:
+            try:
+                self._fonts[font] = ImageFont.truetype(
+                    str(self._paths[font]), 100, layout_engine=ImageFont.Layout.BASIC
+                )
+            except OSError as error:
+                raise InputError(f"generator.fonts: can't open {self._paths[font]}") from error
+        side = 2 * self._cells
+        canvas = ImageDraw.Draw(Image.new("L", (1, 1)))
+        left, top, right, bottom = canvas.textbbox((0, 0), text, font=self._fonts[font])
+        fitted = self._fonts[font].font_variant(
+            size=100 * side / _FRAME / max(right - left, bottom - top)
+        )
+        left, top, right, bottom = canvas.textbbox((0, 0), text, font=fitted)
+        image = Image.new("L", (side, side))
+        corner = ((side - left - right) / 2, (side - top - bottom) / 2)
+        ImageDraw.Draw(image).text(corner, text, fill=255, font=fitted)
+        coverage = np.asarray(image, dtype=np.float64) / 255
+        if coverage.max() <= 0.5:
+            path = self._paths[font]
+            raise InputError(f"generator.fonts: {path} draws nothing for {text!r}; remove it")
+        return coverage
+
+
+def _font_paths(folder: str | None) -> list[Path]:
+    """Font files in a fixed order."""
+    if folder is None:
+        import matplotlib
+
+        bundle = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+        # The bundle's other fonts hold symbols, some of them at the places of ASCII.
+        faces = ("DejaVu*", "STIXGeneral*", "cmr10*", "cmb10*", "cmss10*", "cmti10*", "cmtt10*")
+        return sorted(path for face in faces for path in bundle.glob(f"{face}.ttf"))
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(f"generator.fonts: {folder} is not a folder")
+    found = [path for path in root.rglob("*") if path.suffix.lower() in (".ttf", ".otf")]
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+@lru_cache(maxsize=4096)
+def _opened(path: Path) -> Any:
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        return FT2Font(str(path))
+    except RuntimeError as error:
+        raise InputError(f"generator.fonts: can't open {path}; remove it") from error
+
+
+def _can_draw(path: Path, text: str) -> bool:
+    """Whether the font has every character of `text` but white space, and none of them blank."""
+    from matplotlib.ft2font import LoadFlags
+
+    font = _opened(path)
+    codes = [ord(character) for character in text if not character.isspace()]
+    return all(
+        font.get_char_index(code) and font.load_char(code, flags=LoadFlags.NO_HINTING).height > 0
+        for code in codes
+    )
+
+
+@lru_cache(maxsize=4)
+def _faces(
+    folder: str | None, texts: tuple[str, ...], forms: tuple[Form, ...], cells: int
+) -> _Faces:
+    """Shared by the generators of one process."""
+    return _Faces(folder, texts, forms, cells)
+
+
+def _spline_table(num: int) -> Floats:
+    """Natural cubic spline through the grid points: weights [num, nodes + 2] at `num` positions.
+
+    The positions are evenly spaced in [-reach, reach]; linear functions are reproduced exactly.
+    """
+    from scipy.interpolate import CubicSpline
+
+    spline = CubicSpline(_GRID, np.eye(len(_GRID)), bc_type="natural")
+    positions = np.linspace(-_REACH, _REACH, num)
+    inside = np.clip(positions, _GRID[0], _GRID[-1])
+    return (spline(inside) + (positions - inside)[:, None] * spline(inside, 1)).astype(np.float32)
+
+
+class RenderedText:
+    """Text in a font, under a random affine map and elastic displacement, with random strokes.
+
+    An image is read off a signed distance field of its text, so stroke width and blur are
+    continuous and cheap. `degree` is the furthest a gene moves, as a share of half its range:
+    0 changes nothing, 1 is about as wide as the initial draw.
+    """
+
+    Options: ClassVar[type[GeneratorOptions]] = RenderedTextOptions
+
+    def __init__(self, options: RenderedTextOptions, label_names: Sequence[str]) -> None:
+        given = options.texts or {}
+        unknown = sorted(set(given) - set(label_names))
+        if unknown:
+            raise InputError(f"generator.texts: {unknown[0]!r} is not a label")
+        by_label = [given.get(name, (name,)) for name in label_names]
+        if not all(text.strip() for texts in by_label for text in texts):
+            raise InputError("generator.texts: give a string for the label whose name is blank")
+        self._options = options
+        self._num_texts = np.array([len(texts) for texts in by_label])
+        self._first_text = np.cumsum(self._num_texts) - self._num_texts
+        texts = tuple(text for texts in by_label for text in texts)
+        self._cells = min(256, max(64, 2 * options.image_size))
+        self._faces = _faces(options.fonts, texts, options.forms, self._cells)
+        self._table = _spline_table(4096)
+        self._coarse = _spline_table(_COARSE)
+
+    def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:
+        """Text, font and genome uniform over their ranges."""
+        drawn = uniforms(seeds, 2 + self._num_genes)
+        text = np.floor(drawn[:, 0] * self._num_texts[labels]).astype(np.int32)
+        font = self._draw_font(self._first_text[labels] + text, drawn[:, 1])
+        genome = (2.0 * drawn[:, 2:] - 1.0).astype(np.float32)
+        return self._rows(labels, text, font, genome)
+
+    def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
+        """Genes take a uniform step and are reflected at the ends of their ranges."""
+        labels, text, font = rows["label"], rows["text"], rows["font"]
+        drawn = uniforms(seeds, 4 + self._num_genes)
+        new_text = drawn[:, 0] < degree * self._options.text_change
+        fresh = np.floor(drawn[:, 1] * self._num_texts[labels]).astype(np.int32)
+        varied_text = np.where(new_text, fresh, text)
+        # A string that is new to the row may be missing in the row's font.
+        new_font = (drawn[:, 2] < degree * self._options.font_change) | (varied_text != text)
+        drawn_font = self._draw_font(self._first_text[labels] + varied_text, drawn[:, 3])
+        moved = rows["genome"] + degree * (2.0 * drawn[:, 4:] - 1.0)
+        genome = (np.abs((moved - 1.0) % 4.0 - 2.0) - 1.0).astype(np.float32)
+        return self._rows(labels, varied_text, np.where(new_font, drawn_font, font), genome)
+
+    @property
+    def _num_genes(self) -> int:
+        return self._options.columns["genome"][1]
+
+    def _draw_font(self, texts: NDArray[np.int64], drawn: NDArray[np.float64]) -> NDArray[np.int32]:
+        position = np.floor(drawn * self._faces.num_faces[texts]).astype(np.int64)
+        return self._faces.table[texts, position]
+
+    def _rows(
+        self,
+        labels: NDArray[np.int32],
+        text: NDArray[np.int32],
+        font: NDArray[np.int32],
+        genome: Floats,
+    ) -> Rows:
+        options = self._options
+        masters, starts = self._faces.masters(self._first_text[labels] + text, font)
+        side = options.image_size
+        image = np.empty((len(labels), side, side), dtype=np.uint8)
+        for begin in range(0, len(labels), _CHUNK):
+            rows = slice(begin, begin + _CHUNK)
+            image[rows] = self._render(masters, starts[rows], genome[rows])
+        if options.inverted:
+            image = 255 - image
+        image = np.repeat(image[..., None], options.channels, axis=3)
+        return {"image": image, "text": text, "font": font, "genome": genome}
+
+    def _decode(self, genome: Floats) -> dict[str, NDArray[np.float64]]:
+        """Genes in the units of their options, each [n]."""
+        genes = {}
+        for index, name in enumerate(_GENES):
+            low, high = getattr(self._options, name.removesuffix("_x").removesuffix("_y"))
+            share = (genome[:, index].astype(np.float64) + 1.0) / 2.0
+            if name == "aspect":
+                genes[name] = low * np.exp(share * math.log(high / low))
+            else:
+                genes[name] = low + share * (high - low)
+        return genes
+
+    def _render(
+        self, masters: NDArray[np.int16], starts: NDArray[np.int64], genome: Floats
+    ) -> NDArray[np.uint8]:
+        """Images [n, side, side]; row by row elementwise, or one small product per row."""
+        side = self._options.image_size
+        genes = self._decode(genome)
+        across, down = self._grid(genes, genome)
+        scale, center_x, center_y = self._placement(masters, starts, genes, across, down)
+        pixels = np.arange(side) + 0.5 - side / 2
+        at_x = pixels - genes["offset_x"][:, None] * side
+        at_y = pixels - genes["offset_y"][:, None] * side
+        weights_x = self._weights(at_x / scale[:, None] + center_x[:, None])
+        weights_y = self._weights(at_y / scale[:, None] + center_y[:, None])
+        x = weights_y @ across @ weights_x.transpose(0, 2, 1)
+        y = weights_y @ down @ weights_x.transpose(0, 2, 1)
+        field = self._sample(masters, starts, x, y)
+        # ink = 0.5 + (distance inside the stroke's edge) / softness, in pixels
+        slope = scale * _QUANTUM / genes["softness"]
+        level = 0.5 + 0.5 * genes["stroke"] * side / genes["softness"]
+        gain = 255.0 * genes["gain"]
+        field *= (slope * gain).astype(np.float32)[:, None, None]
+        field += (level * gain).astype(np.float32)[:, None, None]
+        top = gain.astype(np.float32)[:, None, None]
+        np.clip(field, np.float32(0), top, out=field)
+        field += np.float32(0.5)
+        return field.astype(np.uint8)
+
+    def _grid(
+        self, genes: Mapping[str, NDArray[np.float64]], genome: Floats
+    ) -> tuple[Floats, Floats]:
+        """Where in its master each grid point of a deformed glyph lies; x and y, [n, 7, 7].
+
+        In cells. The map is shear * rotation * stretch of the glyph, so points go back by the
+        inverse; lengths are in units of the glyph's box.
+        """
+        moves = np.zeros((len(genome), 2, len(_GRID), len(_GRID)))
+        inner = genome[:, len(_GENES) :].reshape(-1, 2, _NODES, _NODES)
+        moves[:, :, 1:-1, 1:-1] = inner * np.float64(self._options.elastic)
+        x, y = _GRID + moves[:, 0], _GRID[:, None] + moves[:, 1]
+        angle = np.deg2rad(genes["rotation"])[:, None, None]
+        x = x + genes["shear"][:, None, None] * y
+        x, y = np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y
+        stretch = np.sqrt(genes["aspect"])[:, None, None]
+        cells = self._cells / _FRAME
+        middle = (self._cells - 1) / 2
+        across = (x / stretch) * cells + middle
+        down = (y * stretch) * cells + middle
+        return across.astype(np.float32), down.astype(np.float32)
+
+    def _placement(
+        self,
+        masters: NDArray[np.int16],
+        starts: NDArray[np.int64],
+        genes: Mapping[str, NDArray[np.float64]],
+        across: Floats,
+        down: Floats,
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Pixels per box length, and the point of the deformed glyph that sits in the middle."""
+        side = self._options.image_size
+        width, height = (genes["size"] * share * side for share in self._options.box)
+        if not self._options.fit:
+            middle = np.zeros(len(starts))
+            return np.minimum(width, height), middle, middle
+        coarse = self._coarse
+        x, y = coarse @ across @ coarse.T, coarse @ down @ coarse.T
+        last = np.float32(self._cells - 1)
+        column = np.clip(x + np.float32(0.5), 0, last).astype(np.int32)
+        row = np.clip(y + np.float32(0.5), 0, last).astype(np.int32)
+        field = masters[starts[:, None, None] + row * self._cells + column] * np.float32(_QUANTUM)
+        left, right = _extent(field.max(axis=1))
+        top, bottom = _extent(field.max(axis=2))
+        stroke = genes["stroke"] * side
+        thinnest = 0.02  # a straight line has no width but its stroke's
+        scale = np.minimum(
+            np.maximum(width - stroke, 1.0) / np.maximum(right - left, thinnest),
+            np.maximum(height - stroke, 1.0) / np.maximum(bottom - top, thinnest),
+        )
+        if self._options.center == "box":
+            return scale, (left + right) / 2, (top + bottom) / 2
+        at = np.linspace(-_REACH, _REACH, _COARSE)
+        reach = (stroke / 2 / scale)[:, None, None]
+        ink = np.clip(0.5 + (field.astype(np.float64) + reach) / 0.1, 0.0, 1.0)
+        mass = np.maximum(ink.sum(axis=(1, 2)), 1e-9)
+        return (
+            scale,
+            (ink.sum(axis=1) * at).sum(axis=1) / mass,
+            (ink.sum(axis=2) * at).sum(axis=1) / mass,
+        )
+
+    def _weights(self, positions: NDArray[np.float64]) -> Floats:
+        """Spline weights [n, side, nodes + 2] at positions [n, side]."""
+        last = len(self._table) - 1
+        index = np.clip((positions / _REACH + 1.0) * (last / 2) + 0.5, 0, last).astype(np.int64)
+        return self._table[index]
+
+    def _sample(
+        self, masters: NDArray[np.int16], starts: NDArray[np.int64], x: Floats, y: Floats
+    ) -> Floats:
+        """Masters at cell coordinates x and y [n, side, side], bilinear, in quanta."""
+        cells = self._cells
+        last = np.float32(cells - 1.001)
+        x, y = np.clip(x, 0, last), np.clip(y, 0, last)
+        column, row = x.astype(np.int32), y.astype(np.int32)
+        x -= column
+        y -= row
+        corner = row * np.int32(cells)
+        corner += column
+        place = corner + starts[:, None, None]
+        upper = np.take(masters, place).astype(np.float32)
+        upper += (np.take(masters, place + 1) - upper) * x
+        place += cells
+        lower = np.take(masters, place).astype(np.float32)
+        lower += (np.take(masters, place + 1) - lower) * x
+        lower -= upper
+        lower *= y
+        lower += upper
+        return lower
+
+
+def _extent(profile: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Ends, [n] each, of the glyph along an axis, from the largest field value at each position.
+
+    Finds where the profile crosses -level, between samples, and takes the level off again.
+    """
+    profile = profile.astype(np.float64) + _LEVEL
+    num = profile.shape[1]
+    rows = np.arange(len(profile))
+    ends = []
+    for ordered in (profile, profile[:, ::-1]):
+        inner = np.argmax(ordered > 0, axis=1)
+        outer = np.maximum(inner - 1, 0)
+        here, before = ordered[rows, inner], ordered[rows, outer]
+        rise = here - before
+        back = np.where(rise > 0, here / np.where(rise > 0, rise, 1.0), 0.0)
+        position = inner - np.clip(back, 0.0, 1.0)
+        ends.append(position * (2 * _REACH / (num - 1)) - _REACH + _LEVEL)
+    return ends[0], -ends[1]
+
+
+RenderedText.Options = RenderedTextOptions
