@@ -1,95 +1,130 @@
-"""Embedders without a network: pixels."""
+"""Embedders: images to vectors in which distance means likeness."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pe_ray import plugins
-from pe_ray.plugins import Images
-from pe_ray.seeds import normals, row_seeds
+from pe_ray.plugins import EmbedderOptions, Images
 from pe_ray.values import DistanceMetric, ImageShape
 
+Floats = NDArray[np.float32]
 
-class PixelsOptions(plugins.EmbedderOptions):
-    """Options of `pixels`."""
+_CHUNK = 256  # images embedded at once: a few MB of temporaries at 28x28
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in PIL's mode L
 
-    size: int = Field(default=14, ge=1)
-    """Images are resized to size x size (antialiased), whatever their own size."""
-    blur: float = Field(default=0.0, ge=0)
-    """Standard deviation of a Gaussian blur, as a fraction of the image's side."""
+
+class PixelsOptions(EmbedderOptions):
+    """Options of Pixels, applied in this order."""
+
     grey: bool = True
-    """Embed the luma (ITU-R BT.601) of colour images instead of their channels."""
+    """Colour to luma (BT.601); false keeps three channels."""
+    size: int = Field(default=14, ge=1, le=1024)
+    """Resize to size x size: area averages where that shrinks, linear interpolation where it
+    grows, each axis on its own."""
+    blur: float = Field(default=0.0, ge=0, le=100)
+    """Standard deviation of a Gaussian blur after resizing, in pixels of the resized image."""
+    center: bool = False
+    """Subtract the image's mean."""
     normalize: bool = True
-    """Scale embeddings to unit length (an all-black image stays 0)."""
+    """Scale to L2 norm 1; an all-zero image stays the zero vector."""
     projection: int | None = Field(default=None, ge=1)
-    """Length after a random Gaussian projection (Johnson and Lindenstrauss 1984), public."""
+    """Project to this many dimensions by a random Gaussian matrix of variance 1/projection."""
     projection_seed: int = Field(default=0, ge=0)
+    """Of the projection; public."""
     metric: DistanceMetric = "l2"
 
     def dim(self, shape: ImageShape) -> int:
-        channels = 1 if self.grey else shape.channels
-        return self.projection or self.size * self.size * channels
+        if self.projection is not None:
+            return self.projection
+        return self.size**2 * (1 if self.grey else shape.channels)
 
 
 class Pixels:
-    """Resized, optionally blurred pixels.
+    """Resized, blurred, normalised pixels, scaled to [0, 1] before normalisation.
 
-    Every product is a stack of small ones, one per image, so an image's embedding is the same to
-    the bit in any batch.
+    Images of any height, width and 1 or 3 channels land in the same space (but for `grey: false`),
+    so 8x8 private images can be compared with 28x28 synthetic ones. Every product is one small
+    matrix product per image: an embedding is the same to the last bit in any batch.
     """
 
-    Options: ClassVar[type[plugins.EmbedderOptions]] = PixelsOptions
+    Options: ClassVar[type[EmbedderOptions]] = PixelsOptions
 
-    def __init__(self, options: Any) -> None:
-        self._options: PixelsOptions = options
+    def __init__(self, options: PixelsOptions) -> None:
+        self._options = options
 
     @property
     def metric(self) -> DistanceMetric:
         return self._options.metric
 
-    def embed(self, images: Images) -> NDArray[np.float32]:
-        """Embeddings, float32 [n, dim], of uint8 [n, height, width, channels]."""
+    def embed(self, images: Images) -> Floats:
+        """Embeddings, float32 [n, dim]."""
+        if images.ndim != 4 or images.shape[3] not in (1, 3):
+            raise TypeError(f"images must be [n, height, width, 1 or 3], not {images.shape}")
+        shape = ImageShape(height=images.shape[1], width=images.shape[2], channels=images.shape[3])
+        found = np.empty((len(images), self._options.dim(shape)), dtype=np.float32)
+        for start in range(0, len(images), _CHUNK):
+            found[start : start + _CHUNK] = self._embed(images[start : start + _CHUNK])
+        return found
+
+    def _embed(self, images: Images) -> Floats:
         options = self._options
-        planes = images.astype(np.float64) / 255.0
-        if options.grey and images.shape[3] == 3:
-            planes = (planes * np.array([0.299, 0.587, 0.114])).sum(axis=3, keepdims=True)
-        rows = resizer(images.shape[1], options.size, options.blur)
-        columns = resizer(images.shape[2], options.size, options.blur)
-        small = rows @ planes.transpose(0, 3, 1, 2) @ columns.T
-        vectors = np.ascontiguousarray(small).reshape(len(images), 1, -1)
-        if options.projection:
-            vectors = vectors @ projection(
-                vectors.shape[2], options.projection, options.projection_seed
-            )
-        vectors = vectors[:, 0, :]
+        planes = images.transpose(0, 3, 1, 2).astype(np.float32, order="C") / np.float32(255)
+        if options.grey and planes.shape[1] == 3:
+            red, green, blue = (planes[:, c] * np.float32(_LUMA[c]) for c in range(3))
+            planes = (red + green + blue)[:, None]
+        vertical = _operator(planes.shape[2], options.size, options.blur)
+        horizontal = _operator(planes.shape[3], options.size, options.blur)
+        vectors = (vertical @ planes @ horizontal.T).reshape(len(images), -1)
+        if options.center:
+            vectors = vectors - _dot(vectors, np.ones_like(vectors)) / np.float32(vectors.shape[1])
         if options.normalize:
-            length = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
-            vectors = vectors / np.where(length > 0, length, 1.0)
-        return vectors.astype(np.float32)
+            norms = np.sqrt(_dot(vectors, vectors))
+            vectors = vectors / np.where(norms > 0, norms, np.float32(1))
+        if options.projection is not None:
+            matrix = _projection(vectors.shape[1], options.projection, options.projection_seed)
+            vectors = (vectors[:, None, :] @ matrix)[:, 0]
+        return vectors
+
+
+def _dot(left: Floats, right: Floats) -> Floats:
+    """Row-wise dot products, [n, 1]."""
+    product: Floats = left[:, None, :] @ right[:, :, None]
+    return product[:, 0]
 
 
 @lru_cache(maxsize=64)
-def resizer(length: int, size: int, blur: float) -> NDArray[np.float64]:
-    """Linear map [size, length] from `length` pixels to `size`: a triangle filter as wide as the
-    coarser grid (antialiased bilinear), then a Gaussian of `blur` sides between output pixels."""
-    centres = (np.arange(size) + 0.5) * length / size
-    pixels = np.arange(length) + 0.5
-    width = max(1.0, length / size)
-    weights = np.maximum(0.0, 1.0 - np.abs(centres[:, None] - pixels) / width)
-    weights /= weights.sum(axis=1, keepdims=True)
+def _operator(num_in: int, num_out: int, blur: float) -> Floats:
+    """Resize of one axis, then blur: [num_out, num_in], rows summing to 1."""
+    weights = _area(num_in, num_out) if num_out <= num_in else _linear(num_in, num_out)
     if blur > 0:
-        steps = np.arange(size)[:, None] - np.arange(size)
-        smooth = np.exp(-0.5 * (steps / (blur * size)) ** 2)
-        weights = smooth / smooth.sum(axis=1, keepdims=True) @ weights
-    return weights
+        apart = np.subtract.outer(np.arange(num_out), np.arange(num_out)) / blur
+        kernel = np.exp(-0.5 * apart**2)
+        weights = kernel / kernel.sum(axis=1, keepdims=True) @ weights
+    return np.ascontiguousarray(weights, dtype=np.float32)
 
 
-@lru_cache(maxsize=8)
-def projection(dim: int, size: int, seed: int) -> NDArray[np.float64]:
-    """Random matrix [dim, size] of independent N(0, 1 / size); the same on every machine."""
-    return normals(row_seeds(seed, "random", 0, np.arange(dim)), size) / np.sqrt(size)
+def _area(num_in: int, num_out: int) -> NDArray[np.float64]:
+    """Share of each input pixel in each output pixel, pixels being intervals."""
+    edges = np.arange(num_out + 1) * (num_in / num_out)
+    pixels = np.arange(num_in)
+    upper = np.minimum(edges[1:, None], pixels + 1)
+    lower = np.maximum(edges[:-1, None], pixels)
+    return np.maximum(upper - lower, 0.0) * (num_out / num_in)
+
+
+def _linear(num_in: int, num_out: int) -> NDArray[np.float64]:
+    """Linear interpolation between pixel centres, constant beyond the outermost."""
+    at = np.clip((np.arange(num_out) + 0.5) * (num_in / num_out) - 0.5, 0, num_in - 1)
+    return np.maximum(0.0, 1.0 - np.abs(at[:, None] - np.arange(num_in)))
+
+
+@lru_cache(maxsize=4)
+def _projection(num_in: int, num_out: int, seed: int) -> Floats:
+    """Gaussian matrix [num_in, num_out] (Johnson and Lindenstrauss 1984)."""
+    matrix = np.random.default_rng(seed).standard_normal((num_in, num_out))
+    return (matrix / np.sqrt(num_out)).astype(np.float32)

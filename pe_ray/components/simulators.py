@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
 
+from pe_ray.components.glyphs import FRAME, QUANTUM, Form, faces
 from pe_ray.errors import InputError
-from pe_ray.plugins import GeneratorOptions, Images, Rows
+from pe_ray.plugins import GeneratorOptions, Rows
 from pe_ray.seeds import Seeds, uniforms
 from pe_ray.values import ImageShape
 
 Floats = NDArray[np.float32]
-Form = Literal["outline", "skeleton"]
 
 _NODES = 5  # elastic displacement lives on a 5x5 grid,
 _GRID = np.linspace(-0.975, 0.975, _NODES + 2)  # inside a ring that keeps its place
 _REACH = 1.1  # deformed glyphs are looked for in [-reach, reach]^2; their box has unit length
-_FRAME = 1.5  # side of a master, in lengths of its glyph's box
-_QUANTUM = 2.0**-15  # of a master's int16 values, in lengths of its glyph's box
 _COARSE = 24  # samples a side when measuring a deformed glyph
 _LEVEL = 0.1  # the measured box is that of all points this close to the glyph
 _CHUNK = 64  # rows rendered at once: a few MB of temporaries at 28x28
@@ -124,172 +120,6 @@ _GENES = (
 displacement of the grid points, rightwards then downwards, in units of `elastic`."""
 
 
-def _thin(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Skeleton of a mask (Zhang and Suen, CACM 1984)."""
-    bits = (np.arange(256)[:, None] >> np.arange(8)) & 1  # neighbours, clockwise from the north
-    rises = ((bits == 0) & (np.roll(bits, -1, axis=1) == 1)).sum(axis=1)
-    border = (rises == 1) & (bits.sum(axis=1) >= 2) & (bits.sum(axis=1) <= 6)
-    north, east, south, west = bits[:, 0], bits[:, 2], bits[:, 4], bits[:, 6]
-    first = border & (north * east * south == 0) & (east * south * west == 0)
-    second = border & (north * east * west == 0) & (north * south * west == 0)
-    ring = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1))
-    rows, columns = (np.nonzero(ink.any(axis=axis))[0] for axis in (1, 0))
-    window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    thin, changed = np.pad(ink[window], 1).astype(np.uint8), True
-    inner = thin[1:-1, 1:-1]
-    height, width = inner.shape
-    while changed:
-        changed = False
-        for removable in (first, second):
-            code = np.zeros(inner.shape, dtype=np.uint8)
-            for bit, (down, right) in enumerate(ring):
-                near = thin[1 + down : 1 + down + height, 1 + right : 1 + right + width]
-                code |= near << np.uint8(bit)
-            removed = removable[code] & (inner == 1)
-            inner[removed] = 0
-            changed |= bool(removed.any())
-    skeleton = np.zeros_like(ink)
-    skeleton[window] = inner == 1
-    return skeleton
-
-
-class _Faces:
-    """Fonts, opened once, and the distance fields ("masters") of texts drawn with them.
-
-    A face is a font in one form; face = font * len(forms) + form.
-    """
-
-    def __init__(
-        self, folder: str | None, texts: tuple[str, ...], forms: tuple[Form, ...], cells: int
-    ) -> None:
-        self._texts, self._forms, self._cells = texts, forms, cells
-        self._paths = _font_paths(folder)
-        able = [[_can_draw(path, text) for path in self._paths] for text in texts]
-        where = f"folder {folder}" if folder else "matplotlib's bundle"
-        for text, fonts in zip(texts, able, strict=True):
-            if not any(fonts):
-                raise InputError(f"generator.fonts: no font in {where} can draw {text!r}")
-        of_text = [np.repeat(fonts, len(forms)).nonzero()[0] for fonts in able]
-        self.num_faces = np.array([len(faces) for faces in of_text])
-        self.table = np.zeros((len(texts), self.num_faces.max()), dtype=np.int32)
-        """Faces that can draw each text: row t, first num_faces[t] entries."""
-        for row, faces in zip(self.table, of_text, strict=True):
-            row[: len(faces)] = faces
-        self._places = np.full((len(texts), len(self._paths) * len(forms)), -1, dtype=np.int64)
-        self._fonts: dict[int, Any] = {}
-        self._num_masters = 0
-        self._masters = np.empty((64, cells * cells), dtype=np.int16)
-
-    def masters(
-        self, texts: NDArray[np.int64], faces: NDArray[np.int32]
-    ) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
-        """All masters made so far, flat, and where the master of each (text, face) starts."""
-        pairs = np.unique(np.stack([texts, faces], axis=1), axis=0)
-        for text, face in pairs[self._places[pairs[:, 0], pairs[:, 1]] < 0]:
-            if self._num_masters == len(self._masters):
-                self._masters = np.concatenate([self._masters, np.empty_like(self._masters)])
-            self._masters[self._num_masters] = self._master(int(text), int(face)).ravel()
-            self._places[text, face] = self._num_masters
-            self._num_masters += 1
-        return self._masters.reshape(-1), self._places[texts, faces] * self._cells**2
-
-    def _master(self, text: int, face: int) -> NDArray[np.int16]:
-        """Minus the distance to the centre of the text's strokes, in quanta; [cells, cells].
-
-        skeleton: the distance to its thinned mask. outline: the signed distance to its edge, less
-        the half-width of its thinner strokes.
-        """
-        from scipy.ndimage import distance_transform_edt as distance
-
-        font, form = divmod(face, len(self._forms))
-        coverage = self._draw(font, self._texts[text])
-        ink = coverage > 0.5
-        skeleton = _thin(ink)
-        if self._forms[form] == "skeleton":
-            field = -distance(~skeleton)
-        else:
-            edge = np.where(ink, distance(ink) - 0.5, 0.5 - distance(~ink))
-            # Sub-pixel edges: a half covered pixel is on the edge.
-            signed = np.where(np.abs(edge) <= 0.5, coverage - 0.5, edge)
-            field = signed - np.percentile(signed[skeleton], 20)
-        per_length = 2 * self._cells / _FRAME
-        blocks = field.reshape(self._cells, 2, self._cells, 2).mean(axis=(1, 3)) / per_length
-        return np.clip(np.rint(blocks / _QUANTUM), -32767, 32767).astype(np.int16)
-
-    def _draw(self, font: int, text: str) -> NDArray[np.float64]:
-        """Coverage in [0, 1] of the text, its box centred, at twice the master's resolution."""
-        from PIL import Image, ImageDraw, ImageFont
-
-        if font not in self._fonts:
-            try:
-                self._fonts[font] = ImageFont.truetype(
-                    str(self._paths[font]), 100, layout_engine=ImageFont.Layout.BASIC
-                )
-            except OSError as error:
-                raise InputError(f"generator.fonts: can't open {self._paths[font]}") from error
-        side = 2 * self._cells
-        canvas = ImageDraw.Draw(Image.new("L", (1, 1)))
-        left, top, right, bottom = canvas.textbbox((0, 0), text, font=self._fonts[font])
-        fitted = self._fonts[font].font_variant(
-            size=100 * side / _FRAME / max(right - left, bottom - top)
-        )
-        left, top, right, bottom = canvas.textbbox((0, 0), text, font=fitted)
-        image = Image.new("L", (side, side))
-        corner = ((side - left - right) / 2, (side - top - bottom) / 2)
-        ImageDraw.Draw(image).text(corner, text, fill=255, font=fitted)
-        coverage = np.asarray(image, dtype=np.float64) / 255
-        if coverage.max() <= 0.5:
-            path = self._paths[font]
-            raise InputError(f"generator.fonts: {path} draws nothing for {text!r}; remove it")
-        return coverage
-
-
-def _font_paths(folder: str | None) -> list[Path]:
-    """Font files in a fixed order."""
-    if folder is None:
-        import matplotlib
-
-        bundle = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-        # The bundle's other fonts hold symbols, some of them at the places of ASCII.
-        faces = ("DejaVu*", "STIXGeneral*", "cmr10*", "cmb10*", "cmss10*", "cmti10*", "cmtt10*")
-        return sorted(path for face in faces for path in bundle.glob(f"{face}.ttf"))
-    root = Path(folder)
-    if not root.is_dir():
-        raise InputError(f"generator.fonts: {folder} is not a folder")
-    found = [path for path in root.rglob("*") if path.suffix.lower() in (".ttf", ".otf")]
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
-
-
-@lru_cache(maxsize=4096)
-def _opened(path: Path) -> Any:
-    from matplotlib.ft2font import FT2Font
-
-    try:
-        return FT2Font(str(path))
-    except RuntimeError as error:
-        raise InputError(f"generator.fonts: can't open {path}; remove it") from error
-
-
-def _can_draw(path: Path, text: str) -> bool:
-    """Whether the font has every character of `text` but white space, and none of them blank."""
-    from matplotlib.ft2font import LoadFlags
-
-    font = _opened(path)
-    codes = [ord(character) for character in text if not character.isspace()]
-    return all(
-        font.get_char_index(code) and font.load_char(code, flags=LoadFlags.NO_HINTING).height > 0
-        for code in codes
-    )
-
-
-@lru_cache(maxsize=4)
-def _faces(
-    folder: str | None, texts: tuple[str, ...], forms: tuple[Form, ...], cells: int
-) -> _Faces:
-    """Shared by the generators of one process."""
-    return _Faces(folder, texts, forms, cells)
-
-
 def _spline_table(num: int) -> Floats:
     """Natural cubic spline through the grid points: weights [num, nodes + 2] at `num` positions.
 
@@ -326,7 +156,7 @@ class RenderedText:
         self._first_text = np.cumsum(self._num_texts) - self._num_texts
         texts = tuple(text for texts in by_label for text in texts)
         self._cells = min(256, max(64, 2 * options.image_size))
-        self._faces = _faces(options.fonts, texts, options.forms, self._cells)
+        self._faces = faces(options.fonts, texts, options.forms, self._cells)
         self._table = _spline_table(4096)
         self._coarse = _spline_table(_COARSE)
 
@@ -408,7 +238,7 @@ class RenderedText:
         y = weights_y @ down @ weights_x.transpose(0, 2, 1)
         field = self._sample(masters, starts, x, y)
         # ink = 0.5 + (distance inside the stroke's edge) / softness, in pixels
-        slope = scale * _QUANTUM / genes["softness"]
+        slope = scale * QUANTUM / genes["softness"]
         level = 0.5 + 0.5 * genes["stroke"] * side / genes["softness"]
         gain = 255.0 * genes["gain"]
         field *= (slope * gain).astype(np.float32)[:, None, None]
@@ -434,7 +264,7 @@ class RenderedText:
         x = x + genes["shear"][:, None, None] * y
         x, y = np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y
         stretch = np.sqrt(genes["aspect"])[:, None, None]
-        cells = self._cells / _FRAME
+        cells = self._cells / FRAME
         middle = (self._cells - 1) / 2
         across = (x / stretch) * cells + middle
         down = (y * stretch) * cells + middle
@@ -459,7 +289,7 @@ class RenderedText:
         last = np.float32(self._cells - 1)
         column = np.clip(x + np.float32(0.5), 0, last).astype(np.int32)
         row = np.clip(y + np.float32(0.5), 0, last).astype(np.int32)
-        field = masters[starts[:, None, None] + row * self._cells + column] * np.float32(_QUANTUM)
+        field = masters[starts[:, None, None] + row * self._cells + column] * np.float32(QUANTUM)
         left, right = _extent(field.max(axis=1))
         top, bottom = _extent(field.max(axis=2))
         stroke = genes["stroke"] * side

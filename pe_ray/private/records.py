@@ -361,7 +361,7 @@ def open_records(
     Guarantee: nothing private reaches the driver: it gets references and, for a bad record, its
     shard, row and a fixed reason. Spends nothing. All records of a user are in one partition.
     """
-    _check_cache(config)
+    config = config.model_copy(update={"cache": _checked_cache(config)})
     slices = list_slices(config)
     num_pieces = len(slices) if config.user_column else 1
     task = ray.remote(num_cpus=1, num_returns=num_pieces + 1)(_embed_task)
@@ -420,11 +420,14 @@ def _cache_folder(config: PrivateConfig) -> Path | None:
     return Path(home) / "pe_ray" / "private"
 
 
-def _check_cache(config: PrivateConfig) -> None:
-    """Make the cache folder with mode 0700, or refuse one that others can read."""
+def _checked_cache(config: PrivateConfig) -> str:
+    """The cache folder, made with mode 0700, or `none`; refuses one that others can read.
+
+    Resolved once, on the driver: workers may have another environment.
+    """
     folder = _cache_folder(config)
     if folder is None:
-        return
+        return "none"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         mode = folder.stat().st_mode
@@ -432,6 +435,7 @@ def _check_cache(config: PrivateConfig) -> None:
         raise InputError(f"private.cache: {folder} can't be made ({error.strerror})") from None
     if mode & 0o077:
         raise InputError(f"private.cache: others can read {folder}; chmod 700 it")
+    return str(folder.resolve())
 
 
 def _cache_file(

@@ -1,0 +1,58 @@
+"""Shared fixtures: one small Ray for all tests, and a configuration that runs in seconds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test has a private cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    return tmp_path / "xdg" / "pe_ray" / "private"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> dict[str, Any]:
+    """A small run on scikit-learn's digits, as plain values."""
+    return {
+        "private": {"data": "sklearn:digits", "labels": [str(digit) for digit in range(10)]},
+        "generator": {"kind": "rendered_text", "image_size": 12},
+        "embedder": {"kind": "pixels", "size": 6},
+        "votes": {"lookahead": 1},
+        "schedule": {"iterations": 2, "num_samples": 40, "degrees": [0.5, 0.25]},
+        "privacy": {
+            "epsilon": 1.0,
+            "delta": 1e-4,
+            "unit": "record",
+            "label_fractions": "uniform",
+        },
+        "metrics": {"audit": [{"kind": "frechet"}, {"kind": "classifier"}]},
+        "resources": {"num_cpus": 2, "workers": 1},
+        "output": {"path": str(tmp_path / "run"), "rows_per_part": 17},
+    }
+
+
+@pytest.fixture(scope="session")
+def packs() -> Path:
+    """Folder of real data sets: PE_RAY_DATA, or shared/data beside the checkout."""
+    folder = Path(os.environ.get("PE_RAY_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.exists():
+        pytest.skip(f"{folder} has no data sets; set PE_RAY_DATA")
+    return folder

@@ -1,0 +1,178 @@
+"""Every source reads alike; a bad record is named by shard and row, never by content."""
+
+from __future__ import annotations
+
+import io
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from PIL import Image
+
+from pe_ray.components.features import Pixels
+from pe_ray.config import PrivateConfig
+from pe_ray.errors import InputError, RecordError
+from pe_ray.private.records import PrivateRecords, list_slices, open_records, read_slice
+
+IMAGES = np.random.default_rng(0).integers(0, 256, size=(6, 5, 4, 3), dtype=np.uint8)
+LABELS = [0, 1, 1, 0, 1, 0]
+CANARY = "CANARY-5f3a"
+
+
+def png(image: np.ndarray) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(image).save(sink, format="PNG")
+    return sink.getvalue()
+
+
+def tensors(images: np.ndarray) -> pa.Array:
+    return pa.FixedShapeTensorArray.from_numpy_ndarray(images)
+
+
+def config(data: Path | str, **changes: Any) -> PrivateConfig:
+    return PrivateConfig(data=str(data), **{"labels": ("cat", "dog"), **changes})
+
+
+def parquet(folder: Path, **columns: Any) -> Path:
+    file = folder / "records.parquet"
+    pq.write_table(pa.table({"label": LABELS, **columns}), file)
+    return file
+
+
+def read_all(settings: PrivateConfig, channels: int = 3) -> tuple[np.ndarray, list[int]]:
+    read = [read_slice(part, settings, channels) for part in list_slices(settings)]
+    images = np.stack([image for records in read for image in records.images])
+    return images, [int(label) for records in read for label in records.labels]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "struct", "tensor", "float", "folder"])
+def test_every_source_reads_the_same(tmp_path: Path, kind: str) -> None:
+    encoded = [png(image) for image in IMAGES]
+    data = tmp_path
+    expected_images, expected_labels = IMAGES, LABELS
+    if kind == "bytes":
+        data = parquet(tmp_path, image=encoded)
+    elif kind == "struct":
+        data = parquet(tmp_path, image=[{"bytes": image, "path": None} for image in encoded])
+    elif kind == "tensor":
+        data = parquet(tmp_path, image=tensors(IMAGES))
+    elif kind == "float":
+        data = parquet(tmp_path, image=tensors((IMAGES / 255).astype(np.float32)))
+    else:
+        for number, (content, label) in enumerate(zip(encoded, LABELS, strict=True)):
+            folder = tmp_path / ("cat", "dog")[label]
+            folder.mkdir(exist_ok=True)
+            (folder / f"{number}.png").write_bytes(content)
+        order = np.argsort(LABELS, kind="stable")
+        expected_images, expected_labels = IMAGES[order], [LABELS[i] for i in order]
+    images, labels = read_all(config(data))
+    assert np.array_equal(images, expected_images)
+    assert labels == expected_labels
+
+
+def test_grey_and_where(tmp_path: Path) -> None:
+    splits = ["train", "test"] * 3
+    data = parquet(tmp_path, image=[png(image) for image in IMAGES], split=splits)
+    images, labels = read_all(config(data, where={"split": "test"}), channels=1)
+    assert labels == LABELS[1::2]
+    assert images.shape == (3, 5, 4, 1)
+    assert images[0, 0, 0, 0] == Image.fromarray(IMAGES[1]).convert("L").getpixel((0, 0))
+
+
+def opened(settings: PrivateConfig) -> PrivateRecords:
+    return open_records(
+        settings, channels=3, embedder_kind="pixels", embedder_options=Pixels.Options(size=4)
+    )
+
+
+def collected(records: PrivateRecords) -> list[Any]:
+    return [[ray.get(piece) for piece in pieces] for pieces in records.partitions]
+
+
+@pytest.mark.parametrize("fault", ["corrupt", "torn", "label", "null", "range", "user"])
+def test_a_bad_record_is_named_without_content(
+    ray_session: None, tmp_path: Path, fault: str
+) -> None:
+    columns: dict[str, Any] = {"image": [png(image) for image in IMAGES]}
+    columns["who"] = ["ann", "bob", "ann", CANARY, "bob", "bob"]
+    if fault == "corrupt":
+        columns["image"][3] = CANARY.encode() * 20
+    elif fault == "torn":
+        columns["image"][3] = columns["image"][3][:-40]
+    elif fault == "null":
+        columns["image"][3] = None
+    elif fault == "label":
+        columns["label"] = ["cat", "dog", "cat", CANARY, "dog", "cat"]
+    elif fault == "user":
+        columns["who"][3] = None
+    else:
+        bright = (IMAGES / 255).astype(np.float32)
+        bright[3, 0, 0, 0] = np.nan
+        columns["image"] = tensors(bright)
+    with pytest.raises(RecordError, match="shard 0, row 3") as caught:
+        opened(config(parquet(tmp_path, **columns), user_column="who"))
+    assert CANARY not in str(caught.value)
+    assert "CANARY" not in repr(caught.value.__cause__)
+
+
+def test_a_user_is_in_one_partition(ray_session: None, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, size=(900, 3, 3, 3), dtype=np.uint8)
+    users = [f"u{rng.integers(40)}" for _ in range(900)]
+    table = pa.table({"label": [0] * 900, "image": tensors(images), "who": users})
+    pq.write_table(table, tmp_path / "records.parquet")
+    partitions = collected(opened(config(tmp_path, user_column="who")))
+    assert len(partitions) > 1
+    homes = [{user for piece in pieces for user in piece.users} for pieces in partitions]
+    assert sum(len(home) for home in homes) == len(set().union(*homes)) == len(set(users))
+    assert sum(len(piece.labels) for pieces in partitions for piece in pieces) == 900
+
+
+def test_the_cache_is_private_and_dispensable(
+    ray_session: None, tmp_path: Path, private_cache: Path
+) -> None:
+    data = parquet(tmp_path, image=[png(image) for image in IMAGES])
+    first = collected(opened(config(data)))[0][0]
+    (file,) = private_cache.iterdir()
+    assert stat.S_IMODE(private_cache.stat().st_mode) == 0o700
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    cached = collected(opened(config(data)))[0][0]
+    file.write_bytes(b"torn")
+    again = collected(opened(config(data)))[0][0]
+    assert np.array_equal(first.features, cached.features)
+    assert np.array_equal(first.features, again.features)
+    private_cache.chmod(0o755)
+    with pytest.raises(InputError, match="chmod 700"):
+        opened(config(data))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_column": "img"}, "private.image_column: 'img' is not in the data"),
+        ({"where": {"split": "train"}}, "private.where.split"),
+        ({"data": "/nowhere/at/all"}, "private.data: /nowhere/at/all does not exist"),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    data = parquet(tmp_path, image=[png(image) for image in IMAGES])
+    with pytest.raises(InputError, match=message):
+        list_slices(config(data).model_copy(update=changes))
+
+
+def test_real_digits_and_packs(packs: Path) -> None:
+    names = tuple(str(digit) for digit in range(10))
+    settings = config(packs / "mnist.parquet", labels=names, where={"split": "test"})
+    part = list_slices(settings)[-1]
+    records = read_slice(part, settings, 1)
+    assert records.images[0].shape == (28, 28, 1)
+    assert set(records.labels) <= set(range(10))
+    images, labels = read_all(config("sklearn:digits", labels=names), channels=1)
+    assert images.shape == (1797, 8, 8, 1)
+    assert images.max() == 255
+    assert labels[:10] == list(range(10))

@@ -1,0 +1,138 @@
+"""Votes equal brute force, whatever the sharding; one unit moves them by what is declared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pe_ray.private.records import EmbeddedRecords
+from pe_ray.private.votes import _count_partition, bounded_votes
+from pe_ray.values import DistanceMetric, LabelLayout
+
+LAYOUT = LabelLayout(counts=(25, 0, 15, 2))
+
+
+def write_parts(folder: Path, samples: NDArray[np.float32], rows: int) -> list[tuple[Path, int, int]]:
+    parts = []
+    for start in range(0, len(samples), rows):
+        stop = min(start + rows, len(samples))
+        np.save(folder / f"{rows}-{start}.npy", samples[start:stop])
+        parts.append((folder / f"{rows}-{start}.npy", start, stop))
+    return parts
+
+
+def brute_force(
+    features: NDArray[np.float32],
+    labels: NDArray[np.int32],
+    samples: NDArray[np.float32],
+    metric: DistanceMetric,
+    neighbors: int,
+) -> NDArray[np.int64]:
+    """One record at a time, in float64; ties to the lowest id."""
+    counts = np.zeros(len(samples), dtype=np.int64)
+    wide = samples.astype(np.float64)
+    for query, label in zip(features.astype(np.float64), labels, strict=True):
+        low, high = LAYOUT.label_range(int(label))
+        block = wide[low:high]
+        if metric == "l2":
+            distances = ((block - query) ** 2).sum(axis=1)
+        elif metric == "inner_product":
+            distances = -(block * query).sum(axis=1)
+        else:
+            norms = np.sqrt((block**2).sum(axis=1)) * np.sqrt((query**2).sum())
+            distances = 1 - (block * query).sum(axis=1) / norms
+        counts[low + np.argsort(distances, kind="stable")[:neighbors]] += 1
+    return counts
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "inner_product"])
+@pytest.mark.parametrize("neighbors", [1, 3, 20])
+def test_votes_equal_brute_force_for_any_sharding(
+    tmp_path: Path, metric: DistanceMetric, neighbors: int
+) -> None:
+    rng = np.random.default_rng(7)
+    samples = rng.normal(size=(42, 9)).astype(np.float32)
+    samples[5:15] = samples[3]  # many exact duplicates
+    samples[30:38] = samples[28]
+    features = np.concatenate([rng.normal(size=(60, 9)), samples[:20]]).astype(np.float32)
+    labels = rng.choice([0, 2, 3], size=80).astype(np.int32)
+    expected = brute_force(features, labels, samples, metric, neighbors)
+    for rows in (1, 7, 42):
+        parts = write_parts(tmp_path, samples, rows)
+        for shards in (1, 2, 4):
+            total = np.zeros(42, dtype=np.int64)
+            for shard in range(shards):
+                piece = EmbeddedRecords(
+                    features=features[shard::shards], labels=labels[shard::shards], users=None
+                )
+                votes = _count_partition(parts, LAYOUT, metric, neighbors, neighbors, piece)
+                np.add.at(total, votes.ids, votes.counts)
+            assert np.array_equal(total, expected)
+
+
+def dense(choices: Sequence[Sequence[int]], users: Sequence[int] | None, limit: int) -> NDArray[np.int64]:
+    array = np.array(choices, dtype=np.int64).reshape(len(choices), -1)
+    names = None if users is None else np.array([f"{user:032x}" for user in users], dtype="S32")
+    votes = bounded_votes(array, names, limit)
+    total = np.zeros(10, dtype=np.int64)
+    total[votes.ids] = votes.counts
+    return total
+
+
+record = st.lists(st.integers(0, 9), min_size=3, max_size=3, unique=True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(record, min_size=2, max_size=12), st.integers(0, 11))
+def test_one_record_moves_the_votes_by_at_most_the_sensitivity(
+    records: list[list[int]], position: int
+) -> None:
+    position %= len(records)
+    without = records[:position] + records[position + 1 :]
+    moved = dense(records, None, 3) - dense(without, None, 3)
+    assert np.linalg.norm(moved) <= np.sqrt(3) + 1e-12
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.tuples(record, st.integers(0, 3)), min_size=2, max_size=20),
+    st.integers(0, 3),
+    st.integers(1, 4),
+)
+def test_one_user_with_all_records_moves_the_votes_by_at_most_the_sensitivity(
+    records: list[tuple[list[int], int]], user: int, limit: int
+) -> None:
+    rest = [(choice, owner) for choice, owner in records if owner != user]
+    with_user = dense([c for c, _ in records], [o for _, o in records], limit)
+    without = dense([c for c, _ in rest], [o for _, o in rest], limit) if rest else 0
+    moved = with_user - without
+    assert np.linalg.norm(moved) <= np.sqrt(limit) + 1e-12
+    assert (moved >= 0).all()
+
+
+def test_a_users_votes_are_bounded_across_labels(tmp_path: Path) -> None:
+    samples = np.eye(42, dtype=np.float32)
+    parts = write_parts(tmp_path, samples, 42)
+    piece = EmbeddedRecords(
+        features=samples[[0, 1, 26, 27, 40, 41]],
+        labels=np.array([0, 0, 2, 2, 3, 3], dtype=np.int32),
+        users=np.array([b"0" * 32] * 6, dtype="S32"),
+    )
+    votes = _count_partition(parts, LAYOUT, "l2", 1, 2, piece)
+    assert votes.ids.tolist() == [0, 1]
+    assert votes.counts.tolist() == [1, 1]
+    assert votes.l2_sensitivity == pytest.approx(np.sqrt(2))
+
+
+def test_labels_without_samples_cast_no_vote(tmp_path: Path) -> None:
+    parts = write_parts(tmp_path, np.eye(42, dtype=np.float32), 42)
+    piece = EmbeddedRecords(
+        features=np.eye(42, dtype=np.float32)[:3], labels=np.ones(3, dtype=np.int32), users=None
+    )
+    assert _count_partition(parts, LAYOUT, "l2", 2, 2, piece).ids.size == 0

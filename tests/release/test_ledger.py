@@ -1,0 +1,111 @@
+"""Nothing overspends, nothing is drawn twice, nothing is lost."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pe_ray.errors import BudgetError, InputError
+from pe_ray.release.accounting import epsilon_of
+from pe_ray.release.ledger import Ledger
+from pe_ray.values import Budget, Release
+
+BUDGET = Budget(epsilon=1.0, delta=1e-5, unit="record")
+
+
+def votes(key: str, sigma: float = 12.0) -> Release:
+    return Release(key=key, kind="votes", iteration=1, votes_per_unit=1, sigma=sigma)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger.create(tmp_path / "ledger.sqlite", BUDGET, "print")
+
+
+def test_the_first_commit_is_the_one_returned_for_ever(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.reserve(votes("a"))
+    assert ledger.released("a") is None
+    first = ledger.commit("a", np.array([1, -2, 3]))
+    second = ledger.commit("a", np.array([9, 9, 9]))
+    again = Ledger.open(tmp_path / "ledger.sqlite").released("a")
+    assert again is not None
+    for histogram in (first, second, again):
+        assert histogram.noisy_votes.tolist() == [1, -2, 3]
+        assert histogram.release == votes("a")
+
+
+def test_a_reservation_is_charged_once(ledger: Ledger) -> None:
+    ledger.reserve(votes("a"))
+    ledger.reserve(votes("a"))
+    assert ledger.spent() == epsilon_of([votes("a")], BUDGET.delta)
+    with pytest.raises(BudgetError, match="other parameters"):
+        ledger.reserve(votes("a", sigma=13.0))
+
+
+def test_overspending_is_refused_and_charges_nothing(ledger: Ledger) -> None:
+    ledger.reserve(votes("a", sigma=4.0))
+    before = ledger.spent()
+    with pytest.raises(BudgetError, match="over the budget"):
+        ledger.reserve(votes("b", sigma=4.0))
+    assert ledger.spent() == before <= BUDGET.epsilon
+
+
+def _reserve_many(path: Path, name: str) -> None:
+    ledger = Ledger.open(path)
+    for number in range(20):
+        try:
+            ledger.reserve(votes(f"{name}/{number}"))
+        except BudgetError:
+            return
+
+
+def test_concurrent_processes_never_overspend(ledger: Ledger, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    path = tmp_path / "ledger.sqlite"
+    processes = [context.Process(target=_reserve_many, args=(path, str(i))) for i in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    charged = [entry.release for entry in ledger.entries()]
+    assert ledger.spent() <= BUDGET.epsilon
+    assert epsilon_of([*charged, votes("more")], BUDGET.delta) > BUDGET.epsilon
+
+
+def test_kill_between_reserve_and_commit(ledger: Ledger, tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys; from pathlib import Path;"
+        "from pe_ray.release.ledger import Ledger; from pe_ray.values import Release;"
+        "Ledger.open(Path(sys.argv[1])).reserve(Release(key='a', kind='votes', iteration=1,"
+        " votes_per_unit=1, sigma=12.0)); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    path = tmp_path / "ledger.sqlite"
+    assert subprocess.run([sys.executable, "-c", script, str(path)]).returncode == -9
+    assert [entry.state for entry in ledger.entries()] == ["reserved"]
+    ledger.reserve(votes("a"))
+    ledger.commit("a", np.array([5]))
+    assert [entry.state for entry in ledger.entries()] == ["committed"]
+
+
+def test_damage_and_mix_ups_are_named(ledger: Ledger, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    ledger.reserve(votes("a"))
+    ledger.commit("a", np.arange(100))
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE releases SET noisy_votes = x'00'")
+    with pytest.raises(InputError, match="damaged"):
+        ledger.released("a")
+    with pytest.raises(InputError, match="another configuration"):
+        Ledger.create(path, BUDGET, "other")
+    (tmp_path / "torn").write_bytes(b"not a database at all, and long enough to be read as one")
+    with pytest.raises(InputError, match="can't be used"):
+        Ledger.open(tmp_path / "torn")
+    with pytest.raises(InputError, match="no ledger"):
+        Ledger.open(tmp_path / "absent")
