@@ -3,7 +3,8 @@
     python benchmarks/search.py [num] [neighbors]
 
 Prints, for d = 64 and 512 and `num` queries x `num` samples (Gaussian, default 20000), the best of
-three: GFLOP/s counted as 2 num^2 d / seconds, the fraction of GEMM's, and the time over faiss.knn's.
+three: GFLOP/s counted as 2 num^2 d / seconds, their fraction of GEMM's, and the time over that of
+faiss.knn.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ import numpy as np
 from pe_ray.private.search import no_neighbors, search_block
 
 
-def best_seconds(work: Callable[[], object], times: int = 3) -> float:
-    """Shortest of several runs of `work`, in seconds."""
+def best_seconds(work: Callable[..., object], *arguments: object) -> float:
+    """Shortest of three runs, in seconds."""
     seconds = []
-    for _ in range(times):
+    for _ in range(3):
         start = time.perf_counter()
-        work()
+        work(*arguments)
         seconds.append(time.perf_counter() - start)
     return min(seconds)
 
@@ -32,7 +33,7 @@ def gemm_peak() -> float:
     """GFLOP/s of a square float32 matrix product."""
     side = 4096
     matrix = np.random.default_rng(0).standard_normal((side, side), dtype=np.float32)
-    return 2 * side**3 / best_seconds(lambda: matrix @ matrix) / 1e9
+    return 2 * side**3 / best_seconds(np.matmul, matrix, matrix) / 1e9
 
 
 def main(num: int = 20_000, neighbors: int = 1) -> None:
@@ -48,9 +49,9 @@ def main(num: int = 20_000, neighbors: int = 1) -> None:
             ("inner_product", faiss.METRIC_INNER_PRODUCT),
             ("cosine", faiss.METRIC_INNER_PRODUCT),
         ):
-            reference = best_seconds(lambda: faiss.knn(queries, samples, neighbors, plain))
+            reference = best_seconds(faiss.knn, queries, samples, neighbors, plain)
             nothing = no_neighbors(num, neighbors)
-            seconds = best_seconds(lambda: search_block(queries, samples, 0, nothing, metric))
+            seconds = best_seconds(search_block, queries, samples, 0, nothing, metric)
             speed = 2 * num**2 * d / seconds / 1e9
             print(
                 f"{d:4d}  {metric:13s}  {speed:7.0f}  {speed / peak:7.2f}  {seconds:7.3f}"

@@ -140,7 +140,9 @@ class ScheduleConfig(Block):
     @model_validator(mode="after")
     def _lengths(self) -> Self:
         if isinstance(self.num_samples, tuple) and len(self.num_samples) != self.iterations + 1:
-            raise ValueError(f"num_samples: give one number or iterations + 1 = {self.iterations + 1}")
+            raise ValueError(
+                f"num_samples: give one number or iterations + 1 = {self.iterations + 1}"
+            )
         if min(self.sizes) < 1:
             raise ValueError("num_samples: must be at least 1")
         for name in ("degrees", "noise"):
@@ -272,7 +274,9 @@ class Config(Block):
         fractions = self.privacy.label_fractions
         if isinstance(fractions, tuple):
             if len(fractions) != len(labels):
-                raise ValueError(f"privacy.label_fractions: give {len(labels)} numbers, one a label")
+                raise ValueError(
+                    f"privacy.label_fractions: give {len(labels)} numbers, one a label"
+                )
             positive = all(math.isfinite(share) and share >= 0 for share in fractions)
             if not positive or not math.isclose(sum(fractions), 1.0, abs_tol=1e-6):
                 raise ValueError("privacy.label_fractions: must be shares that sum to 1")
@@ -299,7 +303,9 @@ class Config(Block):
         except yaml.YAMLError as error:
             raise InputError(f"config {path}: not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(tree, dict):
-            raise InputError(f"config {path}: must be a mapping of blocks (private, generator, ...)")
+            raise InputError(
+                f"config {path}: must be a mapping of blocks (private, generator, ...)"
+            )
         for override in overrides:
             _set(tree, override)
         return cls.from_dict(tree)

@@ -62,9 +62,7 @@ def evolve(config: Config) -> Path:
                 config, run.population(iteration), iteration, offspring, population
             )
             logger.info("iteration %d of %d: done", iteration, config.schedule.iterations)
-        write_final(
-            config, run.synthetic, population, population.layout.num_samples, vary=False
-        )
+        write_final(config, run.synthetic, population, population.layout.num_samples, vary=False)
     return run.path
 
 

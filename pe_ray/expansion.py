@@ -33,12 +33,10 @@ def expand(
     layout = layout_of(run.population(iteration))
     if layout is None:
         raise InputError(f"run {run.path}: not finished; run the same `pe-ray run` command first")
-    population = Population(
-        iteration=iteration, layout=layout, directory=run.population(iteration)
-    )
+    population = Population(iteration=iteration, layout=layout, directory=run.population(iteration))
     directory = Path(output).resolve()
     request = {"run": config.fingerprint, "num_samples": num_samples}
-    note = directory / "expansion.json"
+    note = directory / "_expansion.json"
     if note.exists():
         if json.loads(note.read_bytes()) != request:
             raise InputError(f"--output: {directory} holds another expansion; give a new folder")

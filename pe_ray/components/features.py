@@ -79,12 +79,13 @@ class Pixels:
             planes = (red + green + blue)[:, None]
         vertical = _operator(planes.shape[2], options.size, options.blur)
         horizontal = _operator(planes.shape[3], options.size, options.blur)
-        vectors = (vertical @ planes @ horizontal.T).reshape(len(images), -1)
+        resized = np.asarray(vertical @ planes @ horizontal.T, dtype=np.float32)
+        vectors: Floats = resized.reshape(len(images), -1)
         if options.center:
-            vectors = vectors - _dot(vectors, np.ones_like(vectors)) / np.float32(vectors.shape[1])
+            vectors -= _dot(vectors, np.ones_like(vectors)) / np.float32(vectors.shape[1])
         if options.normalize:
             norms = np.sqrt(_dot(vectors, vectors))
-            vectors = vectors / np.where(norms > 0, norms, np.float32(1))
+            vectors /= np.where(norms > 0, norms, np.float32(1))
         if options.projection is not None:
             matrix = _projection(vectors.shape[1], options.projection, options.projection_seed)
             vectors = (vectors[:, None, :] @ matrix)[:, 0]
@@ -93,8 +94,7 @@ class Pixels:
 
 def _dot(left: Floats, right: Floats) -> Floats:
     """Row-wise dot products, [n, 1]."""
-    product: Floats = left[:, None, :] @ right[:, :, None]
-    return product[:, 0]
+    return np.asarray(left[:, None, :] @ right[:, :, None], dtype=np.float32)[:, 0]
 
 
 @lru_cache(maxsize=64)
@@ -114,17 +114,17 @@ def _area(num_in: int, num_out: int) -> NDArray[np.float64]:
     pixels = np.arange(num_in)
     upper = np.minimum(edges[1:, None], pixels + 1)
     lower = np.maximum(edges[:-1, None], pixels)
-    return np.maximum(upper - lower, 0.0) * (num_out / num_in)
+    return np.asarray(np.maximum(upper - lower, 0.0) * (num_out / num_in))
 
 
 def _linear(num_in: int, num_out: int) -> NDArray[np.float64]:
     """Linear interpolation between pixel centres, constant beyond the outermost."""
     at = np.clip((np.arange(num_out) + 0.5) * (num_in / num_out) - 0.5, 0, num_in - 1)
-    return np.maximum(0.0, 1.0 - np.abs(at[:, None] - np.arange(num_in)))
+    return np.asarray(np.maximum(0.0, 1.0 - np.abs(at[:, None] - np.arange(num_in))))
 
 
 @lru_cache(maxsize=4)
 def _projection(num_in: int, num_out: int, seed: int) -> Floats:
     """Gaussian matrix [num_in, num_out] (Johnson and Lindenstrauss 1984)."""
     matrix = np.random.default_rng(seed).standard_normal((num_in, num_out))
-    return (matrix / np.sqrt(num_out)).astype(np.float32)
+    return np.asarray(matrix / np.sqrt(num_out), dtype=np.float32)

@@ -1,10 +1,10 @@
-"""Texts in fonts as distance fields: fonts are opened once per process, fields made on demand."""
+"""Texts in fonts as distance fields ("masters"), made once per process, on first use."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,9 @@ QUANTUM = 2.0**-15  # of a master's int16 values, in lengths of its glyph's box
 
 
 def _thin(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Skeleton of a mask (Zhang and Suen, CACM 1984)."""
+    """Skeleton of a mask (Zhang and Suen, CACM 1984), at least one pixel of each of its parts."""
+    from scipy import ndimage
+
     bits = (np.arange(256)[:, None] >> np.arange(8)) & 1  # neighbours, clockwise from the north
     rises = ((bits == 0) & (np.roll(bits, -1, axis=1) == 1)).sum(axis=1)
     border = (rises == 1) & (bits.sum(axis=1) >= 2) & (bits.sum(axis=1) <= 6)
@@ -43,6 +45,13 @@ def _thin(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
             changed |= bool(removed.any())
     skeleton = np.zeros_like(ink)
     skeleton[window] = inner == 1
+    # The method removes 2x2 squares, and dots with them.
+    parts, num_parts = ndimage.label(ink, np.ones((3, 3)))
+    lost = sorted(set(range(1, num_parts + 1)) - set(parts[skeleton].tolist()))
+    if lost:
+        depth = ndimage.distance_transform_edt(ink)
+        for row, column in ndimage.maximum_position(depth, parts, lost):
+            skeleton[row, column] = True
     return skeleton
 
 
@@ -57,19 +66,18 @@ class Faces:
     ) -> None:
         self._texts, self._forms, self._cells = texts, forms, cells
         self._paths = _font_paths(folder)
-        able = [[_can_draw(path, text) for path in self._paths] for text in texts]
+        able = np.array([_drawable(path, texts) for path in self._paths]).reshape(-1, len(texts))
+        of_text = [np.repeat(fonts, len(forms)).nonzero()[0] for fonts in able.T]
         where = f"folder {folder}" if folder else "matplotlib's bundle"
-        for text, fonts in zip(texts, able, strict=True):
-            if not any(fonts):
+        for text, faces in zip(texts, of_text, strict=True):
+            if not faces.size:
                 raise InputError(f"generator.fonts: no font in {where} can draw {text!r}")
-        of_text = [np.repeat(fonts, len(forms)).nonzero()[0] for fonts in able]
         self.num_faces = np.array([len(faces) for faces in of_text])
         self.table = np.zeros((len(texts), self.num_faces.max()), dtype=np.int32)
         """Faces that can draw each text: row t, first num_faces[t] entries."""
         for row, faces in zip(self.table, of_text, strict=True):
             row[: len(faces)] = faces
         self._places = np.full((len(texts), len(self._paths) * len(forms)), -1, dtype=np.int64)
-        self._fonts: dict[int, Any] = {}
         self._num_masters = 0
         self._masters = np.empty((64, cells * cells), dtype=np.int16)
 
@@ -95,7 +103,7 @@ class Faces:
         from scipy.ndimage import distance_transform_edt as distance
 
         font, form = divmod(face, len(self._forms))
-        coverage = self._draw(font, self._texts[text])
+        coverage = self._draw(self._paths[font], self._texts[text])
         ink = coverage > 0.5
         skeleton = _thin(ink)
         if self._forms[form] == "skeleton":
@@ -107,32 +115,23 @@ class Faces:
             field = signed - np.percentile(signed[skeleton], 20)
         per_length = 2 * self._cells / FRAME
         blocks = field.reshape(self._cells, 2, self._cells, 2).mean(axis=(1, 3)) / per_length
-        return np.clip(np.rint(blocks / QUANTUM), -32767, 32767).astype(np.int16)
+        return np.asarray(np.clip(np.rint(blocks / QUANTUM), -32767, 32767), dtype=np.int16)
 
-    def _draw(self, font: int, text: str) -> NDArray[np.float64]:
+    def _draw(self, path: Path, text: str) -> NDArray[np.float64]:
         """Coverage in [0, 1] of the text, its box centred, at twice the master's resolution."""
         from PIL import Image, ImageDraw, ImageFont
 
-        if font not in self._fonts:
-            try:
-                self._fonts[font] = ImageFont.truetype(
-                    str(self._paths[font]), 100, layout_engine=ImageFont.Layout.BASIC
-                )
-            except OSError as error:
-                raise InputError(f"generator.fonts: can't open {self._paths[font]}") from error
         side = 2 * self._cells
-        canvas = ImageDraw.Draw(Image.new("L", (1, 1)))
-        left, top, right, bottom = canvas.textbbox((0, 0), text, font=self._fonts[font])
-        fitted = self._fonts[font].font_variant(
-            size=100 * side / FRAME / max(right - left, bottom - top)
-        )
-        left, top, right, bottom = canvas.textbbox((0, 0), text, font=fitted)
         image = Image.new("L", (side, side))
-        corner = ((side - left - right) / 2, (side - top - bottom) / 2)
-        ImageDraw.Draw(image).text(corner, text, fill=255, font=fitted)
+        canvas = ImageDraw.Draw(image)
+        size = 100.0
+        for _ in range(2):  # the second time at the size that fills the box
+            drawn = ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
+            left, top, right, bottom = canvas.textbbox((0, 0), text, font=drawn)
+            size *= side / FRAME / max(right - left, bottom - top)
+        canvas.text(((side - left - right) / 2, (side - top - bottom) / 2), text, 255, drawn)
         coverage = np.asarray(image, dtype=np.float64) / 255
         if coverage.max() <= 0.5:
-            path = self._paths[font]
             raise InputError(f"generator.fonts: {path} draws nothing for {text!r}; remove it")
         return coverage
 
@@ -154,31 +153,25 @@ def _font_paths(folder: str | None) -> list[Path]:
     return sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 
-@lru_cache(maxsize=4096)
-def _opened(path: Path) -> Any:
-    from matplotlib.ft2font import FT2Font
+def _drawable(path: Path, texts: tuple[str, ...]) -> list[bool]:
+    """For each text, whether the font has all its characters, none blank (but white space)."""
+    from matplotlib.ft2font import FT2Font, LoadFlags
 
     try:
-        return FT2Font(str(path))
+        font = FT2Font(str(path))
     except RuntimeError as error:
         raise InputError(f"generator.fonts: can't open {path}; remove it") from error
 
+    def has(character: str) -> bool:
+        code = ord(character)
+        if not font.get_char_index(code):
+            return False
+        return bool(font.load_char(code, flags=LoadFlags.NO_HINTING).height > 0)
 
-def _can_draw(path: Path, text: str) -> bool:
-    """Whether the font has every character of `text` but white space, and none of them blank."""
-    from matplotlib.ft2font import LoadFlags
-
-    font = _opened(path)
-    codes = [ord(character) for character in text if not character.isspace()]
-    return all(
-        font.get_char_index(code) and font.load_char(code, flags=LoadFlags.NO_HINTING).height > 0
-        for code in codes
-    )
+    return [all(has(c) for c in text if not c.isspace()) for text in texts]
 
 
 @lru_cache(maxsize=4)
-def faces(
-    folder: str | None, texts: tuple[str, ...], forms: tuple[Form, ...], cells: int
-) -> Faces:
+def faces(folder: str | None, texts: tuple[str, ...], forms: tuple[Form, ...], cells: int) -> Faces:
     """Shared by the generators of one process."""
     return Faces(folder, texts, forms, cells)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from pe_ray.seeds import Seeds, uniforms
 from pe_ray.values import ImageShape
 
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 
 _NODES = 5  # elastic displacement lives on a 5x5 grid,
 _GRID = np.linspace(-0.975, 0.975, _NODES + 2)  # inside a ring that keeps its place
@@ -60,6 +61,9 @@ class RenderedTextOptions(GeneratorOptions):
     fit: bool = True
     """Scale the deformed text until it touches the box, as digit data sets normalise theirs;
     else only the undeformed text fits."""
+    stretch: float = Field(default=1.0, ge=1, le=100)
+    """With fit, width and height may be scaled differently, by up to this factor, to fill the box
+    (NIST's normalised characters: no bound); strokes are stretched too."""
     center: Literal["box", "mass"] = "box"
     """What sits in the image's middle: the text's box or its centre of mass (MNIST); needs fit."""
     size: Annotated[tuple[float, float], _range(0.01, 10)] = (0.9, 1.05)
@@ -130,7 +134,8 @@ def _spline_table(num: int) -> Floats:
     spline = CubicSpline(_GRID, np.eye(len(_GRID)), bc_type="natural")
     positions = np.linspace(-_REACH, _REACH, num)
     inside = np.clip(positions, _GRID[0], _GRID[-1])
-    return (spline(inside) + (positions - inside)[:, None] * spline(inside, 1)).astype(np.float32)
+    weights = spline(inside) + (positions - inside)[:, None] * spline(inside, 1)
+    return np.asarray(weights, dtype=np.float32)
 
 
 class RenderedText:
@@ -186,9 +191,9 @@ class RenderedText:
     def _num_genes(self) -> int:
         return self._options.columns["genome"][1]
 
-    def _draw_font(self, texts: NDArray[np.int64], drawn: NDArray[np.float64]) -> NDArray[np.int32]:
+    def _draw_font(self, texts: NDArray[np.int64], drawn: Doubles) -> NDArray[np.int32]:
         position = np.floor(drawn * self._faces.num_faces[texts]).astype(np.int64)
-        return self._faces.table[texts, position]
+        return np.asarray(self._faces.table[texts, position])
 
     def _rows(
         self,
@@ -209,7 +214,7 @@ class RenderedText:
         image = np.repeat(image[..., None], options.channels, axis=3)
         return {"image": image, "text": text, "font": font, "genome": genome}
 
-    def _decode(self, genome: Floats) -> dict[str, NDArray[np.float64]]:
+    def _decode(self, genome: Floats) -> dict[str, Doubles]:
         """Genes in the units of their options, each [n]."""
         genes = {}
         for index, name in enumerate(_GENES):
@@ -228,28 +233,32 @@ class RenderedText:
         side = self._options.image_size
         genes = self._decode(genome)
         across, down = self._grid(genes, genome)
-        scale, center_x, center_y = self._placement(masters, starts, genes, across, down)
+        scale_x, scale_y, center_x, center_y = self._placement(
+            masters, starts, genes, across, down
+        )
         pixels = np.arange(side) + 0.5 - side / 2
         at_x = pixels - genes["offset_x"][:, None] * side
         at_y = pixels - genes["offset_y"][:, None] * side
-        weights_x = self._weights(at_x / scale[:, None] + center_x[:, None])
-        weights_y = self._weights(at_y / scale[:, None] + center_y[:, None])
-        x = weights_y @ across @ weights_x.transpose(0, 2, 1)
-        y = weights_y @ down @ weights_x.transpose(0, 2, 1)
+        weights_x = self._weights(at_x / scale_x[:, None] + center_x[:, None])
+        weights_y = self._weights(at_y / scale_y[:, None] + center_y[:, None])
+        turned = weights_x.transpose(0, 2, 1)
+        x = np.asarray(weights_y @ across @ turned, dtype=np.float32)
+        y = np.asarray(weights_y @ down @ turned, dtype=np.float32)
         field = self._sample(masters, starts, x, y)
         # ink = 0.5 + (distance inside the stroke's edge) / softness, in pixels
-        slope = scale * QUANTUM / genes["softness"]
-        level = 0.5 + 0.5 * genes["stroke"] * side / genes["softness"]
         gain = 255.0 * genes["gain"]
-        field *= (slope * gain).astype(np.float32)[:, None, None]
-        field += (level * gain).astype(np.float32)[:, None, None]
-        top = gain.astype(np.float32)[:, None, None]
-        np.clip(field, np.float32(0), top, out=field)
+        slope = gain * scale_y * QUANTUM / genes["softness"]
+        field *= _per_row(slope)
+        field += _per_row(slope * 0.5 * genes["stroke"] * side / (scale_y * QUANTUM))
+        if self._options.stretch > 1:
+            field /= _steepness(field, gain / genes["softness"], scale_x / scale_y)
+        field += _per_row(0.5 * gain)
+        np.clip(field, np.float32(0), _per_row(gain), out=field)
         field += np.float32(0.5)
         return field.astype(np.uint8)
 
     def _grid(
-        self, genes: Mapping[str, NDArray[np.float64]], genome: Floats
+        self, genes: Mapping[str, Doubles], genome: Floats
     ) -> tuple[Floats, Floats]:
         """Where in its master each grid point of a deformed glyph lies; x and y, [n, 7, 7].
 
@@ -274,16 +283,17 @@ class RenderedText:
         self,
         masters: NDArray[np.int16],
         starts: NDArray[np.int64],
-        genes: Mapping[str, NDArray[np.float64]],
+        genes: Mapping[str, Doubles],
         across: Floats,
         down: Floats,
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Pixels per box length, and the point of the deformed glyph that sits in the middle."""
+    ) -> tuple[Doubles, Doubles, Doubles, Doubles]:
+        """Pixels per box length, x and y, and the deformed glyph's point in the image's middle."""
         side = self._options.image_size
         width, height = (genes["size"] * share * side for share in self._options.box)
         if not self._options.fit:
             middle = np.zeros(len(starts))
-            return np.minimum(width, height), middle, middle
+            scale = np.minimum(width, height)
+            return scale, scale, middle, middle
         coarse = self._coarse
         x, y = coarse @ across @ coarse.T, coarse @ down @ coarse.T
         last = np.float32(self._cells - 1)
@@ -294,23 +304,27 @@ class RenderedText:
         top, bottom = _extent(field.max(axis=2))
         stroke = genes["stroke"] * side
         thinnest = 0.02  # a straight line has no width but its stroke's
-        scale = np.minimum(
-            np.maximum(width - stroke, 1.0) / np.maximum(right - left, thinnest),
-            np.maximum(height - stroke, 1.0) / np.maximum(bottom - top, thinnest),
-        )
+        inner_x = np.maximum(right - left, thinnest)
+        inner_y = np.maximum(bottom - top, thinnest)
+        room_x, room_y = np.maximum(width - stroke, 1.0), np.maximum(height - stroke, 1.0)
+        # Strokes are `stroke` high; how wide they get is up to the stretch.
+        stretch = self._options.stretch
+        scale_y = np.minimum(room_y / inner_y, stretch * room_x / inner_x)
+        scale_x = np.minimum(width / (inner_x + stroke / scale_y), stretch * scale_y)
         if self._options.center == "box":
-            return scale, (left + right) / 2, (top + bottom) / 2
+            return scale_x, scale_y, (left + right) / 2, (top + bottom) / 2
         at = np.linspace(-_REACH, _REACH, _COARSE)
-        reach = (stroke / 2 / scale)[:, None, None]
+        reach = (stroke / 2 / scale_y)[:, None, None]
         ink = np.clip(0.5 + (field.astype(np.float64) + reach) / 0.1, 0.0, 1.0)
         mass = np.maximum(ink.sum(axis=(1, 2)), 1e-9)
         return (
-            scale,
+            scale_x,
+            scale_y,
             (ink.sum(axis=1) * at).sum(axis=1) / mass,
             (ink.sum(axis=2) * at).sum(axis=1) / mass,
         )
 
-    def _weights(self, positions: NDArray[np.float64]) -> Floats:
+    def _weights(self, positions: Doubles) -> Floats:
         """Spline weights [n, side, nodes + 2] at positions [n, side]."""
         last = len(self._table) - 1
         index = np.clip((positions / _REACH + 1.0) * (last / 2) + 0.5, 0, last).astype(np.int64)
@@ -340,16 +354,33 @@ class RenderedText:
         return lower
 
 
-def _extent(profile: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _per_row(values: Doubles) -> Floats:
+    """Values [n] in the shape that multiplies images."""
+    return values.astype(np.float32)[:, None, None]
+
+
+def _steepness(field: Floats, edge: Doubles, ratio: Doubles) -> Floats:
+    """Slope of a stretched field relative to `edge` (per pixel, [n]); [n, side, side].
+
+    Dividing by it makes edges equally sharp in all directions. A distance field stretched by
+    `ratio` along x has relative slopes between 1 (along y) and 1/ratio (along x).
+    """
+    down, across = np.gradient(field, axis=(1, 2))
+    steepness = np.sqrt(across * across + down * down) * _per_row(1.0 / edge)
+    low, high = np.minimum(1.0, 1.0 / ratio), np.maximum(1.0, 1.0 / ratio)
+    return np.clip(steepness, _per_row(low), _per_row(high), out=steepness)
+
+
+def _extent(profile: Floats) -> tuple[Doubles, Doubles]:
     """Ends, [n] each, of the glyph along an axis, from the largest field value at each position.
 
     Finds where the profile crosses -level, between samples, and takes the level off again.
     """
-    profile = profile.astype(np.float64) + _LEVEL
+    above = profile.astype(np.float64) + _LEVEL
     num = profile.shape[1]
     rows = np.arange(len(profile))
     ends = []
-    for ordered in (profile, profile[:, ::-1]):
+    for ordered in (above, above[:, ::-1]):
         inner = np.argmax(ordered > 0, axis=1)
         outer = np.maximum(inner - 1, 0)
         here, before = ordered[rows, inner], ordered[rows, outer]

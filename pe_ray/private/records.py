@@ -184,9 +184,7 @@ def _read(part: PrivateSlice, config: PrivateConfig, channels: int) -> RawRecord
     return RawRecords(images=images, labels=labels, users=users, rows=rows)
 
 
-def _parquet_slice(
-    part: PrivateSlice, config: PrivateConfig
-) -> tuple[pa.Table, NDArray[np.int64]]:
+def _parquet_slice(part: PrivateSlice, config: PrivateConfig) -> tuple[pa.Table, NDArray[np.int64]]:
     """The slice's rows that pass `where`, and their row numbers in the file."""
     names = {config.image_column, config.label_column, config.user_column, *config.where}
     columns = sorted(name for name in names if name is not None)
@@ -235,9 +233,7 @@ def _nested(cell: Any, dtype: Any) -> Any:
         return None
 
 
-def _labels(
-    values: Any, rows: NDArray[np.int64], config: PrivateConfig
-) -> NDArray[np.int32]:
+def _labels(values: Any, rows: NDArray[np.int64], config: PrivateConfig) -> NDArray[np.int32]:
     """Positions in config.labels; integers match names if all names are numbers."""
     if values is None:
         return np.zeros(len(rows), dtype=np.int32)
@@ -337,9 +333,7 @@ def embed_slice(
             for position, feature in zip(chosen, made, strict=True):
                 if not np.isfinite(feature).all():
                     reason = "embedding is not finite"
-                    raise RecordError(
-                        shard=part.shard, row=int(raw.rows[position]), reason=reason
-                    )
+                    raise RecordError(shard=part.shard, row=int(raw.rows[position]), reason=reason)
                 features[position] = feature
     dim = embedder.embed(np.zeros((1, 8, 8, channels), np.uint8)).shape[1]
     stacked = np.array(features, dtype=np.float32).reshape(len(features), dim)

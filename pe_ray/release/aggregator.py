@@ -24,9 +24,7 @@ class Aggregator:
     `entropy` is for TESTS ONLY (see release.gaussian).
     """
 
-    def __init__(
-        self, ledger_path: Path, *, entropy: Callable[[int], bytes] = os.urandom
-    ) -> None:
+    def __init__(self, ledger_path: Path, *, entropy: Callable[[int], bytes] = os.urandom) -> None:
         self._ledger = Ledger.open(ledger_path)
         self._entropy = entropy
 

@@ -48,9 +48,7 @@ class EmbeddingWorker(PartWorker):
             config.embedder.options
         )
         self._generator = (
-            BatchedGenerator(
-                config.generator, config.private.labels, config.resources.batch_size
-            )
+            BatchedGenerator(config.generator, config.private.labels, config.resources.batch_size)
             if config.votes.lookahead
             else None
         )

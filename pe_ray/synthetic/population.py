@@ -68,9 +68,7 @@ def initial_offspring(layout: LabelLayout, variation_fold: int) -> Offspring:
         parents.append(first + position // (1 + variation_fold))
         copies.append((position % (1 + variation_fold)).astype(np.int32))
         first += -(-count // (1 + variation_fold))
-    return Offspring(
-        layout=layout, parents=np.concatenate(parents), copies=np.concatenate(copies)
-    )
+    return Offspring(layout=layout, parents=np.concatenate(parents), copies=np.concatenate(copies))
 
 
 def next_offspring(
@@ -97,6 +95,4 @@ def next_offspring(
         parents.append(start + np.repeat(selected, family)[:count])
         first_copy = 0 if settings.keep_selected else 1
         copies.append((np.arange(count) % family + first_copy).astype(np.int32))
-    return Offspring(
-        layout=layout, parents=np.concatenate(parents), copies=np.concatenate(copies)
-    )
+    return Offspring(layout=layout, parents=np.concatenate(parents), copies=np.concatenate(copies))

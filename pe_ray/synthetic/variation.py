@@ -32,7 +32,9 @@ class BatchedGenerator:
     def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:
         """Rows with `label`, one for each of `labels` [n]."""
         slices = self._slices(len(labels))
-        made = [self._checked(self._generator.random(labels[s], seeds[s]), labels[s]) for s in slices]
+        made = [
+            self._checked(self._generator.random(labels[s], seeds[s]), labels[s]) for s in slices
+        ]
         return _stack(made)
 
     def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
@@ -40,7 +42,9 @@ class BatchedGenerator:
         made = []
         for s in self._slices(len(seeds)):
             batch = {name: rows[name][s] for name in ("image", "label", *self.options.columns)}
-            made.append(self._checked(self._generator.vary(batch, degree, seeds[s]), batch["label"]))
+            made.append(
+                self._checked(self._generator.vary(batch, degree, seeds[s]), batch["label"])
+            )
         return _stack(made)
 
     def _slices(self, num_rows: int) -> list[slice]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pe_ray.plugins import GeneratorOptions, Images, Rows
 from pe_ray.values import ImageShape
 
-MANIFEST = "manifest.json"
+MANIFEST = "_manifest.json"  # underscore: readers of parquet folders pass over it
 MAX_PART_BYTES = 32 << 20
 
 

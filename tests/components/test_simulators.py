@@ -202,7 +202,12 @@ def test_labels_can_be_told_apart() -> None:
 
 
 def test_fit_fills_the_box() -> None:
-    plain = {"size": (1.0, 1.0), "offset": (0.0, 0.0), "softness": (1.0, 1.0), "gain": (1.0, 1.0)}
+    plain: dict[str, Any] = {
+        "size": (1.0, 1.0),
+        "offset": (0.0, 0.0),
+        "softness": (1.0, 1.0),
+        "gain": (1.0, 1.0),
+    }
     rows = draw(make(image_size=40, box=(0.5, 0.8), **plain), 300)
     ink = rows["image"][..., 0] > 127
     heights, widths = ink.any(axis=2).sum(axis=1), ink.any(axis=1).sum(axis=1)
@@ -215,7 +220,7 @@ def test_fit_fills_the_box() -> None:
 
 
 def test_centre_of_mass() -> None:
-    options = {"center": "mass", "offset": (0.0, 0.0), "box": (0.6, 0.6)}
+    options: dict[str, Any] = {"center": "mass", "offset": (0.0, 0.0), "box": (0.6, 0.6)}
     image = draw(make(["L", "7", "p"], **options), 90, 3)["image"][..., 0].astype(np.float64)
     mass = image.sum(axis=(1, 2))
     at = np.arange(28) - 13.5
@@ -239,6 +244,15 @@ def test_a_large_image_of_a_long_text() -> None:
     image = draw(make(["cat", "private evolution"], image_size=96), 6, 2)["image"]
     assert image.shape == (6, 96, 96, 1)
     assert (image > 100).mean(axis=(1, 2, 3)).min() > 0.02
+
+
+def test_dots_survive_thinning() -> None:
+    rows = draw(make([".", "i", "o i"], forms=("skeleton",), fit=False), 90, 3)
+    image = rows["image"][..., 0] > 60
+    assert image.any(axis=(1, 2)).all()
+    letter = image[rows["label"] == 1].any(axis=2)
+    parts = (np.diff(letter.astype(np.int8), axis=1) == 1).sum(axis=1)
+    assert (parts == 2).mean() > 0.4, "an i has a dot"
 
 
 def copy_fonts(folder: Path, *names: str) -> str:

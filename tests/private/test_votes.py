@@ -18,7 +18,9 @@ from pe_ray.values import DistanceMetric, LabelLayout
 LAYOUT = LabelLayout(counts=(25, 0, 15, 2))
 
 
-def write_parts(folder: Path, samples: NDArray[np.float32], rows: int) -> list[tuple[Path, int, int]]:
+def write_parts(
+    folder: Path, samples: NDArray[np.float32], rows: int
+) -> list[tuple[Path, int, int]]:
     parts = []
     for start in range(0, len(samples), rows):
         stop = min(start + rows, len(samples))
@@ -76,7 +78,9 @@ def test_votes_equal_brute_force_for_any_sharding(
             assert np.array_equal(total, expected)
 
 
-def dense(choices: Sequence[Sequence[int]], users: Sequence[int] | None, limit: int) -> NDArray[np.int64]:
+def dense(
+    choices: Sequence[Sequence[int]], users: Sequence[int] | None, limit: int
+) -> NDArray[np.int64]:
     array = np.array(choices, dtype=np.int64).reshape(len(choices), -1)
     names = None if users is None else np.array([f"{user:032x}" for user in users], dtype="S32")
     votes = bounded_votes(array, names, limit)

@@ -39,7 +39,7 @@ def exact_delta(sigma: float, epsilon: float) -> float:
     with mpmath.workprec(200):
         reach = int(20 * sigma) + 5
         weight = {
-            x: mpmath.exp(-mpmath.mpf(x) ** 2 / (2 * mpmath.mpf(sigma) ** 2))
+            x: mpmath.exp(-(mpmath.mpf(x) ** 2) / (2 * mpmath.mpf(sigma) ** 2))
             for x in range(-reach - 1, reach + 1)
         }
         total = sum(weight.values())

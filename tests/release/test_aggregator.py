@@ -21,7 +21,11 @@ def votes(sigma: float) -> Release:
 
 
 def raw(ids: list[int], limit: int = 1) -> RawVotes:
-    return RawVotes(ids=np.array(ids, dtype=np.int64), counts=np.ones(len(ids), dtype=np.int64), votes_per_unit=limit)
+    return RawVotes(
+        ids=np.array(ids, dtype=np.int64),
+        counts=np.ones(len(ids), dtype=np.int64),
+        votes_per_unit=limit,
+    )
 
 
 def ledger_at(path: Path, epsilon: float) -> Path:

@@ -32,7 +32,9 @@ def test_draws_follow_the_exact_pmf(sigma: float) -> None:
 def test_table_agrees_with_the_definition_to_128_bits() -> None:
     high, low = _table(2.5)
     with mpmath.workprec(400):
-        weights = [mpmath.exp(-mpmath.mpf(x) ** 2 / (2 * mpmath.mpf(2.5) ** 2)) for x in range(99)]
+        weights = [
+            mpmath.exp(-(mpmath.mpf(x) ** 2) / (2 * mpmath.mpf(2.5) ** 2)) for x in range(99)
+        ]
         total = weights[0] + 2 * sum(weights[1:])
         for i in range(len(high)):
             exact = mpmath.ldexp((weights[0] + 2 * sum(weights[1 : i + 1])) / total, 128)

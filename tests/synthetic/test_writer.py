@@ -18,7 +18,9 @@ OPTIONS = RenderedText.Options(image_size=8)
 def rows(start: int, stop: int) -> Rows:
     ids = np.arange(start, stop, dtype=np.int64)
     own = {
-        name: np.tile(ids[:, None], (1, width)).astype(dtype).reshape((-1, width)[: 1 + (width > 1)])
+        name: np.tile(ids[:, None], (1, width))
+        .astype(dtype)
+        .reshape((-1, width)[: 1 + (width > 1)])
         for name, (dtype, width) in OPTIONS.columns.items()
     }
     image = np.repeat(ids, 64).reshape(-1, 8, 8, 1).astype(np.uint8)
@@ -59,7 +61,9 @@ def test_unknown_columns_cannot_be_written() -> None:
         writer.population_part({**rows(0, 3), "raw_votes": np.arange(3)}, OPTIONS)
 
 
-@pytest.mark.parametrize(("num_rows", "row_bytes"), [(1, 1), (2000, 784), (10**6, 3072), (9, 10**9)])
+@pytest.mark.parametrize(
+    ("num_rows", "row_bytes"), [(1, 1), (2000, 784), (10**6, 3072), (9, 10**9)]
+)
 def test_parts_cover_all_rows_and_stay_small(num_rows: int, row_bytes: int) -> None:
     ranges = writer.part_ranges(num_rows, row_bytes, None)
     assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges[:-1])]

@@ -1,0 +1,114 @@
+"""The command line as a script uses it, and the library as a Python user does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pe_ray import cli
+from pe_ray.config import Config
+from pe_ray.planning import plan
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def write(tree: dict[str, Any], folder: Path) -> str:
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    return str(file)
+
+
+def test_importing_is_light() -> None:
+    script = (
+        "import sys; from pe_ray import Config, evolve; "
+        "print([m for m in ('torch', 'ray', 'faiss', 'diffusers', 'transformers', 'sklearn')"
+        " if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_run_ledger_report_audit(
+    ray_session: None, tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = write(tree, tmp_path), tree["output"]["path"]
+    assert cli.main(["plan", config, "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert cli.main(["run", config]) == 0
+    assert "(from the ledger)" in capsys.readouterr().out
+    assert cli.main(["ledger", run, "--json"]) == 0
+    spent = json.loads(capsys.readouterr().out)
+    assert spent["epsilon"] == planned["epsilon"] <= 1.0
+    assert spent["delta"] == 1e-4
+    assert spent["unit"] == "record"
+    for released, expected in zip(spent["releases"], planned["releases"], strict=True):
+        assert released["state"] == "committed"
+        assert {key: released[key] for key in expected} == expected
+    page = Path(run, "report.html").read_text()
+    assert "differential privacy" in page
+    assert page.count("data:image/png;base64,") == 3
+    assert "http" not in page
+    assert len(Path(run, "metrics.jsonl").read_text().splitlines()) == 2
+    before = {path for path in Path(run).rglob("*")}
+    assert cli.main(["audit", run, "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert 0 <= scores["accuracy_train_synthetic"] <= 1
+    assert before == {path for path in Path(run).rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("privacy.epsilon=-1", "privacy.epsilon"),
+        ("privacy.delta=0", "privacy.delta"),
+        ("votes.neighbours=3", "votes.neighbours: there is no such key"),
+        ("generator.kind=unheard_of", "'unheard_of' is not known"),
+        ("generator.fount=serif", "generator"),
+        ("schedule.num_samples=[10, 20]", "iterations + 1"),
+        ("schedule.num_samples=5", "at least 10"),
+        ("private.data=/nowhere", "private.data: /nowhere does not exist"),
+        ("privacy.unit=user", "private.user_column"),
+        ("output.path=s3://bucket/run", "output.path"),
+        ("nonsense", "block.key=value"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    ray_session: None,
+    tree: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: str,
+    message: str,
+) -> None:
+    assert cli.main(["run", write(tree, tmp_path), "--set", change]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error
+
+
+@pytest.mark.parametrize("name", ["epsilon", "delta", "unit", "label_fractions"])
+def test_no_privacy_setting_has_a_default(tree: dict[str, Any], name: str) -> None:
+    from pe_ray import InputError
+
+    del tree["privacy"][name]
+    with pytest.raises(InputError, match=f"privacy.{name}"):
+        Config.from_dict(tree)
+
+
+def test_the_plan_counts_calls_as_the_paper_does(tree: dict[str, Any]) -> None:
+    tree["schedule"] = {"iterations": 20, "num_samples": 50_000, "degrees": 0.5}
+    tree["votes"] = {"lookahead": 8}
+    made = plan(Config.from_dict(tree))
+    assert made.random_calls == 50_000
+    assert made.variation_calls == 9_000_000
+
+
+@pytest.mark.parametrize("file", sorted(REPOSITORY.glob("pipelines/*.yaml")), ids=lambda f: f.name)
+def test_pipelines_are_valid(file: Path) -> None:
+    config = Config.from_yaml(file)
+    assert Config.from_dict(config.model_dump(mode="json")).fingerprint == config.fingerprint

@@ -1,0 +1,228 @@
+"""A whole run: it continues after any kill, releases once, and leaks nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image, PngImagePlugin
+
+from pe_ray import Config, InputError, evolve, expand
+from pe_ray.release.ledger import Ledger
+from pe_ray.synthetic.writer import manifest_of, parts_of
+
+KILLER = """
+import os, signal, sys
+import pe_ray.evolution as evolution
+from pe_ray.config import Config
+from pe_ray.synthetic import stage
+
+left = int(sys.argv[2])
+
+def counted(step):
+    def call(*arguments, **named):
+        global left
+        for half in range(2):
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+            if half == 0:
+                result = step(*arguments, **named)
+        return result
+    return call
+
+for name in ("make_population", "embed", "cast_votes", "next_offspring", "write_final",
+             "write_config", "create_aggregator"):
+    setattr(evolution, name, counted(getattr(evolution, name)))
+evolution._Door._release = counted(evolution._Door._release)
+stage.commit = counted(stage.commit)
+evolution.evolve(Config.from_yaml(sys.argv[1]))
+print("steps left", left)
+"""
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for part in ("populations", "histograms", "synthetic")
+        for file in sorted((folder / part).rglob("*.parquet"))
+    }
+
+
+def replayed(tree: dict[str, Any], run: Path, elsewhere: Path) -> dict[str, str]:
+    """What an uninterrupted run yields given the same releases: only the ledger is kept."""
+    kept = elsewhere / "kept.sqlite"
+    shutil.copy(run / "ledger.sqlite", kept)
+    shutil.rmtree(run)
+    run.mkdir()
+    shutil.copy(kept, run / "ledger.sqlite")
+    evolve(Config.from_dict(tree))
+    return digests(run)
+
+
+def test_a_run_and_its_replay_are_equal_byte_for_byte(
+    ray_session: None, tree: dict[str, Any], tmp_path: Path
+) -> None:
+    run = evolve(Config.from_dict(tree))
+    first, ledger = digests(run), Ledger.open(run / "ledger.sqlite")
+    assert [entry.state for entry in ledger.entries()] == ["committed"] * 2
+    assert 0.9 < ledger.spent() <= 1.0
+    assert evolve(Config.from_dict(tree)) == run
+    assert digests(run) == first
+    tree["resources"]["workers"] = 2
+    tree["resources"]["batch_size"] = 5
+    assert replayed(tree, run, tmp_path) == first
+    assert not list((run / "embeddings").glob("*"))
+
+
+@pytest.mark.slow
+def test_killed_at_every_state_change_it_continues(tree: dict[str, Any], tmp_path: Path) -> None:
+    file, script = tmp_path / "config.yaml", tmp_path / "killer.py"
+    file.write_text(yaml.safe_dump(tree))
+    script.write_text(KILLER)
+    run = Path(tree["output"]["path"])
+    seen: dict[str, list[int]] = {}
+    for step in range(100):
+        done = subprocess.run(
+            [sys.executable, str(script), str(file), str(3 + step % 5)],
+            capture_output=True,
+            text=True,
+        )
+        if (run / "ledger.sqlite").exists():
+            ledger = Ledger.open(run / "ledger.sqlite")
+            assert ledger.spent() <= 1.0
+            for entry in ledger.entries():
+                histogram = ledger.released(entry.release.key)
+                if histogram is not None:
+                    votes = histogram.noisy_votes.tolist()
+                    assert seen.setdefault(entry.release.key, votes) == votes
+        if done.returncode == 0:
+            break
+        assert done.returncode == -9, done.stderr[-2000:]
+    assert step >= 3
+    assert set(seen) == {"votes/0001", "votes/0002"}
+    killed = digests(run)
+    import ray
+
+    assert not ray.is_initialized()
+    assert replayed(tree, run, tmp_path) == killed
+
+
+def test_anything_but_resources_is_bound(ray_session: None, tree: dict[str, Any]) -> None:
+    tree["privacy"]["epsilon"] = float("inf")
+    run = evolve(Config.from_dict(tree))
+    tree["votes"]["lookahead"] = 0
+    with pytest.raises(InputError, match="votes.lookahead: differs from the run"):
+        evolve(Config.from_dict(tree))
+    tree["votes"]["lookahead"] = 1
+    (run / "ledger.sqlite").unlink()
+    with pytest.raises(InputError, match="no ledger"):
+        evolve(Config.from_dict(tree))
+
+
+def test_every_option_of_the_main_path_runs(ray_session: None, tree: dict[str, Any]) -> None:
+    tree["privacy"]["label_fractions"] = "dp"
+    tree["votes"] = {"metric": "cosine", "neighbors": 3}
+    tree["schedule"] |= {"num_samples": [30, 20, 50], "noise": 0.5}
+    tree["selection"] = {
+        "initial_variation_fold": 1,
+        "keep_selected": True,
+        "next_variation_fold": 2,
+        "overrides": {2: {"denoise": "simplex", "method": "rank"}},
+    }
+    run = evolve(Config.from_dict(tree))
+    ledger = Ledger.open(run / "ledger.sqlite")
+    label_counts, first, second = (entry.release for entry in ledger.entries())
+    assert label_counts.sensitivity == 1
+    assert first.sensitivity == pytest.approx(3**0.5)
+    assert first.sigma == pytest.approx(2 * second.sigma, rel=1e-4)
+    manifest = manifest_of(run / "populations" / "iter=0002")
+    assert manifest is not None
+    assert manifest["num_rows"] == 50
+
+
+def test_expansion_continues_and_covers_all_parents(
+    ray_session: None, tree: dict[str, Any], tmp_path: Path
+) -> None:
+    run = evolve(Config.from_dict(tree))
+    whole = expand(run, 100, tmp_path / "whole")
+    torn = expand(run, 100, tmp_path / "torn")
+    (torn / parts_of(torn)[2].file).unlink()
+    expand(run, 100, torn)
+    for part in parts_of(whole):
+        assert (whole / part.file).read_bytes() == (torn / part.file).read_bytes()
+    labels = pq.read_table(whole, partitioning=None).column("label").to_pylist()
+    assert sorted(set(labels)) == list(range(10))
+    with pytest.raises(InputError, match="another expansion"):
+        expand(run, 101, torn)
+
+
+CANARY = "CANARY-9d2c77"
+
+
+def canary_data(folder: Path, spoil: bool) -> Path:
+    """Records, one of them unmistakable: pixels, PNG text and user are the canary."""
+    rng = np.random.default_rng(3)
+    images = []
+    for number in range(60):
+        pixels = rng.integers(0, 256, size=(12, 12), dtype=np.uint8)
+        note = PngImagePlugin.PngInfo()
+        note.add_text("comment", CANARY if number == 41 else "none")
+        sink = io.BytesIO()
+        Image.fromarray(pixels).save(sink, format="PNG", pnginfo=note)
+        content = sink.getvalue()
+        images.append(content[:50] + CANARY.encode() if spoil and number == 41 else content)
+    users = [CANARY if number == 41 else f"user {number % 7}" for number in range(60)]
+    labels = [str(number % 2) for number in range(60)]
+    file = folder / "records.parquet"
+    pq.write_table(pa.table({"image": images, "label": labels, "who": users}), file)
+    return file
+
+
+@pytest.mark.parametrize("spoil", [False, True])
+def test_a_canary_record_leaves_no_trace(tree: dict[str, Any], tmp_path: Path, spoil: bool) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    file = canary_data(data, spoil)
+    tree["private"] = {
+        "data": str(file),
+        "labels": ["0", "1"],
+        "user_column": "who",
+        "cache": str(tmp_path / "cache"),
+    }
+    tree["privacy"]["unit"] = "user"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    home = tmp_path / "logs"
+    done = subprocess.run(
+        [sys.executable, "-m", "pe_ray", "run", str(tmp_path / "config.yaml")],
+        capture_output=True,
+        env={**os.environ, "RAY_TMPDIR": str(home)} if len(str(home)) < 50 else None,
+    )
+    assert done.returncode == (2 if spoil else 0), done.stderr.decode()[-2000:]
+    if spoil:
+        assert b"shard 0, row 41: image can't be decoded" in done.stderr
+    record = pq.read_table(file).column("image")[41].as_py()
+    pixels = b"" if spoil else Image.open(io.BytesIO(record)).tobytes()
+    run = Path(tree["output"]["path"])
+    written = [path.read_bytes() for path in run.rglob("*") if path.is_file()]
+    digest = hashlib.blake2b(CANARY.encode(), digest_size=16).hexdigest().encode()
+    assert written
+    for text in (*written, done.stdout, done.stderr):
+        assert CANARY.encode() not in text
+        assert digest not in text
+        assert spoil or pixels not in text
+    if spoil:
+        assert Ledger.open(run / "ledger.sqlite").entries() == ()
+    else:
+        assert len(list((run / "populations" / "iter=0002").glob("part-*"))) > 0
