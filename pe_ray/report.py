@@ -1,4 +1,4 @@
-"""A run as one self-contained page, with its sample grids and metrics; from released values only."""
+"""A run as one self-contained page, with sample grids and metrics; from released values only."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def sample_grid(
 def _concentration(
     config: Config, histogram: NoisyHistogram, layout: LabelLayout
 ) -> dict[str, Any]:
-    """How the noisy votes are spread: survivors and effective number of parents (inverse Simpson)."""
+    """Spread of the noisy votes: survivors and effective number of parents (inverse Simpson)."""
     release = histogram.release
     settings = config.selection.at(release.iteration)
     denoise = denoiser(settings.denoise, settings.threshold)

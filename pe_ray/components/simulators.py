@@ -233,9 +233,7 @@ class RenderedText:
         side = self._options.image_size
         genes = self._decode(genome)
         across, down = self._grid(genes, genome)
-        scale_x, scale_y, center_x, center_y = self._placement(
-            masters, starts, genes, across, down
-        )
+        scale_x, scale_y, center_x, center_y = self._placement(masters, starts, genes, across, down)
         pixels = np.arange(side) + 0.5 - side / 2
         at_x = pixels - genes["offset_x"][:, None] * side
         at_y = pixels - genes["offset_y"][:, None] * side
@@ -257,9 +255,7 @@ class RenderedText:
         field += np.float32(0.5)
         return field.astype(np.uint8)
 
-    def _grid(
-        self, genes: Mapping[str, Doubles], genome: Floats
-    ) -> tuple[Floats, Floats]:
+    def _grid(self, genes: Mapping[str, Doubles], genome: Floats) -> tuple[Floats, Floats]:
         """Where in its master each grid point of a deformed glyph lies; x and y, [n, 7, 7].
 
         In cells. The map is shear * rotation * stretch of the glyph, so points go back by the
@@ -368,7 +364,7 @@ def _steepness(field: Floats, edge: Doubles, ratio: Doubles) -> Floats:
     down, across = np.gradient(field, axis=(1, 2))
     steepness = np.sqrt(across * across + down * down) * _per_row(1.0 / edge)
     low, high = np.minimum(1.0, 1.0 / ratio), np.maximum(1.0, 1.0 / ratio)
-    return np.clip(steepness, _per_row(low), _per_row(high), out=steepness)
+    return np.asarray(np.clip(steepness, _per_row(low), _per_row(high), out=steepness))
 
 
 def _extent(profile: Floats) -> tuple[Doubles, Doubles]:

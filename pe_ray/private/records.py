@@ -460,7 +460,7 @@ def _load(file: Path) -> EmbeddedRecords | None:
     """What the cache holds, None if it is absent or torn."""
     try:
         with np.load(file, allow_pickle=False) as stored:
-            users = stored["users"] if "users" in stored else None
+            users = stored.get("users", None)
             return EmbeddedRecords(
                 features=stored["features"], labels=stored["labels"], users=users
             )
@@ -469,7 +469,7 @@ def _load(file: Path) -> EmbeddedRecords | None:
 
 
 def _store(file: Path, embedded: EmbeddedRecords) -> None:
-    arrays: dict[str, NDArray[Any]] = {"features": embedded.features, "labels": embedded.labels}
+    arrays: dict[str, Any] = {"features": embedded.features, "labels": embedded.labels}
     if embedded.users is not None:
         arrays["users"] = embedded.users
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

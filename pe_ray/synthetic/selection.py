@@ -39,7 +39,7 @@ def auto_threshold(noisy_votes: Counts, sigma: float) -> float:
 
 def threshold(noisy_votes: Counts, height: float) -> Weights:
     """Subtract `height` and clip at 0 (Lin et al. 2024, Alg. 2)."""
-    return np.maximum(noisy_votes - height, 0.0)
+    return np.asarray(np.maximum(noisy_votes - height, 0.0))
 
 
 def simplex(noisy_votes: Counts) -> Weights:
@@ -49,7 +49,7 @@ def simplex(noisy_votes: Counts) -> Weights:
         return np.zeros(noisy_votes.size)
     falling = np.sort(noisy_votes.astype(np.float64))[::-1]
     shifts = (np.cumsum(falling) - total) / np.arange(1, falling.size + 1)
-    return np.maximum(noisy_votes - shifts[np.nonzero(falling > shifts)[0][-1]], 0.0)
+    return np.asarray(np.maximum(noisy_votes - shifts[np.nonzero(falling > shifts)[0][-1]], 0.0))
 
 
 Denoiser = Callable[[Counts, float], Weights]
@@ -97,4 +97,4 @@ def draw(
     points = np.sort(offsets) * (cumulative[-1] / num)
     heavy = np.nonzero(weights > 0)[0]
     found = np.searchsorted(cumulative, points, side="right")
-    return np.minimum(found, heavy[-1]).astype(np.int64)
+    return np.asarray(np.minimum(found, heavy[-1]).astype(np.int64), dtype=np.int64)

@@ -7,6 +7,7 @@ parts that are missing. The driver sees one small row per part.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -77,7 +78,7 @@ def _make(
     num_blocks = min(len(requests), 4 * workers)
     table = pa.Table.from_pylist([_lists(request) for request in requests])
     edges = np.linspace(0, len(requests), num_blocks + 1).astype(int)
-    blocks = [table.slice(a, b - a) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    blocks = [table.slice(a, b - a) for a, b in itertools.pairwise(edges)]
     pool = min(workers, num_blocks)
     rows = (
         ray.data.from_arrow(blocks)
