@@ -29,7 +29,8 @@ lint: install
 	$(BIN)/lint-imports
 
 bench: install
-	$(BIN)/python benchmarks/digits/run.py
+	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/digits/renderer.py
 
 clean:
 	rm -rf .venv runs
