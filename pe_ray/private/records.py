@@ -7,11 +7,9 @@ user, or a count.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,16 +19,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from pe_ray import plugins
 from pe_ray.config import PrivateConfig
 from pe_ray.errors import InputError, RecordError
+from pe_ray.private import images
 
 DIGITS = "sklearn:digits"
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
-EMBED_BATCH = 1024
-_FORMAT = 1
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
+_READ_ROWS = 64  # decoded at a time: photographs of 12 megapixels take 36 MB each
+_MOST_PARTITIONS = 64  # of users: each slice has as many pieces
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,10 +126,11 @@ def _shards(config: PrivateConfig) -> Iterator[tuple[str, int]]:
 
 def _parquet_rows(file: Path, config: PrivateConfig) -> int:
     try:
-        metadata = pq.read_metadata(file)
-        columns = pq.read_schema(file).names
+        with pq.ParquetFile(file) as parquet:
+            num_rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
     except (OSError, pa.ArrowException):
         raise InputError(f"private.data: {file} is not a readable parquet file") from None
+    columns = schema.names
     wanted = {
         "image_column": config.image_column,
         "label_column": config.label_column,
@@ -138,11 +138,39 @@ def _parquet_rows(file: Path, config: PrivateConfig) -> int:
         **{f"where.{name}": name for name in config.where},
     }
     for field, name in wanted.items():
-        if name is not None and name not in columns:
+        if name is not None and columns.count(name) != 1:
             raise InputError(
                 f"private.{field}: {name!r} is not in the data; columns are {', '.join(columns)}"
             )
-    return int(metadata.num_rows)
+    _check_types(schema, config)
+    return int(num_rows)
+
+
+def _check_types(schema: pa.Schema, config: PrivateConfig) -> None:
+    reason = images.unsupported(schema.field(config.image_column).type)
+    if reason is not None:
+        raise InputError(f"private.image_column: {config.image_column!r} {reason}")
+    if config.label_column is not None:
+        kind = _plain(schema.field(config.label_column).type)
+        if not (pa.types.is_integer(kind) or _is_string(kind)):
+            raise InputError(f"private.label_column: holds {kind}; use integers or strings")
+    if config.user_column is not None:
+        kind = _plain(schema.field(config.user_column).type)
+        if pa.types.is_nested(kind) or pa.types.is_null(kind):
+            raise InputError(f"private.user_column: holds {kind}; use integers or strings")
+    tests = {bool: pa.types.is_boolean, int: pa.types.is_integer, str: _is_string}
+    for name, value in config.where.items():
+        kind = _plain(schema.field(name).type)
+        if not tests[type(value)](kind):
+            raise InputError(f"private.where.{name}: {value!r} is not of the column's type, {kind}")
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -154,154 +182,129 @@ def read_slice(part: PrivateSlice, config: PrivateConfig, channels: int) -> RawR
 
     Guarantee: stays inside zone 1; RecordError names shard and row, never content.
     """
-    try:
-        return _read(part, config, channels)
-    except _BadRecordError as bad:
-        raise RecordError(shard=part.shard, row=bad.row, reason=bad.reason) from None
+    read = list(_batches(part, config, channels))
+    return RawRecords(
+        images=[image for batch in read for image in batch.images],
+        labels=np.concatenate([batch.labels for batch in read]),
+        users=_joined([batch.users for batch in read]),
+        rows=np.concatenate([batch.rows for batch in read]),
+    )
 
 
-def _read(part: PrivateSlice, config: PrivateConfig, channels: int) -> RawRecords:
+def _batches(part: PrivateSlice, config: PrivateConfig, channels: int) -> Iterator[RawRecords]:
+    """The slice's records in order, _READ_ROWS at a time, so that images needn't all fit; the
+    rows before a bad one come first."""
+    for table, cells, rows in _cells(part, config):
+        labels = table if isinstance(table, list) else _column(table, config.label_column)
+        users = None if isinstance(table, list) else _column(table, config.user_column)
+        good: list[NDArray[np.uint8]] = []
+        numbers: list[int] = []
+        digests: list[bytes] = []
+        bad = None
+        for position, (cell, row) in enumerate(zip(cells, rows, strict=True)):
+            try:
+                number = 0 if labels is None else _label(labels[position], config)
+                digest = b"" if users is None else _digest(users[position])
+                good.append(images.pixels(cell, channels))
+            except images.Unusable as error:
+                bad = RecordError(shard=part.shard, row=int(row), reason=error.reason)
+                break
+            numbers.append(number)
+            digests.append(digest)
+        yield RawRecords(
+            images=good,
+            labels=np.array(numbers, dtype=np.int32),
+            users=None if config.user_column is None else np.array(digests, dtype="S32"),
+            rows=np.asarray(rows[: len(good)], dtype=np.int64),
+        )
+        if bad is not None:
+            raise bad
+
+
+def _cells(
+    part: PrivateSlice, config: PrivateConfig
+) -> Iterator[tuple[pa.Table | list[Any], Sequence[Any], NDArray[np.int64]]]:
+    """(table, or labels where there is none; images as they are stored; row numbers)."""
+    if part.source != DIGITS and Path(part.source).is_file():
+        for table, rows in _parquet_batches(part, config):
+            column = table.column(config.image_column).combine_chunks()
+            yield table, images.values_of(column), rows
+        return
     if part.source == DIGITS:
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        span = slice(part.start, part.stop)
-        pixels = np.round(digits.images[span] * (255.0 / 16.0)).astype(np.uint8)
-        values, raw, users = pa.array(digits.target[span]), list(pixels), None
-        rows = np.arange(part.start, part.stop, dtype=np.int64)
-    elif part.source.lower().endswith(".parquet") or Path(part.source).is_file():
-        table, rows = _parquet_slice(part, config)
-        raw = _cells(table.column(config.image_column))
-        values = table.column(config.label_column) if config.label_column else None
-        users = _users(table, rows, config)
+        stored: Sequence[Any] = np.round(digits.images * (255.0 / 16.0)).astype(np.uint8)
+        names: list[Any] = digits.target.tolist()
     else:
         folder = Path(part.source)
-        raw = list(_image_files(folder)[part.start : part.stop])
-        rows = np.arange(part.start, part.stop, dtype=np.int64)
-        values, users = pa.array([folder.name] * len(raw)), None
-    labels = _labels(values, rows, config)
-    images = [_decode(cell, int(row), channels) for cell, row in zip(raw, rows, strict=True)]
-    return RawRecords(images=images, labels=labels, users=users, rows=rows)
+        stored = _image_files(folder)
+        names = [folder.name] * len(stored)
+    for start in range(part.start, part.stop, _READ_ROWS):
+        span = slice(start, min(part.stop, start + _READ_ROWS))
+        cells = [_content(cell) if isinstance(cell, Path) else cell for cell in stored[span]]
+        rows = np.arange(span.start, span.stop, dtype=np.int64)
+        yield names[span] if config.label_column else [None] * len(cells), cells, rows
 
 
-def _parquet_slice(part: PrivateSlice, config: PrivateConfig) -> tuple[pa.Table, NDArray[np.int64]]:
+def _content(file: Path) -> bytes | None:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return None
+
+
+def _parquet_batches(
+    part: PrivateSlice, config: PrivateConfig
+) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
     """The slice's rows that pass `where`, and their row numbers in the file."""
     names = {config.image_column, config.label_column, config.user_column, *config.where}
     columns = sorted(name for name in names if name is not None)
-    tables, rows, first = [], [], 0
     with pq.ParquetFile(part.source) as file:
-        for batch in file.iter_batches(batch_size=1024, columns=columns):
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        edges = np.concatenate([[0], np.cumsum(sizes)])
+        groups = np.flatnonzero((edges[:-1] < part.stop) & (edges[1:] > part.start))
+        first = int(edges[groups[0]])
+        for batch in file.iter_batches(_READ_ROWS, row_groups=groups.tolist(), columns=columns):
             low, high = max(part.start, first), min(part.stop, first + batch.num_rows)
             if low < high:
                 table = pa.Table.from_batches([batch.slice(low - first, high - low)])
                 keep = np.ones(table.num_rows, dtype=bool)
                 for name, value in config.where.items():
                     keep &= np.array([cell == value for cell in table.column(name).to_pylist()])
-                tables.append(table.filter(pa.array(keep)))
-                rows.append(np.arange(low, high, dtype=np.int64)[keep])
+                yield table.take(pa.array(np.flatnonzero(keep))), np.arange(low, high)[keep]
             first += batch.num_rows
             if first >= part.stop:
                 break
-    return pa.concat_tables(tables), np.concatenate(rows)
 
 
-def _cells(column: pa.ChunkedArray) -> list[Any]:
-    """One encoded image (bytes), path or array per row."""
-    kind = column.type
-    if isinstance(kind, pa.FixedShapeTensorType):
-        chunks = [chunk.to_numpy_ndarray() for chunk in column.chunks if len(chunk)]
-        return [image for chunk in chunks for image in chunk]
-    if pa.types.is_struct(kind):
-        cells = column.to_pylist()
-        return [
-            cell if cell is None else cell.get("bytes") or Path(cell.get("path") or "")
-            for cell in cells
-        ]
-    if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind):
-        leaf = kind
-        while pa.types.is_fixed_size_list(leaf) or pa.types.is_list(leaf):
-            leaf = leaf.value_type
-        dtype = leaf.to_pandas_dtype()
-        return [cell if cell is None else _nested(cell, dtype) for cell in column.to_pylist()]
-    return list(column.to_pylist())
+def _column(table: pa.Table, name: str | None) -> list[Any] | None:
+    return None if name is None else table.column(name).to_pylist()
 
 
-def _nested(cell: Any, dtype: Any) -> Any:
-    try:
-        return np.array(cell, dtype=dtype)
-    except (ValueError, TypeError):
-        return None
+def _joined(users: Sequence[NDArray[np.bytes_] | None]) -> NDArray[np.bytes_] | None:
+    present = [part for part in users if part is not None]
+    return np.concatenate(present) if present else None
 
 
-def _labels(values: Any, rows: NDArray[np.int64], config: PrivateConfig) -> NDArray[np.int32]:
-    """Positions in config.labels; integers match names if all names are numbers."""
-    if values is None:
-        return np.zeros(len(rows), dtype=np.int32)
-    numbered = all(name.isdecimal() for name in config.labels)
-    by_name = not pa.types.is_integer(values.type) or numbered
-    names = {name: position for position, name in enumerate(config.labels)}
-    labels = np.empty(len(rows), dtype=np.int32)
-    for position, value in enumerate(values.to_pylist()):
-        if by_name:
-            label = names.get(str(value))
-        else:
-            label = value if value is not None and 0 <= value < len(names) else None
-        if value is None or label is None:
-            raise _BadRecordError(int(rows[position]), "label is not one of private.labels")
-        labels[position] = label
-    return labels
+def _label(value: Any, config: PrivateConfig) -> int:
+    """Position in config.labels; integers match names if all names are numbers."""
+    names = config.labels
+    if config.label_column is None:
+        return 0
+    if isinstance(value, int) and not all(name.isdecimal() for name in names):
+        if 0 <= value < len(names):
+            return value
+    elif value is not None and str(value) in names:
+        return names.index(str(value))
+    raise images.Unusable("label is not one of private.labels")
 
 
-def _users(
-    table: pa.Table, rows: NDArray[np.int64], config: PrivateConfig
-) -> NDArray[np.bytes_] | None:
-    """128-bit digests of the user column (BLAKE2b), so that users match across files."""
-    if config.user_column is None:
-        return None
-    users = table.column(config.user_column).to_pylist()
-    for position, user in enumerate(users):
-        if user is None:
-            raise _BadRecordError(int(rows[position]), "user is null")
-    digests = [hashlib.blake2b(str(user).encode(), digest_size=16).hexdigest() for user in users]
-    return np.array(digests, dtype="S32")
-
-
-def _decode(cell: Any, row: int, channels: int) -> NDArray[np.uint8]:
-    """uint8 [h, w, channels] of one image cell."""
-    try:
-        if isinstance(cell, np.ndarray):
-            picture = _from_array(cell, row)
-        elif isinstance(cell, bytes | Path):
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                source = io.BytesIO(cell) if isinstance(cell, bytes) else cell
-                with Image.open(source) as opened:
-                    picture = ImageOps.exif_transpose(opened)
-                    picture.load()
-        else:
-            raise _BadRecordError(row, "image is missing")
-        picture = picture.convert("RGB" if channels == 3 else "L")
-        image = np.asarray(picture, dtype=np.uint8)
-        return image.reshape(image.shape[0], image.shape[1], channels)
-    except _BadRecordError:
-        raise
-    except Exception:
-        raise _BadRecordError(row, "image can't be decoded") from None
-
-
-def _from_array(cell: NDArray[Any], row: int) -> Image.Image:
-    if cell.dtype.kind == "f":
-        if not np.isfinite(cell).all() or cell.min() < 0 or cell.max() > 1:
-            raise _BadRecordError(row, "image has values outside [0, 1] or not finite")
-        cell = np.round(cell * 255.0)
-    elif cell.dtype != np.uint8 and (cell.min() < 0 or cell.max() > 255):
-        raise _BadRecordError(row, "image has values outside 0..255")
-    pixels = cell.astype(np.uint8)
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
-        pixels = pixels[:, :, 0]
-    if not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
-        raise _BadRecordError(row, "image is not [h, w] or [h, w, channels]")
-    return Image.fromarray(pixels)
+def _digest(user: Any) -> bytes:
+    """128-bit digest (BLAKE2b, hexadecimal) of a user, so that users match across files."""
+    if user is None:
+        raise images.Unusable("user is null")
+    return hashlib.blake2b(str(user).encode(), digest_size=16).hexdigest().encode()
 
 
 def embed_slice(
@@ -320,27 +323,50 @@ def embed_slice(
         loaded = _load(cached)
         if loaded is not None:
             return loaded
-    raw = read_slice(part, config, channels)
-    embedder: plugins.Embedder = plugins.load("embedder", embedder_kind)(embedder_options)
-    features: list[NDArray[np.float32] | None] = [None] * len(raw.images)
-    shapes: dict[tuple[int, ...], list[int]] = {}
-    for position, image in enumerate(raw.images):
-        shapes.setdefault(image.shape, []).append(position)
-    for positions in shapes.values():
-        for start in range(0, len(positions), EMBED_BATCH):
-            chosen = positions[start : start + EMBED_BATCH]
-            made = embedder.embed(np.stack([raw.images[position] for position in chosen]))
-            for position, feature in zip(chosen, made, strict=True):
-                if not np.isfinite(feature).all():
-                    reason = "embedding is not finite"
-                    raise RecordError(shard=part.shard, row=int(raw.rows[position]), reason=reason)
-                features[position] = feature
+    embedder = _embedder(embedder_kind, embedder_options)
     dim = embedder.embed(np.zeros((1, 8, 8, channels), np.uint8)).shape[1]
-    stacked = np.array(features, dtype=np.float32).reshape(len(features), dim)
-    embedded = EmbeddedRecords(features=stacked, labels=raw.labels, users=raw.users)
+    features = [np.zeros((0, dim), dtype=np.float32)]
+    labels = [np.zeros(0, dtype=np.int32)]
+    users: list[NDArray[np.bytes_] | None] = [None]
+    for batch in _batches(part, config, channels):
+        made = _embed(embedder, batch.images, dim)
+        finite = np.isfinite(made).all(axis=1)
+        if not finite.all():
+            row = int(batch.rows[np.argmin(finite)])
+            raise RecordError(shard=part.shard, row=row, reason="embedding is not finite")
+        features.append(made)
+        labels.append(batch.labels)
+        users.append(batch.users)
+    embedded = EmbeddedRecords(
+        features=np.concatenate(features), labels=np.concatenate(labels), users=_joined(users)
+    )
     if cached is not None:
         _store(cached, embedded)
     return embedded
+
+
+def _embed(
+    embedder: plugins.Embedder, batch: Sequence[NDArray[np.uint8]], dim: int
+) -> NDArray[np.float32]:
+    """Embeddings [n, dim] of images that may differ in shape."""
+    shapes: dict[tuple[int, ...], list[int]] = {}
+    for position, image in enumerate(batch):
+        shapes.setdefault(image.shape, []).append(position)
+    features = np.empty((len(batch), dim), dtype=np.float32)
+    for chosen in shapes.values():
+        features[chosen] = embedder.embed(np.stack([batch[position] for position in chosen]))
+    return features
+
+
+_loaded: tuple[str, plugins.EmbedderOptions, plugins.Embedder] | None = None
+
+
+def _embedder(kind: str, options: plugins.EmbedderOptions) -> plugins.Embedder:
+    """The embedder, kept from slice to slice: a network takes seconds to load."""
+    global _loaded
+    if _loaded is None or _loaded[:2] != (kind, options):
+        _loaded = (kind, options, plugins.load("embedder", kind)(options))
+    return _loaded[2]
 
 
 def open_records(
@@ -357,7 +383,7 @@ def open_records(
     """
     config = config.model_copy(update={"cache": _checked_cache(config)})
     slices = list_slices(config)
-    num_pieces = len(slices) if config.user_column else 1
+    num_pieces = min(len(slices), _MOST_PARTITIONS) if config.user_column else 1
     task = ray.remote(num_cpus=1, num_returns=num_pieces + 1)(_embed_task)
     results = [
         task.remote(part, config, channels, embedder_kind, embedder_options, num_pieces)
@@ -476,5 +502,5 @@ def _store(file: Path, embedded: EmbeddedRecords) -> None:
     aside = file.with_name(f"{file.name}.{os.getpid()}")
     handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "wb") as sink:
-        np.savez(sink, **arrays)
+        np.savez(sink, allow_pickle=False, **arrays)
     aside.replace(file)

@@ -1,0 +1,143 @@
+"""Private images: from what a file holds to uint8 [height, width, channels].
+
+Grey is PIL's "L" (ITU-R BT.601 luma), alpha is composited on black, EXIF orientation is applied,
+the first frame of an animation counts, 16-bit grey keeps its high byte.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+# Formats decoded inside this process; PIL would hand others (EPS) to outside programs.
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+
+
+class Unusable(Exception):
+    """Why a record can't be used; never its content."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def unsupported(kind: pa.DataType) -> str | None:
+    """What is wrong with the type of an image column, and the fix; None if nothing is.
+
+    Guarantee: depends on the schema only.
+    """
+    shape, item = _layout(kind)
+    if not shape and _is_encoded(item):
+        return None
+    if isinstance(kind, pa.FixedShapeTensorType):
+        order = list(kind.permutation or range(len(kind.shape)))
+        if order != sorted(order):
+            return f"holds {kind}; store it without a permutation"
+    if not shape or not (item == pa.uint8() or pa.types.is_floating(item)):
+        return f"holds {kind}; use encoded images, or tensors of uint8 or of floats in [0, 1]"
+    if len(shape) not in (2, 3) or shape[2:] not in ((), (1,), (3,), (4,)):
+        return f"holds {kind}; use tensors [height, width] or [height, width, 1, 3 or 4]"
+    return None
+
+
+def _layout(kind: pa.DataType) -> tuple[tuple[int, ...], pa.DataType]:
+    """Shape [h, w(, c)] and item type of a tensor column; () and the type for encoded images."""
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return tuple(kind.shape), kind.value_type
+    shape: tuple[int, ...] = ()
+    while pa.types.is_fixed_size_list(kind):
+        shape, kind = (*shape, kind.list_size), kind.value_type
+    return shape, kind
+
+
+def _is_encoded(kind: pa.DataType) -> bool:
+    """Binary, or the struct of HF datasets, {bytes, path}."""
+    if pa.types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        return index >= 0 and _is_encoded(kind.field(index).type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def values_of(column: pa.Array) -> Sequence[bytes | NDArray[Any] | None]:
+    """Encoded bytes, or tensors [h, w] or [h, w, c], of a batch; None where missing.
+
+    Guarantee: the records' own content; zone 1 only.
+    """
+    shape, item = _layout(column.type)
+    if not shape:
+        values = column.to_pylist()
+        if pa.types.is_struct(column.type):
+            return [None if value is None else value["bytes"] for value in values]
+        return list(values)
+    storage = column.storage if isinstance(column, pa.ExtensionArray) else column
+    valid = storage.drop_null()
+    flat = valid.flatten()
+    missing = [flat.null_count]
+    while pa.types.is_fixed_size_list(flat.type):
+        flat = flat.flatten()
+        missing.append(flat.null_count)
+    if sum(missing):  # rare and about to be refused: find the row the slow way
+        return [_listed(value.as_py(), shape, item) for value in storage]
+    tensors = iter(flat.to_numpy(zero_copy_only=False).reshape(len(valid), *shape))
+    return [next(tensors) if here else None for here in storage.is_valid().to_pylist()]
+
+
+def _listed(value: Any, shape: tuple[int, ...], item: pa.DataType) -> NDArray[Any] | None:
+    """A nested list as an array; None if it or an integer in it is missing (a float: NaN)."""
+    try:
+        return np.asarray(value, dtype=item.to_pandas_dtype()).reshape(shape)
+    except (TypeError, ValueError):
+        return None
+
+
+def pixels(value: bytes | NDArray[Any] | None, channels: int) -> NDArray[np.uint8]:
+    """Image of a record, uint8 [h, w, channels]; Unusable if there is none.
+
+    Guarantee: a function of this record alone; an error's reason is one of a fixed few.
+    """
+    if value is None:
+        raise Unusable("image is missing")
+    image = _decoded(value) if isinstance(value, bytes) else _from_tensor(value)
+    if image.has_transparency_data:
+        image = Image.alpha_composite(
+            Image.new("RGBA", image.size, (0, 0, 0, 255)), image.convert("RGBA")
+        )
+    converted = image.convert("L" if channels == 1 else "RGB")
+    return np.asarray(converted).reshape(image.height, image.width, channels)
+
+
+def _decoded(content: bytes) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            image: Image.Image = Image.open(io.BytesIO(content), formats=_FORMATS)
+            image.load()
+            image = ImageOps.exif_transpose(image)
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+            raise Unusable("image has too many pixels") from None
+        except Exception:  # decoders raise all sorts, and their texts may quote the file
+            raise Unusable("image can't be decoded") from None
+    if image.mode.startswith("I;16"):  # PIL's own conversion would clip at 255
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise Unusable("image has 32-bit pixels; use 8 or 16")
+    return image
+
+
+def _from_tensor(values: NDArray[Any]) -> Image.Image:
+    if values.size == 0:
+        raise Unusable("image has no pixels")
+    if values.dtype != np.uint8:
+        if not np.isfinite(values).all():
+            raise Unusable("image has a non-finite value")
+        if values.min() < 0 or values.max() > 1:
+            raise Unusable("float image has a value outside [0, 1]")
+        values = np.rint(values * 255).astype(np.uint8)
+    return Image.fromarray(values[:, :, 0] if values.shape[2:] == (1,) else values)
