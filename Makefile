@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-all lint bench clean
+.PHONY: install demo test test-slow lint bench clean
 
 install: $(INSTALLED)
 
@@ -19,8 +19,9 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: install
-	$(BIN)/python -m pytest
+# Apart, since these tests start and kill whole programs with a Ray of their own.
+test-slow: install
+	$(BIN)/python -m pytest -m slow
 
 lint: install
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from numpy.typing import NDArray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pe_ray.errors import InputError
@@ -37,22 +38,36 @@ class Aggregator:
         `release.sensitivity` under adding or removing one unit, was charged to the ledger before
         noise was drawn, and is the same for every call with this key, whatever died in between.
         """
-        stored = self._ledger.released(release.key)
-        if stored is not None:
-            return stored
-        self._ledger.reserve(release)
+        self._ledger.reserve(release)  # also refuses a key charged with other parameters
+        noisy = self._ledger.released(release.key)
         try:
-            counts = np.zeros(num_bins, dtype=np.int64)
-            for partial in partials:
-                votes: RawVotes = ray.get(partial)
-                assert votes.votes_per_unit == release.votes_per_unit, "sensitivity differs"
-                np.add.at(counts, votes.ids, votes.counts)
-            counts += discrete_gaussian(release.sigma, num_bins, entropy=self._entropy)
-            return self._ledger.commit(release.key, counts)
+            if noisy is None:
+                counts = _sum(release, num_bins, partials)
+                counts += discrete_gaussian(release.sigma, num_bins, entropy=self._entropy)
+                noisy = self._ledger.commit(release.key, counts)
         except InputError:
             raise
         except Exception as error:  # whatever it says, it may quote counts
             raise RuntimeError(f"release {release.key} failed: {type(error).__name__}") from None
+        if len(noisy.noisy_votes) != num_bins:
+            raise InputError(
+                f"ledger: {release.key} was released with {len(noisy.noisy_votes)} bins, not "
+                f"{num_bins}; restore the configuration that it was charged for"
+            )
+        return noisy
+
+
+def _sum(release: Release, num_bins: int, partials: Sequence[ray.ObjectRef]) -> NDArray[np.int64]:
+    """Un-noised counts, int64 [num_bins]; holds one partial at a time."""
+    counts = np.zeros(num_bins, dtype=np.int64)
+    for partial in partials:
+        votes: RawVotes = ray.get(partial)
+        if votes.votes_per_unit != release.votes_per_unit:
+            raise InputError(f"release {release.key}: the votes have another sensitivity")
+        if len(votes.ids) and not (votes.ids.min() >= 0 and votes.ids.max() < num_bins):
+            raise InputError(f"release {release.key}: a vote lies outside the {num_bins} bins")
+        np.add.at(counts, votes.ids, votes.counts)
+    return counts
 
 
 def create_aggregator(ledger_path: Path) -> Any:

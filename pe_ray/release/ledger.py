@@ -9,11 +9,12 @@ one returned for ever. Times are for readers; nothing depends on them.
 from __future__ import annotations
 
 import hashlib
+import math
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -57,7 +58,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with self._transaction() as database:
+        with self._transaction("DEFERRED") as database:
             row = database.execute(
                 "SELECT epsilon, delta, unit, fingerprint FROM budget"
             ).fetchone()
@@ -74,19 +75,25 @@ class Ledger:
         """
         with _connect(path, "rwc") as database:
             database.execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA.split(";\n"):
-                database.execute(statement)
-            database.execute(f"PRAGMA user_version = {VERSION}")
+            if not database.execute("SELECT 1 FROM sqlite_schema").fetchone():
+                for statement in _SCHEMA.split(";\n"):
+                    database.execute(statement)
+                database.execute(f"PRAGMA user_version = {VERSION}")
+            _check_version(database, path)
             database.execute(
                 "INSERT OR IGNORE INTO budget VALUES (1, ?, ?, ?, ?)",
                 (budget.epsilon, budget.delta, budget.unit, fingerprint),
             )
             database.execute("COMMIT")
         ledger = cls(path)
-        if (ledger.budget, ledger.fingerprint) != (budget, fingerprint):
-            raise InputError(
-                f"{path}: belongs to another configuration or budget; give another output.path"
-            )
+        theirs = {**asdict(ledger.budget), "fingerprint": ledger.fingerprint}
+        ours = {**asdict(budget), "fingerprint": fingerprint}
+        for name, value in theirs.items():
+            if value != ours[name]:
+                raise InputError(
+                    f"{path}: belongs to another configuration or budget ({name} {value}, not "
+                    f"{ours[name]}); give another output.path"
+                )
         return ledger
 
     @classmethod
@@ -102,6 +109,8 @@ class Ledger:
         Guarantee: in any interleaving of processes, all releases ever charged together stay
         within the budget; BudgetError otherwise, and then nothing is charged.
         """
+        if not (0 <= release.sigma < math.inf and release.votes_per_unit >= 1):
+            raise InputError(f"ledger: {release.key} needs a finite sigma and votes_per_unit >= 1")
         with self._transaction() as database:
             entries = _entries(database)
             for entry in entries:
@@ -149,19 +158,20 @@ class Ledger:
                 " sha256 = ? WHERE key = ? AND state = 'reserved'",
                 (_now(), blob, hashlib.sha256(blob).hexdigest(), key),
             ).rowcount
-            assert changed == 1, "a release is reserved before it is committed"
+            if changed != 1:
+                raise BudgetError(f"ledger: {key} was never charged, so it can't be released")
             stored = _released(database, key)
             assert stored is not None
             return stored
 
     def released(self, key: str) -> NoisyHistogram | None:
         """The histogram released under `key`, None where there is none yet."""
-        with self._transaction() as database:
+        with self._transaction("DEFERRED") as database:
             return _released(database, key)
 
     def entries(self) -> tuple[LedgerEntry, ...]:
         """All charged releases, in order."""
-        with self._transaction() as database:
+        with self._transaction("DEFERRED") as database:
             return tuple(_entries(database))
 
     def spent(self) -> float:
@@ -169,11 +179,13 @@ class Ledger:
         return epsilon_of([entry.release for entry in self.entries()], self.budget.delta)
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(
+        self, kind: Literal["IMMEDIATE", "DEFERRED"] = "IMMEDIATE"
+    ) -> Iterator[sqlite3.Connection]:
+        """All or nothing; deferred for readers, which then need no write access."""
         with _connect(self._path, "rw") as database:
-            if database.execute("PRAGMA user_version").fetchone()[0] != VERSION:
-                raise InputError(f"{self._path}: was written by another version of pe_ray")
-            database.execute("BEGIN IMMEDIATE")
+            database.execute(f"BEGIN {kind}")
+            _check_version(database, self._path)
             yield database
             database.execute("COMMIT")
 
@@ -185,13 +197,18 @@ def _connect(path: Path, mode: Literal["rw", "rwc"]) -> Iterator[sqlite3.Connect
     try:
         uri = f"{path.resolve().as_uri()}?mode={mode}"
         database = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
-        database.execute("PRAGMA synchronous = FULL")
+        database.execute("PRAGMA synchronous = EXTRA")  # syncs the folder as well
         yield database
     except sqlite3.Error as error:
         raise InputError(f"{path}: the ledger can't be used ({error}); restore a copy") from error
     finally:
         if database is not None:
             database.close()
+
+
+def _check_version(database: sqlite3.Connection, path: Path) -> None:
+    if database.execute("PRAGMA user_version").fetchone()[0] != VERSION:
+        raise InputError(f"{path}: isn't a ledger of this version of pe_ray; restore a copy")
 
 
 _COLUMNS = "key, kind, iteration, votes_per_unit, sigma"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import ray
 
+from pe_ray.errors import BudgetError, InputError
 from pe_ray.private.votes import RawVotes
 from pe_ray.release.aggregator import Aggregator, create_aggregator
 from pe_ray.release.ledger import Ledger
@@ -44,8 +45,48 @@ def test_undeclared_sensitivity_is_refused_without_values(
     ray_session: None, tmp_path: Path
 ) -> None:
     path = ledger_at(tmp_path / "ledger.sqlite", 1.0)
-    with pytest.raises(RuntimeError, match="AssertionError"):
+    with pytest.raises(InputError, match="another sensitivity"):
         Aggregator(path).release(votes(10.0), 4, [ray.put(raw([0], limit=2))])
+
+
+def test_votes_outside_the_bins_are_refused_without_values(
+    ray_session: None, tmp_path: Path
+) -> None:
+    path = ledger_at(tmp_path / "ledger.sqlite", 1.0)
+    for ids in ([-77], [77]):
+        with pytest.raises(InputError, match="outside the 4 bins") as caught:
+            Aggregator(path).release(votes(10.0), 4, [ray.put(raw(ids))])
+        assert "77" not in str(caught.value)
+
+
+def test_a_stored_release_is_returned_without_the_votes(ray_session: None, tmp_path: Path) -> None:
+    path = ledger_at(tmp_path / "ledger.sqlite", 1.0)
+    first = Aggregator(path).release(votes(10.0), 4, [ray.put(raw([1]))])
+    again = Aggregator(path).release(votes(10.0), 4, [])
+    assert np.array_equal(first.noisy_votes, again.noisy_votes)
+    with pytest.raises(BudgetError, match="other parameters"):
+        Aggregator(path).release(votes(11.0), 4, [])
+    with pytest.raises(InputError, match="4 bins, not 5"):
+        Aggregator(path).release(votes(10.0), 5, [])
+
+
+def test_a_reservation_left_by_a_crash_is_used(ray_session: None, tmp_path: Path) -> None:
+    path = ledger_at(tmp_path / "ledger.sqlite", 1.0)
+    Ledger.open(path).reserve(votes(10.0))
+    Aggregator(path).release(votes(10.0), 4, [ray.put(raw([1]))])
+    assert [entry.state for entry in Ledger.open(path).entries()] == ["committed"]
+
+
+@ray.remote
+def _leak() -> RawVotes:
+    raise ValueError("canary 31337 votes")
+
+
+def test_a_failing_partial_is_not_quoted(ray_session: None, tmp_path: Path) -> None:
+    actor = create_aggregator(ledger_at(tmp_path / "ledger.sqlite", 1.0))
+    with pytest.raises(RuntimeError, match="votes/0001 failed") as caught:
+        ray.get(actor.release.remote(votes(10.0), 4, [_leak.remote()]))
+    assert "31337" not in f"{caught.value!r} {caught.value} {caught.value.__cause__!r}"
 
 
 def test_a_killed_aggregator_returns_the_stored_release(ray_session: None, tmp_path: Path) -> None:

@@ -109,3 +109,61 @@ def test_damage_and_mix_ups_are_named(ledger: Ledger, tmp_path: Path) -> None:
         Ledger.open(tmp_path / "torn")
     with pytest.raises(InputError, match="no ledger"):
         Ledger.open(tmp_path / "absent")
+
+
+def test_what_differs_is_named(ledger: Ledger, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with pytest.raises(InputError, match=r"epsilon 1\.0, not 2\.0"):
+        Ledger.create(path, Budget(epsilon=2.0, delta=1e-5, unit="record"), "print")
+    assert Ledger.create(path, BUDGET, "print").budget == BUDGET
+
+
+def test_a_ledger_of_another_version_is_left_alone(ledger: Ledger, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA user_version = 99")
+    for attempt in (lambda: Ledger.create(path, BUDGET, "print"), lambda: Ledger.open(path)):
+        with pytest.raises(InputError, match="version"):
+            attempt()
+    with sqlite3.connect(path) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (99,)
+
+
+def test_impossible_releases_are_refused(ledger: Ledger) -> None:
+    for sigma in (-12.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="finite sigma"):
+            ledger.reserve(votes("a", sigma=sigma))
+    with pytest.raises(BudgetError, match="never charged"):
+        ledger.commit("a", np.array([1]))
+    assert ledger.entries() == ()
+
+
+def test_readers_need_no_write_access(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.reserve(votes("a"))
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as writer:
+        writer.execute("BEGIN IMMEDIATE")  # what a reserving process holds
+        assert [entry.release.key for entry in ledger.entries()] == ["a"]
+    writer.close()
+
+
+def test_an_infinite_budget_holds_releases_without_noise(tmp_path: Path) -> None:
+    budget = Budget(epsilon=float("inf"), delta=1e-5, unit="user")
+    ledger = Ledger.create(tmp_path / "open.sqlite", budget, "print")
+    ledger.reserve(votes("a", sigma=0.0))
+    assert (ledger.budget, ledger.spent()) == (budget, float("inf"))
+    assert ledger.entries()[0].mu_squared is None
+
+
+def test_the_budget_is_a_sharp_bound(tmp_path: Path) -> None:
+    both = [votes("a"), votes("b")]
+    whole = epsilon_of(both, 1e-5)
+    for name, epsilon in (("enough", whole), ("short", whole * (1 - 1e-9))):
+        budget = Budget(epsilon=epsilon, delta=1e-5, unit="record")
+        ledger = Ledger.create(tmp_path / name, budget, "print")
+        ledger.reserve(both[0])
+        if name == "short":
+            with pytest.raises(BudgetError, match="over the budget"):
+                ledger.reserve(both[1])
+        else:
+            ledger.reserve(both[1])
+            assert ledger.spent() == epsilon
