@@ -32,6 +32,7 @@ lint: install
 bench: install
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/digits/renderer.py
+	$(BIN)/python benchmarks/digits/pipeline.py
 
 clean:
 	rm -rf .venv runs

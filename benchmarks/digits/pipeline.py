@@ -1,0 +1,168 @@
+"""The demo's pipeline at the reference's size: where the seconds and the memory go.
+
+2,000 samples of 28x28, 6 iterations, lookahead 4, scikit-learn's digits, epsilon 1. Prints the same
+work done in one process without Ray (generation, embedding), then the run: seconds per phase,
+CPU seconds and peak memory per process. Needs Linux (/proc).
+
+    python benchmarks/digits/pipeline.py
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pe_ray import plugins
+from pe_ray.config import Config
+from pe_ray.seeds import row_seeds
+
+SAMPLES, ITERATIONS, LOOKAHEAD, IMAGE = 2000, 6, 4, 28
+DIGITS = [str(digit) for digit in range(10)]
+
+
+def config(folder: Path) -> Config:
+    return Config.from_dict(
+        {
+            "private": {"data": "sklearn:digits", "labels": DIGITS, "cache": "none"},
+            "generator": {"kind": "rendered_text", "image_size": IMAGE},
+            "embedder": {"kind": "pixels", "size": 8},
+            "votes": {"lookahead": LOOKAHEAD},
+            "schedule": {"iterations": ITERATIONS, "num_samples": SAMPLES, "degrees": 0.4},
+            "privacy": {
+                "epsilon": 1.0,
+                "delta": 1e-4,
+                "unit": "record",
+                "label_fractions": "uniform",
+            },
+            "output": {"path": str(folder / "run")},
+        }
+    )
+
+
+def in_one_process(settings: Config) -> dict[str, float]:
+    """Seconds of the same generator and embedder calls in a plain loop, one core."""
+    seconds: dict[str, float] = defaultdict(float)
+
+    def timed(name: str, call: Callable[..., Any], *arguments: Any) -> Any:
+        started = time.perf_counter()
+        result = call(*arguments)
+        seconds[name] += time.perf_counter() - started
+        return result
+
+    generator_class = plugins.load("generator", settings.generator.kind)
+    generator = timed("set-up", generator_class, settings.generator.options, DIGITS)
+    embedder = plugins.load("embedder", settings.embedder.kind)(settings.embedder.options)
+    ids = np.arange(SAMPLES)
+    labels = (ids * 10 // SAMPLES).astype(np.int32)
+    rows = timed("random", generator.random, labels, row_seeds(0, "random", 0, ids))
+    for iteration in range(1, ITERATIONS + 1):
+        rows["label"] = labels
+        for copy in range(LOOKAHEAD):
+            seeds = row_seeds(0, "lookahead", iteration, ids, copy)
+            varied = timed("variation", generator.vary, rows, 0.4, seeds)
+            timed("embedding", embedder.embed, varied["image"])
+        seeds = row_seeds(0, "variation", iteration, ids)
+        rows = timed("variation", generator.vary, rows, 0.4, seeds)
+    return dict(seconds)
+
+
+class Watch(threading.Thread):
+    """Peak memory and CPU seconds of all descendants of this process, by command."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak: dict[str, int] = defaultdict(int)
+        self.cpu: dict[tuple[str, int], float] = {}
+        self._parents: dict[int, int] = {}
+        self.stopped = threading.Event()
+
+    def run(self) -> None:
+        while not self.stopped.wait(0.1):
+            self.look()
+
+    def look(self) -> None:
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                stat = (folder / "stat").read_text().rpartition(")")[2].split()
+                name = (folder / "cmdline").read_bytes().split(b"\0")[0].decode()
+                high = [x for x in (folder / "status").read_text().splitlines() if "VmHWM" in x]
+            except OSError:
+                continue
+            found[int(folder.name)] = (int(stat[1]), name, high, int(stat[11]) + int(stat[12]))
+        for pid, (_, name, high, ticks) in found.items():
+            ancestor = pid
+            while ancestor in found and ancestor != os.getpid():
+                ancestor = found[ancestor][0]
+            if ancestor == os.getpid() and high:
+                short = "driver" if pid == os.getpid() else Path(name).name[:40]
+                self.peak[short] = max(self.peak[short], int(high[0].split()[1]) * 1024)
+                self.cpu[short, pid] = ticks / os.sysconf("SC_CLK_TCK")
+
+
+def through_ray(settings: Config) -> tuple[dict[str, float], float, Watch]:
+    """Seconds per phase of a run, its wall seconds, and what was watched."""
+    import ray
+
+    from pe_ray import evolution
+
+    seconds: dict[str, float] = defaultdict(float)
+
+    def phase(name: str, attribute: str) -> None:
+        step = getattr(evolution, attribute)
+
+        def timed(*arguments: Any, **named: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return step(*arguments, **named)
+            finally:
+                seconds[name] += time.perf_counter() - started
+
+        setattr(evolution, attribute, timed)
+
+    phase("variation", "make_population")
+    phase("embedding with lookahead", "embed")
+    phase("selection", "next_offspring")
+    phase("final set", "write_final")
+    watch = Watch()
+    watch.start()
+    started = time.perf_counter()
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    seconds["Ray's start"] = time.perf_counter() - started
+    evolution.evolve(settings)
+    wall = time.perf_counter() - started
+    seconds["votes, release, reading"] = wall - sum(seconds.values())
+    watch.stopped.set()
+    watch.join()
+    ray.shutdown()
+    return dict(seconds), wall, watch
+
+
+def main() -> None:
+    print(f"machine: {platform.processor() or platform.machine()}, {os.cpu_count()} CPUs")
+    with tempfile.TemporaryDirectory() as folder:
+        settings = config(Path(folder))
+        alone = in_one_process(settings)
+        print(f"\none process, without Ray: {sum(alone.values()):.1f} s")
+        for name, value in alone.items():
+            print(f"  {name:<28}{value:8.2f} s")
+        seconds, wall, watch = through_ray(settings)
+        print(f"\nthrough Ray: {wall:.1f} s, {sum(watch.cpu.values()):.1f} CPU s in all")
+        for name, value in seconds.items():
+            print(f"  {name:<28}{value:8.2f} s")
+        print("\npeak resident memory of one process")
+        for name, value in sorted(watch.peak.items()):
+            print(f"  {name:<40}{value / 2**20:8.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()
