@@ -33,6 +33,7 @@ bench: install
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/digits/renderer.py
 	$(BIN)/python benchmarks/digits/pipeline.py
+	$(BIN)/python benchmarks/digits/expansion.py
 
 clean:
 	rm -rf .venv runs

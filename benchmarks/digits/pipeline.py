@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from watch import Watch
 
 from pe_ray import plugins
 from pe_ray.config import Config
@@ -75,40 +75,6 @@ def in_one_process(settings: Config) -> dict[str, float]:
     return dict(seconds)
 
 
-class Watch(threading.Thread):
-    """Peak memory and CPU seconds of all descendants of this process, by command."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak: dict[str, int] = defaultdict(int)
-        self.cpu: dict[tuple[str, int], float] = {}
-        self._parents: dict[int, int] = {}
-        self.stopped = threading.Event()
-
-    def run(self) -> None:
-        while not self.stopped.wait(0.1):
-            self.look()
-
-    def look(self) -> None:
-        found = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                stat = (folder / "stat").read_text().rpartition(")")[2].split()
-                name = (folder / "cmdline").read_bytes().split(b"\0")[0].decode()
-                high = [x for x in (folder / "status").read_text().splitlines() if "VmHWM" in x]
-            except OSError:
-                continue
-            found[int(folder.name)] = (int(stat[1]), name, high, int(stat[11]) + int(stat[12]))
-        for pid, (_, name, high, ticks) in found.items():
-            ancestor = pid
-            while ancestor in found and ancestor != os.getpid():
-                ancestor = found[ancestor][0]
-            if ancestor == os.getpid() and high:
-                short = "driver" if pid == os.getpid() else Path(name).name[:40]
-                self.peak[short] = max(self.peak[short], int(high[0].split()[1]) * 1024)
-                self.cpu[short, pid] = ticks / os.sysconf("SC_CLK_TCK")
-
-
 def through_ray(settings: Config) -> tuple[dict[str, float], float, Watch]:
     """Seconds per phase of a run, its wall seconds, and what was watched."""
     import ray
@@ -134,15 +100,13 @@ def through_ray(settings: Config) -> tuple[dict[str, float], float, Watch]:
     phase("selection", "next_offspring")
     phase("final set", "write_final")
     watch = Watch()
-    watch.start()
     started = time.perf_counter()
     ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     seconds["Ray's start"] = time.perf_counter() - started
     evolution.evolve(settings)
     wall = time.perf_counter() - started
     seconds["votes, release, reading"] = wall - sum(seconds.values())
-    watch.stopped.set()
-    watch.join()
+    watch.stop()
     ray.shutdown()
     return dict(seconds), wall, watch
 
@@ -159,9 +123,7 @@ def main() -> None:
         print(f"\nthrough Ray: {wall:.1f} s, {sum(watch.cpu.values()):.1f} CPU s in all")
         for name, value in seconds.items():
             print(f"  {name:<28}{value:8.2f} s")
-        print("\npeak resident memory of one process")
-        for name, value in sorted(watch.peak.items()):
-            print(f"  {name:<40}{value / 2**20:8.0f} MiB")
+        watch.print_peaks()
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/digits/renderer.py
 
 One thread of a shared 2-core AMD EPYC virtual machine, Python 3.11, numpy 2.4, 28x28: 0.03 to
-0.04 ms for random and for vary (0.021 when idle); 0.6 s to open 21 fonts, 1.5 s for the 420
-masters of ten digits, once per process.
+0.04 ms for random and for vary (0.021 when idle; 0.05 to 0.07 with the option `stretch`); 0.6 s
+to open 21 fonts, 1.5 to 2.3 s for the 420 masters of ten digits, once per process.
 """
 
 from __future__ import annotations
