@@ -19,7 +19,7 @@ from pe_ray.values import ImageShape
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
-_NODES = 5  # elastic displacement lives on a 5x5 grid,
+_NODES = 4  # elastic displacement lives on a 4x4 grid,
 _GRID = np.linspace(-0.975, 0.975, _NODES + 2)  # inside a ring that keeps its place
 _REACH = 1.1  # deformed glyphs are looked for in [-reach, reach]^2; their box has unit length
 _COARSE = 24  # samples a side when measuring a deformed glyph
@@ -83,7 +83,7 @@ class RenderedTextOptions(GeneratorOptions):
     gain: Annotated[tuple[float, float], _range(0, 1)] = (0.85, 1.0)
     """Brightness of full ink."""
     elastic: float = Field(default=0.05, ge=0, le=1)
-    """Largest displacement of each of 5x5 grid points, in lengths of the text's box."""
+    """Largest displacement of each of 4x4 grid points, in lengths of the text's box."""
     font_change: float = Field(default=0.5, ge=0)
     """Probability, per unit of degree, that a variation draws a new font."""
     text_change: float = Field(default=0.1, ge=0)
@@ -256,7 +256,7 @@ class RenderedText:
         return field.astype(np.uint8)
 
     def _grid(self, genes: Mapping[str, Doubles], genome: Floats) -> tuple[Floats, Floats]:
-        """Where in its master each grid point of a deformed glyph lies; x and y, [n, 7, 7].
+        """Where in its master each grid point of a deformed glyph lies; x and y, [n, 6, 6].
 
         In cells. The map is shear * rotation * stretch of the glyph, so points go back by the
         inverse; lengths are in units of the glyph's box.

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_ray import plugins
 from pe_ray.config import Config
 from pe_ray.plugins import Embedder, Rows
 from pe_ray.seeds import row_seeds
 from pe_ray.synthetic import writer
 from pe_ray.synthetic.population import Population
-from pe_ray.synthetic.stage import PartWorker, Request, run_stage
+from pe_ray.synthetic.stage import PartWorker, Request, loaded, run_stage
 from pe_ray.synthetic.variation import BatchedGenerator
 from pe_ray.synthetic.writer import Part
 from pe_ray.values import LabelLayout
@@ -44,9 +43,7 @@ class EmbeddingWorker(PartWorker):
         self._iteration = iteration
         self._directory = Path(directory)
         self._population = Path(population)
-        self._embedder: Embedder = plugins.load("embedder", config.embedder.kind)(
-            config.embedder.options
-        )
+        self._embedder: Embedder = loaded(config.embedder)
         self._generator = (
             BatchedGenerator(config.generator, config.private.labels, config.resources.batch_size)
             if config.votes.lookahead

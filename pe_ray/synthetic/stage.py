@@ -1,8 +1,12 @@
-"""One stage of a run: many parts, made by a pool of Ray Data actors, each written once and whole.
+"""One stage of a run: many parts, made by Ray Data workers, each written once and whole.
 
 A part is a pure function of its request, so it may be made again anywhere at any time: a killed
 actor's parts are made again by Ray, a killed driver's by the next start, which asks only for the
 parts that are missing. The driver sees one small row per part.
+
+Workers with a GPU are actors, which keep their weights for the stage. Workers without are tasks:
+Ray reuses their processes from stage to stage, so plugins are loaded once per process and run,
+not once per stage (starting an actor pool takes seconds).
 """
 
 from __future__ import annotations
@@ -18,7 +22,8 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from pe_ray.config import ResourcesConfig
+from pe_ray import plugins
+from pe_ray.config import Plugin, ResourcesConfig
 from pe_ray.synthetic.writer import Part, commit, manifest_of, part_name
 
 logger = logging.getLogger(__name__)
@@ -28,7 +33,7 @@ Request = dict[str, Any]
 
 
 class PartWorker:
-    """Base of the actors: makes the requested parts, one after the other."""
+    """Makes the requested parts, one after the other; cheap to construct but for its plugins."""
 
     suffix = "parquet"
 
@@ -39,6 +44,12 @@ class PartWorker:
     def __call__(self, requests: pa.Table) -> pa.Table:
         made = [self.make(_arrays(request)) for request in requests.to_pylist()]
         return pa.Table.from_pylist([asdict(part) for part in made])
+
+
+def _make_parts(
+    requests: pa.Table, worker: type[PartWorker], arguments: Mapping[str, Any]
+) -> pa.Table:
+    return worker(**arguments)(requests)
 
 
 def run_stage(
@@ -80,20 +91,39 @@ def _make(
     edges = np.linspace(0, len(requests), num_blocks + 1).astype(int)
     blocks = [table.slice(a, b - a) for a, b in itertools.pairwise(edges)]
     pool = min(workers, num_blocks)
-    rows = (
-        ray.data.from_arrow(blocks)
-        .map_batches(
+    common = {"batch_size": None, "batch_format": "pyarrow", "num_cpus": resources.cpus_per_worker}
+    requested = ray.data.from_arrow(blocks)
+    if resources.gpus_per_worker:
+        made = requested.map_batches(
             worker,
             fn_constructor_kwargs=dict(arguments),
-            batch_size=None,
-            batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool, initial_size=pool),
-            num_cpus=resources.cpus_per_worker,
-            num_gpus=resources.gpus_per_worker or None,
+            num_gpus=resources.gpus_per_worker,
+            **common,
         )
-        .take_all()
-    )
-    return [Part(**row) for row in rows]
+    else:
+        made = requested.map_batches(
+            _make_parts,
+            fn_kwargs={"worker": worker, "arguments": dict(arguments)},
+            compute=ray.data.TaskPoolStrategy(size=pool),
+            **common,
+        )
+    return [Part(**row) for row in made.take_all()]
+
+
+_loaded: dict[plugins.PluginType, tuple[str, Any]] = {}
+
+
+def loaded(plugin: Plugin, *arguments: Any) -> Any:
+    """The generator or embedder `plugin`, loaded once per process.
+
+    Only the last of each type is kept, so a process never holds two sets of weights.
+    """
+    key = repr((plugin.kind, plugin.options.model_dump_json(), arguments))
+    if plugin.plugin_type not in _loaded or _loaded[plugin.plugin_type][0] != key:
+        made = plugins.load(plugin.plugin_type, plugin.kind)(plugin.options, *arguments)
+        _loaded[plugin.plugin_type] = (key, made)
+    return _loaded[plugin.plugin_type][1]
 
 
 def num_workers(resources: ResourcesConfig) -> int:

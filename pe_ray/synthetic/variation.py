@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_ray import plugins
 from pe_ray.config import Config, Plugin
 from pe_ray.plugins import Generator, GeneratorOptions, Rows
 from pe_ray.seeds import Purpose, Seeds, row_seeds
 from pe_ray.synthetic import writer
 from pe_ray.synthetic.population import Offspring, Population
-from pe_ray.synthetic.stage import PartWorker, Request, run_stage
+from pe_ray.synthetic.stage import PartWorker, Request, loaded, run_stage
 from pe_ray.synthetic.writer import Part
 from pe_ray.values import LabelLayout
 
@@ -24,9 +23,8 @@ class BatchedGenerator:
     """A generator called in batches of bounded size, its rows checked against its own schema."""
 
     def __init__(self, plugin: Plugin, label_names: Sequence[str], batch_size: int) -> None:
-        generator = plugins.load("generator", plugin.kind)
         self.options: GeneratorOptions = plugin.options
-        self._generator: Generator = generator(plugin.options, label_names)
+        self._generator: Generator = loaded(plugin, tuple(label_names))
         self._batch_size = batch_size
 
     def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:

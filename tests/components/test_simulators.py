@@ -28,7 +28,8 @@ MIXED: dict[str, Any] = {
     "texts": {"1": ("1", "l", "I"), "7": ("7", "seven")},
     "text_change": 0.5,
 }
-STYLES: list[dict[str, Any]] = [{}, {"center": "mass", "box": (0.6, 0.9)}, MIXED]
+STRETCHED: dict[str, Any] = {"stretch": 4.0, "box": (0.6, 1.0), "elastic": 0.2}
+STYLES: list[dict[str, Any]] = [{}, {"center": "mass", "box": (0.6, 0.9)}, MIXED, STRETCHED]
 
 
 def make(names: list[str] | None = None, **options: Any) -> RenderedText:
@@ -217,6 +218,19 @@ def test_fit_fills_the_box() -> None:
     assert touches.mean() > 0.95
     middle = (np.arange(40) * ink.any(axis=2)).sum(axis=1) / heights
     assert np.abs(middle - 19.5).max() < 1.5
+
+
+def test_stretch_fills_both_sides_of_the_box() -> None:
+    plain: dict[str, Any] = {"size": (1, 1), "offset": (0, 0), "softness": (1, 1), "gain": (1, 1)}
+    names, box = ["l", "8", "W"], (0.5, 0.8)
+    rows = draw(make(names, image_size=40, box=box, stretch=8, stroke=(0.1, 0.1), **plain), 300, 3)
+    ink = rows["image"][..., 0] > 127
+    heights, widths = ink.any(axis=2).sum(axis=1), ink.any(axis=1).sum(axis=1)
+    assert (np.abs(heights - 32) <= 3).mean() > 0.9
+    assert (np.abs(widths - 20) <= 3).mean() > 0.9
+    # Edges stay as sharp as they were: few pixels are neither ink nor paper.
+    grey = ((rows["image"] > 60) & (rows["image"] < 195)).mean(axis=(1, 2, 3))
+    assert grey.mean() < 0.1
 
 
 def test_centre_of_mass() -> None:
