@@ -16,7 +16,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def ray_session() -> Iterator[None]:
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    # One GPU in name only: what is placed on it runs, on the CPU.
+    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

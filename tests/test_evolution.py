@@ -83,6 +83,8 @@ def test_a_run_and_its_replay_are_equal_byte_for_byte(
     tree["resources"]["workers"] = 2
     tree["resources"]["batch_size"] = 5
     assert replayed(tree, run, tmp_path) == first
+    tree["resources"]["gpus_per_worker"] = 0.5  # actors instead of tasks
+    assert replayed(tree, run, tmp_path) == first
     assert not list((run / "embeddings").glob("*"))
 
 

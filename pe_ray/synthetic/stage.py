@@ -91,7 +91,7 @@ def _make(
     edges = np.linspace(0, len(requests), num_blocks + 1).astype(int)
     blocks = [table.slice(a, b - a) for a, b in itertools.pairwise(edges)]
     pool = min(workers, num_blocks)
-    common = {"batch_size": None, "batch_format": "pyarrow", "num_cpus": resources.cpus_per_worker}
+    common = {"batch_size": 1, "batch_format": "pyarrow", "num_cpus": resources.cpus_per_worker}
     requested = ray.data.from_arrow(blocks)
     if resources.gpus_per_worker:
         made = requested.map_batches(
