@@ -126,7 +126,9 @@ def _page(
 ) -> str:
     budget, spent = ledger.budget, ledger.spent()
     unit = budget.unit
+    title = "Differentially private synthetic images"
     if math.isinf(spent):
+        title = "Synthetic images without privacy"
         claim = "No noise was added: this run protects nobody and must not be published."
     else:
         claim = (
@@ -170,11 +172,11 @@ def _page(
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1">
 <title>pe_ray run</title><style>{_STYLE}</style></head><body>
-<h1>Differentially private synthetic images</h1>
+<h1>{title}</h1>
 <p class="claim">{html.escape(claim)}</p>
 <h2>What was released</h2>
 <p>Each private {unit} votes for its nearest synthetic samples; noise is added to the histogram of
-votes before anything else sees it. Votes are all that the private records influence.</p>
+votes before anything else sees it. The private records influence nothing but these releases.</p>
 {releases}{fractions}
 <h2>How the votes were spread</h2>
 <p>From the noisy histograms. Survivors have votes left after denoising; effective parents is the
