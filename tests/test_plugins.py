@@ -1,0 +1,111 @@
+"""The contract that every registered plugin keeps, and how plugins are found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pe_ray import InputError, plugins
+from pe_ray.seeds import normals, row_seeds, uniforms
+from pe_ray.values import ImageShape
+
+NAMES = ("0", "1", "2")
+LABELS = np.array([0, 2, 1, 1, 0, 2, 2], dtype=np.int32)
+ROWS = np.arange(len(LABELS), dtype=np.int64)
+
+
+@pytest.mark.parametrize("kind", sorted(plugins.registered("generator")))
+def test_generators(kind: str) -> None:
+    made = plugins.load("generator", kind)
+    options = made.Options()
+    generator, shape = made(options, NAMES), options.image_shape
+
+    def check(rows: plugins.Rows, count: int) -> None:
+        assert set(rows) >= {"image", *options.columns}
+        assert rows["image"].shape == (count, shape.height, shape.width, shape.channels)
+        assert rows["image"].dtype == np.uint8
+        for name, (dtype, width) in options.columns.items():
+            assert rows[name].dtype == np.dtype(dtype)
+            assert rows[name].reshape(count, width).shape == (count, width)
+
+    drawn = generator.random(LABELS, row_seeds(1, "random", 0, ROWS))
+    check(drawn, len(LABELS))
+    drawn["label"] = LABELS
+    seeds = row_seeds(1, "variation", 1, ROWS)
+    varied = generator.vary(drawn, 0.5, seeds)
+    check(varied, len(LABELS))
+    assert not np.array_equal(varied["image"], drawn["image"])
+    order = np.array([4, 0, 6])
+    some = {name: values[order] for name, values in drawn.items()}
+    again = generator.vary(some, 0.5, seeds[order])
+    for name in ("image", *options.columns):
+        assert np.array_equal(again[name], varied[name][order]), name
+
+
+@pytest.mark.parametrize("kind", sorted(plugins.registered("embedder")))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_embedders(kind: str, channels: int) -> None:
+    made = plugins.load("embedder", kind)
+    options = made.Options()
+    embedder = made(options)
+    images = np.random.default_rng(0).integers(0, 256, (5, 11, 9, channels), dtype=np.uint8)
+    vectors = embedder.embed(images)
+    dim = options.dim(ImageShape(height=11, width=9, channels=channels))
+    assert vectors.shape == (5, dim)
+    assert vectors.dtype == np.float32
+    assert np.isfinite(vectors).all()
+    assert np.array_equal(embedder.embed(images[3:4]), vectors[3:4])
+    assert embedder.metric in ("l2", "cosine", "inner_product")
+
+
+@pytest.mark.parametrize("kind", sorted(plugins.registered("metric")))
+def test_metrics(kind: str) -> None:
+    made = plugins.load("metric", kind)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (60, 6, 6, 1), dtype=np.uint8)
+    labels = np.arange(60, dtype=np.int32) % 3
+    scores = made(made.Options()).score(images, labels, images[::-1], labels[::-1])
+    assert scores
+    assert all(np.isfinite(score) for score in scores.values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("unknown", "is not known; use one of"),
+        ("no.such.module:Thing", "can't load"),
+        ("pe_ray.values:Absent", "can't load"),
+        ("pe_ray.values:Budget", "has no Options model"),
+    ],
+)
+def test_a_wrong_kind_is_named(kind: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plugins.load("generator", kind)
+
+
+def test_module_and_class_load_a_third_partys_plugin() -> None:
+    found: Any = plugins.load("embedder", "pe_ray.components.features:Pixels")
+    assert found is plugins.load("embedder", "pixels")
+
+
+def test_seeds_differ_in_every_argument_and_streams_are_uniform() -> None:
+    ids = np.arange(1000, dtype=np.int64)
+    streams = [
+        row_seeds(0, "variation", 1, ids),
+        row_seeds(1, "variation", 1, ids),
+        row_seeds(0, "lookahead", 1, ids),
+        row_seeds(0, "variation", 2, ids),
+        row_seeds(0, "variation", 1, ids, 1),
+    ]
+    assert len(np.unique(np.concatenate(streams))) == 5000
+    assert np.array_equal(row_seeds(0, "variation", 1, ids[7:8]), streams[0][7:8])
+    draws = uniforms(streams[0], 200).ravel()
+    assert 0 < draws.min() < draws.max() < 1
+    expected = len(draws) / 50
+    counts = np.histogram(draws, bins=50, range=(0, 1))[0]
+    assert ((counts - expected) ** 2 / expected).sum() < 120  # 49 degrees of freedom
+    gauss = normals(streams[0], 200).ravel()
+    assert abs(gauss.mean()) < 0.02
+    assert gauss.std() == pytest.approx(1, abs=0.02)
