@@ -12,7 +12,7 @@ import numpy as np
 
 from pe_ray import plugins
 from pe_ray.errors import InputError
-from pe_ray.private.records import list_slices, read_slice
+from pe_ray.private.sources import list_slices, read_slice
 from pe_ray.run_directory import opened
 from pe_ray.synthetic.variation import layout_of
 from pe_ray.synthetic.writer import read_population

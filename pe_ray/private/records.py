@@ -1,4 +1,4 @@
-"""Private records: read, validate, shard, embed once.
+"""Private records, embedded once: read, validated and shared out to partitions.
 
 The driver holds references and, of a bad record, its shard and row; never an image, a label, a
 user, or a count.
@@ -9,47 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 
 from pe_ray import plugins
 from pe_ray.config import PrivateConfig
 from pe_ray.errors import InputError, RecordError
-from pe_ray.private import images
+from pe_ray.private.sources import PrivateSlice, joined, list_slices, read_batches
 
-DIGITS = "sklearn:digits"
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
-_READ_ROWS = 64  # decoded at a time: photographs of 12 megapixels take 36 MB each
 _MOST_PARTITIONS = 64  # of users: each slice has as many pieces
 _FORMAT = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrivateSlice:
-    """What one task reads: rows start..stop-1 of shard `shard` (a file, or a class folder)."""
-
-    shard: int
-    source: str
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RawRecords:
-    """Decoded records: images uint8 [h, w, c] each, labels int32 [n], users (digests) or None."""
-
-    images: list[NDArray[np.uint8]]
-    labels: NDArray[np.int32]
-    users: NDArray[np.bytes_] | None
-    rows: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,245 +41,6 @@ class PrivateRecords:
     """References to EmbeddedRecords: partition -> pieces; a user is in one partition only."""
 
     partitions: list[list[ray.ObjectRef]]
-
-
-class _BadRecordError(Exception):
-    """Carries row and reason inside a task; never a value of the record."""
-
-    def __init__(self, row: int, reason: str) -> None:
-        super().__init__(reason)
-        self.row = row
-        self.reason = reason
-
-
-def list_slices(config: PrivateConfig) -> list[PrivateSlice]:
-    """How the data are shared out to tasks, from metadata alone.
-
-    Guarantee: reads no record; raises InputError naming the field where the data can't be there.
-    """
-    shards = list(_shards(config))
-    total = sum(rows for _, rows in shards)
-    if total == 0:
-        raise InputError(f"private.data: {config.data} holds no records")
-    step = min(8192, max(256, -(-total // 8)))
-    return [
-        PrivateSlice(shard=shard, source=source, start=start, stop=min(start + step, rows))
-        for shard, (source, rows) in enumerate(shards)
-        for start in range(0, rows, step)
-    ]
-
-
-def _shards(config: PrivateConfig) -> Iterator[tuple[str, int]]:
-    """(source, number of rows) of each shard, in a fixed order."""
-    if config.data == DIGITS:
-        if config.user_column or config.where:
-            raise InputError(f"private: {DIGITS} has no columns for user_column or where")
-        from sklearn.datasets import load_digits
-
-        yield DIGITS, len(load_digits().target)
-        return
-    path = Path(config.data)
-    if not path.exists():
-        raise InputError(f"private.data: {config.data} does not exist")
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
-    if files:
-        for file in files:
-            yield str(file), _parquet_rows(file, config)
-        return
-    folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
-    if not folders:
-        raise InputError(
-            f"private.data: {config.data} holds neither .parquet files nor a folder per class"
-        )
-    if config.user_column or config.where:
-        raise InputError("private: image folders have no columns for user_column or where")
-    for folder in folders:
-        if folder.name not in config.labels:
-            raise InputError("private.labels: a class folder of private.data is not among them")
-        yield str(folder), len(_image_files(folder))
-
-
-def _parquet_rows(file: Path, config: PrivateConfig) -> int:
-    try:
-        with pq.ParquetFile(file) as parquet:
-            num_rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
-    except (OSError, pa.ArrowException):
-        raise InputError(f"private.data: {file} is not a readable parquet file") from None
-    columns = schema.names
-    wanted = {
-        "image_column": config.image_column,
-        "label_column": config.label_column,
-        "user_column": config.user_column,
-        **{f"where.{name}": name for name in config.where},
-    }
-    for field, name in wanted.items():
-        if name is not None and columns.count(name) != 1:
-            raise InputError(
-                f"private.{field}: {name!r} is not in the data; columns are {', '.join(columns)}"
-            )
-    _check_types(schema, config)
-    return int(num_rows)
-
-
-def _check_types(schema: pa.Schema, config: PrivateConfig) -> None:
-    reason = images.unsupported(schema.field(config.image_column).type)
-    if reason is not None:
-        raise InputError(f"private.image_column: {config.image_column!r} {reason}")
-    if config.label_column is not None:
-        kind = _plain(schema.field(config.label_column).type)
-        if not (pa.types.is_integer(kind) or _is_string(kind)):
-            raise InputError(f"private.label_column: holds {kind}; use integers or strings")
-    if config.user_column is not None:
-        kind = _plain(schema.field(config.user_column).type)
-        if pa.types.is_nested(kind) or pa.types.is_null(kind):
-            raise InputError(f"private.user_column: holds {kind}; use integers or strings")
-    tests = {bool: pa.types.is_boolean, int: pa.types.is_integer, str: _is_string}
-    for name, value in config.where.items():
-        kind = _plain(schema.field(name).type)
-        if not tests[type(value)](kind):
-            raise InputError(f"private.where.{name}: {value!r} is not of the column's type, {kind}")
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-
-
-def read_slice(part: PrivateSlice, config: PrivateConfig, channels: int) -> RawRecords:
-    """Decode and validate the records of one slice; images get `channels` (1 luma, 3 RGB).
-
-    Guarantee: stays inside zone 1; RecordError names shard and row, never content.
-    """
-    read = list(_batches(part, config, channels))
-    return RawRecords(
-        images=[image for batch in read for image in batch.images],
-        labels=np.concatenate([batch.labels for batch in read]),
-        users=_joined([batch.users for batch in read]),
-        rows=np.concatenate([batch.rows for batch in read]),
-    )
-
-
-def _batches(part: PrivateSlice, config: PrivateConfig, channels: int) -> Iterator[RawRecords]:
-    """The slice's records in order, _READ_ROWS at a time, so that images needn't all fit; the
-    rows before a bad one come first."""
-    for table, cells, rows in _cells(part, config):
-        labels = table if isinstance(table, list) else _column(table, config.label_column)
-        users = None if isinstance(table, list) else _column(table, config.user_column)
-        good: list[NDArray[np.uint8]] = []
-        numbers: list[int] = []
-        digests: list[bytes] = []
-        bad = None
-        for position, (cell, row) in enumerate(zip(cells, rows, strict=True)):
-            try:
-                number = 0 if labels is None else _label(labels[position], config)
-                digest = b"" if users is None else _digest(users[position])
-                good.append(images.pixels(cell, channels))
-            except images.Unusable as error:
-                bad = RecordError(shard=part.shard, row=int(row), reason=error.reason)
-                break
-            numbers.append(number)
-            digests.append(digest)
-        yield RawRecords(
-            images=good,
-            labels=np.array(numbers, dtype=np.int32),
-            users=None if config.user_column is None else np.array(digests, dtype="S32"),
-            rows=np.asarray(rows[: len(good)], dtype=np.int64),
-        )
-        if bad is not None:
-            raise bad
-
-
-def _cells(
-    part: PrivateSlice, config: PrivateConfig
-) -> Iterator[tuple[pa.Table | list[Any], Sequence[Any], NDArray[np.int64]]]:
-    """(table, or labels where there is none; images as they are stored; row numbers)."""
-    if part.source != DIGITS and Path(part.source).is_file():
-        for table, rows in _parquet_batches(part, config):
-            column = table.column(config.image_column).combine_chunks()
-            yield table, images.values_of(column), rows
-        return
-    if part.source == DIGITS:
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        stored: Sequence[Any] = np.round(digits.images * (255.0 / 16.0)).astype(np.uint8)
-        names: list[Any] = digits.target.tolist()
-    else:
-        folder = Path(part.source)
-        stored = _image_files(folder)
-        names = [folder.name] * len(stored)
-    for start in range(part.start, part.stop, _READ_ROWS):
-        span = slice(start, min(part.stop, start + _READ_ROWS))
-        cells = [_content(cell) if isinstance(cell, Path) else cell for cell in stored[span]]
-        rows = np.arange(span.start, span.stop, dtype=np.int64)
-        yield names[span] if config.label_column else [None] * len(cells), cells, rows
-
-
-def _content(file: Path) -> bytes | None:
-    try:
-        return file.read_bytes()
-    except OSError:
-        return None
-
-
-def _parquet_batches(
-    part: PrivateSlice, config: PrivateConfig
-) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
-    """The slice's rows that pass `where`, and their row numbers in the file."""
-    names = {config.image_column, config.label_column, config.user_column, *config.where}
-    columns = sorted(name for name in names if name is not None)
-    with pq.ParquetFile(part.source) as file:
-        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        edges = np.concatenate([[0], np.cumsum(sizes)])
-        groups = np.flatnonzero((edges[:-1] < part.stop) & (edges[1:] > part.start))
-        first = int(edges[groups[0]])
-        for batch in file.iter_batches(_READ_ROWS, row_groups=groups.tolist(), columns=columns):
-            low, high = max(part.start, first), min(part.stop, first + batch.num_rows)
-            if low < high:
-                table = pa.Table.from_batches([batch.slice(low - first, high - low)])
-                keep = np.ones(table.num_rows, dtype=bool)
-                for name, value in config.where.items():
-                    keep &= np.array([cell == value for cell in table.column(name).to_pylist()])
-                yield table.take(pa.array(np.flatnonzero(keep))), np.arange(low, high)[keep]
-            first += batch.num_rows
-            if first >= part.stop:
-                break
-
-
-def _column(table: pa.Table, name: str | None) -> list[Any] | None:
-    return None if name is None else table.column(name).to_pylist()
-
-
-def _joined(users: Sequence[NDArray[np.bytes_] | None]) -> NDArray[np.bytes_] | None:
-    present = [part for part in users if part is not None]
-    return np.concatenate(present) if present else None
-
-
-def _label(value: Any, config: PrivateConfig) -> int:
-    """Position in config.labels; integers match names if all names are numbers."""
-    names = config.labels
-    if config.label_column is None:
-        return 0
-    if isinstance(value, int) and not all(name.isdecimal() for name in names):
-        if 0 <= value < len(names):
-            return value
-    elif value is not None and str(value) in names:
-        return names.index(str(value))
-    raise images.Unusable("label is not one of private.labels")
-
-
-def _digest(user: Any) -> bytes:
-    """128-bit digest (BLAKE2b, hexadecimal) of a user, so that users match across files."""
-    if user is None:
-        raise images.Unusable("user is null")
-    return hashlib.blake2b(str(user).encode(), digest_size=16).hexdigest().encode()
 
 
 def embed_slice(
@@ -327,8 +63,9 @@ def embed_slice(
     dim = embedder.embed(np.zeros((1, 8, 8, channels), np.uint8)).shape[1]
     features = [np.zeros((0, dim), dtype=np.float32)]
     labels = [np.zeros(0, dtype=np.int32)]
-    users: list[NDArray[np.bytes_] | None] = [None]
-    for batch in _batches(part, config, channels):
+    # A slice of which `where` leaves nothing still has (no) users to share out.
+    users = [np.zeros(0, dtype="S32") if config.user_column else None]
+    for batch in read_batches(part, config, channels):
         made = _embed(embedder, batch.images, dim)
         finite = np.isfinite(made).all(axis=1)
         if not finite.all():
@@ -338,7 +75,7 @@ def embed_slice(
         labels.append(batch.labels)
         users.append(batch.users)
     embedded = EmbeddedRecords(
-        features=np.concatenate(features), labels=np.concatenate(labels), users=_joined(users)
+        features=np.concatenate(features), labels=np.concatenate(labels), users=joined(users)
     )
     if cached is not None:
         _store(cached, embedded)

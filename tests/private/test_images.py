@@ -14,9 +14,9 @@ from PIL import EpsImagePlugin, Image
 
 from pe_ray.config import PrivateConfig
 from pe_ray.errors import InputError, RecordError
-from pe_ray.private import records
+from pe_ray.private import sources
 from pe_ray.private.images import Unusable, pixels
-from pe_ray.private.records import list_slices, read_slice
+from pe_ray.private.sources import list_slices, read_slice
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -105,7 +105,7 @@ def test_a_slice_reads_only_its_row_groups(tmp_path: Path, monkeypatch: pytest.M
         asked.extend(row_groups)
         return whole(self, *args, row_groups=row_groups, **kwargs)
 
-    monkeypatch.setattr(records.pq.ParquetFile, "iter_batches", watched)
+    monkeypatch.setattr(sources.pq.ParquetFile, "iter_batches", watched)
     parts = [read_slice(part, config, 1) for part in list_slices(config)]
     assert len(parts) == 4
     assert [int(im[0, 0, 0]) for part in parts for im in part.images] == [

@@ -17,7 +17,8 @@ from PIL import Image
 from pe_ray.components.features import Pixels
 from pe_ray.config import PrivateConfig
 from pe_ray.errors import InputError, RecordError
-from pe_ray.private.records import PrivateRecords, list_slices, open_records, read_slice
+from pe_ray.private.records import PrivateRecords, open_records
+from pe_ray.private.sources import list_slices, read_slice
 
 IMAGES = np.random.default_rng(0).integers(0, 256, size=(6, 5, 4, 3), dtype=np.uint8)
 LABELS = [0, 1, 1, 0, 1, 0]
@@ -131,6 +132,16 @@ def test_a_user_is_in_one_partition(ray_session: None, tmp_path: Path) -> None:
     homes = [{user for piece in pieces for user in piece.users} for pieces in partitions]
     assert sum(len(home) for home in homes) == len(set().union(*homes)) == len(set(users))
     assert sum(len(piece.labels) for pieces in partitions for piece in pieces) == 900
+
+
+def test_a_slice_without_rows_left_has_no_users(ray_session: None, tmp_path: Path) -> None:
+    columns = {"image": [png(image) for image in IMAGES], "who": list("aabbcc")}
+    file = parquet(tmp_path, split=["train"] * 6, **columns)
+    pq.write_table(
+        pq.read_table(file).set_column(1, "split", [["test"] * 6]), tmp_path / "second.parquet"
+    )
+    partitions = collected(opened(config(tmp_path, user_column="who", where={"split": "test"})))
+    assert sum(len(piece.labels) for pieces in partitions for piece in pieces) == 6
 
 
 def test_the_cache_is_private_and_dispensable(
