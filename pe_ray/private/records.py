@@ -63,8 +63,7 @@ def embed_slice(
     dim = embedder.embed(np.zeros((1, 8, 8, channels), np.uint8)).shape[1]
     features = [np.zeros((0, dim), dtype=np.float32)]
     labels = [np.zeros(0, dtype=np.int32)]
-    # A slice of which `where` leaves nothing still has (no) users to share out.
-    users = [np.zeros(0, dtype="S32") if config.user_column else None]
+    users: list[NDArray[np.bytes_] | None] = [None]
     for batch in read_batches(part, config, channels):
         made = _embed(embedder, batch.images, dim)
         finite = np.isfinite(made).all(axis=1)
