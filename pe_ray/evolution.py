@@ -75,7 +75,9 @@ class _Door:
         self._config = config
         self._run = run
         self._ledger = ledger
-        self._releases = {release.key: release for release in releases}
+        # What was charged stays as it was charged, should another version calibrate differently.
+        charged = [entry.release for entry in ledger.entries()]
+        self._releases = {release.key: release for release in (*releases, *charged)}
         if all(ledger.released(key) is not None for key in self._releases):
             return
         unit = config.privacy.unit

@@ -6,8 +6,10 @@ import hashlib
 import io
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import pytest
 import yaml
 from PIL import Image, PngImagePlugin
 
-from pe_ray import Config, InputError, evolve, expand
+from pe_ray import Config, InputError, evolution, evolve, expand
 from pe_ray.release.ledger import Ledger
 from pe_ray.synthetic.writer import manifest_of, parts_of
 
@@ -86,6 +88,27 @@ def test_a_run_and_its_replay_are_equal_byte_for_byte(
     tree["resources"]["gpus_per_worker"] = 0.5  # actors instead of tasks
     assert replayed(tree, run, tmp_path) == first
     assert not list((run / "embeddings").glob("*"))
+
+
+def test_a_charged_release_stays_though_calibration_changes(
+    ray_session: None, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = evolve(Config.from_dict(tree))
+    before = Ledger.open(run / "ledger.sqlite").entries()[0]
+    with sqlite3.connect(run / "ledger.sqlite") as database:
+        database.execute("DELETE FROM releases WHERE key = 'votes/0002'")
+    for stage in ("populations/iter=0002", "synthetic"):
+        shutil.rmtree(run / stage)
+    planned = evolution.planned_releases
+    monkeypatch.setattr(
+        evolution,
+        "planned_releases",
+        lambda config: tuple(replace(r, sigma=r.sigma * 1.01) for r in planned(config)),
+    )
+    evolve(Config.from_dict(tree))
+    first, second = Ledger.open(run / "ledger.sqlite").entries()
+    assert first == before
+    assert second.release.sigma == pytest.approx(1.01 * first.release.sigma)
 
 
 @pytest.mark.slow
