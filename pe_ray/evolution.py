@@ -110,15 +110,8 @@ class _Door:
                 (embedding.directory / part.file, part.start, part.stop)
                 for part in writer.parts_of(embedding.directory)
             ]
-            settings = config.votes
-            return cast_votes(
-                self._records,
-                parts,
-                layout,
-                settings.metric,
-                settings.neighbors,
-                votes_limit(config),
-            )
+            gpus = config.resources.gpus_per_worker
+            return cast_votes(self._records, parts, layout, config.votes, votes_limit(config), gpus)
 
         release = self._releases[f"votes/{iteration:04d}"]
         histogram = self._release(release, layout.num_samples, cast)

@@ -7,7 +7,7 @@ driver holds references only, and hands them to the aggregator.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,16 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from pe_ray.config import VotesConfig
+from pe_ray.private.bounds import Precision
 from pe_ray.private.records import EmbeddedRecords, PrivateRecords
-from pe_ray.private.search import Nearest, no_neighbors, search_block
-from pe_ray.values import DistanceMetric, LabelLayout
+from pe_ray.private.search import Search
+from pe_ray.private.tile_scan import fastest_precision
+from pe_ray.values import LabelLayout
+
+_TASKS_PER_CORE = 2  # few, since each prepares all samples; more than one, for balance
+_BLOCK_BYTES = 32 << 20  # of samples searched at a time
+_WORTH_TORCH = 5e11  # operations: about 4 seconds of one core in float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,21 +76,32 @@ def cast_votes(
     records: PrivateRecords,
     parts: Sequence[tuple[Path, int, int]],
     layout: LabelLayout,
-    metric: DistanceMetric,
-    neighbors: int,
+    settings: VotesConfig,
     limit: int,
+    gpus: float = 0.0,
 ) -> list[ray.ObjectRef]:
-    """Start counting; returns one reference to RawVotes per partition.
+    """Start counting; returns references to RawVotes that add up to all votes.
 
     parts: (.npy file, first id, one past last id) of the synthetic embedding, in id order.
+    limit: most bins of a unit; gpus: of each task, searched by faiss if above 0.
 
     Guarantee: see `bounded_votes`; a user's records are all in one partition, so the bound holds
-    for the sum.
+    for the sum. How partitions are shared out depends on their number and the cluster only.
     """
-    count = ray.remote(num_cpus=1)(_count_partition)
+    count = ray.remote(num_cpus=1, num_gpus=gpus)(_count_partitions)
+    cores = int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1))
+    groups = np.array_split(np.arange(len(records.partitions)), _TASKS_PER_CORE * max(1, cores))
     return [
-        count.remote(tuple(parts), layout, metric, neighbors, limit, *pieces)
-        for pieces in records.partitions
+        count.remote(
+            tuple(parts),
+            layout,
+            settings,
+            limit,
+            bool(gpus),
+            *(piece for number in group for piece in records.partitions[number]),
+        )
+        for group in groups
+        if len(group)
     ]
 
 
@@ -97,47 +115,76 @@ def count_labels(records: PrivateRecords, limit: int) -> list[ray.ObjectRef]:
 
 
 def nearest_samples(
-    features: NDArray[np.float32],
-    labels: NDArray[np.int32],
+    pieces: Sequence[EmbeddedRecords],
     parts: Sequence[tuple[Path, int, int]],
     layout: LabelLayout,
-    metric: DistanceMetric,
-    neighbors: int,
+    settings: VotesConfig,
+    *,
+    on_gpu: bool = False,
 ) -> NDArray[np.int64]:
-    """Ids of each record's nearest samples of its label, int64 [n, neighbors], -1 where none."""
-    order = np.argsort(labels, kind="stable")
-    edges = np.searchsorted(labels[order], np.arange(len(layout.counts) + 1))
-    queries = [features[order[edges[i] : edges[i + 1]]] for i in range(len(layout.counts))]
-    best: list[Nearest] = [no_neighbors(len(query), neighbors) for query in queries]
-    for file, start, stop in parts:
-        block = np.load(file, mmap_mode="r", allow_pickle=False)
-        for label in np.unique(layout.labels(start, stop)):
-            if len(queries[label]) == 0:
-                continue
-            low, high = layout.label_range(int(label))
-            low, high = max(low, start), min(high, stop)
-            samples = np.ascontiguousarray(block[low - start : high - start])
-            best[label] = search_block(queries[label], samples, low, best[label], metric)
-    choices = np.full((len(labels), neighbors), -1, dtype=np.int64)
-    if best:
-        choices[order] = np.concatenate([nearest.ids for nearest in best])
+    """Ids of each record's nearest samples of its label, int64 [n, neighbors], -1 where none.
+
+    Rows are the records of the pieces, one after the other.
+
+    Guarantee: a row depends on its record and on the samples alone; zone 1 only.
+    """
+    labels = np.concatenate([piece.labels for piece in pieces])
+    choices = np.full((len(labels), settings.neighbors), -1, dtype=np.int64)
+    precision = _precision(labels, layout, pieces[0].features.shape[1], on_gpu)
+    for label in range(len(layout.counts)):
+        chosen = labels == label
+        if not chosen.any():
+            continue
+        queries = np.concatenate([piece.features[piece.labels == label] for piece in pieces])
+        search = Search(queries, settings.neighbors, settings.metric, precision)
+        for first, block in _blocks(parts, *layout.label_range(label)):
+            search.add(block, first)
+        choices[chosen] = search.nearest.ids
     return choices
 
 
-def _count_partition(
+def _precision(labels: NDArray[np.int32], layout: LabelLayout, dim: int, on_gpu: bool) -> Precision:
+    """How to scan; bfloat16 saves less than loading torch takes if there is little to do."""
+    if on_gpu:
+        import faiss
+
+        if faiss.get_num_gpus():
+            return "faiss-gpu"
+    records = np.bincount(labels, minlength=len(layout.counts)).astype(np.float64)
+    operations = 2.0 * dim * float(records @ np.asarray(layout.counts, dtype=np.float64))
+    return fastest_precision() if operations > _WORTH_TORCH else "float32"
+
+
+def _blocks(
+    parts: Sequence[tuple[Path, int, int]], low: int, high: int
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """(first id, samples) of ids low..high-1, neighbouring parts together."""
+    waiting: list[NDArray[np.float32]] = []
+    first = low
+    for file, start, stop in parts:
+        start, stop, offset = max(start, low), min(stop, high), start
+        if start >= stop:
+            continue
+        rows = np.load(file, mmap_mode="r", allow_pickle=False)[start - offset : stop - offset]
+        waiting.append(rows)
+        if sum(rows.nbytes for rows in waiting) >= _BLOCK_BYTES:
+            yield first, np.concatenate(waiting)
+            waiting, first = [], stop
+    if waiting:
+        yield first, np.concatenate(waiting)
+
+
+def _count_partitions(
     parts: Sequence[tuple[Path, int, int]],
     layout: LabelLayout,
-    metric: DistanceMetric,
-    neighbors: int,
+    settings: VotesConfig,
     limit: int,
+    on_gpu: bool,
     *pieces: EmbeddedRecords,
 ) -> RawVotes:
     try:
-        choices = [
-            nearest_samples(piece.features, piece.labels, parts, layout, metric, neighbors)
-            for piece in pieces
-        ]
-        return bounded_votes(np.concatenate(choices), _users(pieces), limit)
+        choices = nearest_samples(pieces, parts, layout, settings, on_gpu=on_gpu)
+        return bounded_votes(choices, _users(pieces), limit)
     except Exception as error:
         raise RuntimeError(f"counting votes failed: {type(error).__name__}") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import faiss
 import numpy as np
@@ -11,26 +12,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pe_ray.private import search
-from pe_ray.private.search import Nearest, no_neighbors, search_block
+from pe_ray.private import bounds, gpu_scan, search, tile_scan
+from pe_ray.private.bounds import Precision
+from pe_ray.private.search import Nearest, Search
 from pe_ray.values import DistanceMetric
 
 METRICS: tuple[DistanceMetric, ...] = ("l2", "cosine", "inner_product")
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "faiss-gpu")
+
+
+def nothing(n: int, k: int) -> Nearest:
+    return Nearest(distances=np.full((n, k), np.inf), ids=np.full((n, k), -1, dtype=np.int64))
+
+
+def all_distances(queries: NDArray, samples: NDArray, metric: DistanceMetric) -> NDArray:
+    """Float64 distances [n, m] by broadcasting, one query at a time."""
+    q, x = queries.astype(np.float64), samples.astype(np.float64)
+    if metric == "l2":
+        return np.stack([((x - row) ** 2).sum(axis=1) for row in q])
+    dots = np.stack([(x * row).sum(axis=1) for row in q])
+    norms = np.sqrt((q**2).sum(1))[:, None] * np.sqrt((x**2).sum(1))
+    cosines = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
+    return 1 - cosines if metric == "cosine" else -dots
 
 
 def brute(queries: NDArray, samples: NDArray, k: int, metric: DistanceMetric) -> Nearest:
-    """All distances by broadcasting, one query at a time; first k by (distance, id)."""
-    q, x = queries.astype(np.float64), samples.astype(np.float64)
-    if metric == "l2":
-        distances = np.stack([((x - row) ** 2).sum(axis=1) for row in q])
-    else:
-        dots = np.stack([(x * row).sum(axis=1) for row in q])
-        norms = np.sqrt((q**2).sum(1))[:, None] * np.sqrt((x**2).sum(1))
-        cosines = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
-        distances = 1 - cosines if metric == "cosine" else -dots
-    ids = np.broadcast_to(np.arange(len(x)), distances.shape)
+    """The first k of all by (distance, id)."""
+    distances = all_distances(queries, samples, metric)
+    ids = np.broadcast_to(np.arange(len(samples)), distances.shape)
     order = np.lexsort((ids, distances), axis=1)[:, :k]
-    best = no_neighbors(len(q), k)
+    best = nothing(len(queries), k)
     best.ids[:, : order.shape[1]] = order
     best.distances[:, : order.shape[1]] = np.take_along_axis(distances, order, axis=1)
     return best
@@ -45,14 +56,15 @@ def blockwise(
     block: int = 10**9,
     partitions: int = 1,
     backwards: bool = False,
+    precision: Precision = "float32",
 ) -> Nearest:
     results = []
     starts = list(range(0, len(samples), min(block, max(1, len(samples)))))
     for part in np.array_split(queries, partitions):
-        best = no_neighbors(len(part), k)
+        search = Search(part, k, metric, precision)
         for start in reversed(starts) if backwards else starts:
-            best = search_block(part, samples[start : start + block], start, best, metric)
-        results.append(best)
+            search.add(samples[start : start + block], start)
+        results.append(search.nearest)
     return Nearest(
         distances=np.concatenate([result.distances for result in results]),
         ids=np.concatenate([result.ids for result in results]),
@@ -71,23 +83,41 @@ def gaussian(n: int, d: int, seed: int) -> NDArray[np.float32]:
 def check_everywhere(queries: NDArray, samples: NDArray, k: int, metric: DistanceMetric) -> None:
     expected = brute(queries, samples, k, metric)
     for partitions, block, backwards in [(1, 10**9, False), (2, 97, True), (4, 30, False)]:
-        found = blockwise(
-            queries,
-            samples,
-            k,
-            metric,
-            block=block,
-            partitions=partitions,
-            backwards=backwards,
-        )
-        same(found, expected)
+        for precision in PRECISIONS:
+            found = blockwise(
+                queries,
+                samples,
+                k,
+                metric,
+                block=block,
+                partitions=partitions,
+                backwards=backwards,
+                precision=precision,
+            )
+            same(found, expected)
+
+
+class FaissOnCpu:
+    """faiss's GPU interface on a machine without one: the same call, computed on the CPU."""
+
+    METRIC_L2 = faiss.METRIC_L2
+    METRIC_INNER_PRODUCT = faiss.METRIC_INNER_PRODUCT
+    StandardGpuResources = object
+
+    @staticmethod
+    def knn_gpu(
+        _: object, queries: NDArray, rows: NDArray, k: int, metric: int
+    ) -> tuple[NDArray, NDArray]:
+        return faiss.knn(queries, rows, k, metric)
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other make small searches slow on a busy machine."""
+def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """faiss on one CPU thread: threads that wait for each other make small searches slow."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
+    if faiss.get_num_gpus() == 0:
+        monkeypatch.setattr(gpu_scan, "_faiss", lambda: FaissOnCpu)
     yield
     faiss.omp_set_num_threads(before)
 
@@ -142,13 +172,17 @@ def test_fewer_samples_than_neighbors(metric: DistanceMetric) -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_nothing_to_search(metric: DistanceMetric) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_nothing_to_search(metric: DistanceMetric, precision: Precision) -> None:
     empty = np.zeros((0, 4), dtype=np.float32)
-    before = blockwise(gaussian(5, 4, 14), gaussian(6, 4, 15), 3, metric)
-    same(search_block(gaussian(5, 4, 14), empty, 6, before, metric), before)
-    none = search_block(empty, gaussian(6, 4, 15), 0, no_neighbors(0, 3), metric)
-    assert none.ids.shape == (0, 3)
-    assert search_block(empty, empty, 0, no_neighbors(0, 0), metric).ids.shape == (0, 0)
+    search = Search(gaussian(5, 4, 14), 3, metric, precision)
+    same(search.nearest, nothing(5, 3))
+    search.add(empty, 0)
+    same(search.nearest, nothing(5, 3))
+    for queries, k in ((empty, 3), (gaussian(5, 4, 14), 0)):
+        none = Search(queries, k, metric, precision)
+        none.add(gaussian(6, 4, 15), 0)
+        same(none.nearest, nothing(len(queries), k))
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -169,45 +203,84 @@ def test_zero_vectors_and_outliers(metric: DistanceMetric) -> None:
     check_everywhere(queries, samples, 3, metric)
 
 
-@pytest.mark.parametrize(("offset", "outlier"), [(0, 1e4), (1000, 1)])
-def test_hard_but_common_data_needs_no_brute_force(
-    offset: float, outlier: float, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("offset", "outlier"), [(0, 1e4), (1000, 1), (0, 1)])
+def test_hard_but_common_data_need_few_exact_distances(
+    offset: float, outlier: float, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples, queries = gaussian(3000, 16, 20) + offset, gaussian(200, 16, 21) + offset
     samples[17] *= outlier
     expected = brute(queries, samples, 1, "l2")
-    monkeypatch.setattr(search, "_MOST_CANDIDATES", 16)
-    monkeypatch.delattr(search._BlockSide, "_search_all")
-    same(blockwise(queries, samples, 1, "l2"), expected)
+    counted = []
+    plain = search.pair_distances
+
+    def counting(*arguments: Any) -> NDArray:
+        counted.append(len(arguments[2]))
+        return plain(*arguments)
+
+    monkeypatch.setattr(search, "pair_distances", counting)
+    same(blockwise(queries, samples, 1, "l2", precision=precision), expected)
+    assert sum(counted) < 12 * len(queries)
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_last_resort_is_exact(metric: DistanceMetric, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "_MOST_CANDIDATES", 2)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_data_that_no_scan_can_tell_apart(
+    metric: DistanceMetric, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_scan, "_MOST", 6)  # then GpuScan gives up and proposes everything
     near = gaussian(1, 6, 22) + gaussian(300, 6, 23) * np.float32(1e-6)
     check_everywhere(gaussian(20, 6, 24), near, 3, metric)
 
 
+def test_clusters_that_bfloat16_cant_tell_apart_go_on_in_float32() -> None:
+    centres = gaussian(5, 32, 40)[np.random.default_rng(41).integers(0, 5, 3000)]
+    samples = centres + gaussian(3000, 32, 42) * np.float32(1e-3)
+    queries = gaussian(50, 32, 43)
+    found = Search(queries, 2, "l2", "bfloat16")
+    found.add(samples, 0)
+    same(found.nearest, brute(queries, samples, 2, "l2"))
+    assert found._scan._precision == "float32"  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("k", [1, 3])
 def test_pieces_and_batches_do_not_matter(
-    metric: DistanceMetric, monkeypatch: pytest.MonkeyPatch
+    metric: DistanceMetric, precision: Precision, k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queries, samples = gaussian(150, 12, 25), gaussian(400, 12, 26)
-    expected = blockwise(queries, samples, 3, metric)
-    monkeypatch.setattr(search, "_PIECE_BYTES", 2000)
+    expected = brute(queries, samples, k, metric)
+    monkeypatch.setattr(search, "_BLOCK_BYTES", 120 * 12 * 4)
+    monkeypatch.setattr(search, "_QUERIES", 40)
     monkeypatch.setattr(search, "_PAIR_VALUES", 36)
-    same(blockwise(queries, samples, 3, metric), expected)
+    monkeypatch.setattr(tile_scan, "_TILE_ROWS", 50)
+    monkeypatch.setattr(tile_scan, "_GROUP", 3)
+    same(blockwise(queries, samples, k, metric, precision=precision), expected)
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_threads_do_not_matter(metric: DistanceMetric) -> None:
-    queries, samples = gaussian(3000, 64, 27) + 10, gaussian(2500, 64, 28) + 10
-    results = []
-    for count in (1, 2):
-        faiss.omp_set_num_threads(count)
-        results.append(blockwise(queries, samples, 3, metric))
-        assert faiss.omp_get_max_threads() == count
-    same(results[0], results[1])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("d", [2, 33, 300])
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 300.0])
+def test_the_error_bound_holds(
+    metric: DistanceMetric, precision: Precision, d: int, scale: float
+) -> None:
+    """At a limit equal to its own distance every row is still proposed, but not far beyond."""
+    queries, samples = gaussian(60, d, 50), gaussian(500, d, 51) * np.float32(scale)
+    exact = all_distances(queries, samples, metric)
+    centre = np.zeros(d, dtype=np.float32)
+    made = [bounds.prepared(vectors, centre, metric) for vectors in (queries, samples)]
+    scan = tile_scan.TileScan(made[0], metric, precision)
+    part = slice(0, 60)
+    values = scan._scores(part, made[1], 1)._values
+    values = values.float().numpy() if precision == "bfloat16" else values
+    computed = values.reshape(60, -1)[:, :500].astype(np.float64)
+    for row in range(500):
+        lowered = scan._bounds.lowered(exact[:, row], part, made[1])
+        assert (computed[:, row] >= lowered).all()
+    tight = scan._bounds.lowered(exact.min(axis=1), part, made[1])
+    assert ((computed >= tight[:, None]).mean(axis=1) < 0.2).all()
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -217,14 +290,7 @@ def test_a_pairs_distance_has_the_same_bits_anywhere(metric: DistanceMetric) -> 
     for i in range(len(queries)):
         unaligned = np.empty(257 * 4 + 1, dtype=np.uint8)[1:].view(np.float32)[None]
         unaligned[:] = queries[i]
-        alone = search_block(unaligned, samples, 0, no_neighbors(1, 1), metric)
-        assert alone.distances[0, 0] == together[i, 0]
-
-
-def test_the_state_given_is_not_changed() -> None:
-    before = no_neighbors(5, 2)
-    search_block(gaussian(5, 4, 31), gaussian(6, 4, 32), 0, before, "l2")
-    same(before, no_neighbors(5, 2))
+        assert blockwise(unaligned, samples, 1, metric).distances[0, 0] == together[i, 0]
 
 
 @settings(max_examples=60, deadline=None)
@@ -239,5 +305,8 @@ def test_small_integer_vectors(data: st.DataObject) -> None:
     block = data.draw(st.integers(1, 60))
     backwards = data.draw(st.booleans())
     for metric in METRICS:
-        found = blockwise(queries, samples, k, metric, block=block, backwards=backwards)
-        same(found, brute(queries, samples, k, metric))
+        for precision in PRECISIONS:
+            found = blockwise(
+                queries, samples, k, metric, block=block, backwards=backwards, precision=precision
+            )
+            same(found, brute(queries, samples, k, metric))

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pe_ray.config import VotesConfig
+from pe_ray.private import votes
 from pe_ray.private.records import EmbeddedRecords
-from pe_ray.private.votes import _count_partition, bounded_votes
+from pe_ray.private.votes import _count_partitions, bounded_votes, nearest_samples
 from pe_ray.values import DistanceMetric, LabelLayout
 
 LAYOUT = LabelLayout(counts=(25, 0, 15, 2))
@@ -65,16 +68,18 @@ def test_votes_equal_brute_force_for_any_sharding(
     features = np.concatenate([rng.normal(size=(60, 9)), samples[:20]]).astype(np.float32)
     labels = rng.choice([0, 2, 3], size=80).astype(np.int32)
     expected = brute_force(features, labels, samples, metric, neighbors)
+    settings = VotesConfig(metric=metric, neighbors=neighbors)
     for rows in (1, 7, 42):
         parts = write_parts(tmp_path, samples, rows)
         for shards in (1, 2, 4):
             total = np.zeros(42, dtype=np.int64)
             for shard in range(shards):
-                piece = EmbeddedRecords(
-                    features=features[shard::shards], labels=labels[shard::shards], users=None
-                )
-                votes = _count_partition(parts, LAYOUT, metric, neighbors, neighbors, piece)
-                np.add.at(total, votes.ids, votes.counts)
+                pieces = [
+                    EmbeddedRecords(features=features[at], labels=labels[at], users=None)
+                    for at in np.array_split(np.arange(shard, 80, shards), 2)
+                ]
+                found = _count_partitions(parts, LAYOUT, settings, neighbors, False, *pieces)
+                np.add.at(total, found.ids, found.counts)
             assert np.array_equal(total, expected)
 
 
@@ -83,16 +88,16 @@ def dense(
 ) -> NDArray[np.int64]:
     array = np.array(choices, dtype=np.int64).reshape(len(choices), -1)
     names = None if users is None else np.array([f"{user:032x}" for user in users], dtype="S32")
-    votes = bounded_votes(array, names, limit)
+    found = bounded_votes(array, names, limit)
     total = np.zeros(10, dtype=np.int64)
-    total[votes.ids] = votes.counts
+    total[found.ids] = found.counts
     return total
 
 
 record = st.lists(st.integers(0, 9), min_size=3, max_size=3, unique=True)
 
 
-@settings(max_examples=200, deadline=None)
+@hypothesis_settings(max_examples=200, deadline=None)
 @given(st.lists(record, min_size=2, max_size=12), st.integers(0, 11))
 def test_one_record_moves_the_votes_by_at_most_the_sensitivity(
     records: list[list[int]], position: int
@@ -103,7 +108,7 @@ def test_one_record_moves_the_votes_by_at_most_the_sensitivity(
     assert np.linalg.norm(moved) <= np.sqrt(3) + 1e-12
 
 
-@settings(max_examples=300, deadline=None)
+@hypothesis_settings(max_examples=300, deadline=None)
 @given(
     st.lists(st.tuples(record, st.integers(0, 3)), min_size=2, max_size=20),
     st.integers(0, 3),
@@ -128,10 +133,10 @@ def test_a_users_votes_are_bounded_across_labels(tmp_path: Path) -> None:
         labels=np.array([0, 0, 2, 2, 3, 3], dtype=np.int32),
         users=np.array([b"0" * 32] * 6, dtype="S32"),
     )
-    votes = _count_partition(parts, LAYOUT, "l2", 1, 2, piece)
-    assert votes.ids.tolist() == [0, 1]
-    assert votes.counts.tolist() == [1, 1]
-    assert votes.l2_sensitivity == pytest.approx(np.sqrt(2))
+    found = _count_partitions(parts, LAYOUT, VotesConfig(), 2, False, piece)
+    assert found.ids.tolist() == [0, 1]
+    assert found.counts.tolist() == [1, 1]
+    assert found.l2_sensitivity == pytest.approx(np.sqrt(2))
 
 
 def test_labels_without_samples_cast_no_vote(tmp_path: Path) -> None:
@@ -139,4 +144,32 @@ def test_labels_without_samples_cast_no_vote(tmp_path: Path) -> None:
     piece = EmbeddedRecords(
         features=np.eye(42, dtype=np.float32)[:3], labels=np.ones(3, dtype=np.int32), users=None
     )
-    assert _count_partition(parts, LAYOUT, "l2", 2, 2, piece).ids.size == 0
+    settings = VotesConfig(neighbors=2)
+    assert _count_partitions(parts, LAYOUT, settings, 2, False, piece).ids.size == 0
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "inner_product"])
+def test_votes_are_the_same_in_any_precision(
+    tmp_path: Path, metric: DistanceMetric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(8)
+    samples = rng.normal(size=(42, 64)).astype(np.float32)
+    parts = write_parts(tmp_path, samples, 11)
+    labels = rng.choice([0, 2, 3], size=300).astype(np.int32)
+    piece = EmbeddedRecords(
+        features=rng.normal(size=(300, 64)).astype(np.float32), labels=labels, users=None
+    )
+    settings = VotesConfig(metric=metric, neighbors=2)
+    plain = nearest_samples([piece], parts, LAYOUT, settings)
+    monkeypatch.setattr(votes, "_precision", lambda *_: "bfloat16")
+    assert np.array_equal(nearest_samples([piece], parts, LAYOUT, settings), plain)
+
+
+def test_blocks_cover_a_labels_ids_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = np.arange(42 * 3, dtype=np.float32).reshape(42, 3)
+    parts = write_parts(tmp_path, samples, 5)
+    for size in (1, 100, 10**6):
+        monkeypatch.setattr(votes, "_BLOCK_BYTES", size)
+        blocks = list(votes._blocks(parts, 7, 33))
+        assert np.array_equal(np.concatenate([block for _, block in blocks]), samples[7:33])
+        assert all(np.array_equal(block[0], samples[first]) for first, block in blocks)
