@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for noisy in ("ray", "absl", "matplotlib"):
+    for noisy in ("ray", "absl", "matplotlib", "faiss"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         options.command(options)

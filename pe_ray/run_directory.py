@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -62,7 +63,7 @@ class RunDirectory:
         count = layout.num_samples
         table = pa.table(
             {
-                "id": pa.array(range(count), type=pa.int64()),
+                "id": pa.array(np.arange(count), type=pa.int64()),
                 "label": pa.array(layout.labels(0, count), type=pa.int32()),
                 "noisy_votes": pa.array(histogram.noisy_votes, type=pa.int64()),
             }

@@ -91,5 +91,6 @@ def embed(config: Config, directory: Path, iteration: int, population: Populatio
         "directory": str(directory),
         "population": str(population.directory),
     }
-    run_stage(directory, requests, EmbeddingWorker, arguments, config.resources, {})
+    name = f"embedding {iteration}"
+    run_stage(name, directory, requests, EmbeddingWorker, arguments, config.resources, {})
     return Embedding(layout=layout, directory=directory)

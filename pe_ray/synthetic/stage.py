@@ -12,8 +12,7 @@ not once per stage (starting an actor pool takes seconds).
 from __future__ import annotations
 
 import itertools
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,10 @@ import ray
 
 from pe_ray import plugins
 from pe_ray.config import Plugin, ResourcesConfig
+from pe_ray.progress import Progress
 from pe_ray.synthetic.writer import Part, commit, manifest_of, part_name
 
-logger = logging.getLogger(__name__)
+_PARTS_PER_BLOCK = 4  # a block costs Ray about 12 ms, a part takes a worker 0.1 s and up
 
 Request = dict[str, Any]
 """What one part is made from: start, stop (rows) and whatever arrays its worker needs."""
@@ -42,8 +42,19 @@ class PartWorker:
         raise NotImplementedError
 
     def __call__(self, requests: pa.Table) -> pa.Table:
-        made = [self.make(_arrays(request)) for request in requests.to_pylist()]
+        made = [self.make(_request(requests, row)) for row in range(requests.num_rows)]
         return pa.Table.from_pylist([asdict(part) for part in made])
+
+
+def _request(requests: pa.Table, row: int) -> Request:
+    """One row, lists as int64 arrays."""
+    cells = {name: requests.column(name)[row] for name in requests.column_names}
+    return {
+        name: cell.values.to_numpy(zero_copy_only=False).astype(np.int64)
+        if isinstance(cell, pa.ListScalar)
+        else cell.as_py()
+        for name, cell in cells.items()
+    }
 
 
 def _make_parts(
@@ -53,6 +64,7 @@ def _make_parts(
 
 
 def run_stage(
+    name: str,
     directory: Path,
     requests: Sequence[Request],
     worker: type[PartWorker],
@@ -60,22 +72,29 @@ def run_stage(
     resources: ResourcesConfig,
     extra: Mapping[str, Any],
 ) -> None:
-    """Make the parts that are missing, then commit the stage; returns at once when it is done."""
+    """Make the parts that are missing, then commit the stage; returns at once when it is done.
+
+    name: for the user who watches; resources change speed only.
+    """
     if manifest_of(directory) is not None:
         return
     directory.mkdir(parents=True, exist_ok=True)
     made, missing = [], []
     for request in requests:
-        name = part_name(request["start"], request["stop"], worker.suffix)
-        file = directory / name
-        if file.exists():
-            size = file.stat().st_size
-            part = Part(file=name, start=request["start"], stop=request["stop"], num_bytes=size)
-            made.append(part)
+        start, stop = request["start"], request["stop"]
+        file = part_name(start, stop, worker.suffix)
+        if (directory / file).exists():
+            size = (directory / file).stat().st_size
+            made.append(Part(file=file, start=start, stop=stop, num_bytes=size))
         else:
             missing.append(request)
     if missing:
-        made += _make(missing, worker, arguments, resources)
+        done = sum(part.stop - part.start for part in made)
+        wanted = sum(request["stop"] - request["start"] for request in missing)
+        with Progress(name, done + wanted, done) as progress:
+            for part in _make(missing, worker, arguments, resources):
+                made.append(part)
+                progress.add(part.stop - part.start)
     commit(directory, made, extra)
 
 
@@ -84,10 +103,11 @@ def _make(
     worker: type[PartWorker],
     arguments: Mapping[str, Any],
     resources: ResourcesConfig,
-) -> list[Part]:
+) -> Iterator[Part]:
+    """Parts as they are made, in any order."""
     workers = num_workers(resources)
-    num_blocks = min(len(requests), 4 * workers)
-    table = pa.Table.from_pylist([_lists(request) for request in requests])
+    num_blocks = min(len(requests), max(4 * workers, len(requests) // _PARTS_PER_BLOCK))
+    table = _table(requests)
     edges = np.linspace(0, len(requests), num_blocks + 1).astype(int)
     blocks = [table.slice(a, b - a) for a, b in itertools.pairwise(edges)]
     pool = min(workers, num_blocks)
@@ -108,7 +128,8 @@ def _make(
             compute=ray.data.TaskPoolStrategy(size=pool),
             **common,
         )
-    return [Part(**row) for row in made.take_all()]
+    for row in made.iter_rows():
+        yield Part(**row)
 
 
 _loaded: dict[plugins.PluginType, tuple[str, Any]] = {}
@@ -135,11 +156,15 @@ def num_workers(resources: ResourcesConfig) -> int:
     return max(1, min(int(fits), resources.workers or int(fits)))
 
 
-def _lists(request: Request) -> dict[str, Any]:
-    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in request.items()}
-
-
-def _arrays(request: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        k: np.asarray(v, dtype=np.int64) if isinstance(v, list) else v for k, v in request.items()
-    }
+def _table(requests: Sequence[Request]) -> pa.Table:
+    """One row per request; arrays become lists, made without a Python object per number."""
+    columns = {}
+    for name, first in requests[0].items():
+        values = [request[name] for request in requests]
+        if isinstance(first, np.ndarray):
+            offsets = np.concatenate([[0], np.cumsum([len(value) for value in values])])
+            flat = pa.array(np.concatenate(values))
+            columns[name] = pa.LargeListArray.from_arrays(pa.array(offsets), flat)
+        else:
+            columns[name] = pa.array(values)
+    return pa.table(columns)

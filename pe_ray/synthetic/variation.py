@@ -140,7 +140,8 @@ def make_population(
         "parents": str(parents.directory) if parents else None,
     }
     extra = {"label_counts": list(layout.counts), "iteration": iteration}
-    run_stage(directory, requests, PopulationWorker, arguments, config.resources, extra)
+    name = f"population {iteration}"
+    run_stage(name, directory, requests, PopulationWorker, arguments, config.resources, extra)
     return Population(iteration=iteration, layout=layout, directory=directory)
 
 
@@ -194,7 +195,8 @@ def write_final(
         "num_parents": population.layout.num_samples,
     }
     extra = {"fingerprint": config.fingerprint, "labels": list(config.private.labels)}
-    run_stage(directory, requests, FinalWorker, arguments, config.resources, extra)
+    name = "expansion" if vary else "final set"
+    run_stage(name, directory, requests, FinalWorker, arguments, config.resources, extra)
 
 
 def layout_of(directory: Path) -> LabelLayout | None:

@@ -12,6 +12,7 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,12 @@ def parts_of(directory: Path) -> list[Part]:
     return [Part(**part) for part in manifest["parts"]]
 
 
+@lru_cache(maxsize=4)
+def _known_parts(directory: Path, _mtime: int) -> list[Part]:
+    """`parts_of`, once per process: looking at every part for every part is quadratic."""
+    return parts_of(directory)
+
+
 def population_schema(options: GeneratorOptions) -> pa.Schema:
     """The only columns a population file may have; images as fixed-size binary (read fastest)."""
     shape = options.image_shape
@@ -152,7 +159,7 @@ def read_population(directory: Path, ids: NDArray[np.int64], options: GeneratorO
     wanted, back = np.unique(ids, return_inverse=True)
     schema = population_schema(options)
     tables = []
-    for part in parts_of(directory):
+    for part in _known_parts(directory, (directory / MANIFEST).stat().st_mtime_ns):
         low, high = np.searchsorted(wanted, [part.start, part.stop])
         if low < high:
             table = pq.read_table(directory / part.file, schema=schema, partitioning=None)
