@@ -59,8 +59,9 @@ def _parser() -> argparse.ArgumentParser:
             added.add_argument("--json", action="store_true")
     added = verb("expand", _expand, "Write further variations of a run's final population.")
     added.add_argument("run", metavar="RUN")
-    added.add_argument("--num-samples", type=int, required=True)
+    added.add_argument("--num-samples", type=int, help="default: the final set itself, unvaried")
     added.add_argument("--output", required=True)
+    added.add_argument("--format", choices=("parquet", "webdataset", "folder"), default="parquet")
     added.add_argument("--address", help="address of a Ray cluster")
     added = verb("report", _report, "Write RUN/report.html, samples and metrics.")
     added.add_argument("run", metavar="RUN")
@@ -140,7 +141,7 @@ def _expand(options: argparse.Namespace) -> None:
     from pe_ray.expansion import expand
 
     resources = ResourcesConfig(address=options.address)
-    path = expand(options.run, options.num_samples, options.output, resources)
+    path = expand(options.run, options.num_samples, options.output, resources, options.format)
     print(f"synthetic   {path}")
 
 

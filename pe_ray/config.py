@@ -263,8 +263,8 @@ class Config(Block):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         labels = self.private.labels
-        if len(set(labels)) != len(labels):
-            raise ValueError("private.labels: names must differ")
+        if len(set(labels)) != len(labels) or not all(labels):
+            raise ValueError("private.labels: names must differ, and none may be empty")
         if self.private.label_column is None and len(labels) != 1:
             raise ValueError("private.labels: give exactly one when label_column is null")
         if self.privacy.unit == "user" and self.private.user_column is None:

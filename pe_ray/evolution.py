@@ -16,12 +16,12 @@ import ray
 
 from pe_ray.cluster import connected
 from pe_ray.config import Config
-from pe_ray.planning import label_fractions, planned_releases, votes_limit
+from pe_ray.planning import label_fractions, plan, planned_releases, votes_limit
 from pe_ray.private import records as private_records
 from pe_ray.private.votes import cast_votes, count_labels
 from pe_ray.release.aggregator import create_aggregator
 from pe_ray.release.ledger import Ledger
-from pe_ray.run_directory import RunDirectory, claimed, write_config
+from pe_ray.run_directory import RunDirectory, claimed, require_disk, write_config
 from pe_ray.synthetic import writer
 from pe_ray.synthetic.embedding import embed
 from pe_ray.synthetic.population import (
@@ -46,6 +46,7 @@ def evolve(config: Config) -> Path:
     """
     releases = planned_releases(config)
     with claimed(config) as run, connected(config.resources):
+        require_disk(run.path, plan(config).disk_bytes, "output.path")
         ledger = Ledger.create(run.ledger, config.privacy.budget, config.fingerprint)
         write_config(run, config)
         door = _Door(config, run, ledger, releases)

@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from pe_ray.cluster import connected
-from pe_ray.config import ResourcesConfig
+from pe_ray.config import Config, ResourcesConfig
 from pe_ray.errors import InputError
-from pe_ray.run_directory import opened
+from pe_ray.run_directory import opened, require_disk
+from pe_ray.synthetic.exports import Format, png
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.variation import layout_of, write_final
-from pe_ray.synthetic.writer import atomic_write
+from pe_ray.synthetic.writer import atomic_write, read_population
+
+PROBED_IMAGES = 64
+ROW_BYTES = 16  # of a final row beside its image
 
 
 def expand(
     run_path: str | Path,
-    num_samples: int,
+    num_samples: int | None,
     output: str | Path,
     resources: ResourcesConfig | None = None,
+    form: Format = "parquet",
 ) -> Path:
     """Stream `num_samples` variations of the final population to `output`, or continue that.
 
-    Row i stems from sample i mod |S_T|. Raises InputError where the run is not finished or the
-    output folder holds something else.
+    Row i stems from sample i mod |S_T|; None for num_samples writes the final population itself.
+    form: parquet; webdataset (tar shards); or folder (an image folder per label). Raises InputError
+    where the run is not finished, the output folder holds something else or the disk is too small.
     """
-    if num_samples < 1:
+    if num_samples is not None and num_samples < 1:
         raise InputError("--num-samples: must be at least 1")
     run, config = opened(run_path)
     config = config.model_copy(update={"resources": resources or ResourcesConfig()})
@@ -35,8 +44,20 @@ def expand(
         raise InputError(f"run {run.path}: not finished; run the same `pe-ray run` command first")
     population = Population(iteration=iteration, layout=layout, directory=run.population(iteration))
     directory = Path(output).resolve()
-    request = {"run": config.fingerprint, "num_samples": num_samples}
-    note = directory / "_expansion.json"
+    request = {"run": config.fingerprint, "num_samples": num_samples, "format": form}
+    _claim(directory, request)
+    num_rows = layout.num_samples if num_samples is None else num_samples
+    row_bytes = _png_bytes(config, population) + ROW_BYTES
+    require_disk(directory, int(num_rows * row_bytes), "--output")
+    with connected(config.resources):
+        vary = num_samples is not None
+        write_final(config, directory, population, num_rows, vary=vary, form=form)
+    return directory
+
+
+def _claim(directory: Path, request: dict[str, Any]) -> None:
+    """Tie the output folder to what was asked for, or refuse one that holds something else."""
+    note = directory / ".expansion.json"
     if note.exists():
         if json.loads(note.read_bytes()) != request:
             raise InputError(f"--output: {directory} holds another expansion; give a new folder")
@@ -44,6 +65,10 @@ def expand(
         raise InputError(f"--output: {directory} is not empty; give a new folder")
     else:
         atomic_write(note, json.dumps(request).encode())
-    with connected(config.resources):
-        write_final(config, directory, population, num_samples, vary=True)
-    return directory
+
+
+def _png_bytes(config: Config, population: Population) -> float:
+    """Mean size of some of the population's images as PNG."""
+    ids = np.linspace(0, population.layout.num_samples - 1, PROBED_IMAGES).astype(np.int64)
+    images = read_population(population.directory, ids, config.generator.options)["image"]
+    return sum(len(png(image)) for image in images) / len(images)

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from pe_ray.config import Config
 from pe_ray.release.ledger import Ledger
 from pe_ray.run_directory import RunDirectory, opened
+from pe_ray.synthetic.exports import png
 from pe_ray.synthetic.population import fractions_of
 from pe_ray.synthetic.selection import denoiser
 from pe_ray.synthetic.variation import layout_of
-from pe_ray.synthetic.writer import atomic_write, png, read_population
+from pe_ray.synthetic.writer import atomic_write, read_population
 from pe_ray.values import LabelLayout, NoisyHistogram
 
 SAMPLES_PER_LABEL = 12

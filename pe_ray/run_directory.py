@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,6 +121,17 @@ def write_config(run: RunDirectory, config: Config) -> None:
         header = f"# fingerprint: {config.fingerprint}\n"
         text = yaml.safe_dump(config.tree(), sort_keys=False, allow_unicode=True)
         atomic_write(run.config, (header + text).encode())
+
+
+def require_disk(directory: Path, num_bytes: int, field: str) -> None:
+    """Raise InputError unless `directory` has room for `num_bytes`, counting what it holds."""
+    held = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    free = shutil.disk_usage(directory).free
+    if held + free < num_bytes:
+        raise InputError(
+            f"{field}: {directory} needs up to {num_bytes / 2**30:.3g} GiB and has "
+            f"{free / 2**30:.3g} GiB free; free some, or give a folder on a larger disk"
+        )
 
 
 def opened(path: str | Path) -> tuple[RunDirectory, Config]:

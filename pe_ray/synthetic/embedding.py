@@ -36,8 +36,6 @@ class Embedding:
 class EmbeddingWorker(PartWorker):
     """Makes parts of an embedding."""
 
-    suffix = "npy"
-
     def __init__(self, config: Config, iteration: int, directory: str, population: str) -> None:
         self._config = config
         self._iteration = iteration
@@ -59,7 +57,7 @@ class EmbeddingWorker(PartWorker):
             raise ValueError("embedder made non-finite values of synthetic images")
         sink = io.BytesIO()
         np.save(sink, features, allow_pickle=False)
-        return writer.write_part(self._directory, start, stop, self.suffix, sink.getvalue())
+        return writer.write_part(self._directory, start, stop, "npy", sink.getvalue())
 
     def _embed(self, rows: Rows, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         if self._generator is None:
@@ -92,5 +90,5 @@ def embed(config: Config, directory: Path, iteration: int, population: Populatio
         "population": str(population.directory),
     }
     name = f"embedding {iteration}"
-    run_stage(name, directory, requests, EmbeddingWorker, arguments, config.resources, {})
+    run_stage(name, directory, "npy", requests, EmbeddingWorker, arguments, config.resources, {})
     return Embedding(layout=layout, directory=directory)

@@ -35,8 +35,6 @@ Request = dict[str, Any]
 class PartWorker:
     """Makes the requested parts, one after the other; cheap to construct but for its plugins."""
 
-    suffix = "parquet"
-
     def make(self, request: Mapping[str, Any]) -> Part:
         """Make and write one part."""
         raise NotImplementedError
@@ -66,6 +64,7 @@ def _make_parts(
 def run_stage(
     name: str,
     directory: Path,
+    suffix: str,
     requests: Sequence[Request],
     worker: type[PartWorker],
     arguments: Mapping[str, Any],
@@ -74,7 +73,7 @@ def run_stage(
 ) -> None:
     """Make the parts that are missing, then commit the stage; returns at once when it is done.
 
-    name: for the user who watches; resources change speed only.
+    name: for the user who watches; suffix: of the parts' files; resources change speed only.
     """
     if manifest_of(directory) is not None:
         return
@@ -82,7 +81,7 @@ def run_stage(
     made, missing = [], []
     for request in requests:
         start, stop = request["start"], request["stop"]
-        file = part_name(start, stop, worker.suffix)
+        file = part_name(start, stop, suffix)
         if (directory / file).exists():
             size = (directory / file).stat().st_size
             made.append(Part(file=file, start=start, stop=stop, num_bytes=size))

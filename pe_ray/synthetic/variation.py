@@ -13,6 +13,7 @@ from pe_ray.config import Config, Plugin
 from pe_ray.plugins import Generator, GeneratorOptions, Rows
 from pe_ray.seeds import Purpose, Seeds, row_seeds
 from pe_ray.synthetic import writer
+from pe_ray.synthetic.exports import SUFFIXES, Format, export_part, png
 from pe_ray.synthetic.population import Offspring, Population
 from pe_ray.synthetic.stage import PartWorker, Request, loaded, run_stage
 from pe_ray.synthetic.writer import Part
@@ -107,7 +108,7 @@ class PopulationWorker(PartWorker):
         rows |= {"id": ids, "parent": origin, "degree": degrees}
         content = writer.population_part(rows, options)
         return writer.write_part(
-            self._directory, request["start"], request["stop"], self.suffix, content
+            self._directory, request["start"], request["stop"], "parquet", content
         )
 
 
@@ -141,18 +142,23 @@ def make_population(
     }
     extra = {"label_counts": list(layout.counts), "iteration": iteration}
     name = f"population {iteration}"
-    run_stage(name, directory, requests, PopulationWorker, arguments, config.resources, extra)
+    run_stage(
+        name, directory, "parquet", requests, PopulationWorker, arguments, config.resources, extra
+    )
     return Population(iteration=iteration, layout=layout, directory=directory)
 
 
 class FinalWorker(PartWorker):
     """Makes parts of the final set or its expansion: PNG images and labels."""
 
-    def __init__(self, config: Config, directory: str, population: str, num_parents: int) -> None:
+    def __init__(
+        self, config: Config, directory: str, population: str, num_parents: int, form: Format
+    ) -> None:
         self._config = config
         self._directory = Path(directory)
         self._population = Path(population)
         self._num_parents = num_parents
+        self._form = form
         self._generator: BatchedGenerator | None = None
 
     def make(self, request: Mapping[str, Any]) -> Part:
@@ -168,8 +174,11 @@ class FinalWorker(PartWorker):
             purpose: Purpose = "expansion"
             seeds = row_seeds(config.schedule.seed, purpose, config.schedule.iterations, ids)
             rows = self._generator.vary(rows, expand_degree(config), seeds)
-        content = writer.final_part(rows["image"], rows["label"], config.private.labels)
-        return writer.write_part(self._directory, start, stop, self.suffix, content)
+        pngs = [png(image) for image in rows["image"]]
+        content = export_part(
+            self._form, self._directory, start, pngs, rows["label"], config.private.labels
+        )
+        return writer.write_part(self._directory, start, stop, SUFFIXES[self._form], content)
 
 
 def expand_degree(config: Config) -> float:
@@ -179,7 +188,13 @@ def expand_degree(config: Config) -> float:
 
 
 def write_final(
-    config: Config, directory: Path, population: Population, num_samples: int, *, vary: bool
+    config: Config,
+    directory: Path,
+    population: Population,
+    num_samples: int,
+    *,
+    vary: bool,
+    form: Format = "parquet",
 ) -> None:
     """The population itself, or `num_samples` further variations of it, for users to read.
 
@@ -193,10 +208,13 @@ def write_final(
         "directory": str(directory),
         "population": str(population.directory),
         "num_parents": population.layout.num_samples,
+        "form": form,
     }
     extra = {"fingerprint": config.fingerprint, "labels": list(config.private.labels)}
     name = "expansion" if vary else "final set"
-    run_stage(name, directory, requests, FinalWorker, arguments, config.resources, extra)
+    run_stage(
+        name, directory, SUFFIXES[form], requests, FinalWorker, arguments, config.resources, extra
+    )
 
 
 def layout_of(directory: Path) -> LabelLayout | None:

@@ -21,10 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pe_ray.plugins import GeneratorOptions, Images, Rows
+from pe_ray.plugins import GeneratorOptions, Rows
 from pe_ray.values import ImageShape
 
-MANIFEST = "_manifest.json"  # underscore: readers of parquet folders pass over it
+MANIFEST = ".manifest.json"  # hidden: readers of folders pass over it
 MAX_PART_BYTES = 32 << 20
 
 
@@ -180,29 +180,3 @@ def _numpy(table: pa.Table, name: str, shape: ImageShape) -> NDArray[Any]:
     if pa.types.is_fixed_size_list(column.type):
         return np.asarray(column.flatten()).reshape(len(column), column.type.list_size)
     return np.asarray(column.to_numpy(zero_copy_only=False))
-
-
-def png(image: NDArray[np.uint8]) -> bytes:
-    """PNG bytes of one image, uint8 [height, width, channels]."""
-    from PIL import Image
-
-    sink = io.BytesIO()
-    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(sink, format="PNG")
-    return sink.getvalue()
-
-
-def final_part(images: Images, labels: NDArray[np.int32], label_names: Sequence[str]) -> bytes:
-    """Parquet bytes (image: PNG, label) with the metadata by which HF datasets decodes both."""
-    features = {
-        "image": {"_type": "Image"},
-        "label": {"_type": "ClassLabel", "names": list(label_names)},
-    }
-    table = pa.table(
-        {
-            "image": pa.array([png(image) for image in images], type=pa.binary()),
-            "label": pa.array(labels, type=pa.int64()),
-        }
-    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="none")
-    return sink.getvalue()

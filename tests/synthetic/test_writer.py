@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from pe_ray.components.simulators import RenderedText
@@ -69,13 +68,3 @@ def test_parts_cover_all_rows_and_stay_small(num_rows: int, row_bytes: int) -> N
     assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges[:-1])]
     assert ranges[-1][1] == num_rows
     assert all((b - a) * row_bytes <= max(row_bytes, writer.MAX_PART_BYTES) for a, b in ranges)
-
-
-def test_the_final_set_reads_with_pandas(tmp_path: Path) -> None:
-    images = np.arange(128, dtype=np.uint8).reshape(2, 8, 8, 1)
-    content = writer.final_part(images, np.array([1, 0], dtype=np.int32), ("no", "yes"))
-    (tmp_path / "part.parquet").write_bytes(content)
-    table = pq.read_table(tmp_path / "part.parquet")
-    assert table.column("label").to_pylist() == [1, 0]
-    assert table.column("image")[0].as_py().startswith(b"\x89PNG")
-    assert b'"names": ["no", "yes"]' in table.schema.metadata[b"huggingface"]

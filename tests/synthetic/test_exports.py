@@ -1,0 +1,103 @@
+"""The written sets, read as users read them: pandas, HF datasets, torch, image folders."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pe_ray.synthetic import exports
+from pe_ray.synthetic.exports import Format, export_part, folder_name, png
+from pe_ray.synthetic.writer import commit, write_part
+
+NAMES = ("no", "maybe/yes")
+LABELS = np.array([1, 0, 0, 1, 1], dtype=np.int32)
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 9, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module", params=[1, 3])
+def images(request: pytest.FixtureRequest) -> np.ndarray:
+    return IMAGES[..., : request.param]
+
+
+def written(folder: Path, form: Format, images: np.ndarray) -> Path:
+    """A set of two parts."""
+    parts = []
+    for start, stop in ((0, 3), (3, 5)):
+        pngs = [png(image) for image in images[start:stop]]
+        content = export_part(form, folder, start, pngs, LABELS[start:stop], NAMES)
+        parts.append(write_part(folder, start, stop, exports.SUFFIXES[form], content))
+    commit(folder, parts, {})
+    return folder
+
+
+def pixels(image: Image.Image, like: np.ndarray) -> np.ndarray:
+    return np.asarray(image).reshape(like.shape)
+
+
+def test_parquet_reads_with_hf_datasets(tmp_path: Path, images: np.ndarray) -> None:
+    import datasets
+
+    folder = written(tmp_path / "set", "parquet", images)
+    loaded = datasets.load_dataset("parquet", data_dir=str(folder), cache_dir=str(tmp_path / "hf"))
+    rows = loaded["train"]
+    assert rows.features["label"].names == list(NAMES)
+    assert rows["label"] == LABELS.tolist()
+    for row, image in zip(rows, images, strict=True):
+        assert np.array_equal(pixels(row["image"], image), image)
+
+
+def test_parquet_reads_with_pandas(tmp_path: Path, images: np.ndarray) -> None:
+    import pandas as pd
+
+    frame = pd.read_parquet(written(tmp_path / "set", "parquet", images))
+    assert frame["label"].tolist() == LABELS.tolist()
+    for content, image in zip(frame["image"], images, strict=True):
+        assert np.array_equal(pixels(Image.open(io.BytesIO(content)), image), image)
+
+
+def test_parquet_reads_with_a_torch_data_loader(tmp_path: Path, images: np.ndarray) -> None:
+    import datasets
+    from torch.utils.data import DataLoader
+
+    folder = written(tmp_path / "set", "parquet", images)
+    loaded = datasets.load_dataset("parquet", data_dir=str(folder), cache_dir=str(tmp_path / "hf"))
+    batches = list(DataLoader(loaded["train"].with_format("torch"), batch_size=2))
+    assert [len(batch["label"]) for batch in batches] == [2, 2, 1]
+    first = batches[0]["image"][0].numpy()
+    assert np.array_equal(first.transpose(1, 2, 0), images[0])
+
+
+def test_webdataset_reads_with_hf_datasets(tmp_path: Path, images: np.ndarray) -> None:
+    import datasets
+
+    folder = written(tmp_path / "set", "webdataset", images)
+    files = sorted(str(file) for file in folder.glob("*.tar"))
+    loaded = datasets.load_dataset(
+        "webdataset", data_files={"train": files}, cache_dir=str(tmp_path / "hf")
+    )
+    for row, image, label in zip(loaded["train"], images, LABELS, strict=True):
+        assert np.array_equal(pixels(row["png"], image), image)
+        assert row["cls"] == label
+
+
+def test_folders_read_with_torchvision(tmp_path: Path, images: np.ndarray) -> None:
+    from torchvision.datasets import ImageFolder
+
+    found = ImageFolder(str(written(tmp_path / "set", "folder", images)))
+    assert found.classes == sorted(folder_name(name) for name in NAMES)
+    assert len(found) == 5
+    file = tmp_path / "set" / folder_name(NAMES[1]) / "0000000003.png"
+    assert np.array_equal(pixels(Image.open(file), images[3]), images[3])
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ".", "", "C:\\x", "zwei drei"])
+def test_a_labels_folder_is_one_plain_name(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / folder_name(name) if folder_name(name) else None
+    if name:
+        assert folder is not None
+        assert folder.parent == tmp_path
+        assert folder.resolve().parent == tmp_path.resolve()
