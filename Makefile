@@ -30,10 +30,10 @@ lint: install
 	$(BIN)/lint-imports
 
 bench: install
-	$(BIN)/python benchmarks/search.py
-	$(BIN)/python benchmarks/digits/renderer.py
-	$(BIN)/python benchmarks/digits/pipeline.py
-	$(BIN)/python benchmarks/digits/expansion.py
+	$(BIN)/python -m benchmarks.search
+	$(BIN)/python -m benchmarks.digits.renderer
+	$(BIN)/python -m benchmarks.digits.pipeline
+	$(BIN)/python -m benchmarks.digits.expansion
 
 clean:
 	rm -rf .venv runs

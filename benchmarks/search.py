@@ -1,6 +1,6 @@
 """Throughput of the exact search beside the machine's float32 GEMM and plain faiss.knn.
 
-    python benchmarks/search.py [num] [neighbors]
+    python -m benchmarks.search [num] [neighbors]
 
 Searches `num` samples (default 20000) for as many queries, Gaussian: distances as hard to tell
 apart as they come. One search thread per core, as vote tasks run; faiss.knn, which settles no

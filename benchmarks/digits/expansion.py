@@ -1,6 +1,6 @@
 """Expanding a small run to 200,000 digits: samples per second and peak memory per process.
 
-python benchmarks/digits/expansion.py
+python -m benchmarks.digits.expansion
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from pipeline import config
-from watch import Watch
-
+from benchmarks.digits.pipeline import config
+from benchmarks.watch import Watch
 from pe_ray import evolve, expand
 from pe_ray.config import Config
 

@@ -4,7 +4,7 @@
 work done in one process without Ray (generation, embedding), then the run: seconds per phase,
 CPU seconds and peak memory per process. Needs Linux (/proc).
 
-    python benchmarks/digits/pipeline.py
+    python -m benchmarks.digits.pipeline
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from watch import Watch
 
+from benchmarks.watch import Watch
 from pe_ray import plugins
 from pe_ray.config import Config
 from pe_ray.seeds import row_seeds

@@ -1,6 +1,6 @@
 """Milliseconds per image and core of the rendered-text generator.
 
-    OMP_NUM_THREADS=1 python benchmarks/digits/renderer.py
+    OMP_NUM_THREADS=1 python -m benchmarks.digits.renderer
 
 One thread of a shared 2-core AMD EPYC virtual machine, Python 3.11, numpy 2.4, 28x28: 0.03 to
 0.04 ms for random and for vary (0.021 when idle; 0.05 to 0.07 with the option `stretch`); 0.6 s

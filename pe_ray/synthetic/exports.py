@@ -55,9 +55,9 @@ def folder_name(label: str) -> str:
 
 
 def _parquet(pngs: Sequence[bytes], labels: NDArray[np.int32], names: Sequence[str]) -> bytes:
-    """Columns image (PNG), label, with the metadata by which HF datasets decodes both."""
+    """Columns image (PNG bytes) and label, with the label names as HF datasets reads them."""
     features = {
-        "image": {"_type": "Image"},
+        "image": {"_type": "Value", "dtype": "binary"},
         "label": {"_type": "ClassLabel", "names": list(names)},
     }
     table = pa.table(

@@ -43,7 +43,7 @@ def test_parquet_reads_with_hf_datasets(tmp_path: Path, images: np.ndarray) -> N
 
     folder = written(tmp_path / "set", "parquet", images)
     loaded = datasets.load_dataset("parquet", data_dir=str(folder), cache_dir=str(tmp_path / "hf"))
-    rows = loaded["train"]
+    rows = loaded["train"].cast_column("image", datasets.Image())
     assert rows.features["label"].names == list(NAMES)
     assert rows["label"] == LABELS.tolist()
     for row, image in zip(rows, images, strict=True):
@@ -65,7 +65,8 @@ def test_parquet_reads_with_a_torch_data_loader(tmp_path: Path, images: np.ndarr
 
     folder = written(tmp_path / "set", "parquet", images)
     loaded = datasets.load_dataset("parquet", data_dir=str(folder), cache_dir=str(tmp_path / "hf"))
-    batches = list(DataLoader(loaded["train"].with_format("torch"), batch_size=2))
+    rows = loaded["train"].cast_column("image", datasets.Image()).with_format("torch")
+    batches = list(DataLoader(rows, batch_size=2))
     assert [len(batch["label"]) for batch in batches] == [2, 2, 1]
     first = batches[0]["image"][0].numpy()
     assert np.array_equal(first.transpose(1, 2, 0), images[0])

@@ -1,0 +1,150 @@
+"""One iteration over large populations, then an expansion: speed, size and memory against size.
+
+    python -m benchmarks.scale [samples ...]     (default 10000 100000 1000000)
+    python -m benchmarks.scale --expand 10000000 (12x12 grey samples to parquet)
+
+Rendered digits of 32x32x3, embedded to 64 dimensions, voted on by 100,000 rendered stand-ins for
+private records, 10 labels. For each size: seconds and cost per sample by stage, disk, and the peak
+resident memory of each kind of process, beside that after imports alone. Needs Linux (/proc).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.watch import Watch
+from pe_ray import Config, evolution, evolve, expand, plugins
+from pe_ray.seeds import row_seeds
+
+RECORDS = 100_000
+DIGITS = [str(digit) for digit in range(10)]
+IMPORTS = "import pe_ray.evolution, resource; print(resource.getrusage(0).ru_maxrss)"
+
+
+def stand_ins(file: Path) -> None:
+    """Rendered 12x12 digits as parquet tensors."""
+    made = plugins.load("generator", "rendered_text")
+    generator = made(made.Options(image_size=12), DIGITS)
+    labels = (np.arange(RECORDS) % 10).astype(np.int32)
+    seeds = row_seeds(99, "random", 0, np.arange(RECORDS, dtype=np.int64))
+    images = generator.random(labels, seeds)["image"][..., 0]
+    column = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(images))
+    pq.write_table(pa.table({"image": column, "label": labels}), file)
+
+
+def config(folder: Path, samples: int, generator: dict[str, Any]) -> Config:
+    return Config.from_dict(
+        {
+            "private": {
+                "data": str(folder / "records.parquet"),
+                "labels": DIGITS,
+                "cache": str(folder / "cache"),
+            },
+            "generator": {"kind": "rendered_text", **generator},
+            "embedder": {"kind": "pixels", "size": 8},
+            "schedule": {"iterations": 1, "num_samples": samples, "degrees": 0.4},
+            "privacy": {
+                "epsilon": 1.0,
+                "delta": 1e-6,
+                "unit": "record",
+                "label_fractions": "uniform",
+            },
+            "output": {"path": str(folder / "run")},
+        }
+    )
+
+
+class Stages:
+    """Seconds of each step of the loop, by replacing it with a timed one."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        for name in ("make_population", "embed", "next_offspring", "write_final"):
+            setattr(evolution, name, self._timed(name, getattr(evolution, name)))
+        for name in ("__init__", "_release"):
+            timed = self._timed(
+                {"__init__": "read records", "_release": "embed, vote, release"}[name],
+                getattr(evolution._Door, name),
+            )
+            setattr(evolution._Door, name, timed)
+
+    def _timed(self, name: str, step: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            started = time.perf_counter()
+            result = step(*arguments, **named)
+            spent = time.perf_counter() - started
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+            return result
+
+        return call
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def measure(folder: Path, samples: int, stages: Stages) -> None:
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    stages.seconds.clear()
+    watch, started = Watch(), time.perf_counter()
+    evolve(config(folder, samples, {"image_size": 32, "channels": 3}))
+    seconds = time.perf_counter() - started
+    watch.stop()
+    size = folder_bytes(folder / "run")
+    print(f"\n{samples:,} samples: {seconds:.1f} s, {size / 2**20:,.0f} MiB of run directory")
+    print("  step                     seconds   us/sample     rows/s   raw MB/s")
+    for name, spent in stages.seconds.items():
+        rows = samples * (2 if name == "make_population" else 1)
+        print(
+            f"  {name:22s}{spent:10.1f}{spent / rows * 1e6:12.1f}{rows / spent:11,.0f}"
+            f"{rows * 3072 / spent / 1e6:11.1f}"
+        )
+    watch.print_peaks()
+
+
+def measure_expansion(folder: Path, samples: int) -> None:
+    evolve(config(folder, 20_000, {"image_size": 12}))
+    watch, started = Watch(), time.perf_counter()
+    output = expand(folder / "run", samples, folder / "more")
+    seconds = time.perf_counter() - started
+    watch.stop()
+    size = folder_bytes(output)
+    print(f"expansion to {samples:,}: {seconds:.1f} s, {samples / seconds:,.0f} samples/s")
+    print(f"{size / 2**20:,.0f} MiB of parquet, {size / seconds / 1e6:.1f} MB/s")
+    watch.print_peaks()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("samples", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--expand", type=int)
+    options = parser.parse_args()
+    print(f"machine: {platform.processor() or platform.machine()}, {os.cpu_count()} CPUs")
+    imports = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True)
+    print(f"resident after imports alone: {int(imports.stdout) / 1024:.0f} MiB")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        stand_ins(folder / "records.parquet")
+        if options.expand:
+            measure_expansion(folder, options.expand)
+            return
+        stages = Stages()
+        for samples in options.samples:
+            measure(folder, samples, stages)
+
+
+if __name__ == "__main__":
+    main()
