@@ -82,6 +82,9 @@ class VotesConfig(Block):
     """Each record votes for this many nearest samples of its label; sensitivity sqrt(neighbors)."""
     lookahead: int = Field(default=0, ge=0)
     """Embed each sample as the mean of this many variations of it; 0: the sample itself."""
+    reuse_lookahead: bool = False
+    """Take a parent's first `lookahead` children from the variations that it was embedded by: saves
+    their calls, costs disk for `lookahead` images a sample during an iteration."""
     max_votes_per_user: int = Field(default=1, ge=1)
     """`unit: user` only: a user votes for at most this many samples, over all labels together."""
 
@@ -284,6 +287,8 @@ class Config(Block):
             if not 1 <= iteration <= self.schedule.iterations:
                 raise ValueError(f"selection.overrides: there is no iteration {iteration}")
             self.selection.at(iteration)
+        if self.votes.reuse_lookahead and not self.votes.lookahead:
+            raise ValueError("votes.reuse_lookahead: needs votes.lookahead above 0")
         if "://" in self.output.path:
             raise ValueError("output.path: must be a local folder (the ledger needs a local disk)")
         run, cache = Path(self.output.path).resolve(), self.private.cache

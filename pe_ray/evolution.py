@@ -59,9 +59,11 @@ def evolve(config: Config) -> Path:
             offspring = next_offspring(
                 population, histogram, layouts[iteration], settings, config.schedule.seed
             )
+            draws = run.lookahead(iteration)
             population = make_population(
-                config, run.population(iteration), iteration, offspring, population
+                config, run.population(iteration), iteration, offspring, population, draws
             )
+            shutil.rmtree(draws, ignore_errors=True)
             logger.info("iteration %d of %d: done", iteration, config.schedule.iterations)
         write_final(config, run.synthetic, population, population.layout.num_samples, vary=False)
     return run.path
@@ -106,7 +108,13 @@ class _Door:
         config, layout = self._config, population.layout
 
         def cast() -> list[ray.ObjectRef]:
-            embedding = embed(config, self._run.embedding(iteration), iteration, population)
+            embedding = embed(
+                config,
+                self._run.embedding(iteration),
+                iteration,
+                population,
+                self._run.lookahead(iteration),
+            )
             parts = [
                 (embedding.directory / part.file, part.start, part.stop)
                 for part in writer.parts_of(embedding.directory)

@@ -98,6 +98,7 @@ def plan(config: Config) -> Plan:
         varied += sizes[iteration - 1] * config.votes.lookahead + layout.num_samples - kept
     shape = config.generator.options.image_shape
     row = shape.num_bytes + 64
+    kept = row * config.votes.lookahead * max(sizes) if config.votes.reuse_lookahead else 0
     embedded = 4 * config.embedder.options.dim(shape) * max(sizes)
     return Plan(
         epsilon=epsilon_of(releases, config.privacy.delta),
@@ -106,7 +107,7 @@ def plan(config: Config) -> Plan:
         releases=releases,
         random_calls=drawn,
         variation_calls=varied,
-        disk_bytes=row * (sum(sizes) + sizes[-1]) + embedded + 16 * sum(sizes),
+        disk_bytes=row * (sum(sizes) + sizes[-1]) + embedded + kept + 16 * sum(sizes),
     )
 
 

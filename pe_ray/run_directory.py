@@ -53,6 +53,9 @@ class RunDirectory:
     def embedding(self, iteration: int) -> Path:
         return self.path / "embeddings" / f"iter={iteration:04d}"
 
+    def lookahead(self, iteration: int) -> Path:
+        return self.path / "lookahead" / f"iter={iteration:04d}"
+
     def histogram(self, iteration: int) -> Path:
         return self.path / "histograms" / f"iter={iteration:04d}.parquet"
 

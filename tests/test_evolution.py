@@ -111,8 +111,25 @@ def test_a_charged_release_stays_though_calibration_changes(
     assert second.release.sigma == pytest.approx(1.01 * first.release.sigma)
 
 
+def test_reused_lookahead_draws_are_the_children(
+    ray_session: None, tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree["votes"] = {"lookahead": 2, "reuse_lookahead": True}
+    tree["selection"] = {"keep_selected": True, "next_variation_fold": 2}
+    run = evolve(Config.from_dict(tree))
+    first, manifest = digests(run), manifest_of(run / "populations" / "iter=0002")
+    assert manifest is not None
+    assert 0 < manifest["reused_draws"] <= manifest["variations"]
+    assert not list((run / "lookahead").glob("*"))
+    # Without the kept images the same draws are made again, from the same seeds.
+    made = evolution.make_population
+    monkeypatch.setattr(evolution, "make_population", lambda *arguments: made(*arguments[:5]))
+    assert replayed(tree, run, tmp_path) == first
+
+
 @pytest.mark.slow
 def test_killed_at_every_state_change_it_continues(tree: dict[str, Any], tmp_path: Path) -> None:
+    tree["votes"]["reuse_lookahead"] = True
     file, script = tmp_path / "config.yaml", tmp_path / "killer.py"
     file.write_text(yaml.safe_dump(tree))
     script.write_text(KILLER)

@@ -36,11 +36,14 @@ class Embedding:
 class EmbeddingWorker(PartWorker):
     """Makes parts of an embedding."""
 
-    def __init__(self, config: Config, iteration: int, directory: str, population: str) -> None:
+    def __init__(
+        self, config: Config, iteration: int, directory: str, population: str, kept: str | None
+    ) -> None:
         self._config = config
         self._iteration = iteration
         self._directory = Path(directory)
         self._population = Path(population)
+        self._kept = Path(kept) if kept else None
         self._embedder: Embedder = loaded(config.embedder)
         self._generator = (
             BatchedGenerator(config.generator, config.private.labels, config.resources.batch_size)
@@ -52,24 +55,32 @@ class EmbeddingWorker(PartWorker):
         start, stop = request["start"], request["stop"]
         ids = np.arange(start, stop, dtype=np.int64)
         rows = writer.read_population(self._population, ids, self._config.generator.options)
-        features = self._embed(rows, ids)
+        features, draws = self._embed(rows, ids)
         if not np.isfinite(features).all():
             raise ValueError("embedder made non-finite values of synthetic images")
+        if self._kept is not None:  # first, so that a finished part has its draws
+            content = writer.population_part(_by_sample(draws, ids), self._config.generator.options)
+            count = len(draws)
+            writer.write_part(self._kept, start * count, stop * count, "parquet", content)
         sink = io.BytesIO()
         np.save(sink, features, allow_pickle=False)
         return writer.write_part(self._directory, start, stop, "npy", sink.getvalue())
 
-    def _embed(self, rows: Rows, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _embed(self, rows: Rows, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], list[Rows]]:
+        """Embeddings, and the lookahead draws if they are to be kept."""
         if self._generator is None:
-            return self._batched(rows["image"])
+            return self._batched(rows["image"]), []
         schedule, count = self._config.schedule, self._config.votes.lookahead
         degree = schedule.degree_list[self._iteration - 1]
         total: NDArray[np.float64] | float = 0.0
+        kept = []
         for copy in range(count):
             seeds = row_seeds(schedule.seed, "lookahead", self._iteration, ids, copy)
             varied = self._generator.vary(rows, degree, seeds)
             total = total + self._batched(varied["image"]).astype(np.float64)
-        return np.asarray(total / count, dtype=np.float32)
+            if self._kept is not None:
+                kept.append(varied | {"degree": np.full(len(ids), degree, dtype=np.float32)})
+        return np.asarray(total / count, dtype=np.float32), kept
 
     def _batched(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         size = self._config.resources.batch_size
@@ -77,10 +88,29 @@ class EmbeddingWorker(PartWorker):
         return np.concatenate([self._embedder.embed(images[s : s + size]) for s in starts])
 
 
-def embed(config: Config, directory: Path, iteration: int, population: Population) -> Embedding:
-    """Embed S_(iteration-1) for the votes of `iteration` (Lin et al. 2024, Alg. 2, line 3)."""
+def _by_sample(draws: list[Rows], ids: NDArray[np.int64]) -> Rows:
+    """Draws [k] of rows [n] as rows [n * k]: the k draws of a sample one after the other."""
+    merged = {
+        name: np.stack([draw[name] for draw in draws], axis=1).reshape(
+            -1, *draws[0][name].shape[1:]
+        )
+        for name in draws[0]
+    }
+    parents = ids.repeat(len(draws))
+    copies = np.tile(np.arange(len(draws)), len(ids))
+    return merged | {"id": parents * len(draws) + copies, "parent": parents}
+
+
+def embed(
+    config: Config, directory: Path, iteration: int, population: Population, kept: Path
+) -> Embedding:
+    """Embed S_(iteration-1) for the votes of `iteration` (Lin et al. 2024, Alg. 2, line 3).
+
+    With votes.reuse_lookahead the lookahead draws stay in the folder `kept`, laid out like a
+    population: row i k + j is draw j of sample i.
+    """
     row_bytes = config.generator.options.image_shape.num_bytes
-    layout = population.layout
+    layout, count = population.layout, config.votes.lookahead
     ranges = writer.part_ranges(layout.num_samples, row_bytes, config.output.rows_per_part)
     requests: list[Request] = [{"start": start, "stop": stop} for start, stop in ranges]
     arguments = {
@@ -88,7 +118,11 @@ def embed(config: Config, directory: Path, iteration: int, population: Populatio
         "iteration": iteration,
         "directory": str(directory),
         "population": str(population.directory),
+        "kept": str(kept) if config.votes.reuse_lookahead else None,
     }
     name = f"embedding {iteration}"
     run_stage(name, directory, "npy", requests, EmbeddingWorker, arguments, config.resources, {})
+    if config.votes.reuse_lookahead and writer.manifest_of(kept) is None:
+        found = [writer.found_part(kept, a * count, b * count, "parquet") for a, b in ranges]
+        writer.commit(kept, found, {})
     return Embedding(layout=layout, directory=directory)

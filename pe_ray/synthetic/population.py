@@ -96,3 +96,16 @@ def next_offspring(
         first_copy = 0 if settings.keep_selected else 1
         copies.append((np.arange(count) % family + first_copy).astype(np.int32))
     return Offspring(layout=layout, parents=np.concatenate(parents), copies=np.concatenate(copies))
+
+
+def lookahead_draws(offspring: Offspring, lookahead: int) -> NDArray[np.int64]:
+    """Which lookahead draw of its parent each sample is, int64 [n]; -1: a variation of its own.
+
+    A parent's first variations take its draws 0, 1, ... while there are any.
+    """
+    varied = np.flatnonzero(offspring.copies > 0)
+    parents = offspring.parents[varied]
+    rank = np.arange(len(parents)) - np.searchsorted(parents, parents, side="left")
+    draws = np.full(len(offspring.parents), -1, dtype=np.int64)
+    draws[varied] = np.where(rank < lookahead, rank, -1)
+    return draws

@@ -24,7 +24,7 @@ import ray
 from pe_ray import plugins
 from pe_ray.config import Plugin, ResourcesConfig
 from pe_ray.progress import Progress
-from pe_ray.synthetic.writer import Part, commit, manifest_of, part_name
+from pe_ray.synthetic.writer import Part, commit, found_part, manifest_of
 
 _PARTS_PER_BLOCK = 4  # a block costs Ray about 12 ms, a part takes a worker 0.1 s and up
 
@@ -80,12 +80,9 @@ def run_stage(
     directory.mkdir(parents=True, exist_ok=True)
     made, missing = [], []
     for request in requests:
-        start, stop = request["start"], request["stop"]
-        file = part_name(start, stop, suffix)
-        if (directory / file).exists():
-            size = (directory / file).stat().st_size
-            made.append(Part(file=file, start=start, stop=stop, num_bytes=size))
-        else:
+        try:
+            made.append(found_part(directory, request["start"], request["stop"], suffix))
+        except FileNotFoundError:
             missing.append(request)
     if missing:
         done = sum(part.stop - part.start for part in made)

@@ -14,7 +14,7 @@ from pe_ray.plugins import Generator, GeneratorOptions, Rows
 from pe_ray.seeds import Purpose, Seeds, row_seeds
 from pe_ray.synthetic import writer
 from pe_ray.synthetic.exports import SUFFIXES, Format, export_part, png
-from pe_ray.synthetic.population import Offspring, Population
+from pe_ray.synthetic.population import Offspring, Population, lookahead_draws
 from pe_ray.synthetic.stage import PartWorker, Request, loaded, run_stage
 from pe_ray.synthetic.writer import Part
 from pe_ray.values import LabelLayout
@@ -75,11 +75,19 @@ def _merge(rows: Rows, where: NDArray[np.bool_], replacement: Rows) -> None:
 class PopulationWorker(PartWorker):
     """Makes parts of a population: random draws, kept parents and variations."""
 
-    def __init__(self, config: Config, iteration: int, directory: str, parents: str | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        iteration: int,
+        directory: str,
+        parents: str | None,
+        kept: str | None,
+    ) -> None:
         self._config = config
         self._iteration = iteration
         self._directory = Path(directory)
         self._parents = Path(parents) if parents else None
+        self._kept = Path(kept) if kept else None
         batch_size = config.resources.batch_size
         self._generator = BatchedGenerator(config.generator, config.private.labels, batch_size)
 
@@ -99,11 +107,21 @@ class PopulationWorker(PartWorker):
             read = writer.read_population(self._parents, parents, options)
             rows = {name: read[name].copy() for name in ("image", "label", *options.columns)}
             origin = parents
-        varied = copies > 0
-        if varied.any():
-            seeds = row_seeds(schedule.seed, "variation", self._iteration, ids, copies)[varied]
-            chosen = {name: values[varied] for name, values in rows.items()}
-            _merge(rows, varied, self._generator.vary(chosen, degree, seeds))
+        varied, draws = copies > 0, request["draws"]
+        seeds = row_seeds(schedule.seed, "variation", self._iteration, ids, copies)
+        reused = draws >= 0
+        if reused.any():
+            drawn = row_seeds(schedule.seed, "lookahead", self._iteration, parents, draws)
+            seeds = np.where(reused, drawn, seeds)
+        remade = varied
+        if reused.any() and self._kept is not None:
+            places = parents[reused] * self._config.votes.lookahead + draws[reused]
+            kept = writer.read_population(self._kept, places, options)
+            _merge(rows, reused, {name: kept[name] for name in rows})
+            remade = varied & ~reused
+        if remade.any():
+            chosen = {name: values[remade] for name, values in rows.items()}
+            _merge(rows, remade, self._generator.vary(chosen, degree, seeds[remade]))
         degrees = np.where(varied, degree, np.nan).astype(np.float32)
         rows |= {"id": ids, "parent": origin, "degree": degrees}
         content = writer.population_part(rows, options)
@@ -118,16 +136,25 @@ def make_population(
     iteration: int,
     offspring: Offspring,
     parents: Population | None,
+    kept: Path | None = None,
 ) -> Population:
-    """S_iteration on disk: random draws for S_0, offspring of `parents` after that."""
+    """S_iteration on disk: random draws for S_0, offspring of `parents` after that.
+
+    kept: the lookahead draws of `parents`, reused if the configuration says so; where they are
+    gone they are drawn again, from the same seeds.
+    """
     row_bytes = config.generator.options.image_shape.num_bytes
     layout = offspring.layout
+    draws = np.full(layout.num_samples, -1, dtype=np.int64)
+    if parents is not None and config.votes.reuse_lookahead:
+        draws = lookahead_draws(offspring, config.votes.lookahead)
     requests: list[Request] = [
         {
             "start": start,
             "stop": stop,
             "parents": offspring.parents[start:stop],
             "copies": offspring.copies[start:stop],
+            "draws": draws[start:stop],
             "labels": layout.labels(start, stop),
         }
         for start, stop in writer.part_ranges(
@@ -139,8 +166,14 @@ def make_population(
         "iteration": iteration,
         "directory": str(directory),
         "parents": str(parents.directory) if parents else None,
+        "kept": str(kept) if kept and writer.manifest_of(kept) else None,
     }
-    extra = {"label_counts": list(layout.counts), "iteration": iteration}
+    extra = {
+        "label_counts": list(layout.counts),
+        "iteration": iteration,
+        "variations": int((offspring.copies > 0).sum()),
+        "reused_draws": int((draws >= 0).sum()),
+    }
     name = f"population {iteration}"
     run_stage(
         name, directory, "parquet", requests, PopulationWorker, arguments, config.resources, extra

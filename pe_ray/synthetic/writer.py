@@ -74,6 +74,13 @@ def write_part(directory: Path, start: int, stop: int, suffix: str, content: byt
     return Part(file=name, start=start, stop=stop, num_bytes=len(content))
 
 
+def found_part(directory: Path, start: int, stop: int, suffix: str) -> Part:
+    """A part that an earlier start wrote; FileNotFoundError where there is none."""
+    name = part_name(start, stop, suffix)
+    size = (directory / name).stat().st_size
+    return Part(file=name, start=start, stop=stop, num_bytes=size)
+
+
 def commit(directory: Path, parts: Sequence[Part], extra: Mapping[str, Any]) -> None:
     """Declare a stage complete; files that are none of its parts are removed first."""
     parts = sorted(parts, key=lambda part: part.start)

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pe_ray.config import SelectionSettings
-from pe_ray.synthetic.population import Population, apportion, initial_offspring, next_offspring
+from pe_ray.synthetic.population import (
+    Offspring,
+    Population,
+    apportion,
+    initial_offspring,
+    lookahead_draws,
+    next_offspring,
+)
 from pe_ray.synthetic.selection import auto_threshold, denoiser, draw, simplex, with_fallback
 from pe_ray.values import LabelLayout, NoisyHistogram, Release
 
@@ -94,3 +101,12 @@ def test_apportioning_is_exact_and_loses_no_label(shares: list[float], num: int)
     counts = apportion(num, shares).counts
     assert sum(counts) == num
     assert all((count > 0) == (share > 0) for count, share in zip(counts, shares, strict=True))
+
+
+def test_a_parents_first_variations_are_its_lookahead_draws() -> None:
+    offspring = Offspring(
+        layout=LabelLayout(counts=(8,)),
+        parents=np.array([2, 2, 2, 2, 5, 5, 7, 7]),
+        copies=np.array([0, 1, 2, 3, 1, 2, 0, 1], dtype=np.int32),
+    )
+    assert lookahead_draws(offspring, 2).tolist() == [-1, 0, 1, -1, 0, 1, -1, 0]
