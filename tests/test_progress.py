@@ -1,0 +1,86 @@
+"""Progress is visible on a terminal and in a log, and an interrupt says how to go on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pe_ray import Config, InputError, evolve, expand, run_directory
+from pe_ray import progress as progress_module
+from pe_ray.progress import Progress
+
+
+def test_lines_give_rows_speed_and_time_left(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.0)
+    with caplog.at_level(logging.INFO), Progress("population 1", 1000, 200) as progress:
+        time.sleep(0.01)
+        progress.add(300)
+        progress.add(500)
+    first, *_, last = caplog.messages
+    assert first.startswith("population 1: 500 of 1,000 rows, ")
+    assert "rows/s" in first
+    assert first.endswith("s left")
+    assert last.startswith("population 1: done, 1,000 of 1,000 rows")
+
+
+def test_a_terminal_gets_a_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with Progress("expansion", 10) as progress:
+        progress.add(10)
+    assert "expansion: 100%" in capsys.readouterr().err
+
+
+def test_an_interrupt_stops_cleanly_and_the_same_command_continues(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    tree["schedule"] |= {"num_samples": 20_000}
+    del tree["output"]["rows_per_part"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    command = [sys.executable, "-m", "pe_ray", "run", str(tmp_path / "config.yaml")]
+    run = Path(tree["output"]["path"])
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not list(run.glob("populations/iter=0000/part-*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    assert errors.strip().splitlines()[-1] == "pe-ray: stopped; the same command continues"
+    assert "Traceback" not in errors
+    made = {file.name for file in run.glob("populations/iter=0000/part-*")}
+    assert made
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert made <= {file.name for file in run.glob("populations/iter=0000/part-*")}
+
+
+def test_a_disk_too_small_is_one_error_before_anything_is_spent(
+    ray_session: None, tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished = evolve(Config.from_dict(tree))
+    tree["output"]["path"] = str(tmp_path / "other")
+
+    class Usage:
+        free = 1000
+
+    monkeypatch.setattr(run_directory.shutil, "disk_usage", lambda _: Usage)
+    with pytest.raises(InputError, match=r"output\.path: .* GiB free; free some"):
+        evolve(Config.from_dict(tree))
+    assert not (tmp_path / "other" / "ledger.sqlite").exists()
+    with pytest.raises(InputError, match=r"--output: .* GiB free"):
+        expand(finished, 10_000, tmp_path / "more")
