@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
-from pe_ray.config import Config
+from pe_ray.config import Config, ResourcesConfig
 from pe_ray.errors import BudgetError, InputError, RecordError
 
 __version__ = "0.1.0"
-__all__ = ["BudgetError", "Config", "InputError", "RecordError", "evolve", "expand"]
+__all__ = [
+    "BudgetError",
+    "Config",
+    "InputError",
+    "RecordError",
+    "ResourcesConfig",
+    "evolve",
+    "expand",
+]
 
 
 def evolve(config: Config) -> Path:
@@ -18,8 +27,14 @@ def evolve(config: Config) -> Path:
     return run(config)
 
 
-def expand(run: str | Path, num_samples: int, output: str | Path) -> Path:
+def expand(
+    run: str | Path,
+    num_samples: int | None,
+    output: str | Path,
+    resources: ResourcesConfig | None = None,
+    form: Literal["parquet", "webdataset", "folder"] = "parquet",
+) -> Path:
     """Stream further variations of a run's final population (see pe_ray.expansion)."""
     from pe_ray.expansion import expand as stream
 
-    return stream(run, num_samples, output)
+    return stream(run, num_samples, output, resources, form)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -208,6 +208,28 @@ def test_expansion_continues_and_covers_all_parents(
     assert sorted(set(labels)) == list(range(10))
     with pytest.raises(InputError, match="another expansion"):
         expand(run, 101, torn)
+
+
+@pytest.mark.parametrize("form", ["webdataset", "folder"])
+def test_a_torn_export_is_mended(
+    ray_session: None, tree: dict[str, Any], tmp_path: Path, form: Literal["webdataset", "folder"]
+) -> None:
+    run = evolve(Config.from_dict(tree))
+    output = expand(run, None, tmp_path / "set", form=form)
+
+    def content() -> dict[str, bytes]:
+        files = (file for file in output.rglob("*") if file.is_file())
+        return {str(file.relative_to(output)): file.read_bytes() for file in files}
+
+    whole = content()
+    part = parts_of(output)[1]
+    (output / part.file).unlink()
+    if form == "folder":
+        assert len([name for name in whole if name.endswith(".png")]) == 40
+        torn = next(output.rglob(f"{part.start:010d}.png"))
+        torn.write_bytes(torn.read_bytes()[:30])
+    expand(run, None, output, form=form)
+    assert content() == whole
 
 
 CANARY = "CANARY-9d2c77"

@@ -102,11 +102,11 @@ def _make(
 ) -> Iterator[Part]:
     """Parts as they are made, in any order."""
     workers = num_workers(resources)
-    num_blocks = min(len(requests), max(4 * workers, len(requests) // _PARTS_PER_BLOCK))
+    blocks_made = num_blocks(len(requests), workers)
     table = _table(requests)
-    edges = np.linspace(0, len(requests), num_blocks + 1).astype(int)
+    edges = np.linspace(0, len(requests), blocks_made + 1).astype(int)
     blocks = [table.slice(a, b - a) for a, b in itertools.pairwise(edges)]
-    pool = min(workers, num_blocks)
+    pool = min(workers, blocks_made)
     common = {"batch_size": 1, "batch_format": "pyarrow", "num_cpus": resources.cpus_per_worker}
     requested = ray.data.from_arrow(blocks)
     if resources.gpus_per_worker:
@@ -141,6 +141,11 @@ def loaded(plugin: Plugin, *arguments: Any) -> Any:
         made = plugins.load(plugin.plugin_type, plugin.kind)(plugin.options, *arguments)
         _loaded[plugin.plugin_type] = (key, made)
     return _loaded[plugin.plugin_type][1]
+
+
+def num_blocks(num_parts: int, workers: int) -> int:
+    """Blocks of a stage: enough to keep all workers busy and to show progress, none too small."""
+    return min(num_parts, max(4 * workers, num_parts // _PARTS_PER_BLOCK))
 
 
 def num_workers(resources: ResourcesConfig) -> int:

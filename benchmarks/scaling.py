@@ -1,0 +1,80 @@
+"""One worker against two, of one thread each, and what a Ray block costs.
+
+    python -m benchmarks.scaling [samples]
+
+Expands a small run of rendered digits with resources.workers = 1 and 2, and makes 256 empty parts
+in more and more blocks. Ray's start is not counted.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.digits.pipeline import config
+from pe_ray import Config, evolve, expand
+from pe_ray.cluster import connected
+from pe_ray.config import ResourcesConfig
+from pe_ray.synthetic import stage
+from pe_ray.synthetic.stage import PartWorker
+from pe_ray.synthetic.writer import Part, write_part
+
+
+class EmptyWorker(PartWorker):
+    """Parts without content."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = Path(directory)
+
+    def make(self, request: Mapping[str, Any]) -> Part:
+        return write_part(self._directory, request["start"], request["stop"], "empty", b"")
+
+
+def expansion_seconds(run: Path, samples: int, folder: Path, workers: int) -> float:
+    started = time.perf_counter()
+    expand(run, samples, folder / f"with-{workers}", ResourcesConfig(workers=workers))
+    return time.perf_counter() - started
+
+
+def block_seconds(folder: Path, count: int) -> float:
+    """Seconds of a stage of 256 empty parts in `count` blocks."""
+    requests = [{"start": i, "stop": i + 1} for i in range(256)]
+    stage.num_blocks = lambda *_: count
+    started = time.perf_counter()
+    directory = folder / f"blocks-{count}"
+    stage.run_stage(
+        "empty",
+        directory,
+        "empty",
+        requests,
+        EmptyWorker,
+        {"directory": str(directory)},
+        ResourcesConfig(),
+        {},
+    )
+    return time.perf_counter() - started
+
+
+def main(samples: int = 200_000) -> None:
+    print(f"machine: {platform.processor() or platform.machine()}, {os.cpu_count()} CPUs")
+    with tempfile.TemporaryDirectory() as name, connected(ResourcesConfig()):
+        folder = Path(name)
+        tree = config(folder).model_dump(mode="json")
+        tree["schedule"]["iterations"] = 1
+        run = evolve(Config.from_dict(tree))
+        expand(run, 20_000, folder / "warm")
+        one, two = (expansion_seconds(run, samples, folder, workers) for workers in (1, 2))
+        print(f"{samples:,} samples: 1 worker {one:.1f} s, 2 workers {two:.1f} s: {one / two:.2f}x")
+        for count in (2, 8, 32, 128, 256):
+            print(f"256 empty parts in {count:3d} blocks: ", end="", flush=True)
+            print(f"{block_seconds(folder, count):.2f} s")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
