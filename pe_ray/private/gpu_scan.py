@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pe_ray.errors import InputError
 from pe_ray.private.bounds import Bounds, Floats, Ids, Pairs, Prepared
 from pe_ray.values import DistanceMetric
 
@@ -23,6 +24,20 @@ class GpuScan:
         self._resources = self._faiss.StandardGpuResources()
         self._queries, self._metric = queries, metric
         self._bounds = Bounds(queries, metric, "faiss-gpu")
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse a GPU whose products are coarser than float32 (TF32): the bound needs them."""
+        ones = np.full((1, 256), 1.0 + 2.0**-12, dtype=np.float32)
+        product, _ = self._faiss.knn_gpu(
+            self._resources, ones, ones, 1, metric=self._faiss.METRIC_INNER_PRODUCT
+        )
+        exact = 256 * (1.0 + 2.0**-12) ** 2
+        if abs(float(product[0, 0]) - exact) > self._bounds.dot * exact:
+            raise InputError(
+                "resources.gpus_per_worker: this GPU multiplies in less than float32 for faiss; "
+                "set NVIDIA_TF32_OVERRIDE=0 for the workers"
+            )
 
     def side(self, rows: Prepared) -> Prepared:
         return rows

@@ -16,6 +16,7 @@ import ray
 from numpy.typing import NDArray
 
 from pe_ray.config import VotesConfig
+from pe_ray.errors import InputError
 from pe_ray.private.bounds import Precision
 from pe_ray.private.records import EmbeddedRecords, PrivateRecords
 from pe_ray.private.search import Search
@@ -185,6 +186,8 @@ def _count_partitions(
     try:
         choices = nearest_samples(pieces, parts, layout, settings, on_gpu=on_gpu)
         return bounded_votes(choices, _users(pieces), limit)
+    except InputError:  # of the configuration or the machine; quotes no record
+        raise
     except Exception as error:
         raise RuntimeError(f"counting votes failed: {type(error).__name__}") from None
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pe_ray import InputError
 from pe_ray.private import bounds, gpu_scan, search, tile_scan
 from pe_ray.private.bounds import Precision
 from pe_ray.private.search import Nearest, Search
@@ -241,6 +242,19 @@ def test_clusters_that_bfloat16_cant_tell_apart_go_on_in_float32() -> None:
     found.add(samples, 0)
     same(found.nearest, brute(queries, samples, 2, "l2"))
     assert found._scan._precision == "float32"  # type: ignore[attr-defined]
+
+
+def test_a_gpu_that_rounds_to_tf32_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Coarse(FaissOnCpu):
+        @staticmethod
+        def knn_gpu(_: object, queries: NDArray, rows: NDArray, k: int, metric: int) -> Any:
+            kept = np.uint32(0xFFFFE000)  # 10 bits of the significand
+            q, x = ((v.view(np.uint32) & kept).view(np.float32) for v in (queries, rows))
+            return faiss.knn(q, x, k, metric)
+
+    monkeypatch.setattr(gpu_scan, "_faiss", lambda: Coarse)
+    with pytest.raises(InputError, match="less than float32"):
+        blockwise(gaussian(5, 4, 1), gaussian(6, 4, 2), 1, "l2", precision="faiss-gpu")
 
 
 @pytest.mark.parametrize("metric", METRICS)
