@@ -121,10 +121,18 @@ PluginType = Literal["generator", "embedder", "metric"]
 
 _BUILT_IN: Mapping[PluginType, Mapping[str, str]] = {
     "generator": {"rendered_text": "pe_ray.components.simulators:RenderedText"},
-    "embedder": {"pixels": "pe_ray.components.features:Pixels"},
+    "embedder": {
+        "pixels": "pe_ray.components.features:Pixels",
+        "inception": "pe_ray.components.networks:Inception",
+        "clip": "pe_ray.components.networks:Clip",
+        "dinov2": "pe_ray.components.networks:Dinov2",
+    },
     "metric": {
         "frechet": "pe_ray.components.scores:FrechetDistance",
+        "kid": "pe_ray.components.scores:KernelDistance",
+        "precision_recall": "pe_ray.components.scores:PrecisionRecall",
         "classifier": "pe_ray.components.scores:ClassifierAccuracy",
+        "cnn": "pe_ray.components.scores:ConvnetAccuracy",
     },
 }
 
