@@ -79,7 +79,10 @@ class Generator(Protocol):
 
 
 class Embedder(Protocol):
-    """Images to vectors in which distance means likeness; deterministic, row by row."""
+    """Images to vectors in which distance means likeness; deterministic, row by row.
+
+    Whatever the batch, a row comes out the same up to rounding.
+    """
 
     Options: ClassVar[type[EmbedderOptions]]
 
@@ -91,7 +94,11 @@ class Embedder(Protocol):
         ...
 
     def embed(self, images: Images) -> NDArray[np.float32]:
-        """Embeddings, float32 [n, dim], of images of one shape (any height and width)."""
+        """Embeddings, float32 [n, dim], of images of one shape (any height and width).
+
+        n may be thousands: an embedder bounds its own memory, in chunks that are always the same,
+        as what it makes must not depend on `resources`.
+        """
         ...
 
 

@@ -6,7 +6,6 @@ Beside the samples themselves they hold a few blocks of 2,048 rows in float64 an
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +20,8 @@ def frechet_distance(first: Sample, second: Sample) -> float:
     """Frechet distance between Gaussians fitted to two samples of at least 2 (Heusel et al. 2017,
     eq. 6): |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), with unbiased covariances.
 
-    With C = R^T R the trace of the root is the sum of the singular values of R1 R2^T, whatever
-    R is; taken from a QR decomposition of the centred sample, it never is the root of a rounding
-    error, which singular covariances (few images, dead features) would make large.
+    With C = R^T R the trace of the root is the sum of the singular values of R1 R2^T, whichever
+    R is taken: no root of a product is needed, and nothing complex appears.
     """
     mean1, mean2 = _mean(first), _mean(second)
     factor1, factor2 = _factor(first, mean1), _factor(second, mean2)
@@ -37,11 +35,17 @@ def _mean(sample: Sample) -> Block:
 
 
 def _factor(sample: Sample, mean: Block) -> Block:
-    """R, [at most d, d], with R^T R the sample's covariance (QR, a block of rows at a time)."""
-    factor: Any = np.zeros((0, sample.shape[1]))
+    """R, [at most d, d], with R^T R the sample's covariance."""
+    num, dim = sample.shape
+    if num <= dim:
+        return np.asarray((sample - mean) / np.sqrt(num - 1))
+    covariance = np.zeros((dim, dim))
     for block in _blocks(sample):
-        factor = np.linalg.qr(np.concatenate([factor, block - mean]), mode="r")
-    return np.asarray(factor / np.sqrt(len(sample) - 1))
+        covariance += (block - mean).T @ (block - mean)
+    values, vectors = np.linalg.eigh(covariance / (num - 1))
+    # Eigenvalues that are 0 but for rounding would add its root, 1e-8, for each dead feature.
+    rounding = dim * np.finfo(np.float64).eps * values[-1]
+    return np.asarray(np.sqrt(np.where(values > rounding, values, 0.0))[:, None] * vectors.T)
 
 
 def kernel_distance(first: Sample, second: Sample) -> float:
