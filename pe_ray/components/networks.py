@@ -60,7 +60,7 @@ class _Network:
         """Embed one black image: what doesn't fit together shows before any record is read."""
         try:
             self.embed(np.zeros((1, 8, 8, 3), dtype=np.uint8))
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{where} can't embed an image: {_line(error)}") from error
 
 
