@@ -123,6 +123,7 @@ def open_records(
 
     Guarantee: nothing private reaches the driver: it gets references and, for a bad record, its
     shard, row and a fixed reason. Spends nothing. All records of a user are in one partition.
+    Raises InputError where the embedder can't be made (missing weights), before any record is read.
     """
     config = config.model_copy(update={"cache": _checked_cache(config)})
     slices = list_slices(config)
