@@ -16,7 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    field_serializer,
+    model_serializer,
     model_validator,
 )
 
@@ -38,7 +38,8 @@ class Plugin(Block):
     kind: str
     options: Any
 
-    def flat(self) -> dict[str, Any]:
+    @model_serializer
+    def _flat(self) -> dict[str, Any]:
         return {"kind": self.kind, **self.options.model_dump(mode="json")}
 
 
@@ -54,6 +55,11 @@ def _plugin(plugin_type: plugins.PluginType) -> BeforeValidator:
         return Plugin(plugin_type=plugin_type, kind=raw["kind"], options=options)
 
     return BeforeValidator(validate)
+
+
+GeneratorPlugin = Annotated[Plugin, _plugin("generator")]
+EmbedderPlugin = Annotated[Plugin, _plugin("embedder")]
+MetricPlugin = Annotated[Plugin, _plugin("metric")]
 
 
 class PrivateConfig(Block):
@@ -209,7 +215,7 @@ class PrivacyConfig(Block):
 class MetricsConfig(Block):
     """What `pe-ray audit` scores, and on which reference."""
 
-    audit: tuple[Annotated[Plugin, _plugin("metric")], ...] = ()
+    audit: tuple[MetricPlugin, ...] = ()
     audit_data: str | None = None
     """Reference records of the audit; default: private.data."""
     audit_where: dict[str, str | int | bool] | None = None
@@ -244,8 +250,8 @@ class Config(Block):
     """One run."""
 
     private: PrivateConfig
-    generator: Annotated[Plugin, _plugin("generator")]
-    embedder: Annotated[Plugin, _plugin("embedder")]
+    generator: GeneratorPlugin
+    embedder: EmbedderPlugin
     votes: VotesConfig = VotesConfig()
     selection: SelectionConfig = SelectionConfig()
     schedule: ScheduleConfig
@@ -253,15 +259,6 @@ class Config(Block):
     metrics: MetricsConfig = MetricsConfig()
     resources: ResourcesConfig = ResourcesConfig()
     output: OutputConfig
-
-    @field_serializer("generator", "embedder")
-    def _flatten(self, plugin: Plugin) -> dict[str, Any]:
-        return plugin.flat()
-
-    @field_serializer("metrics")
-    def _flatten_metrics(self, metrics: MetricsConfig) -> dict[str, Any]:
-        flat = metrics.model_dump(mode="json", exclude={"audit"})
-        return {"audit": [plugin.flat() for plugin in metrics.audit], **flat}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -79,7 +79,10 @@ class Generator(Protocol):
 
 
 class Embedder(Protocol):
-    """Images to vectors in which distance means likeness; deterministic, row by row."""
+    """Images to vectors in which distance means likeness; deterministic, row by row.
+
+    Whatever the batch, a row comes out the same up to rounding.
+    """
 
     Options: ClassVar[type[EmbedderOptions]]
 
@@ -91,7 +94,11 @@ class Embedder(Protocol):
         ...
 
     def embed(self, images: Images) -> NDArray[np.float32]:
-        """Embeddings, float32 [n, dim], of images of one shape (any height and width)."""
+        """Embeddings, float32 [n, dim], of images of one shape (any height and width).
+
+        n may be thousands: an embedder bounds its own memory, in chunks that are always the same,
+        as what it makes must not depend on `resources`.
+        """
         ...
 
 
@@ -121,10 +128,18 @@ PluginType = Literal["generator", "embedder", "metric"]
 
 _BUILT_IN: Mapping[PluginType, Mapping[str, str]] = {
     "generator": {"rendered_text": "pe_ray.components.simulators:RenderedText"},
-    "embedder": {"pixels": "pe_ray.components.features:Pixels"},
+    "embedder": {
+        "pixels": "pe_ray.components.features:Pixels",
+        "inception": "pe_ray.components.networks:Inception",
+        "clip": "pe_ray.components.networks:Clip",
+        "dinov2": "pe_ray.components.networks:Dinov2",
+    },
     "metric": {
         "frechet": "pe_ray.components.scores:FrechetDistance",
+        "kid": "pe_ray.components.scores:KernelDistance",
+        "precision_recall": "pe_ray.components.scores:PrecisionRecall",
         "classifier": "pe_ray.components.scores:ClassifierAccuracy",
+        "cnn": "pe_ray.components.scores:ConvnetAccuracy",
     },
 }
 

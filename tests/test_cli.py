@@ -75,6 +75,7 @@ def test_run_ledger_report_audit(
         ("private.data=/nowhere", "private.data: /nowhere does not exist"),
         ("privacy.unit=user", "private.user_column"),
         ("output.path=s3://bucket/run", "output.path"),
+        ("embedder={kind: inception, weights: absent}", "embedder: inception: weights: absent"),
         ("nonsense", "block.key=value"),
     ],
 )

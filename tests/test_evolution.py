@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image, PngImagePlugin
+from tiny_networks import save_clip
 
 from pe_ray import Config, InputError, evolution, evolve, expand
 from pe_ray.release.ledger import Ledger
@@ -159,6 +160,20 @@ def test_killed_at_every_state_change_it_continues(tree: dict[str, Any], tmp_pat
 
     assert not ray.is_initialized()
     assert replayed(tree, run, tmp_path) == killed
+
+
+def test_resources_do_not_reach_a_networks_votes(
+    ray_session: None, tree: dict[str, Any], tmp_path: Path
+) -> None:
+    """Without noise the votes decide alone, so the last bit of an embedding may count."""
+    tree["privacy"]["epsilon"] = float("inf")
+    tree["embedder"] = {"kind": "clip", "checkpoint": str(save_clip(tmp_path / "clip"))}
+    tree["votes"] |= {"metric": "cosine"}
+    first = digests(evolve(Config.from_dict(tree)))
+    tree["resources"]["workers"] = 2
+    tree["resources"]["batch_size"] = 5
+    tree["output"]["path"] = str(tmp_path / "again")
+    assert digests(evolve(Config.from_dict(tree))) == first
 
 
 def test_anything_but_resources_is_bound(ray_session: None, tree: dict[str, Any]) -> None:

@@ -101,8 +101,15 @@ def _embedder(kind: str, options: plugins.EmbedderOptions) -> plugins.Embedder:
     """The embedder, kept from slice to slice: a network takes seconds to load."""
     global _loaded
     if _loaded is None or _loaded[:2] != (kind, options):
-        _loaded = (kind, options, plugins.load("embedder", kind)(options))
+        try:
+            _loaded = (kind, options, plugins.load("embedder", kind)(options))
+        except InputError as error:
+            raise _EmbedderError(str(error)) from None
     return _loaded[2]
+
+
+class _EmbedderError(InputError):
+    """The embedder can't be made; says so from its options alone, so anyone may read it."""
 
 
 def open_records(
@@ -116,6 +123,7 @@ def open_records(
 
     Guarantee: nothing private reaches the driver: it gets references and, for a bad record, its
     shard, row and a fixed reason. Spends nothing. All records of a user are in one partition.
+    Raises InputError where the embedder can't be made (missing weights), before any record is read.
     """
     config = config.model_copy(update={"cache": _checked_cache(config)})
     slices = list_slices(config)
@@ -127,6 +135,8 @@ def open_records(
     ]
     for part, (report, *_) in zip(slices, results, strict=True):
         bad = ray.get(report)
+        if isinstance(bad, str):
+            raise InputError(f"embedder: {bad}")
         if bad is not None:
             raise RecordError(shard=part.shard, row=bad[0], reason=bad[1])
     if not config.user_column:
@@ -143,11 +153,15 @@ def _embed_task(
     embedder_options: plugins.EmbedderOptions,
     num_pieces: int,
 ) -> tuple[Any, ...]:
-    """(None or (row, reason), piece 0, ...): pieces split by user, or one piece."""
+    """(report, piece 0, ...): pieces split by user, or one piece; the report is None, a bad
+    record's (row, reason), or why the embedder can't be made.
+    """
     try:
         embedded = embed_slice(part, config, channels, embedder_kind, embedder_options)
     except RecordError as error:
         return ((error.row, error.reason), *[None] * num_pieces)
+    except _EmbedderError as error:
+        return (str(error), *[None] * num_pieces)
     except Exception as error:
         where = f"private.data: shard {part.shard}"
         raise RuntimeError(f"{where}: reading failed: {type(error).__name__}") from None

@@ -69,7 +69,7 @@ class EmbeddingWorker(PartWorker):
     def _embed(self, rows: Rows, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], list[Rows]]:
         """Embeddings, and the lookahead draws if they are to be kept."""
         if self._generator is None:
-            return self._batched(rows["image"]), []
+            return self._embedder.embed(rows["image"]), []
         schedule, count = self._config.schedule, self._config.votes.lookahead
         degree = schedule.degree_list[self._iteration - 1]
         total: NDArray[np.float64] | float = 0.0
@@ -77,15 +77,10 @@ class EmbeddingWorker(PartWorker):
         for copy in range(count):
             seeds = row_seeds(schedule.seed, "lookahead", self._iteration, ids, copy)
             varied = self._generator.vary(rows, degree, seeds)
-            total = total + self._batched(varied["image"]).astype(np.float64)
+            total = total + self._embedder.embed(varied["image"]).astype(np.float64)
             if self._kept is not None:
                 kept.append(varied | {"degree": np.full(len(ids), degree, dtype=np.float32)})
         return np.asarray(total / count, dtype=np.float32), kept
-
-    def _batched(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        size = self._config.resources.batch_size
-        starts = range(0, len(images), size)
-        return np.concatenate([self._embedder.embed(images[s : s + size]) for s in starts])
 
 
 def _by_sample(draws: list[Rows], ids: NDArray[np.int64]) -> Rows:
