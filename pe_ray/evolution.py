@@ -92,6 +92,7 @@ class _Door:
             channels=config.generator.options.image_shape.channels,
             embedder_kind=config.embedder.kind,
             embedder_options=config.embedder.options,
+            gpus=config.resources.gpus_per_worker,
         )
         self._aggregator = create_aggregator(run.ledger)
 

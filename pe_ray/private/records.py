@@ -118,8 +118,11 @@ def open_records(
     channels: int,
     embedder_kind: str,
     embedder_options: plugins.EmbedderOptions,
+    gpus: float = 0.0,
 ) -> PrivateRecords:
     """Read, validate and embed all records in Ray tasks; raises the first bad one's RecordError.
+
+    gpus: of each task.
 
     Guarantee: nothing private reaches the driver: it gets references and, for a bad record, its
     shard, row and a fixed reason. Spends nothing. All records of a user are in one partition.
@@ -128,7 +131,7 @@ def open_records(
     config = config.model_copy(update={"cache": _checked_cache(config)})
     slices = list_slices(config)
     num_pieces = min(len(slices), _MOST_PARTITIONS) if config.user_column else 1
-    task = ray.remote(num_cpus=1, num_returns=num_pieces + 1)(_embed_task)
+    task = ray.remote(num_cpus=1, num_gpus=gpus, num_returns=num_pieces + 1)(_embed_task)
     results = [
         task.remote(part, config, channels, embedder_kind, embedder_options, num_pieces)
         for part in slices
