@@ -72,13 +72,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from pe_ray.planning import plan, seconds_per_image
+    from pe_ray.planning import plan, worker_seconds
 
     config = Config.from_yaml(options.config, options.set)
     made = plan(config)
-    each = seconds_per_image(config)
-    calls = made.random_calls + made.variation_calls
-    seconds = None if each is None else calls * each
+    seconds = worker_seconds(config, made.calls)
     if options.json:
         _print_json(
             {

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -15,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     model_serializer,
     model_validator,
@@ -22,7 +24,7 @@ from pydantic import (
 
 from pe_ray import plugins
 from pe_ray.errors import InputError
-from pe_ray.values import Budget, DistanceMetric, Unit
+from pe_ray.values import Budget, DistanceMetric, ImageShape, Unit
 
 
 class Block(BaseModel):
@@ -60,6 +62,55 @@ def _plugin(plugin_type: plugins.PluginType) -> BeforeValidator:
 GeneratorPlugin = Annotated[Plugin, _plugin("generator")]
 EmbedderPlugin = Annotated[Plugin, _plugin("embedder")]
 MetricPlugin = Annotated[Plugin, _plugin("metric")]
+
+
+class Stage(Block):
+    """A generator and the iteration from which on it is used."""
+
+    start: int = Field(ge=0)
+    """0 is the random draws."""
+    generator: GeneratorPlugin
+
+
+class Switch(Block):
+    """Generators by iteration: the last stage with start <= t makes S_t, and the lookahead for it.
+
+    A stage reads the samples of the one before: same image shape, and no column of its own that
+    the one before doesn't write (a rendered text's genome can't be read off an image).
+    """
+
+    kind: Literal["switch"]
+    stages: tuple[Stage, ...] = Field(min_length=1)
+
+    def at(self, iteration: int) -> Plugin:
+        return [stage.generator for stage in self.stages if stage.start <= iteration][-1]
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        if self.stages[0].start != 0:
+            raise ValueError("stages: the first must start at 0, the random draws")
+        for before, after in pairwise(self.stages):
+            if after.start <= before.start:
+                raise ValueError("stages: each must start after the one before")
+            old, new = before.generator.options, after.generator.options
+            where = f"stages: {after.generator.kind}, start {after.start},"
+            if new.image_shape != old.image_shape:
+                raise ValueError(f"{where} makes images of another shape than the stage before it")
+            for name, column in new.columns.items():
+                if old.columns.get(name) != column:
+                    raise ValueError(
+                        f"{where} needs the column {name!r}, which the {before.generator.kind} "
+                        "before it doesn't write and an image doesn't show"
+                    )
+        return self
+
+
+def _switch_or_plugin(raw: Any) -> Switch | Plugin:
+    """Decided by `kind` alone, so that an error is about the one that was meant."""
+    if isinstance(raw, Switch) or (isinstance(raw, Mapping) and raw.get("kind") == "switch"):
+        return Switch.model_validate(raw)
+    plugin: Plugin = TypeAdapter(GeneratorPlugin).validate_python(raw)
+    return plugin
 
 
 class PrivateConfig(Block):
@@ -183,6 +234,11 @@ class ScheduleConfig(Block):
         return (self.degrees,) * self.iterations
 
     @property
+    def expansion_degree(self) -> float:
+        """Degree of the expansion's variations."""
+        return self.degree_list[-1] if self.expand_degree is None else self.expand_degree
+
+    @property
     def relative_sigmas(self) -> tuple[float, ...]:
         """sigma_t up to a common factor."""
         if isinstance(self.noise, tuple):
@@ -250,7 +306,8 @@ class Config(Block):
     """One run."""
 
     private: PrivateConfig
-    generator: GeneratorPlugin
+    generator: Annotated[Switch | Plugin, BeforeValidator(_switch_or_plugin)]
+    """One kind, or `{kind: switch, stages: [{start: 0, generator: {kind: ...}}, ...]}`."""
     embedder: EmbedderPlugin
     votes: VotesConfig = VotesConfig()
     selection: SelectionConfig = SelectionConfig()
@@ -286,12 +343,34 @@ class Config(Block):
             self.selection.at(iteration)
         if self.votes.reuse_lookahead and not self.votes.lookahead:
             raise ValueError("votes.reuse_lookahead: needs votes.lookahead above 0")
+        self._check_generators()
         if "://" in self.output.path:
             raise ValueError("output.path: must be a local folder (the ledger needs a local disk)")
         run, cache = Path(self.output.path).resolve(), self.private.cache
         if cache and cache != "none" and Path(cache).resolve().is_relative_to(run):
             raise ValueError("private.cache: must lie outside output.path, which is publishable")
         return self
+
+    def _check_generators(self) -> None:
+        last = self.schedule.iterations
+        if isinstance(self.generator, Switch) and self.generator.stages[-1].start > last:
+            raise ValueError(f"generator.stages: there is no iteration after {last} to start at")
+        used = [*enumerate(self.schedule.degree_list, start=1)]
+        if self.selection.initial_variation_fold:
+            used.insert(0, (0, self.schedule.degree_list[0]))
+        for iteration, degree in (*used, (last, self.schedule.expansion_degree)):
+            self.generator_at(iteration).options.check_degree(degree)
+
+    def generator_at(self, iteration: int) -> Plugin:
+        """What makes S_iteration from S_(iteration-1), and draws the lookahead of its votes."""
+        made = self.generator
+        return made.at(iteration) if isinstance(made, Switch) else made
+
+    @property
+    def image_shape(self) -> ImageShape:
+        """Shape of every synthetic image of the run."""
+        shape: ImageShape = self.generator_at(0).options.image_shape
+        return shape
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Config:

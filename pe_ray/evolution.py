@@ -89,7 +89,7 @@ class _Door:
         )
         self._records = private_records.open_records(
             private,
-            channels=config.generator.options.image_shape.channels,
+            channels=config.image_shape.channels,
             embedder_kind=config.embedder.kind,
             embedder_options=config.embedder.options,
             gpus=config.resources.gpus_per_worker,

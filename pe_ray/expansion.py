@@ -70,5 +70,7 @@ def _claim(directory: Path, request: dict[str, Any]) -> None:
 def _png_bytes(config: Config, population: Population) -> float:
     """Mean size of some of the population's images as PNG."""
     ids = np.linspace(0, population.layout.num_samples - 1, PROBED_IMAGES).astype(np.int64)
-    images = read_population(population.directory, ids, config.generator.options)["image"]
+    images = read_population(
+        population.directory, ids, config.generator_at(population.iteration).options
+    )["image"]
     return sum(len(png(image)) for image in images) / len(images)

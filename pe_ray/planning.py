@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pe_ray.config import Config
-from pe_ray.plugins import load
+from pe_ray.plugins import Generator, load
 from pe_ray.release.accounting import calibrate, epsilon_of
 from pe_ray.seeds import row_seeds
 from pe_ray.synthetic.population import apportion
 from pe_ray.values import Release
 
-PROBE_IMAGES = 64
+PROBE_IMAGES = (1, 8, 64)
+PROBE_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +26,8 @@ class Plan:
 
     epsilon: what the releases will cost (at most the budget's). random_calls, variation_calls:
     images asked of the generator (worked out for equal labels if their shares are yet to be
-    released); disk_bytes: upper estimate of the run directory.
+    released); calls: both together by iteration, from S_0 on; disk_bytes: upper estimate of the run
+    directory.
     """
 
     epsilon: float
@@ -33,6 +36,7 @@ class Plan:
     releases: tuple[Release, ...]
     random_calls: int
     variation_calls: int
+    calls: tuple[int, ...]
     disk_bytes: int
 
 
@@ -90,13 +94,13 @@ def plan(config: Config) -> Plan:
     sizes, selection = config.schedule.sizes, config.selection
     layouts = [apportion(size, label_fractions(config) or (1.0,) * num_labels) for size in sizes]
     drawn = sum(-(-count // (1 + selection.initial_variation_fold)) for count in layouts[0].counts)
-    varied = sizes[0] - drawn
+    calls = [sizes[0]]
     for iteration, layout in enumerate(layouts[1:], start=1):
         settings = selection.at(iteration)
         family = settings.next_variation_fold + int(settings.keep_selected)
         kept = sum(-(-count // family) for count in layout.counts) if settings.keep_selected else 0
-        varied += sizes[iteration - 1] * config.votes.lookahead + layout.num_samples - kept
-    shape = config.generator.options.image_shape
+        calls.append(sizes[iteration - 1] * config.votes.lookahead + layout.num_samples - kept)
+    shape = config.image_shape
     row = shape.num_bytes + 64
     kept = row * config.votes.lookahead * max(sizes) if config.votes.reuse_lookahead else 0
     embedded = 4 * config.embedder.options.dim(shape) * max(sizes)
@@ -106,21 +110,41 @@ def plan(config: Config) -> Plan:
         unit=config.privacy.unit,
         releases=releases,
         random_calls=drawn,
-        variation_calls=varied,
+        variation_calls=sum(calls) - drawn,
+        calls=tuple(calls),
         disk_bytes=row * (sum(sizes) + sizes[-1]) + embedded + kept + 16 * sum(sizes),
     )
 
 
-def seconds_per_image(config: Config) -> float | None:
-    """Seconds of one CPU worker per variation, measured here on a few; None if it needs a GPU."""
+def worker_seconds(config: Config, calls: Sequence[int]) -> float | None:
+    """Seconds of one CPU worker for `calls` images by iteration, timed here on a few of them.
+
+    None where workers need a GPU.
+    """
     if config.resources.gpus_per_worker:
         return None
-    generator = load("generator", config.generator.kind)(
-        config.generator.options, config.private.labels
-    )
-    labels = np.arange(PROBE_IMAGES, dtype=np.int32) % len(config.private.labels)
-    seeds = row_seeds(config.schedule.seed, "random", 0, np.arange(PROBE_IMAGES, dtype=np.int64))
-    rows = {**generator.random(labels, seeds), "label": labels}
-    started = time.perf_counter()
-    generator.vary(rows, config.schedule.degree_list[0], seeds)
-    return (time.perf_counter() - started) / PROBE_IMAGES
+    seconds, each, timed = 0.0, 0.0, None
+    for iteration, num in enumerate(calls):
+        plugin = config.generator_at(iteration)
+        if iteration <= 1 or plugin is not timed:  # S_0 is drawn, the others are varied
+            each, timed = _seconds_per_image(config, iteration), plugin
+        seconds += num * each
+    return seconds
+
+
+def _seconds_per_image(config: Config, iteration: int) -> float:
+    plugin = config.generator_at(iteration)
+    generator: Generator = load("generator", plugin.kind)(plugin.options, config.private.labels)
+    each = 0.0
+    for num in PROBE_IMAGES:
+        labels = np.arange(num, dtype=np.int32) % len(config.private.labels)
+        seeds = row_seeds(config.schedule.seed, "random", 0, np.arange(num, dtype=np.int64))
+        started = time.perf_counter()
+        rows = {**generator.random(labels, seeds), "label": labels}
+        if iteration:
+            started = time.perf_counter()
+            generator.vary(rows, config.schedule.degree_list[iteration - 1], seeds)
+        each = (time.perf_counter() - started) / num
+        if num * each > PROBE_SECONDS:
+            break
+    return each

@@ -49,6 +49,9 @@ class GeneratorOptions(Options):
         """Own columns beside the image: name -> (numpy dtype, values per row)."""
         return {}
 
+    def check_degree(self, degree: float) -> None:
+        """Raise ValueError where `vary` can't run at `degree`; called before a run starts."""
+
 
 class EmbedderOptions(Options):
     """Base of an embedder's options."""
@@ -127,7 +130,10 @@ class Metric(Protocol):
 PluginType = Literal["generator", "embedder", "metric"]
 
 _BUILT_IN: Mapping[PluginType, Mapping[str, str]] = {
-    "generator": {"rendered_text": "pe_ray.components.simulators:RenderedText"},
+    "generator": {
+        "rendered_text": "pe_ray.components.simulators:RenderedText",
+        "stable_diffusion": "pe_ray.components.stable_diffusion:StableDiffusion",
+    },
     "embedder": {
         "pixels": "pe_ray.components.features:Pixels",
         "inception": "pe_ray.components.networks:Inception",

@@ -57,7 +57,7 @@ def sample_grid(
     run: RunDirectory, config: Config, iteration: int, layout: LabelLayout
 ) -> NDArray[np.uint8]:
     """One row of evenly spaced samples per label, uint8 [rows * h, columns * w, c]."""
-    shape = config.generator.options.image_shape
+    shape, options = config.image_shape, config.generator_at(iteration).options
     shown = [label for label, count in enumerate(layout.counts) if count][:LABELS_SHOWN]
     grid = np.zeros(
         (len(shown) * shape.height, SAMPLES_PER_LABEL * shape.width, shape.channels), np.uint8
@@ -66,7 +66,7 @@ def sample_grid(
         start, stop = layout.label_range(label)
         count = min(SAMPLES_PER_LABEL, stop - start)
         ids = np.linspace(start, stop - 1, count).astype(np.int64)
-        images = read_population(run.population(iteration), ids, config.generator.options)["image"]
+        images = read_population(run.population(iteration), ids, options)["image"]
         strip = np.concatenate(list(images), axis=1)
         grid[row * shape.height : (row + 1) * shape.height, : strip.shape[1]] = strip
     return grid

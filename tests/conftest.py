@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_diffusion import save_pipeline
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -20,6 +22,12 @@ def ray_session() -> Iterator[None]:
     ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Folder of a tiny checkpoint by kind (see tiny_diffusion), written once."""
+    return cache(lambda kind: save_pipeline(tmp_path_factory.mktemp(kind), kind))
 
 
 @pytest.fixture(autouse=True)

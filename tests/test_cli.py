@@ -113,3 +113,13 @@ def test_the_plan_counts_calls_as_the_paper_does(tree: dict[str, Any]) -> None:
 def test_pipelines_are_valid(file: Path) -> None:
     config = Config.from_yaml(file)
     assert Config.from_dict(config.model_dump(mode="json")).fingerprint == config.fingerprint
+
+
+def test_the_cats_are_those_of_the_paper() -> None:
+    config = Config.from_yaml(REPOSITORY / "pipelines" / "cats.yaml")
+    made = plan(config)
+    assert [release.sensitivity for release in made.releases] == [1.0] * 17
+    assert all(2 <= release.sigma < 2.01 for release in made.releases)
+    assert made.random_calls == 200
+    assert made.variation_calls == 17 * 200 * (8 + 1)
+    assert (config.image_shape.height, config.image_shape.channels) == (512, 3)

@@ -31,7 +31,7 @@ def audit(run_path: str | Path) -> dict[str, float]:
     rows = read_population(
         run.population(iteration),
         np.arange(layout.num_samples, dtype=np.int64),
-        config.generator.options,
+        config.generator_at(iteration).options,
     )
     private = config.private.model_copy(
         update={
@@ -42,7 +42,7 @@ def audit(run_path: str | Path) -> dict[str, float]:
             "user_column": None,
         }
     )
-    shape = config.generator.options.image_shape
+    shape = config.image_shape
     images, labels = [], []
     for part in list_slices(private):
         read = read_slice(part, private, shape.channels)

@@ -45,8 +45,9 @@ class EmbeddingWorker(PartWorker):
         self._population = Path(population)
         self._kept = Path(kept) if kept else None
         self._embedder: Embedder = loaded(config.embedder)
+        self._plugin = config.generator_at(iteration)
         self._generator = (
-            BatchedGenerator(config.generator, config.private.labels, config.resources.batch_size)
+            BatchedGenerator(self._plugin, config.private.labels, config.resources.batch_size)
             if config.votes.lookahead
             else None
         )
@@ -54,12 +55,12 @@ class EmbeddingWorker(PartWorker):
     def make(self, request: Mapping[str, Any]) -> Part:
         start, stop = request["start"], request["stop"]
         ids = np.arange(start, stop, dtype=np.int64)
-        rows = writer.read_population(self._population, ids, self._config.generator.options)
+        rows = writer.read_population(self._population, ids, self._plugin.options)
         features, draws = self._embed(rows, ids)
         if not np.isfinite(features).all():
             raise ValueError("embedder made non-finite values of synthetic images")
         if self._kept is not None:  # first, so that a finished part has its draws
-            content = writer.population_part(_by_sample(draws, ids), self._config.generator.options)
+            content = writer.population_part(_by_sample(draws, ids), self._plugin.options)
             count = len(draws)
             writer.write_part(self._kept, start * count, stop * count, "parquet", content)
         sink = io.BytesIO()
@@ -104,7 +105,7 @@ def embed(
     With votes.reuse_lookahead the lookahead draws stay in the folder `kept`, laid out like a
     population: row i k + j is draw j of sample i.
     """
-    row_bytes = config.generator.options.image_shape.num_bytes
+    row_bytes = config.image_shape.num_bytes
     layout, count = population.layout, config.votes.lookahead
     ranges = writer.part_ranges(layout.num_samples, row_bytes, config.output.rows_per_part)
     requests: list[Request] = [{"start": start, "stop": stop} for start, stop in ranges]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import ray
 
 from pe_ray import plugins
 from pe_ray.config import Plugin, ResourcesConfig
+from pe_ray.errors import InputError
 from pe_ray.progress import Progress
 from pe_ray.synthetic.writer import Part, commit, found_part, manifest_of
 
@@ -55,10 +57,25 @@ def _request(requests: pa.Table, row: int) -> Request:
     }
 
 
+class _Reporting:
+    """A worker whose InputErrors come back as rows, since Ray Data keeps no exception's type."""
+
+    def __init__(self, worker: type[PartWorker], arguments: Mapping[str, Any]) -> None:
+        self._construct = partial(worker, **arguments)
+        self._worker: PartWorker | None = None
+
+    def __call__(self, requests: pa.Table) -> pa.Table:
+        try:
+            self._worker = self._worker or self._construct()
+            return self._worker(requests)
+        except InputError as error:
+            return pa.table({"error": [str(error)]})
+
+
 def _make_parts(
     requests: pa.Table, worker: type[PartWorker], arguments: Mapping[str, Any]
 ) -> pa.Table:
-    return worker(**arguments)(requests)
+    return _Reporting(worker, arguments)(requests)
 
 
 def run_stage(
@@ -111,8 +128,8 @@ def _make(
     requested = ray.data.from_arrow(blocks)
     if resources.gpus_per_worker:
         made = requested.map_batches(
-            worker,
-            fn_constructor_kwargs=dict(arguments),
+            _Reporting,
+            fn_constructor_kwargs={"worker": worker, "arguments": dict(arguments)},
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool, initial_size=pool),
             num_gpus=resources.gpus_per_worker,
             **common,
@@ -125,7 +142,9 @@ def _make(
             **common,
         )
     for row in made.iter_rows():
-        yield Part(**row)
+        if row.get("error"):
+            raise InputError(row["error"])
+        yield Part(**{field: row[field] for field in Part.__slots__})
 
 
 _loaded: dict[plugins.PluginType, tuple[str, Any]] = {}

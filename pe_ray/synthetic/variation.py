@@ -89,7 +89,8 @@ class PopulationWorker(PartWorker):
         self._parents = Path(parents) if parents else None
         self._kept = Path(kept) if kept else None
         batch_size = config.resources.batch_size
-        self._generator = BatchedGenerator(config.generator, config.private.labels, batch_size)
+        plugin = config.generator_at(iteration)
+        self._generator = BatchedGenerator(plugin, config.private.labels, batch_size)
 
     def make(self, request: Mapping[str, Any]) -> Part:
         ids = np.arange(request["start"], request["stop"], dtype=np.int64)
@@ -143,7 +144,7 @@ def make_population(
     kept: the lookahead draws of `parents`, reused if the configuration says so; where they are
     gone they are drawn again, from the same seeds.
     """
-    row_bytes = config.generator.options.image_shape.num_bytes
+    row_bytes = config.image_shape.num_bytes
     layout = offspring.layout
     draws = np.full(layout.num_samples, -1, dtype=np.int64)
     if parents is not None and config.votes.reuse_lookahead:
@@ -192,32 +193,27 @@ class FinalWorker(PartWorker):
         self._population = Path(population)
         self._num_parents = num_parents
         self._form = form
+        self._plugin = config.generator_at(config.schedule.iterations)
         self._generator: BatchedGenerator | None = None
 
     def make(self, request: Mapping[str, Any]) -> Part:
         config, start, stop = self._config, request["start"], request["stop"]
         ids = np.arange(start, stop, dtype=np.int64)
         rows = writer.read_population(
-            self._population, ids % self._num_parents, config.generator.options
+            self._population, ids % self._num_parents, self._plugin.options
         )
         if request["vary"]:
             if self._generator is None:
                 batch_size, names = config.resources.batch_size, config.private.labels
-                self._generator = BatchedGenerator(config.generator, names, batch_size)
+                self._generator = BatchedGenerator(self._plugin, names, batch_size)
             purpose: Purpose = "expansion"
             seeds = row_seeds(config.schedule.seed, purpose, config.schedule.iterations, ids)
-            rows = self._generator.vary(rows, expand_degree(config), seeds)
+            rows = self._generator.vary(rows, config.schedule.expansion_degree, seeds)
         pngs = [png(image) for image in rows["image"]]
         content = export_part(
             self._form, self._directory, start, pngs, rows["label"], config.private.labels
         )
         return writer.write_part(self._directory, start, stop, SUFFIXES[self._form], content)
-
-
-def expand_degree(config: Config) -> float:
-    """Degree of the expansion's variations."""
-    chosen = config.schedule.expand_degree
-    return config.schedule.degree_list[-1] if chosen is None else chosen
 
 
 def write_final(
@@ -233,7 +229,7 @@ def write_final(
 
     Row i stems from sample i mod |S_T|: any stretch of |S_T| rows covers every label and parent.
     """
-    row_bytes = config.generator.options.image_shape.num_bytes
+    row_bytes = config.image_shape.num_bytes
     ranges = writer.part_ranges(num_samples, row_bytes, config.output.rows_per_part)
     requests: list[Request] = [{"start": a, "stop": b, "vary": vary} for a, b in ranges]
     arguments = {
