@@ -133,6 +133,8 @@ _BUILT_IN: Mapping[PluginType, Mapping[str, str]] = {
     "generator": {
         "rendered_text": "pe_ray.components.simulators:RenderedText",
         "stable_diffusion": "pe_ray.components.stable_diffusion:StableDiffusion",
+        "improved_diffusion": "pe_ray.components.diffusion:ImprovedDiffusionGenerator",
+        "unet": "pe_ray.components.diffusion:UNetGenerator",
     },
     "embedder": {
         "pixels": "pe_ray.components.features:Pixels",

