@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny_diffusion import save_pipeline
 from tiny_networks import save_clip, save_dinov2, save_inception
+from tiny_unets import save_improved, save_unet
 
 from pe_ray import InputError, plugins
 from pe_ray.seeds import normals, row_seeds, uniforms
@@ -28,6 +29,8 @@ NEEDS_FILES: dict[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
         "random": {"steps": 2},
         "vary": {"steps": 4},
     },
+    ("generator", "improved_diffusion"): save_improved,
+    ("generator", "unet"): lambda folder: {"checkpoint": save_unet(folder), "steps": 5},
     ("embedder", "inception"): lambda folder: {"weights": str(save_inception(folder))},
     ("embedder", "clip"): lambda folder: {"checkpoint": str(save_clip(folder))},
     ("embedder", "dinov2"): lambda folder: {"checkpoint": str(save_dinov2(folder))},
@@ -36,6 +39,9 @@ NEEDS_FILES: dict[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
     },
 }
 """(type, kind) -> options, for plugins that can't be made from defaults alone."""
+
+DEGREES = {"improved_diffusion": 2, "unet": 2}
+"""Kind -> a degree, for generators in whose units 0.5 is none."""
 
 NETWORK_ATOL = 3e-6  # of a network's features in another batch, which are about 1 here
 NETWORK_LEVELS = 1  # of 255, of a network's images in another batch
@@ -50,6 +56,8 @@ def _options_of(made: Any, plugin_type: str, kind: str, folder: Path) -> Any:
 def test_generators(kind: str, tmp_path: Path) -> None:
     made = plugins.load("generator", kind)
     options = _options_of(made, "generator", kind, tmp_path)
+    degree = DEGREES.get(kind, 0.5)
+    options.check_degree(degree)
     generator, shape = made(options, NAMES), options.image_shape
 
     def check(rows: plugins.Rows, count: int) -> None:
@@ -64,12 +72,12 @@ def test_generators(kind: str, tmp_path: Path) -> None:
     check(drawn, len(LABELS))
     drawn["label"] = LABELS
     seeds = row_seeds(1, "variation", 1, ROWS)
-    varied = generator.vary(drawn, 0.5, seeds)
+    varied = generator.vary(drawn, degree, seeds)
     check(varied, len(LABELS))
     assert not np.array_equal(varied["image"], drawn["image"])
     order = np.array([4, 0, 6])
     some = {name: values[order] for name, values in drawn.items()}
-    again = generator.vary(some, 0.5, seeds[order])
+    again = generator.vary(some, degree, seeds[order])
     rounding = NETWORK_LEVELS if ("generator", kind) in NEEDS_FILES else 0
     assert np.abs(again["image"].astype(int) - varied["image"][order]).max() <= rounding
     for name in options.columns:

@@ -2,14 +2,17 @@
 
 Both sample with DDIM (Song et al. 2021, eta 0): an image is a function of its noise and class, and
 a row's noise comes from its own seed. A network's sums depend on the batch it runs in, so a row in
-another batch, or on another number of threads or kind of device, differs by rounding: in fp32 by
-about 1e-5 in [-1, 1], so by one of 255 levels at most (tested on a CPU).
+another batch, or on another number of threads or kind of device, differs by rounding: tested on a
+CPU in fp32, by 1e-4 in [-1, 1] and so by one of 255 levels at most. (With networks of random
+weights, single pixels can differ by more where sampling starts at the very last training step:
+x_0 is there what two nearly equal numbers leave, divided by 1e-5.)
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
@@ -126,13 +129,13 @@ class ImprovedDiffusion:
     sees one, else on the CPU. Raises InputError where the checkpoint can't be used.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, checkpoint: str | Path, **options: Any) -> None:
         import torch
 
         from pe_ray.components.improved_unet import ImprovedUNet
         from pe_ray.components.on_device import OnDevice
 
-        made = ImprovedDiffusionOptions(**options)
+        made = ImprovedDiffusionOptions(checkpoint=str(checkpoint), **options)
         with torch.device("meta"):
             unet = ImprovedUNet(
                 image_size=made.image_size,
@@ -298,7 +301,8 @@ def _choices(
         for class_id in classes[name]:
             if not 0 <= class_id < num:
                 raise InputError(
-                    f"generator.classes: {name!r}: the model has no class {class_id}, but 0 to {num - 1}"
+                    f"generator.classes: {name!r}: the model's classes are 0 to {num - 1}, "
+                    f"not {class_id}"
                 )
     return [np.array(classes[name], dtype=np.int32) for name in label_names]
 

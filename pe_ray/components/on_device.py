@@ -1,4 +1,4 @@
-"""A network on this process's device and what goes into it. Imports torch: load it where it runs."""
+"""A network on this process's device, and its inputs. Imports torch: load it where it runs."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ class OnDevice:
         self.dtype = _DTYPES[precision]
         on_gpu = self.device.type == "cuda"
         self._layout = torch.channels_last if on_gpu else torch.contiguous_format
-        network.to(device=self.device, dtype=self.dtype)
-        network.to(memory_format=self._layout)
+        # The base class's, since diffusers' own `to` warns of a cast that loses nothing here.
+        nn.Module.to(network, device=self.device, dtype=self.dtype)
+        nn.Module.to(network, memory_format=self._layout)
         self._network = network.eval().requires_grad_(False)
         if compiled:
             network.compile()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.config import Config, Plugin
+from pe_ray.errors import InputError
 from pe_ray.plugins import Generator, GeneratorOptions, Rows
 from pe_ray.seeds import Purpose, Seeds, row_seeds
 from pe_ray.synthetic import writer
@@ -19,9 +21,15 @@ from pe_ray.synthetic.stage import PartWorker, Request, loaded, run_stage
 from pe_ray.synthetic.writer import Part
 from pe_ray.values import LabelLayout
 
+logger = logging.getLogger(__name__)
+
 
 class BatchedGenerator:
-    """A generator called in batches of bounded size, its rows checked against its own schema."""
+    """A generator called in batches of bounded size, its rows checked against its own schema.
+
+    A batch that runs out of memory is made again in halves, and later ones are no larger: that
+    changes no row, since rows don't depend on their batch.
+    """
 
     def __init__(self, plugin: Plugin, label_names: Sequence[str], batch_size: int) -> None:
         self.options: GeneratorOptions = plugin.options
@@ -30,25 +38,50 @@ class BatchedGenerator:
 
     def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:
         """Rows with `label`, one for each of `labels` [n]."""
-        slices = self._slices(len(labels))
-        made = [
-            self._checked(self._generator.random(labels[s], seeds[s]), labels[s]) for s in slices
-        ]
-        return _stack(made)
+
+        def make(s: slice) -> Rows:
+            return self._checked(self._generator.random(labels[s], seeds[s]), labels[s])
+
+        return self._in_batches(make, len(labels))
 
     def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
         """One variation of each row; labels are kept."""
-        made = []
-        for s in self._slices(len(seeds)):
-            batch = {name: rows[name][s] for name in ("image", "label", *self.options.columns)}
-            made.append(
-                self._checked(self._generator.vary(batch, degree, seeds[s]), batch["label"])
-            )
-        return _stack(made)
 
-    def _slices(self, num_rows: int) -> list[slice]:
-        starts = range(0, num_rows, self._batch_size)
-        return [slice(start, min(start + self._batch_size, num_rows)) for start in starts]
+        def make(s: slice) -> Rows:
+            batch = {name: rows[name][s] for name in ("image", "label", *self.options.columns)}
+            return self._checked(self._generator.vary(batch, degree, seeds[s]), batch["label"])
+
+        return self._in_batches(make, len(seeds))
+
+    def _in_batches(self, make: Callable[[slice], Rows], num_rows: int) -> Rows:
+        made: list[Rows] = []
+        start = 0
+        while start < num_rows:
+            stop = min(start + self._batch_size, num_rows)
+            try:
+                made.append(make(slice(start, stop)))
+            except Exception as error:
+                if not _out_of_memory(error):
+                    raise
+                self._halve(stop - start, error)
+            else:
+                start = stop
+        return {name: np.concatenate([rows[name] for rows in made]) for name in made[0]}
+
+    def _halve(self, failed: int, error: Exception) -> None:
+        if failed == 1:
+            shape = self.options.image_shape
+            raise InputError(
+                f"resources.batch_size: out of memory with a single {shape.height}x{shape.width} "
+                "image; give the worker more memory, or the generator a lower precision"
+            ) from error
+        self._batch_size = failed // 2
+        logger.warning(
+            "out of memory with a batch of %d: going on in batches of %d; set resources.batch_size "
+            "to that to save the attempt",
+            failed,
+            self._batch_size,
+        )
 
     def _checked(self, rows: Rows, labels: NDArray[np.int32]) -> Rows:
         shape = self.options.image_shape
@@ -63,8 +96,9 @@ class BatchedGenerator:
         return kept
 
 
-def _stack(batches: list[Rows]) -> Rows:
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: torch's error is known by its name, since torch isn't loaded here."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def _merge(rows: Rows, where: NDArray[np.bool_], replacement: Rows) -> None:
