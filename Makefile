@@ -31,6 +31,7 @@ lint: install
 
 bench: install
 	$(BIN)/python -m benchmarks.search
+	$(BIN)/python -m benchmarks.diffusion
 	$(BIN)/python -m benchmarks.digits.renderer
 	$(BIN)/python -m benchmarks.digits.pipeline
 	$(BIN)/python -m benchmarks.digits.expansion

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, model_validator
 
 from pe_ray.components import unet_pipeline
+from pe_ray.components.checkpoints import Precision
 from pe_ray.components.ddim import respaced, signal_shares
 from pe_ray.components.weights import load_into, read_weights
 from pe_ray.errors import InputError
@@ -27,7 +28,6 @@ from pe_ray.plugins import GeneratorOptions, Rows
 from pe_ray.seeds import Seeds, normals
 from pe_ray.values import ImageShape
 
-Precision = Literal["fp32", "bf16", "fp16"]
 Classes = Literal["random"] | dict[str, tuple[int, ...]]
 
 _IMAGENET_CLASSES = 1000  # improved diffusion has no other class-conditional models

@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pe_ray.components.checkpoints import Precision
 from pe_ray.components.weights import refuse_mismatch
 from pe_ray.errors import InputError
 from pe_ray.values import ImageShape
@@ -14,7 +15,6 @@ from pe_ray.values import ImageShape
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, UNet2DModel
 
-    from pe_ray.components.on_device import Precision
 
 _OPTION = "generator.checkpoint"
 

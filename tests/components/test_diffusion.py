@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from tiny_unets import IMPROVED, save_improved, save_unet
 
-from pe_ray import Config, InputError
+from pe_ray import Config, InputError, evolve
 from pe_ray.components.diffusion import (
     ImprovedDiffusion,
     ImprovedDiffusionGenerator,
@@ -133,6 +135,23 @@ def test_a_pipeline_samples_as_diffusers_does(
     drawn = torch.randn((4, 3, 8, 8), generator=torch.Generator().manual_seed(1))
     made = UNetPipeline(folder, 7).denoise(drawn.numpy())
     assert np.abs(made.transpose(0, 2, 3, 1) / 2 + 0.5 - expected).max() < 1e-5
+
+
+def test_names_of_attention_weights_from_before_2023_are_known(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    folder = save_unet(tmp_path)
+    noise = normals(SEEDS, 3 * 8 * 8).reshape(5, 3, 8, 8)
+    now = UNetPipeline(folder, 3).denoise(noise)
+    file = Path(folder) / "unet" / "diffusion_pytorch_model.safetensors"
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    weights = load_file(file)
+    for new_name, old_name in old.items():
+        weights = {name.replace(new_name, old_name): value for name, value in weights.items()}
+    file.unlink()
+    torch.save(weights, file.with_suffix(".bin"))
+    assert np.abs(UNetPipeline(folder, 3).denoise(noise) - now).max() < 1e-4
 
 
 def generators(improved: dict[str, Any], pipeline: str, classed: str) -> dict[str, Any]:
@@ -339,3 +358,21 @@ def test_a_wrong_degree_is_refused_with_the_configuration(
 def test_wrong_flags_are_named(improved: dict[str, Any], changes: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ImprovedDiffusionOptions(**{**improved, **changes})
+
+
+def test_a_run_with_a_pipeline(ray_session: None, tree: dict[str, Any], tmp_path: Path) -> None:
+    classes = {str(digit): [digit, digit + 10] for digit in range(10)}
+    unet = {"num_class_embeds": 20, "in_channels": 1, "out_channels": 1}
+    checkpoint = save_unet(tmp_path / "checkpoint", **unet)
+    tree["generator"] = {"kind": "unet", "checkpoint": checkpoint, "steps": 5, "classes": classes}
+    tree["votes"]["lookahead"] = 2
+    tree["schedule"] |= {"num_samples": 20, "degrees": [1, 3]}
+    run = evolve(Config.from_dict(tree))
+    made = [pq.read_table(run / "populations" / f"iter={t:04d}").to_pydict() for t in range(3)]
+    for rows in made:
+        assert [class_id % 10 for class_id in rows["class_id"]] == rows["label"]
+    assert len(set(made[0]["class_id"])) > 10
+    for before, after in itertools.pairwise(made):
+        assert after["class_id"] == [before["class_id"][parent] for parent in after["parent"]]
+    assert set(made[2]["degree"]) == {3.0}
+    assert pq.read_table(run / "synthetic").num_rows == 20

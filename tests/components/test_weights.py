@@ -56,7 +56,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, zipped: bool)
     if zipped:
         torch.save(tree, file)
     else:
-        file.write_bytes(pickle.dumps(tree))
+        file.write_bytes(pickle.dumps(tree, protocol=2))
     with pytest.raises(InputError, match=r"generator\.checkpoint: .*code in a checkpoint is never"):
         load(file)
     assert not target.exists()
