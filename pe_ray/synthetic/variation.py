@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 class BatchedGenerator:
     """A generator called in batches of bounded size, its rows checked against its own schema.
 
-    A batch that runs out of memory is made again in halves, and later ones are no larger: that
-    changes no row, since rows don't depend on their batch.
+    A batch that runs out of memory is made again in halves, and later ones are no larger. Rows
+    don't depend on their batch, so that changes them by a network's rounding at most.
     """
 
     def __init__(self, plugin: Plugin, label_names: Sequence[str], batch_size: int) -> None:
