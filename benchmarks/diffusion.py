@@ -9,9 +9,9 @@ rounds to uint8 and writes the parts to disk. Same weights (random), precision a
 turns in one process; the median of the ratios of each turn. --full takes the architecture, steps
 and images of ImageNet-64 270M.
 
-One thread of a shared 2-core AMD EPYC virtual machine, torch 2.14, the small network in fp32:
-random 0.97 and vary 0.98 of the bare loop, which made 10 and 13 images per second. The GPU figure
-is outstanding: this has not been run on a GPU.
+One thread of a shared 2-core AMD EPYC virtual machine, torch 2.14, the small network in fp32, two
+runs: random 0.97 and 0.99, vary 0.98 and 1.00 of the bare loop, which made 10 and 12 images per
+second. The GPU figure is outstanding: this has not been run on a GPU, nor has --full.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def bare(
 def in_pipeline(config: Config, folder: Path, iteration: int, rows: int, part: int) -> None:
     """Make and write a population: random draws for iteration 0, variations of those for 1."""
     parents = str(folder / "0") if iteration else None
-    worker = PopulationWorker(config, iteration, str(folder / str(iteration)), parents)
+    worker = PopulationWorker(config, iteration, str(folder / str(iteration)), parents, None)
     parts = [
         worker.make(
             {
@@ -116,6 +116,7 @@ def in_pipeline(config: Config, folder: Path, iteration: int, rows: int, part: i
                 "stop": start + part,
                 "parents": np.arange(start, start + part),
                 "copies": np.full(part, iteration),
+                "draws": np.full(part, -1),
                 "labels": np.zeros(part, dtype=np.int64),
             }
         )
