@@ -137,7 +137,7 @@ class VotesConfig(Block):
     metric: DistanceMetric = "l2"
     neighbors: int = Field(default=1, ge=1)
     """Each record votes for this many nearest samples of its label; sensitivity sqrt(neighbors)."""
-    lookahead: int = Field(default=0, ge=0)
+    lookahead: int = Field(default=0, ge=0, le=1024)
     """Embed each sample as the mean of this many variations of it; 0: the sample itself."""
     reuse_lookahead: bool = False
     """Take a parent's first `lookahead` children from the variations that it was embedded by: saves
@@ -150,7 +150,7 @@ class SelectionSettings(Block):
     """How the released histogram becomes parents."""
 
     denoise: Literal["threshold", "simplex", "none"] = "threshold"
-    threshold: float | Literal["auto"] = "auto"
+    threshold: Annotated[float, Field(allow_inf_nan=False)] | Literal["auto"] = "auto"
     """Votes subtracted from each count before clipping at 0; auto: see synthetic/selection.py."""
     method: Literal["systematic", "multinomial", "rank"] = "systematic"
     keep_selected: bool = False
@@ -192,7 +192,7 @@ class ScheduleConfig(Block):
     noise: Literal["constant"] | float | tuple[float, ...] = "constant"
     """sigma of the last release over that of the first (geometric between; below 1 spends late),
     or one relative sigma per iteration."""
-    expand_degree: float | None = None
+    expand_degree: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Variation degree of `expand`; default: the last iteration's."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of the public randomness (never of the privacy noise)."""
@@ -341,6 +341,11 @@ class Config(Block):
             if not 1 <= iteration <= self.schedule.iterations:
                 raise ValueError(f"selection.overrides: there is no iteration {iteration}")
             self.selection.at(iteration)
+        if self.votes.neighbors > min(self.schedule.sizes[:-1]):
+            raise ValueError(
+                "votes.neighbors: more than the samples voted on "
+                f"(schedule.num_samples: {min(self.schedule.sizes[:-1])})"
+            )
         if self.votes.reuse_lookahead and not self.votes.lookahead:
             raise ValueError("votes.reuse_lookahead: needs votes.lookahead above 0")
         self._check_generators()

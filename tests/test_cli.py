@@ -77,6 +77,10 @@ def test_run_ledger_report_audit(
         ("output.path=s3://bucket/run", "output.path"),
         ("embedder={kind: inception, weights: absent}", "embedder: inception: weights: absent"),
         ("nonsense", "block.key=value"),
+        ("votes.neighbors=1000000000", "votes.neighbors: more than the samples voted on"),
+        ("votes.lookahead=1000000000", "votes.lookahead"),
+        ("schedule.expand_degree=-1", "schedule.expand_degree"),
+        ("selection.threshold=.nan", "selection.threshold"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
