@@ -14,6 +14,9 @@ from pe_ray.errors import InputError
 Form = Literal["outline", "skeleton"]
 
 FRAME = 1.5  # side of a master, in lengths of its glyph's box
+SYSTEM = "system"
+"""As a folder of fonts: all that this machine has installed, and matplotlib's."""
+_SUFFIXES = (".ttf", ".otf")
 QUANTUM = 2.0**-15  # of a master's int16 values, in lengths of its glyph's box
 
 
@@ -66,9 +69,12 @@ class Faces:
     ) -> None:
         self._texts, self._forms, self._cells = texts, forms, cells
         self._paths = _font_paths(folder)
-        able = np.array([_drawable(path, texts) for path in self._paths]).reshape(-1, len(texts))
+        unreadable_too = folder == SYSTEM  # nobody chose each of these
+        able = np.array([_drawable(path, texts, unreadable_too) for path in self._paths])
+        able = able.reshape(-1, len(texts))
         of_text = [np.repeat(fonts, len(forms)).nonzero()[0] for fonts in able.T]
-        where = f"folder {folder}" if folder else "matplotlib's bundle"
+        named = {None: "matplotlib's bundle", SYSTEM: "this machine's font folders"}
+        where = named.get(folder, f"folder {folder}")
         for text, faces in zip(texts, of_text, strict=True):
             if not faces.size:
                 raise InputError(f"generator.fonts: no font in {where} can draw {text!r}")
@@ -139,27 +145,43 @@ class Faces:
 def _font_paths(folder: str | None) -> list[Path]:
     """Font files in a fixed order."""
     if folder is None:
-        import matplotlib
+        return _bundled()
+    if folder == SYSTEM:
+        from matplotlib.font_manager import findSystemFonts
 
-        bundle = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-        # The bundle's other fonts hold symbols, some of them at the places of ASCII.
-        faces = ("DejaVu*", "STIXGeneral*", "cmr10*", "cmb10*", "cmss10*", "cmti10*", "cmtt10*")
-        found = [path for face in faces for path in bundle.glob(f"{face}.ttf")]
-        return sorted(path for path in found if "Display" not in path.name)
+        installed = sorted(Path(path) for path in findSystemFonts())
+        found = [path for path in installed if path.suffix.lower() in _SUFFIXES]
+        by_name = {path.name: path for path in (*found, *_bundled())}  # the bundle's where both
+        return [by_name[name] for name in sorted(by_name)]
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f"generator.fonts: {folder} is not a folder")
-    files = [path for path in root.rglob("*") if path.suffix.lower() in (".ttf", ".otf")]
+    files = [path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES]
     return sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 
-def _drawable(path: Path, texts: tuple[str, ...]) -> list[bool]:
-    """For each text, whether the font has all its characters, none blank (but white space)."""
+def _bundled() -> list[Path]:
+    import matplotlib
+
+    bundle = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    # The bundle's other fonts hold symbols, some of them at the places of ASCII.
+    faces = ("DejaVu*", "STIXGeneral*", "cmr10*", "cmb10*", "cmss10*", "cmti10*", "cmtt10*")
+    found = [path for face in faces for path in bundle.glob(f"{face}.ttf")]
+    return sorted(path for path in found if "Display" not in path.name)
+
+
+def _drawable(path: Path, texts: tuple[str, ...], unreadable_too: bool) -> list[bool]:
+    """For each text, whether the font has all its characters, none blank (but white space).
+
+    unreadable_too: a font that can't be opened draws nothing; else it is an error.
+    """
     from matplotlib.ft2font import FT2Font, LoadFlags
 
     try:
         font = FT2Font(str(path))
     except RuntimeError as error:
+        if unreadable_too:
+            return [False] * len(texts)
         raise InputError(f"generator.fonts: can't open {path}; remove it") from error
 
     def has(character: str) -> bool:

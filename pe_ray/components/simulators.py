@@ -53,7 +53,8 @@ class RenderedTextOptions(GeneratorOptions):
     texts: dict[str, tuple[str, ...]] | None = None
     """Label name -> strings to draw, equally likely; a label not named here draws its own name."""
     fonts: str | None = None
-    """Folder with .ttf and .otf files, searched recursively; default: matplotlib's text faces."""
+    """Folder with .ttf and .otf files, searched recursively; `system`: all fonts installed here and
+    matplotlib's (the same on every machine of a run); default: matplotlib's text faces."""
     forms: tuple[Form, ...] = Field(default=("outline", "skeleton"), min_length=1)
     """outline keeps a font's thick and thin parts; skeleton draws its centre lines evenly."""
     box: Annotated[tuple[float, float], AfterValidator(_positive)] = (0.72, 0.72)

@@ -311,6 +311,24 @@ def test_bad_input_names_the_option(
         make(names, **options)
 
 
+def test_system_fonts_are_the_bundle_and_what_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    (tmp_path / "bitmap.pcf.gz").write_bytes(b"no outline")
+    shutil.copy(BUNDLE / "cmr10.ttf", tmp_path / "Installed.ttf")
+    found = [str(path) for path in (*tmp_path.iterdir(), BUNDLE / "DejaVuSans.ttf")]
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: found)
+    generator = make(["a", "b"], fonts="system", forms=("skeleton",))
+    names = [path.name for path in generator._faces._paths]
+    assert set(names) == {path.name for path in make()._faces._paths} | {
+        "Installed.ttf",
+        "broken.ttf",
+    }
+    assert names == sorted(names)
+    assert (generator._faces.num_faces == len(names) - 1).all(), "the broken one draws nothing"
+
+
 def test_a_folder_without_usable_fonts(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"generator\.fonts"):
         make(fonts=str(tmp_path))
