@@ -4,32 +4,65 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from pe_ray.config import ResourcesConfig
+from pe_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def connected(resources: ResourcesConfig) -> Iterator[None]:
-    """Ray for the duration of the block; a Ray that was up before stays up after."""
+    """Ray for the duration of the block; a Ray that was up before stays up after.
+
+    Raises InputError where there is no cluster at the address, or no machine for a worker.
+    """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
     import ray.data
 
     _quieten(ray.data.DataContext.get_current())
     if ray.is_initialized():
+        _require_room(resources, ray.nodes())
         yield
         return
     arguments = {"log_to_driver": False, "logging_level": logging.ERROR}
     if resources.address:
-        ray.init(address=resources.address, **arguments)
+        try:
+            ray.init(address=resources.address, **arguments)
+        except (ConnectionError, ValueError) as error:
+            raise InputError(
+                f"resources.address: no Ray cluster at {resources.address!r} "
+                f"({type(error).__name__}); start one, or leave it out to use this machine"
+            ) from error
     else:
         ray.init(num_cpus=resources.num_cpus, include_dashboard=False, **arguments)
     try:
+        _require_room(resources, ray.nodes())
         yield
     finally:
         ray.shutdown()
+
+
+def _require_room(resources: ResourcesConfig, nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a worker larger than any machine, which Ray would wait for without end.
+
+    nodes: as ray.nodes() lists them. A cluster may still grow, so there it is only said.
+    """
+    needs = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    if any(all(node.get(name, 0) >= need for name, need in needs.items()) for node in alive):
+        return
+    wanted = f"{needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs"
+    if not resources.address:
+        raise InputError(
+            f"resources: no machine has the {wanted} of a worker; lower resources.cpus_per_worker "
+            "or resources.gpus_per_worker, or name a cluster in resources.address"
+        )
+    logger.warning("no machine of the cluster has the %s of a worker yet: waiting for one", wanted)
 
 
 def _quieten(context: object) -> None:
