@@ -31,7 +31,10 @@ lint: install
 
 bench: install
 	$(BIN)/python -m benchmarks.search
-	$(BIN)/python -m benchmarks.diffusion
+	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.scale --expand 10000000
+	$(BIN)/python -m benchmarks.scaling
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.diffusion
 	$(BIN)/python -m benchmarks.digits.renderer
 	$(BIN)/python -m benchmarks.digits.pipeline
 	$(BIN)/python -m benchmarks.digits.expansion
