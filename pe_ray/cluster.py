@@ -39,7 +39,8 @@ def connected(resources: ResourcesConfig) -> Iterator[None]:
                 f"({type(error).__name__}); start one, or leave it out to use this machine"
             ) from error
     else:
-        ray.init(num_cpus=resources.num_cpus, include_dashboard=False, **arguments)
+        # `local`, since without an address Ray would join any cluster that runs on this machine.
+        ray.init("local", num_cpus=resources.num_cpus, include_dashboard=False, **arguments)
     try:
         _require_room(resources, ray.nodes())
         yield

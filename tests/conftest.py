@@ -19,7 +19,7 @@ def ray_session() -> Iterator[None]:
     import ray
 
     # One GPU in name only: what is placed on it runs, on the CPU.
-    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

@@ -101,7 +101,7 @@ def through_ray(settings: Config) -> tuple[dict[str, float], float, Watch]:
     phase("final set", "write_final")
     watch = Watch()
     started = time.perf_counter()
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     seconds["Ray's start"] = time.perf_counter() - started
     evolution.evolve(settings)
     wall = time.perf_counter() - started

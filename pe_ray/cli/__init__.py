@@ -1,0 +1,49 @@
+"""The command line: one module for each user's verbs, each of which adds its own.
+
+Exit status 0 on success, 2 on bad input (one line: what, where, fix), 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from pe_ray.cli import looking, running
+from pe_ray.errors import InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for noisy in ("ray", "absl", "matplotlib", "faiss"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        options.command(options)
+    except InputError as error:
+        print(f"pe-ray: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("pe-ray: stopped; the same command continues", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pe-ray", description="Differentially private synthetic images by Private Evolution."
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(
+        name: str, command: Callable[[argparse.Namespace], None], text: str
+    ) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=text, description=text)
+        added.set_defaults(command=command)
+        return added
+
+    for module in (running, looking):
+        module.add_verbs(verb)
+    return parser

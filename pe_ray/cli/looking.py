@@ -1,0 +1,81 @@
+"""Verbs that look at a run: what it made, what it spent, how good it is."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from pe_ray.cli.printing import AddVerb, guarantee, print_json
+
+
+def add_verbs(verb: AddVerb) -> None:
+    """report, ledger, audit."""
+    verb("report", _report, "Write RUN/report.html, samples and metrics.").add_argument(
+        "run", metavar="RUN"
+    )
+    ledger = verb("ledger", _ledger, "Print what was released and the (epsilon, delta) spent.")
+    audit = verb(
+        "audit", _audit, "Score a finished run on private records (never publish the output)."
+    )
+    for added in (ledger, audit):
+        added.add_argument("run", metavar="RUN")
+        added.add_argument("--json", action="store_true")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from pe_ray.report import write_report
+
+    print(f"report      {write_report(options.run)}")
+
+
+def _ledger(options: argparse.Namespace) -> None:
+    from pe_ray.release.ledger import Ledger
+    from pe_ray.run_directory import opened
+
+    run, _ = opened(options.run)
+    ledger = Ledger.open(run.ledger)
+    budget, spent, entries = ledger.budget, ledger.spent(), ledger.entries()
+    if options.json:
+        print_json(
+            {
+                "epsilon": spent,
+                "delta": budget.delta,
+                "unit": budget.unit,
+                "budget_epsilon": budget.epsilon,
+                "releases": [
+                    {
+                        "key": entry.release.key,
+                        "kind": entry.release.kind,
+                        "iteration": entry.release.iteration,
+                        "mechanism": "discrete Gaussian",
+                        "sigma": entry.release.sigma,
+                        "sensitivity": entry.release.sensitivity,
+                        "state": entry.state,
+                        "reserved_at": entry.reserved_at,
+                        "committed_at": entry.committed_at,
+                    }
+                    for entry in entries
+                ],
+            }
+        )
+        return
+    print(f"spent       {guarantee(spent, budget.delta, budget.unit)}")
+    print(f"budget      epsilon {budget.epsilon:g}")
+    for entry in entries:
+        release = entry.release
+        print(
+            f"{release.key:<12}sigma {release.sigma:g}, sensitivity {release.sensitivity:g}, "
+            f"{entry.state} {entry.committed_at or entry.reserved_at}"
+        )
+
+
+def _audit(options: argparse.Namespace) -> None:
+    from pe_ray.private.audit import audit
+
+    scores = audit(options.run)
+    if options.json:
+        print_json(scores)
+        return
+    print("PRIVATE: computed on private records without noise; do not publish", file=sys.stderr)
+    for name, score in scores.items():
+        print(f"{name:<28}{score:.4f}")
