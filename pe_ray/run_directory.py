@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ import yaml
 
 from pe_ray.config import Config, differences
 from pe_ray.errors import InputError
-from pe_ray.synthetic.writer import atomic_write
+from pe_ray.synthetic.writer import atomic_write, manifest_of
 from pe_ray.values import LabelLayout, NoisyHistogram
 
 
@@ -58,6 +59,20 @@ class RunDirectory:
 
     def histogram(self, iteration: int) -> Path:
         return self.path / "histograms" / f"iter={iteration:04d}.parquet"
+
+    def embedding_time(self, iteration: int) -> Path:
+        return self.path / "stages" / f"embedding-{iteration:04d}.json"
+
+    def keep_embedding_time(self, iteration: int) -> None:
+        """Keep what an embedding's manifest says of its rows and seconds, as it is removed next.
+
+        Guarantee: the embedding is one of released samples, so its time is post-processing; the
+        votes that follow it depend on the private records and are timed nowhere.
+        """
+        manifest = manifest_of(self.embedding(iteration))
+        if manifest is not None:
+            kept = {name: manifest[name] for name in ("num_rows", "rows_made", "seconds")}
+            atomic_write(self.embedding_time(iteration), json.dumps(kept).encode())
 
     def write_histogram(self, histogram: NoisyHistogram, layout: LabelLayout) -> None:
         """Export a released histogram for readers; the ledger keeps the original."""

@@ -175,6 +175,18 @@ def read_population(directory: Path, ids: NDArray[np.int64], options: GeneratorO
     return {name: _numpy(table, name, options.image_shape)[back] for name in schema.names}
 
 
+def read_parents(directory: Path, start: int, stop: int) -> NDArray[np.int64]:
+    """Parents of rows start..stop-1 of a complete population, int64 [stop - start]; -1 for none."""
+    found = [np.empty(0, dtype=np.int64)]
+    for part in parts_of(directory):
+        low, high = max(start, part.start), min(stop, part.stop)
+        if low < high:
+            table = pq.read_table(directory / part.file, columns=["parent"], partitioning=None)
+            parents = np.asarray(table.column("parent").fill_null(-1))
+            found.append(parents[low - part.start : high - part.start])
+    return np.concatenate(found)
+
+
 def _numpy(table: pa.Table, name: str, shape: ImageShape) -> NDArray[Any]:
     column = table.column(name).combine_chunks()
     if name == "image":
