@@ -59,25 +59,35 @@ def page() -> str:
     for name, field in config.Config.model_fields.items():
         model = _model_of(field.annotation)
         if model is not None and not issubclass(model, config.Plugin):
-            parts.append(_section(f"## `{name}`", model))
-    parts.append(_section("## A value that changes by iteration (`schedule.degrees`)", config.Ramp))
-    parts.append(_section("## Generators by iteration (`kind: switch`)", config.Switch))
-    parts.append(_section("## A stage of `switch`", config.Stage))
+            parts.append(_section(f"## `{name}`", name, model))
+    parts.append(_section("## `generator`, changing by iteration", "generator", config.Switch))
     for plugin_type, words in _PLUGINS.items():
         parts.append(f"## Kinds of {plugin_type}\n\n{words}\n")
         for kind, target in plugins.registered(plugin_type).items():  # type: ignore[arg-type]
             if target.startswith("pe_ray."):
                 loaded = plugins.load(plugin_type, kind)  # type: ignore[arg-type]
                 said = inspect.getdoc(loaded) or ""
-                parts.append(_section(f"### `{kind}`", loaded.Options, said))
+                parts.append(_section(f"### `{kind}`", kind, loaded.Options, said))
     return "\n".join(parts)
 
 
-def _section(heading: str, model: type[BaseModel], said: str | None = None) -> str:
+def _section(heading: str, path: str, model: type[BaseModel], said: str | None = None) -> str:
+    """One model, then those of its fields; `path` is where in the file it stands."""
     words = (said if said is not None else inspect.getdoc(model)) or ""
     rows = [_row(name, field, model) for name, field in model.model_fields.items()]
     table = "| key | value | default | meaning |\n| --- | --- | --- | --- |\n" + "\n".join(rows)
-    return f"{heading}\n\n{words}\n\n{table if rows else 'No options.'}\n"
+    parts = [f"{heading}\n\n{words}\n\n{table if rows else 'No options.'}\n"]
+    for name, field in model.model_fields.items():
+        for below in _models_in(field.annotation):
+            parts.append(_section(f"### `{path}.{name}`", f"{path}.{name}", below))
+    return "\n".join(parts)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a field's value may be made of; plugins have sections of their own."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [] if issubclass(annotation, config.Plugin) else [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
 
 
 def _row(name: str, field: FieldInfo, model: type[BaseModel]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54.0, 14.0, 12.0, 46.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64.0, 14.0, 12.0, 46.0
 _CHARACTER = 7.2  # pixels of a letter's width, about
 _STYLES = 5
 """Line styles that the page's style sheet knows: .s0 to .s4."""
