@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from pe_ray.values import Budget, LabelLayout, NoisyHistogram
 _CURVE_DELTAS = tuple(
     10.0**-exponent for exponent in (*range(1, 13), *(n + 0.5 for n in range(12)))
 )
+LARGE_DELTAS = tuple(step / 40 for step in range(1, 40))
+"""Where the bound on guessing is tightest: near the delta at which epsilon is 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,22 +84,31 @@ def gather(path: str | Path) -> Facts:
 
 def privacy_curve(facts: Facts) -> list[tuple[float, float]]:
     """(delta, epsilon) of everything charged, delta falling; empty where there is no guarantee."""
-    releases = [entry.release for entry in facts.entries]
-    if not releases or math.isinf(facts.spent):
-        return []
-    deltas = sorted({*_CURVE_DELTAS, facts.budget.delta}, reverse=True)
-    curve = [(delta, epsilon_of(releases, delta)) for delta in deltas]
-    return [(delta, epsilon) for delta, epsilon in curve if math.isfinite(epsilon)]
+    return _curve(facts, {*_CURVE_DELTAS, facts.budget.delta})
 
 
-def guessing_bound(curve: list[tuple[float, float]]) -> float:
+def guessing_bound(facts: Facts) -> float:
     """Most often, in [0.5, 1], that anyone guesses right whether one unit was in, in or out being
-    equally likely: min over the curve of (e^epsilon + delta) / (e^epsilon + 1)
-    (Kairouz, Oh, Viswanath 2015, Theorem 2.1: both errors together are at least
-    2 (1 - delta) / (1 + e^epsilon)).
+    equally likely."""
+    return most_right(_curve(facts, {*_CURVE_DELTAS, *LARGE_DELTAS}))
+
+
+def most_right(curve: Sequence[tuple[float, float]]) -> float:
+    """Least of (e^epsilon + delta) / (e^epsilon + 1) over a curve of (delta, epsilon).
+
+    Kairouz, Oh, Viswanath 2015, Theorem 2.1: the two errors of any test together are at least
+    2 (1 - delta) / (1 + e^epsilon).
     """
     bounds = [1 - (1 - delta) / (1 + math.exp(min(epsilon, 700.0))) for delta, epsilon in curve]
     return min([1.0, *bounds])
+
+
+def _curve(facts: Facts, deltas: Iterable[float]) -> list[tuple[float, float]]:
+    releases = [entry.release for entry in facts.entries]
+    if not releases or math.isinf(facts.spent):
+        return []
+    curve = [(delta, epsilon_of(releases, delta)) for delta in sorted(deltas, reverse=True)]
+    return [(delta, epsilon) for delta, epsilon in curve if math.isfinite(epsilon)]
 
 
 def stage_times(facts: Facts) -> Iterator[StageTime]:

@@ -95,7 +95,7 @@ def run_page(
             num_final=facts.num_final,
             entries=facts.entries,
             shares=_shares(facts),
-            guessing=math.ceil(1000 * guessing_bound(curve)) / 10,  # percent, never rounded down
+            guessing=math.ceil(1000 * guessing_bound(facts)) / 10,  # percent, never rounded down
             curve=[point for point in curve if _decade(point[0]) or point[0] == facts.budget.delta],
             curve_chart=_curve_chart(facts, curve),
             fractions=None if counted is None else fractions_of(counted),
