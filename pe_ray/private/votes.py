@@ -159,11 +159,19 @@ def _precision(labels: NDArray[np.int32], layout: LabelLayout, dim: int, on_gpu:
     return fastest_precision() if operations > _WORTH_TORCH else "float32"
 
 
+def _rows(file: Location) -> NDArray[np.float32]:
+    """Samples of one part: of a local file mapped, of an object all of it."""
+    mapped: NDArray[np.float32] = np.load(
+        whole(file), mmap_mode="r" if isinstance(file, Path) else None, allow_pickle=False
+    )
+    return mapped
+
+
 def _blocks(
     parts: Sequence[tuple[Location, int, int]],
     low: int,
     high: int,
-    load: Callable[[Location], NDArray[np.float32]],
+    load: Callable[[Location], NDArray[np.float32]] = _rows,
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """(first id, samples) of ids low..high-1, neighbouring parts together."""
     waiting: list[NDArray[np.float32]] = []
@@ -179,14 +187,6 @@ def _blocks(
             waiting, first = [], stop
     if waiting:
         yield first, np.concatenate(waiting)
-
-
-def _rows(file: Location) -> NDArray[np.float32]:
-    """Samples of one part: of a local file mapped, of an object all of it."""
-    mapped: NDArray[np.float32] = np.load(
-        whole(file), mmap_mode="r" if isinstance(file, Path) else None, allow_pickle=False
-    )
-    return mapped
 
 
 def _count_partitions(
