@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -58,13 +59,22 @@ def write_part(directory: Location, start: int, stop: int, suffix: str, content:
 def found_parts(
     directory: Location, ranges: Sequence[tuple[int, int]], suffix: str
 ) -> list[Part | None]:
-    """The part of each range that an earlier start wrote, None where there is none."""
-    sizes = storage.sizes(directory)
-    wanted = [(part_name(start, stop, suffix), start, stop) for start, stop in ranges]
-    return [
-        Part(file=name, start=start, stop=stop, num_bytes=sizes[name]) if name in sizes else None
-        for name, start, stop in wanted
-    ]
+    """The part of each range that an earlier start wrote, None where there is none, or where it has
+    another size than a manifest of that start states.
+    """
+    sizes, stated = storage.sizes(directory), {}
+    if MANIFEST in sizes:
+        with suppress(ValueError, KeyError, TypeError):  # torn: then it states nothing
+            listed = json.loads((directory / MANIFEST).read_bytes())["parts"]
+            stated = {part["file"]: part["num_bytes"] for part in listed}
+    found: list[Part | None] = []
+    for start, stop in ranges:
+        name = part_name(start, stop, suffix)
+        if name in sizes and stated.get(name, sizes[name]) == sizes[name]:
+            found.append(Part(file=name, start=start, stop=stop, num_bytes=sizes[name]))
+        else:
+            found.append(None)
+    return found
 
 
 def commit(directory: Location, parts: Sequence[Part], extra: Mapping[str, Any]) -> None:
