@@ -6,6 +6,7 @@ import base64
 import html
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,19 @@ from numpy.typing import NDArray
 from pe_ray.config import Config
 from pe_ray.release.ledger import Ledger
 from pe_ray.run_directory import RunDirectory, opened
+from pe_ray.storage import Location, atomic_write, names
 from pe_ray.synthetic.exports import png
 from pe_ray.synthetic.population import fractions_of
 from pe_ray.synthetic.selection import denoiser
 from pe_ray.synthetic.variation import layout_of
-from pe_ray.synthetic.writer import atomic_write, read_population
+from pe_ray.synthetic.writer import read_population
 from pe_ray.values import LabelLayout, NoisyHistogram
 
 SAMPLES_PER_LABEL = 12
 LABELS_SHOWN = 20
 
 
-def write_report(path: str | Path) -> Path:
+def write_report(path: str | Location) -> Location:
     """Write samples/, metrics.jsonl, tensorboard/ and report.html of a run; returns the page.
 
     Guarantee: reads the configuration, the ledger's releases and populations only, all of which
@@ -96,16 +98,20 @@ def _concentration(
     }
 
 
-def _write_tensorboard(directory: Path, scores: list[dict[str, Any]]) -> None:
+def _write_tensorboard(directory: Location, scores: list[dict[str, Any]]) -> None:
     """Scalars by iteration, written once per report (older event files are replaced)."""
     from tensorboardX import SummaryWriter
 
-    for old in directory.glob("events.*"):
-        old.unlink()
-    with SummaryWriter(str(directory)) as board:
-        for score in scores:
-            for name in ("noisy_votes", "survivors", "effective_parents", "sigma"):
-                board.add_scalar(f"votes/{name}", score[name], score["iteration"])
+    for old in names(directory):
+        if old.startswith("events."):
+            (directory / old).unlink()
+    with tempfile.TemporaryDirectory() as aside:
+        with SummaryWriter(aside) as board:
+            for score in scores:
+                for name in ("noisy_votes", "survivors", "effective_parents", "sigma"):
+                    board.add_scalar(f"votes/{name}", score[name], score["iteration"])
+        for file in Path(aside).iterdir():
+            atomic_write(directory / file.name, file.read_bytes())
 
 
 _STYLE = """

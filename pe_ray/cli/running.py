@@ -28,8 +28,10 @@ def add_verbs(verb: AddVerb) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     from pe_ray.planning import plan, worker_seconds
+    from pe_ray.run_directory import ledger_folder
 
     config = Config.from_yaml(options.config, options.set)
+    ledger_folder(config)
     made = plan(config)
     seconds = worker_seconds(config, made.calls)
     if options.json:
@@ -81,8 +83,9 @@ def _run(options: argparse.Namespace) -> None:
     path = evolve(config)
     page = write_report(path)
     from pe_ray.release.ledger import Ledger
+    from pe_ray.run_directory import opened
 
-    ledger = Ledger.open(path / "ledger.sqlite")
+    ledger = Ledger.open(opened(path)[0].ledger)
     budget = ledger.budget
     print(f"report      {page}")
     print(f"synthetic   {path / 'synthetic'}")
