@@ -49,6 +49,11 @@ class GeneratorOptions(Options):
         """Own columns beside the image: name -> (numpy dtype, values per row)."""
         return {}
 
+    @property
+    def unbound(self) -> frozenset[str]:
+        """Options that, like `resources`, change no output: a run may go on with other values."""
+        return frozenset()
+
     def check_degree(self, degree: float) -> None:
         """Raise ValueError where `vary` can't run at `degree`; called before a run starts."""
 
@@ -135,6 +140,7 @@ _BUILT_IN: Mapping[PluginType, Mapping[str, str]] = {
         "stable_diffusion": "pe_ray.components.stable_diffusion:StableDiffusion",
         "improved_diffusion": "pe_ray.components.diffusion:ImprovedDiffusionGenerator",
         "unet": "pe_ray.components.diffusion:UNetGenerator",
+        "nearest_image": "pe_ray.components.nearest_image:NearestImage",
     },
     "embedder": {
         "pixels": "pe_ray.components.features:Pixels",

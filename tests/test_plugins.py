@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny_diffusion import save_pipeline
 from tiny_networks import save_clip, save_dinov2, save_inception
+from tiny_public import save_public
 from tiny_unets import save_improved, save_unet
 
 from pe_ray import InputError, plugins
@@ -30,6 +31,11 @@ NEEDS_FILES: dict[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
         "vary": {"steps": 4},
     },
     ("generator", "improved_diffusion"): save_improved,
+    ("generator", "nearest_image"): lambda folder: {
+        "data": str(save_public(folder / "public", NAMES)),
+        "image_size": 16,
+        "cache": str(folder / "cache"),
+    },
     ("generator", "unet"): lambda folder: {"checkpoint": save_unet(folder), "steps": 5},
     ("embedder", "inception"): lambda folder: {"weights": str(save_inception(folder))},
     ("embedder", "clip"): lambda folder: {"checkpoint": str(save_clip(folder))},
@@ -40,7 +46,7 @@ NEEDS_FILES: dict[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
 }
 """(type, kind) -> options, for plugins that can't be made from defaults alone."""
 
-DEGREES = {"improved_diffusion": 2, "unet": 2}
+DEGREES = {"improved_diffusion": 2, "unet": 2, "nearest_image": 3}
 """Kind -> a degree, for generators in whose units 0.5 is none."""
 
 NETWORK_ATOL = 3e-6  # of a network's features in another batch, which are about 1 here
@@ -78,7 +84,8 @@ def test_generators(kind: str, tmp_path: Path) -> None:
     order = np.array([4, 0, 6])
     some = {name: values[order] for name, values in drawn.items()}
     again = generator.vary(some, degree, seeds[order])
-    rounding = NETWORK_LEVELS if ("generator", kind) in NEEDS_FILES else 0
+    networks = ("stable_diffusion", "improved_diffusion", "unet")
+    rounding = NETWORK_LEVELS if kind in networks else 0
     assert np.abs(again["image"].astype(int) - varied["image"][order]).max() <= rounding
     for name in options.columns:
         assert np.array_equal(again[name], varied[name][order]), name
