@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from image_service import KEY, Service, serving
 from tiny_diffusion import save_pipeline
 from tiny_networks import save_clip, save_dinov2, save_inception
 from tiny_public import save_public
@@ -22,6 +27,15 @@ LABELS = np.array([0, 2, 1, 1, 0, 2, 2], dtype=np.int32)
 ROWS = np.arange(len(LABELS), dtype=np.int64)
 
 
+@cache
+def service() -> Service:
+    """An image service for as long as this process lives."""
+    running = ExitStack()
+    atexit.register(running.close)
+    os.environ["PE_RAY_TEST_KEY"] = KEY
+    return running.enter_context(serving())
+
+
 NEEDS_FILES: dict[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
     ("generator", "stable_diffusion"): lambda folder: {
         "checkpoint": save_pipeline(folder / "checkpoint", "sd"),
@@ -31,6 +45,7 @@ NEEDS_FILES: dict[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
         "vary": {"steps": 4},
     },
     ("generator", "improved_diffusion"): save_improved,
+    ("generator", "image_api"): lambda folder: service().options(folder / "store"),
     ("generator", "nearest_image"): lambda folder: {
         "data": str(save_public(folder / "public", NAMES)),
         "image_size": 16,
