@@ -103,9 +103,9 @@ def _networks(
 
     made = {}
     for name, part in index.items():
-        library, kind = part if isinstance(part, list) else (None, None)
+        library, kind = part if isinstance(part, list) and part[0] else ("", "")
         kinds = {"diffusers": diffusers, "transformers": transformers}.get(library)
-        network = getattr(kinds, kind, None) if kind else None
+        network = getattr(kinds, kind, None)
         if not (isinstance(network, type) and issubclass(network, torch.nn.Module)):
             continue
         own: dict[str, Any] = {"torch_dtype": dtype}

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 
 import requests
 
-from pe_ray.components.paid_calls import PaidCalls
+from pe_ray.components.paid_calls import Answer, PaidCalls
 from pe_ray.errors import InputError
 
 Field = str | int | float | bool
@@ -123,17 +123,17 @@ class ImageService:
         reason, failed = "", 0
         while failed < self._attempts:
             known = self._calls.answer(key)
-            if known is None:
-                self._sleep(self._calls.turn(self._interval), stop)
-                call = self._calls.claim(key, request.price)
-                if call is None:
-                    self._sleep(_POLL, stop)
-                    continue
-                reply = self._attempt(call, request, keep_refusals)
-            elif known.state == "refused":
-                return None
+            if known is not None:
+                call, reply = known.call, _known(known)
+            elif self._calls.under_way(key):
+                self._sleep(_POLL, stop)
+                continue
             else:
-                call, reply = known.call, _Reply(kind="answer", paid=True, content=known.content)
+                self._sleep(self._calls.turn(self._interval), stop)
+                claimed = self._calls.claim(key, request.price)
+                if claimed is None:  # another was faster
+                    continue
+                call, reply = claimed, self._attempt(claimed, request, keep_refusals)
             if reply.kind == "answer":
                 try:
                     return use(reply.content)
@@ -270,6 +270,12 @@ class ImageService:
     def _sleep(self, seconds: float, stop: threading.Event) -> None:
         if stop.wait(max(0.0, seconds)):
             raise Stopped
+
+
+def _known(stored: Answer) -> _Reply:
+    if stored.state == "refused":
+        return _Reply(kind="refused", paid=False, reason=stored.content.decode())
+    return _Reply(kind="answer", paid=True, content=stored.content)
 
 
 def _key_from(variable: str) -> str:

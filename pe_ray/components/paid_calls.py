@@ -68,8 +68,8 @@ class PaidCalls:
         self._owner = uuid.uuid4().hex
         try:
             (folder / "owners").mkdir(parents=True, exist_ok=True)
-            # Held for the life of this process: whoever can lock it knows that the owner is gone.
-            self._lock = os.open(self._alive(self._owner), os.O_RDWR | os.O_CREAT, 0o644)
+            # Held for the life of this object: whoever can lock it knows that the owner is gone.
+            self._lock = self._alive(self._owner).open("wb")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise InputError(
@@ -84,11 +84,6 @@ class PaidCalls:
             if database.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
                 raise InputError(f"generator.store: {folder} is of another version of pe_ray")
 
-    def close(self) -> None:
-        """Give up what is under way: it will be taken for unknown."""
-        os.close(self._lock)
-        self._alive(self._owner).unlink(missing_ok=True)
-
     def answer(self, key: str) -> Answer | None:
         """What is stored for `key`."""
         with self._connected() as database:
@@ -98,6 +93,14 @@ class PaidCalls:
                 (key,),
             ).fetchone()
         return None if row is None else Answer(call=row[0], state=row[1], content=row[2])
+
+    def under_way(self, key: str) -> bool:
+        """Whether a process that lives waits for the answer to `key`."""
+        with self._connected() as database:
+            row = database.execute(
+                "SELECT owner FROM calls WHERE key = ? AND state = 'sent'", (key,)
+            ).fetchone()
+        return row is not None and self._lives(row[0])
 
     def claim(self, key: str, price: float) -> int | None:
         """Enter a call for `key`, which counts from now on; returns its number.

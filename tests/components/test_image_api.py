@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -123,7 +124,13 @@ def test_a_row_depends_on_its_seed_and_is_paid_once(service: Service, tmp_path: 
 
 
 def test_calls_are_made_at_once_but_no_more_than_asked(service: Service, tmp_path: Path) -> None:
-    service.delay = 0.1
+    together = threading.Barrier(3, timeout=60)  # fewer than three at once would break it
+
+    def meet(_: Any) -> bool:
+        together.wait()
+        return False
+
+    service.faults = [meet] * 12
     seeds = row_seeds(1, "random", 0, np.arange(12))
     made(service, tmp_path, concurrency=3).random(np.zeros(12, np.int32), seeds)
     assert service.most_at_once == 3
@@ -136,6 +143,21 @@ def test_a_rate_limit_holds_for_all_workers_together(service: Service, tmp_path:
     times = sorted(call.at for call in service.calls)
     assert len(times) == 8
     assert times[-1] - times[0] > 7 * 0.1 - 0.05
+
+
+def test_waiting_for_another_worker_takes_nobodys_turn(service: Service, tmp_path: Path) -> None:
+    service.delay = 1.0
+    workers = [made(service, tmp_path, requests_per_minute=20) for _ in range(2)]
+    started = time.time()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(workers[0].random, LABELS[:1], SEEDS[:1])
+        while not service.calls:
+            time.sleep(0.01)
+        second = workers[1].random(LABELS[:1], SEEDS[:1])
+    assert np.array_equal(first.result()["image"], second["image"])
+    assert len(service.calls) == 1
+    store = PaidCalls(tmp_path, max_calls=1, max_cost=1)
+    assert time.time() + store.turn(0) - started < 5  # one turn of 3 s was taken, not two
 
 
 @pytest.mark.parametrize(
@@ -259,9 +281,12 @@ def test_a_refused_variation_is_kept_if_so_configured(service: Service, tmp_path
     assert np.array_equal(generator.vary(drawn, 0.5, VARIED)["image"], varied)
     assert len(service.calls) == 8
     assert spent(tmp_path)[0] == 7
+    strict = made(service, tmp_path, concurrency=1)
+    with pytest.raises(InputError, match="content policy refused edits"):
+        strict.vary(drawn, 0.5, VARIED)  # as it was stored
     service.faults = [refusal]
     with pytest.raises(InputError, match="content policy refused edits"):
-        made(service, tmp_path, concurrency=1).vary(drawn, 0.9, VARIED)
+        strict.vary(drawn, 0.9, VARIED)
     service.faults = [refusal]
     with pytest.raises(InputError, match="content policy refused generations"):
         generator.random(LABELS, SEEDS + np.uint64(1))
