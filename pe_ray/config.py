@@ -440,10 +440,27 @@ class Config(Block):
         """Plain values, resources and the ledger's place left out: what a run is bound to."""
         return self.model_dump(mode="json", exclude={"resources": True, "output": {"ledger"}})
 
+    def bound(self, tree: Mapping[str, Any]) -> dict[str, Any]:
+        """`tree`, this one's or a stored one, without what changes no output."""
+        made, given = self.generator, tree["generator"]
+        if isinstance(made, Plugin):
+            given = _without(given, made.options.unbound)
+        elif len(given.get("stages", ())) == len(made.stages):
+            given = {**given, "stages": []}
+            for stage, written in zip(made.stages, tree["generator"]["stages"], strict=True):
+                kept = _without(written["generator"], stage.generator.options.unbound)
+                given["stages"].append({**written, "generator": kept})
+        return {**tree, "generator": given}
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that may change the output."""
-        return hashlib.sha256(json.dumps(self.tree(), sort_keys=True).encode()).hexdigest()
+        bound = self.bound(self.tree())
+        return hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()
+
+
+def _without(options: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in names}
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

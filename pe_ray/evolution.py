@@ -14,7 +14,13 @@ import ray
 
 from pe_ray.cluster import connected
 from pe_ray.config import Config
-from pe_ray.planning import label_fractions, plan, planned_releases, votes_limit
+from pe_ray.planning import (
+    label_fractions,
+    plan,
+    planned_releases,
+    require_affordable,
+    votes_limit,
+)
 from pe_ray.private import records as private_records
 from pe_ray.private.votes import cast_votes, count_labels
 from pe_ray.release.aggregator import create_aggregator
@@ -46,7 +52,9 @@ def evolve(config: Config) -> Location:
     """
     releases = planned_releases(config)
     with claimed(config) as run, connected(config.resources):
-        require_disk(run.path, plan(config).disk_bytes, "output.path")
+        cost = plan(config)
+        require_affordable(cost)
+        require_disk(run.path, cost.disk_bytes, "output.path")
         ledger = Ledger.create(run.ledger, config.privacy.budget, config.fingerprint)
         write_config(run, config)
         update_copy(ledger, run.ledger_copy)

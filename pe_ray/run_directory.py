@@ -122,7 +122,7 @@ def _bind(run: RunDirectory, config: Config) -> None:
     """Tie the directory to the configuration, or refuse a configuration it isn't tied to."""
     if run.config.exists():
         stored = yaml.safe_load(run.config.read_text("utf-8"))
-        changed = differences(stored, config.tree())
+        changed = differences(config.bound(stored), config.bound(config.tree()))
         if changed:
             raise InputError(
                 f"{', '.join(changed)}: differs from the run in {run.path}; restore it, or give "
@@ -157,11 +157,12 @@ def ledger_folder(config: Config) -> Path:
 
 
 def write_config(run: RunDirectory, config: Config) -> None:
-    """Record the configuration, once the ledger exists."""
-    if not run.config.exists():
-        header = f"# fingerprint: {config.fingerprint}\n"
-        text = yaml.safe_dump(config.tree(), sort_keys=False, allow_unicode=True)
-        atomic_write(run.config, (header + text).encode())
+    """Record the configuration, once the ledger exists; again where what isn't bound changed."""
+    header = f"# fingerprint: {config.fingerprint}\n"
+    text = yaml.safe_dump(config.tree(), sort_keys=False, allow_unicode=True)
+    content = (header + text).encode()
+    if not run.config.exists() or run.config.read_bytes() != content:
+        atomic_write(run.config, content)
 
 
 def require_disk(directory: Location, num_bytes: int, field: str) -> None:

@@ -20,7 +20,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     import ray
+    from image_service import KEY
 
+    os.environ["PE_RAY_SESSION_KEY"] = KEY  # workers have the environment that Ray started in
     # One GPU in name only: what is placed on it runs, on the CPU.
     ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
     yield

@@ -13,13 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pe_ray import images
 from pe_ray.config import PrivateConfig
 from pe_ray.errors import InputError, RecordError
-from pe_ray.private import images
 from pe_ray.storage import Location, files_below, location, reported, seekable
 
 DIGITS = "sklearn:digits"
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
 _READ_ROWS = 64  # decoded at a time: photographs of 12 megapixels take 36 MB each
 
 
@@ -92,7 +91,7 @@ def _shards(config: PrivateConfig) -> Iterator[tuple[str, int]]:
     for folder in folders:
         if folder.name not in config.labels:
             raise InputError("private.labels: a class folder of private.data is not among them")
-        yield str(folder), len(_image_files(folder))
+        yield str(folder), len(images.image_files(folder))
 
 
 def _parquet_rows(file: Location, config: PrivateConfig) -> int:
@@ -142,10 +141,6 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 def _is_string(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def read_slice(part: PrivateSlice, config: PrivateConfig, channels: int) -> RawRecords:
@@ -212,7 +207,7 @@ def _cells(
         names: list[Any] = digits.target.tolist()
     else:
         folder = Path(part.source)
-        stored = _image_files(folder)
+        stored = images.image_files(folder)
         names = [folder.name] * len(stored)
     for start in range(part.start, part.stop, _READ_ROWS):
         span = slice(start, min(part.stop, start + _READ_ROWS))
