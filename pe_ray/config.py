@@ -24,6 +24,7 @@ from pydantic import (
 
 from pe_ray import plugins
 from pe_ray.errors import InputError
+from pe_ray.storage import Location, given, location
 from pe_ray.values import Budget, DistanceMetric, ImageShape, Unit
 
 
@@ -117,7 +118,8 @@ class PrivateConfig(Block):
     """Where the private records are and how to read them."""
 
     data: str
-    """`sklearn:digits`, a parquet file or folder of them, or a folder of images per class."""
+    """`sklearn:digits`, a parquet file or folder of them (local, or a URI as in output.path), or a
+    local folder of images per class."""
     labels: tuple[str, ...] = Field(min_length=1)
     """Names of all labels, in order. Public: declared here, never read off the records."""
     image_column: str = "image"
@@ -297,7 +299,11 @@ class OutputConfig(Block):
     """Where the run goes."""
 
     path: str
-    """Run directory; everything in it is safe to publish."""
+    """Run directory; everything in it is safe to publish. A folder that all machines of the run
+    reach by this path, or the URI of a store: s3://BUCKET/FOLDER (docs/storage.md)."""
+    ledger: str | None = None
+    """Run directories in a store only, needed there: a local folder on the driver's durable disk
+    for ledger.sqlite, which is copied beside the run after each release. Not bound to the run."""
     rows_per_part: int | None = Field(default=None, ge=1)
     """Rows of one file; default: a 32nd of the population, at most 4096 rows and 32 MiB."""
 
@@ -349,12 +355,33 @@ class Config(Block):
         if self.votes.reuse_lookahead and not self.votes.lookahead:
             raise ValueError("votes.reuse_lookahead: needs votes.lookahead above 0")
         self._check_generators()
-        if "://" in self.output.path:
-            raise ValueError("output.path: must be a local folder (the ledger needs a local disk)")
-        run, cache = Path(self.output.path).resolve(), self.private.cache
-        if cache and cache != "none" and Path(cache).resolve().is_relative_to(run):
-            raise ValueError("private.cache: must lie outside output.path, which is publishable")
+        self._check_places()
         return self
+
+    def _check_places(self) -> None:
+        places = {
+            "output.path": self.output.path,
+            "output.ledger": self.output.ledger,
+            "private.data": self.private.data,
+            "private.cache": self.private.cache,
+            "metrics.audit_data": self.metrics.audit_data,
+        }
+        for field, place in places.items():
+            try:
+                local = place is None or isinstance(location(place), Path)
+            except ValueError as error:
+                raise ValueError(f"{field}: {error}") from None
+            if not local and field in ("output.ledger", "private.cache"):
+                raise ValueError(f"{field}: must be a local folder")
+        run, cache = location(self.output.path), self.private.cache
+        if not isinstance(run, Path):
+            return
+        if self.output.ledger:
+            raise ValueError(
+                "output.ledger: only for an output.path in a store; a local run's ledger is in it"
+            )
+        if cache and cache != "none" and Path(cache).resolve().is_relative_to(run.resolve()):
+            raise ValueError("private.cache: must lie outside output.path, which is publishable")
 
     def _check_generators(self) -> None:
         last = self.schedule.iterations
@@ -378,10 +405,10 @@ class Config(Block):
         return shape
 
     @classmethod
-    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    def from_yaml(cls, path: str | Location, overrides: Sequence[str] = ()) -> Config:
         """Read a YAML file; `overrides` are `block.key=value` with a YAML value."""
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = given(path, "config").read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"config {path}: can't be read ({type(error).__name__})") from error
         try:
@@ -410,13 +437,30 @@ class Config(Block):
             raise InputError(f"config: {where + ': ' if where else ''}{message}") from None
 
     def tree(self) -> dict[str, Any]:
-        """Plain values, resources left out: what a run is bound to."""
-        return self.model_dump(mode="json", exclude={"resources"})
+        """Plain values, resources and the ledger's place left out: what a run is bound to."""
+        return self.model_dump(mode="json", exclude={"resources": True, "output": {"ledger"}})
+
+    def bound(self, tree: Mapping[str, Any]) -> dict[str, Any]:
+        """`tree`, this one's or a stored one, without what changes no output."""
+        made, given = self.generator, tree["generator"]
+        if isinstance(made, Plugin):
+            given = _without(given, made.options.unbound)
+        elif len(given.get("stages", ())) == len(made.stages):
+            given = {**given, "stages": []}
+            for stage, written in zip(made.stages, tree["generator"]["stages"], strict=True):
+                kept = _without(written["generator"], stage.generator.options.unbound)
+                given["stages"].append({**written, "generator": kept})
+        return {**tree, "generator": given}
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that may change the output."""
-        return hashlib.sha256(json.dumps(self.tree(), sort_keys=True).encode()).hexdigest()
+        bound = self.bound(self.tree())
+        return hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()
+
+
+def _without(options: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in names}
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

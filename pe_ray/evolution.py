@@ -8,20 +8,26 @@ was released is read from the ledger, never drawn again.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import ray
 
 from pe_ray.cluster import connected
 from pe_ray.config import Config
-from pe_ray.planning import label_fractions, plan, planned_releases, votes_limit
+from pe_ray.planning import (
+    label_fractions,
+    plan,
+    planned_releases,
+    require_affordable,
+    votes_limit,
+)
 from pe_ray.private import records as private_records
 from pe_ray.private.votes import cast_votes, count_labels
 from pe_ray.release.aggregator import create_aggregator
 from pe_ray.release.ledger import Ledger
+from pe_ray.release.ledger_copy import update_copy
 from pe_ray.run_directory import RunDirectory, claimed, require_disk, write_config
+from pe_ray.storage import Location, delete_tree
 from pe_ray.synthetic import writer
 from pe_ray.synthetic.embedding import embed
 from pe_ray.synthetic.population import (
@@ -37,7 +43,7 @@ from pe_ray.values import NoisyHistogram, Release
 logger = logging.getLogger(__name__)
 
 
-def evolve(config: Config) -> Path:
+def evolve(config: Config) -> Location:
     """Run Private Evolution, or continue it; returns the run directory.
 
     Guarantee: the run directory is (epsilon, delta)-DP for `config.privacy`'s unit under adding
@@ -46,9 +52,12 @@ def evolve(config: Config) -> Path:
     """
     releases = planned_releases(config)
     with claimed(config) as run, connected(config.resources):
-        require_disk(run.path, plan(config).disk_bytes, "output.path")
+        cost = plan(config)
+        require_affordable(cost)
+        require_disk(run.path, cost.disk_bytes, "output.path")
         ledger = Ledger.create(run.ledger, config.privacy.budget, config.fingerprint)
         write_config(run, config)
+        update_copy(ledger, run.ledger_copy)
         door = _Door(config, run, ledger, releases)
         layouts = [apportion(size, _fractions(config, door)) for size in config.schedule.sizes]
         offspring = initial_offspring(layouts[0], config.selection.initial_variation_fold)
@@ -63,7 +72,7 @@ def evolve(config: Config) -> Path:
             population = make_population(
                 config, run.population(iteration), iteration, offspring, population, draws
             )
-            shutil.rmtree(draws, ignore_errors=True)
+            delete_tree(draws)
             logger.info("iteration %d of %d: done", iteration, config.schedule.iterations)
         write_final(config, run.synthetic, population, population.layout.num_samples, vary=False)
     return run.path
@@ -127,7 +136,7 @@ class _Door:
         histogram = self._release(release, layout.num_samples, cast)
         self._run.write_histogram(histogram, layout)
         self._run.keep_embedding_time(iteration)
-        shutil.rmtree(self._run.embedding(iteration), ignore_errors=True)
+        delete_tree(self._run.embedding(iteration))
         return histogram
 
     def _release(
@@ -139,6 +148,7 @@ class _Door:
         histogram: NoisyHistogram = ray.get(
             self._aggregator.release.remote(release, num_bins, cast())
         )
+        update_copy(self._ledger, self._run.ledger_copy)  # before anything is made from it
         return histogram
 
 

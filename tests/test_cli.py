@@ -74,7 +74,7 @@ def test_run_ledger_report_audit(
         ("schedule.num_samples=5", "at least 10"),
         ("private.data=/nowhere", "private.data: /nowhere does not exist"),
         ("privacy.unit=user", "private.user_column"),
-        ("output.path=s3://bucket/run", "output.path"),
+        ("output.path=s3://bucket/run", "output.ledger: needed for an output.path in a store"),
         ("embedder={kind: inception, weights: absent}", "embedder: inception: weights: absent"),
         ("nonsense", "block.key=value"),
         ("votes.neighbors=1000000000", "votes.neighbors: more than the samples voted on"),

@@ -6,20 +6,19 @@ release; the command line prints it and writes it nowhere.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from pe_ray import plugins
 from pe_ray.errors import InputError
 from pe_ray.private.sources import list_slices, read_slice
 from pe_ray.run_directory import opened
+from pe_ray.storage import Location
 from pe_ray.synthetic.variation import layout_of
 from pe_ray.synthetic.writer import read_population
 from pe_ray.values import ImageShape
 
 
-def audit(run_path: str | Path) -> dict[str, float]:
+def audit(run_path: str | Location) -> dict[str, float]:
     """Scores of a finished run's final population against private (or `audit_data`) records."""
     run, config = opened(run_path)
     iteration = config.schedule.iterations

@@ -22,6 +22,7 @@ from pe_ray import plugins
 from pe_ray.config import PrivateConfig
 from pe_ray.errors import InputError, RecordError
 from pe_ray.private.sources import PrivateSlice, joined, list_slices, read_batches
+from pe_ray.storage import location, version
 
 _MOST_PARTITIONS = 64  # of users: each slice has as many pieces
 _FORMAT = 2
@@ -219,14 +220,13 @@ def _cache_file(
     embedder_options: plugins.EmbedderOptions,
 ) -> Path | None:
     folder = _cache_folder(config)
-    source = Path(part.source)
+    source = location(part.source)
     if folder is None or not source.is_file():
         return None
-    state = source.stat()
     key = {
         "format": _FORMAT,
         "slice": asdict(part) | {"source": str(source.resolve())},
-        "file": [state.st_size, state.st_mtime_ns],
+        "file": version(source),
         "config": config.model_dump(mode="json", exclude={"data", "cache"}),
         "channels": channels,
         "embedder": [embedder_kind, embedder_options.model_dump(mode="json")],

@@ -7,8 +7,9 @@ driver holds references only, and hands them to the aggregator.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from pe_ray.private.bounds import Precision
 from pe_ray.private.records import EmbeddedRecords, PrivateRecords
 from pe_ray.private.search import Search
 from pe_ray.private.tile_scan import fastest_precision
+from pe_ray.storage import Location, whole
 from pe_ray.values import LabelLayout
 
 _TASKS_PER_CORE = 2  # few, since each prepares all samples; more than one, for balance
@@ -75,7 +77,7 @@ def bounded_votes(
 
 def cast_votes(
     records: PrivateRecords,
-    parts: Sequence[tuple[Path, int, int]],
+    parts: Sequence[tuple[Location, int, int]],
     layout: LabelLayout,
     settings: VotesConfig,
     limit: int,
@@ -117,7 +119,7 @@ def count_labels(records: PrivateRecords, limit: int) -> list[ray.ObjectRef]:
 
 def nearest_samples(
     pieces: Sequence[EmbeddedRecords],
-    parts: Sequence[tuple[Path, int, int]],
+    parts: Sequence[tuple[Location, int, int]],
     layout: LabelLayout,
     settings: VotesConfig,
     *,
@@ -132,13 +134,14 @@ def nearest_samples(
     labels = np.concatenate([piece.labels for piece in pieces])
     choices = np.full((len(labels), settings.neighbors), -1, dtype=np.int64)
     precision = _precision(labels, layout, pieces[0].features.shape[1], on_gpu)
+    load = lru_cache(maxsize=1)(_rows)  # labels follow one another, so a part is read once
     for label in range(len(layout.counts)):
         chosen = labels == label
         if not chosen.any():
             continue
         queries = np.concatenate([piece.features[piece.labels == label] for piece in pieces])
         search = Search(queries, settings.neighbors, settings.metric, precision)
-        for first, block in _blocks(parts, *layout.label_range(label)):
+        for first, block in _blocks(parts, *layout.label_range(label), load):
             search.add(block, first)
         choices[chosen] = search.nearest.ids
     return choices
@@ -156,8 +159,19 @@ def _precision(labels: NDArray[np.int32], layout: LabelLayout, dim: int, on_gpu:
     return fastest_precision() if operations > _WORTH_TORCH else "float32"
 
 
+def _rows(file: Location) -> NDArray[np.float32]:
+    """Samples of one part: of a local file mapped, of an object all of it."""
+    mapped: NDArray[np.float32] = np.load(
+        whole(file), mmap_mode="r" if isinstance(file, Path) else None, allow_pickle=False
+    )
+    return mapped
+
+
 def _blocks(
-    parts: Sequence[tuple[Path, int, int]], low: int, high: int
+    parts: Sequence[tuple[Location, int, int]],
+    low: int,
+    high: int,
+    load: Callable[[Location], NDArray[np.float32]] = _rows,
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """(first id, samples) of ids low..high-1, neighbouring parts together."""
     waiting: list[NDArray[np.float32]] = []
@@ -166,7 +180,7 @@ def _blocks(
         start, stop, offset = max(start, low), min(stop, high), start
         if start >= stop:
             continue
-        rows = np.load(file, mmap_mode="r", allow_pickle=False)[start - offset : stop - offset]
+        rows = load(file)[start - offset : stop - offset]
         waiting.append(rows)
         if sum(rows.nbytes for rows in waiting) >= _BLOCK_BYTES:
             yield first, np.concatenate(waiting)
@@ -176,7 +190,7 @@ def _blocks(
 
 
 def _count_partitions(
-    parts: Sequence[tuple[Path, int, int]],
+    parts: Sequence[tuple[Location, int, int]],
     layout: LabelLayout,
     settings: VotesConfig,
     limit: int,

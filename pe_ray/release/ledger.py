@@ -1,19 +1,18 @@
 """The privacy ledger: a durable record of every release; refuses to overspend.
 
-The noisy histogram is stored in the same transaction that marks its release committed, so the
+The noisy answer is stored in the same transaction that marks its release committed, so the
 releases charged are the releases that exist, after any crash. A reservation is charged from the
-moment it is made and reused by whoever asks for the same key again; a committed histogram is the
-one returned for ever. Times are for readers; nothing depends on them.
+moment it is made and reused by whoever asks for the same key again; a committed answer is the one
+returned for ever. Times are for readers; nothing depends on them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.errors import BudgetError, InputError
-from pe_ray.release.accounting import epsilon_of
-from pe_ray.values import Budget, NoisyHistogram, Release
+from pe_ray.release.accounting import check, epsilon_of
+from pe_ray.values import LATTICE, Budget, NoisyHistogram, NoisySums, Release
 
-VERSION = 1
+VERSION = 2
 BUSY_SECONDS = 120.0
 
 _SCHEMA = """
@@ -38,7 +37,7 @@ CREATE TABLE IF NOT EXISTS releases (
   iteration INTEGER NOT NULL, mechanism TEXT NOT NULL, votes_per_unit INTEGER NOT NULL,
   sensitivity REAL NOT NULL, sigma REAL NOT NULL, mu_squared REAL,
   state TEXT NOT NULL CHECK (state IN ('reserved', 'committed')),
-  reserved_at TEXT NOT NULL, committed_at TEXT, noisy_votes BLOB, sha256 TEXT);
+  reserved_at TEXT NOT NULL, committed_at TEXT, noisy BLOB, sha256 TEXT);
 """
 
 
@@ -109,8 +108,7 @@ class Ledger:
         Guarantee: in any interleaving of processes, all releases ever charged together stay
         within the budget; BudgetError otherwise, and then nothing is charged.
         """
-        if not (0 <= release.sigma < math.inf and release.votes_per_unit >= 1):
-            raise InputError(f"ledger: {release.key} needs a finite sigma and votes_per_unit >= 1")
+        check(release)
         with self._transaction() as database:
             entries = _entries(database)
             for entry in entries:
@@ -143,36 +141,55 @@ class Ledger:
                 ),
             )
 
-    def commit(self, key: str, noisy_votes: NDArray[np.int64]) -> NoisyHistogram:
+    def commit(self, key: str, noisy: NDArray[np.int64]) -> NDArray[np.int64]:
         """Store the release of `key`, unless one is stored already; returns the stored one.
 
-        Guarantee: one histogram per key is ever returned; a later draw is dropped unseen.
+        Guarantee: one answer per key is ever returned; a later draw is dropped unseen.
         """
         with self._transaction() as database:
-            stored = _released(database, key)
+            stored = _stored(database, key)
             if stored is not None:
-                return stored
-            blob = zlib.compress(np.ascontiguousarray(noisy_votes, dtype="<i8").tobytes(), 1)
+                return stored[1]
+            blob = zlib.compress(np.ascontiguousarray(noisy, dtype="<i8").tobytes(), 1)
             changed = database.execute(
-                "UPDATE releases SET state = 'committed', committed_at = ?, noisy_votes = ?,"
+                "UPDATE releases SET state = 'committed', committed_at = ?, noisy = ?,"
                 " sha256 = ? WHERE key = ? AND state = 'reserved'",
                 (_now(), blob, hashlib.sha256(blob).hexdigest(), key),
             ).rowcount
             if changed != 1:
                 raise BudgetError(f"ledger: {key} was never charged, so it can't be released")
-            stored = _released(database, key)
+            stored = _stored(database, key)
             assert stored is not None
-            return stored
+            return stored[1]
+
+    def stored(self, key: str) -> NDArray[np.int64] | None:
+        """What was released under `key`, in votes or lattice steps; None where nothing was yet."""
+        with self._transaction("DEFERRED") as database:
+            stored = _stored(database, key)
+        return None if stored is None else stored[1]
 
     def released(self, key: str) -> NoisyHistogram | None:
         """The histogram released under `key`, None where there is none yet."""
         with self._transaction("DEFERRED") as database:
-            return _released(database, key)
+            stored = _stored(database, key)
+        return None if stored is None else NoisyHistogram(release=stored[0], noisy_votes=stored[1])
+
+    def released_sums(self, key: str) -> NoisySums | None:
+        """The sums released under `key`, None where there are none yet."""
+        with self._transaction("DEFERRED") as database:
+            stored = _stored(database, key)
+        return None if stored is None else NoisySums(release=stored[0], sums=stored[1] / LATTICE)
 
     def entries(self) -> tuple[LedgerEntry, ...]:
         """All charged releases, in order."""
         with self._transaction("DEFERRED") as database:
             return tuple(_entries(database))
+
+    def copied(self) -> bytes:
+        """A ledger file with the same content, consistent whoever writes meanwhile."""
+        with _connect(self._path, "rw") as database, closing(sqlite3.connect(":memory:")) as copy:
+            database.backup(copy)
+            return copy.serialize()
 
     def spent(self) -> float:
         """Epsilon at the budget's delta of everything charged, reservations included."""
@@ -235,18 +252,17 @@ def _entries(database: sqlite3.Connection) -> list[LedgerEntry]:
     ]
 
 
-def _released(database: sqlite3.Connection, key: str) -> NoisyHistogram | None:
+def _stored(database: sqlite3.Connection, key: str) -> tuple[Release, NDArray[np.int64]] | None:
     row = database.execute(
-        f"SELECT {_COLUMNS}, noisy_votes, sha256 FROM releases"
-        " WHERE key = ? AND state = 'committed'",
+        f"SELECT {_COLUMNS}, noisy, sha256 FROM releases WHERE key = ? AND state = 'committed'",
         (key,),
     ).fetchone()
     if row is None:
         return None
     if hashlib.sha256(row[5]).hexdigest() != row[6]:
         raise InputError(f"ledger: the stored release {key} is damaged; restore a copy")
-    votes = np.frombuffer(zlib.decompress(row[5]), dtype="<i8").astype(np.int64)
-    return NoisyHistogram(release=_release(row), noisy_votes=votes)
+    noisy = np.frombuffer(zlib.decompress(row[5]), dtype="<i8").astype(np.int64)
+    return _release(row), noisy
 
 
 def _now() -> str:

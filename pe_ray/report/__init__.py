@@ -6,18 +6,16 @@ read the few images that are shown, `charts` draws, `page` and `comparison` lay 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pe_ray.report.facts import gather
 from pe_ray.report.lineage import lineages_of
 from pe_ray.report.page import run_page
 from pe_ray.report.samples import grid, samples_of
 from pe_ray.report.scores import spreads_of, write_scores
+from pe_ray.storage import Location, atomic_write
 from pe_ray.synthetic.exports import png
-from pe_ray.synthetic.writer import atomic_write
 
 
-def write_report(path: str | Path) -> Path:
+def write_report(path: str | Location) -> Location:
     """Write samples/, metrics.jsonl, tensorboard/ and report.html of a run; returns the page.
 
     Works on a run in progress too: the page then says how far it is.

@@ -6,13 +6,13 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pe_ray.config import Config
 from pe_ray.release.accounting import epsilon_of
 from pe_ray.release.ledger import Ledger, LedgerEntry
 from pe_ray.run_directory import RunDirectory, opened
+from pe_ray.storage import Location
 from pe_ray.synthetic.population import initial_offspring
 from pe_ray.synthetic.variation import layout_of
 from pe_ray.synthetic.writer import manifest_of
@@ -59,7 +59,7 @@ class StageTime:
     seconds: float | None
 
 
-def gather(path: str | Path) -> Facts:
+def gather(path: str | Location) -> Facts:
     """Read the run at `path`, finished or not."""
     run, config = opened(path)
     ledger = Ledger.open(run.ledger)
@@ -141,9 +141,8 @@ def _stage(name: str, rows: int, calls: int, made: dict[str, Any]) -> StageTime:
     )
 
 
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        tree: dict[str, Any] = json.loads(file.read_bytes())
-    except FileNotFoundError:
+def _json(file: Location) -> dict[str, Any]:
+    if not file.exists():
         return {}
+    tree: dict[str, Any] = json.loads(file.read_bytes())
     return tree

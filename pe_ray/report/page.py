@@ -94,6 +94,7 @@ def run_page(
             done=len(facts.layouts) - 1,
             num_final=facts.num_final,
             entries=facts.entries,
+            sums=any(entry.release.kind == "sums" for entry in facts.entries),
             shares=_shares(facts),
             guessing=math.ceil(1000 * guessing_bound(facts)) / 10,  # percent, never rounded down
             curve=[point for point in curve if _decade(point[0]) or point[0] == facts.budget.delta],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.report.facts import Facts
+from pe_ray.storage import Location, atomic_write, names
 from pe_ray.synthetic.selection import denoiser
-from pe_ray.synthetic.writer import atomic_write
 from pe_ray.values import LabelLayout, NoisyHistogram
 
 Row = dict[str, Any]
@@ -138,15 +139,19 @@ def _spread(histogram: NoisyHistogram, layout: LabelLayout, weights: NDArray[np.
     }
 
 
-def _write_tensorboard(directory: Path, rows: list[Row]) -> None:
+def _write_tensorboard(directory: Location, rows: list[Row]) -> None:
     """Scalars by iteration, written once per report (older event files are replaced)."""
     from tensorboardX import SummaryWriter
 
-    for old in directory.glob("events.*"):
-        old.unlink()
-    with SummaryWriter(str(directory)) as board:
-        for row in rows:
-            for name, value in row.items():
-                if name != "iteration" and is_number(value):
-                    full = f"votes/{name}" if name in VOTE_SCORES else name
-                    board.add_scalar(full, value, row["iteration"])
+    for old in names(directory):
+        if old.startswith("events."):
+            (directory / old).unlink()
+    with tempfile.TemporaryDirectory() as aside:
+        with SummaryWriter(aside) as board:
+            for row in rows:
+                for name, value in row.items():
+                    if name != "iteration" and is_number(value):
+                        full = f"votes/{name}" if name in VOTE_SCORES else name
+                        board.add_scalar(full, value, row["iteration"])
+        for file in Path(aside).iterdir():
+            atomic_write(directory / file.name, file.read_bytes())

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from pe_ray.config import Config
 from pe_ray.plugins import Embedder, Rows
 from pe_ray.seeds import row_seeds
+from pe_ray.storage import Location, location
 from pe_ray.synthetic import writer
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.stage import PartWorker, Request, loaded, run_stage
@@ -30,7 +30,7 @@ class Embedding:
     """Embeddings of a population on disk: .npy parts, float32 [rows, dim], in id order."""
 
     layout: LabelLayout
-    directory: Path
+    directory: Location
 
 
 class EmbeddingWorker(PartWorker):
@@ -41,9 +41,9 @@ class EmbeddingWorker(PartWorker):
     ) -> None:
         self._config = config
         self._iteration = iteration
-        self._directory = Path(directory)
-        self._population = Path(population)
-        self._kept = Path(kept) if kept else None
+        self._directory = location(directory)
+        self._population = location(population)
+        self._kept = location(kept) if kept else None
         self._embedder: Embedder = loaded(config.embedder)
         self._plugin = config.generator_at(iteration)
         self._generator = (
@@ -98,7 +98,7 @@ def _by_sample(draws: list[Rows], ids: NDArray[np.int64]) -> Rows:
 
 
 def embed(
-    config: Config, directory: Path, iteration: int, population: Population, kept: Path
+    config: Config, directory: Location, iteration: int, population: Population, kept: Location
 ) -> Embedding:
     """Embed S_(iteration-1) for the votes of `iteration` (Lin et al. 2024, Alg. 2, line 3).
 
@@ -119,6 +119,8 @@ def embed(
     name = f"embedding {iteration}"
     run_stage(name, directory, "npy", requests, EmbeddingWorker, arguments, config.resources, {})
     if config.votes.reuse_lookahead and writer.manifest_of(kept) is None:
-        found = [writer.found_part(kept, a * count, b * count, "parquet") for a, b in ranges]
-        writer.commit(kept, found, {})
+        drawn = [(start * count, stop * count) for start, stop in ranges]
+        found = writer.found_parts(kept, drawn, "parquet")
+        assert None not in found, "an embedded part has its draws"
+        writer.commit(kept, [part for part in found if part is not None], {})
     return Embedding(layout=layout, directory=directory)

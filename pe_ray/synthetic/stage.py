@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,8 @@ from pe_ray import plugins
 from pe_ray.config import Plugin, ResourcesConfig
 from pe_ray.errors import InputError
 from pe_ray.progress import Progress
-from pe_ray.synthetic.writer import Part, commit, found_part, manifest_of
+from pe_ray.storage import Location
+from pe_ray.synthetic.writer import Part, commit, found_parts, manifest_of
 
 _PARTS_PER_BLOCK = 4  # a block costs Ray about 12 ms, a part takes a worker 0.1 s and up
 
@@ -81,7 +81,7 @@ def _make_parts(
 
 def run_stage(
     name: str,
-    directory: Path,
+    directory: Location,
     suffix: str,
     requests: Sequence[Request],
     worker: type[PartWorker],
@@ -99,12 +99,10 @@ def run_stage(
         return
     started, num_made = time.monotonic(), 0
     directory.mkdir(parents=True, exist_ok=True)
-    made, missing = [], []
-    for request in requests:
-        try:
-            made.append(found_part(directory, request["start"], request["stop"], suffix))
-        except FileNotFoundError:
-            missing.append(request)
+    ranges = [(request["start"], request["stop"]) for request in requests]
+    found = found_parts(directory, ranges, suffix)
+    made = [part for part in found if part is not None]
+    missing = [request for request, part in zip(requests, found, strict=True) if part is None]
     if missing:
         done = sum(part.stop - part.start for part in made)
         wanted = sum(request["stop"] - request["start"] for request in missing)

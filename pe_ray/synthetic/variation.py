@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from pe_ray.config import Config, Plugin
 from pe_ray.errors import InputError
 from pe_ray.plugins import Generator, GeneratorOptions, Rows
 from pe_ray.seeds import Purpose, Seeds, row_seeds
+from pe_ray.storage import Location, location
 from pe_ray.synthetic import writer
 from pe_ray.synthetic.exports import SUFFIXES, Format, export_part, png
 from pe_ray.synthetic.population import Offspring, Population, lookahead_draws
@@ -119,9 +119,9 @@ class PopulationWorker(PartWorker):
     ) -> None:
         self._config = config
         self._iteration = iteration
-        self._directory = Path(directory)
-        self._parents = Path(parents) if parents else None
-        self._kept = Path(kept) if kept else None
+        self._directory = location(directory)
+        self._parents = location(parents) if parents else None
+        self._kept = location(kept) if kept else None
         batch_size = config.resources.batch_size
         plugin = config.generator_at(iteration)
         self._generator = BatchedGenerator(plugin, config.private.labels, batch_size)
@@ -167,11 +167,11 @@ class PopulationWorker(PartWorker):
 
 def make_population(
     config: Config,
-    directory: Path,
+    directory: Location,
     iteration: int,
     offspring: Offspring,
     parents: Population | None,
-    kept: Path | None = None,
+    kept: Location | None = None,
 ) -> Population:
     """S_iteration on disk: random draws for S_0, offspring of `parents` after that.
 
@@ -223,8 +223,8 @@ class FinalWorker(PartWorker):
         self, config: Config, directory: str, population: str, num_parents: int, form: Format
     ) -> None:
         self._config = config
-        self._directory = Path(directory)
-        self._population = Path(population)
+        self._directory = location(directory)
+        self._population = location(population)
         self._num_parents = num_parents
         self._form = form
         self._plugin = config.generator_at(config.schedule.iterations)
@@ -252,7 +252,7 @@ class FinalWorker(PartWorker):
 
 def write_final(
     config: Config,
-    directory: Path,
+    directory: Location,
     population: Population,
     num_samples: int,
     *,
@@ -280,7 +280,7 @@ def write_final(
     )
 
 
-def layout_of(directory: Path) -> LabelLayout | None:
+def layout_of(directory: Location) -> LabelLayout | None:
     """The layout of a complete population on disk, None where there is none."""
     manifest = writer.manifest_of(directory)
     return LabelLayout(counts=tuple(manifest["label_counts"])) if manifest else None
