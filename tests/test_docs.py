@@ -69,3 +69,15 @@ def test_links_between_pages_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
             if not target.startswith("https://") and target not in later:
                 assert (DOCS / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_errors_listed_are_those_of_the_code() -> None:
+    source = "".join(file.read_text() for file in (REPOSITORY / "pe_ray").rglob("*.py"))
+    source = re.sub(r'"\s*(#[^\n]*)?\n\s*f?"', "", source)  # literals that go on in the next line
+    source = re.sub(r"\{[^{}]*\}|\(s\)|%d|%s", "...", source)
+    table = (DOCS / "operations.md").read_text().split("## Errors")[1]
+    listed = re.findall(r"^\| `(.+?)` \|", table, re.MULTILINE)
+    assert len(listed) > 10
+    for message in listed:
+        for part in re.split(r"\.\.\.|\b[A-Z]\b|RUN", message):
+            assert part.strip() in source, message
