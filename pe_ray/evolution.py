@@ -31,6 +31,7 @@ from pe_ray.synthetic.population import (
     initial_offspring,
     next_offspring,
 )
+from pe_ray.synthetic.scoring import check_reference, score_population
 from pe_ray.synthetic.variation import make_population, write_final
 from pe_ray.values import NoisyHistogram, Release
 
@@ -45,6 +46,7 @@ def evolve(config: Config) -> Path:
     before anything is spent when something given can't be used.
     """
     releases = planned_releases(config)
+    check_reference(config)
     with claimed(config) as run, connected(config.resources):
         require_disk(run.path, plan(config).disk_bytes, "output.path")
         ledger = Ledger.create(run.ledger, config.privacy.budget, config.fingerprint)
@@ -53,6 +55,7 @@ def evolve(config: Config) -> Path:
         layouts = [apportion(size, _fractions(config, door)) for size in config.schedule.sizes]
         offspring = initial_offspring(layouts[0], config.selection.initial_variation_fold)
         population = make_population(config, run.population(0), 0, offspring, None)
+        score_population(config, run.scores(0), population)
         for iteration in range(1, config.schedule.iterations + 1):
             histogram = door.votes(iteration, population)
             settings = config.selection.at(iteration)
@@ -64,6 +67,7 @@ def evolve(config: Config) -> Path:
                 config, run.population(iteration), iteration, offspring, population, draws
             )
             shutil.rmtree(draws, ignore_errors=True)
+            score_population(config, run.scores(iteration), population)
             logger.info("iteration %d of %d: done", iteration, config.schedule.iterations)
         write_final(config, run.synthetic, population, population.layout.num_samples, vary=False)
     return run.path

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from pe_ray import plugins
+from pe_ray.decoding import resized
 from pe_ray.errors import InputError
 from pe_ray.private.sources import list_slices, read_slice
 from pe_ray.run_directory import opened
 from pe_ray.synthetic.variation import layout_of
 from pe_ray.synthetic.writer import read_population
-from pe_ray.values import ImageShape
 
 
 def audit(run_path: str | Path) -> dict[str, float]:
@@ -46,7 +46,7 @@ def audit(run_path: str | Path) -> dict[str, float]:
     images, labels = [], []
     for part in list_slices(private):
         read = read_slice(part, private, shape.channels)
-        images += [_resized(image, shape) for image in read.images]
+        images += [resized(image, shape) for image in read.images]
         labels.append(read.labels)
     scores: dict[str, float] = {}
     for metric in config.metrics.audit:
@@ -55,12 +55,3 @@ def audit(run_path: str | Path) -> dict[str, float]:
             rows["image"], rows["label"], np.stack(images), np.concatenate(labels)
         )
     return scores
-
-
-def _resized(image: np.ndarray, shape: ImageShape) -> np.ndarray:
-    """One image, uint8 [h, w, c], brought to `shape` (bicubic with antialiasing)."""
-    from PIL import Image
-
-    flat = image[:, :, 0] if image.shape[2] == 1 else image
-    resized = Image.fromarray(flat).resize((shape.width, shape.height), Image.Resampling.BICUBIC)
-    return np.asarray(resized).reshape(shape.height, shape.width, shape.channels)

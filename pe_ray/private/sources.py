@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pe_ray import decoding
 from pe_ray.config import PrivateConfig
 from pe_ray.errors import InputError, RecordError
-from pe_ray.private import images
 
 DIGITS = "sklearn:digits"
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
@@ -112,7 +112,7 @@ def _parquet_rows(file: Path, config: PrivateConfig) -> int:
 
 
 def _check_types(schema: pa.Schema, config: PrivateConfig) -> None:
-    reason = images.unsupported(schema.field(config.image_column).type)
+    reason = decoding.unsupported(schema.field(config.image_column).type)
     if reason is not None:
         raise InputError(f"private.image_column: {config.image_column!r} {reason}")
     if config.label_column is not None:
@@ -173,8 +173,8 @@ def read_batches(part: PrivateSlice, config: PrivateConfig, channels: int) -> It
             try:
                 number = 0 if labels is None else _label(labels[position], config)
                 digest = b"" if users is None else _digest(users[position])
-                good.append(images.pixels(cell, channels))
-            except images.Unusable as error:
+                good.append(decoding.pixels(cell, channels))
+            except decoding.Unusable as error:
                 bad = RecordError(shard=part.shard, row=int(row), reason=error.reason)
                 break
             numbers.append(number)
@@ -196,7 +196,7 @@ def _cells(
     if part.source != DIGITS and Path(part.source).is_file():
         for table, rows in _parquet_batches(part, config):
             column = table.column(config.image_column).combine_chunks()
-            yield table, images.values_of(column), rows
+            yield table, decoding.values_of(column), rows
         return
     if part.source == DIGITS:
         from sklearn.datasets import load_digits
@@ -257,20 +257,17 @@ def joined(users: Sequence[NDArray[np.bytes_] | None]) -> NDArray[np.bytes_] | N
 
 
 def _label(value: Any, config: PrivateConfig) -> int:
-    """Position in config.labels; integers match names if all names are numbers."""
-    names = config.labels
+    """Position in config.labels."""
     if config.label_column is None:
         return 0
-    if isinstance(value, int) and not all(name.isdecimal() for name in names):
-        if 0 <= value < len(names):
-            return value
-    elif value is not None and str(value) in names:
-        return names.index(str(value))
-    raise images.Unusable("label is not one of private.labels")
+    position = decoding.label_position(value, config.labels)
+    if position is None:
+        raise decoding.Unusable("label is not one of private.labels")
+    return position
 
 
 def _digest(user: Any) -> bytes:
     """128-bit digest (BLAKE2b, hexadecimal) of a user, so that users match across files."""
     if user is None:
-        raise images.Unusable("user is null")
+        raise decoding.Unusable("user is null")
     return hashlib.blake2b(str(user).encode(), digest_size=16).hexdigest().encode()
