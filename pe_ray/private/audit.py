@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from pe_ray import plugins
-from pe_ray.decoding import resized
 from pe_ray.errors import InputError
+from pe_ray.images import resized
 from pe_ray.private.sources import list_slices, read_slice
 from pe_ray.run_directory import opened
 from pe_ray.synthetic.variation import layout_of

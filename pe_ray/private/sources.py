@@ -13,12 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pe_ray import decoding
+from pe_ray import images
 from pe_ray.config import PrivateConfig
 from pe_ray.errors import InputError, RecordError
 
 DIGITS = "sklearn:digits"
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
 _READ_ROWS = 64  # decoded at a time: photographs of 12 megapixels take 36 MB each
 
 
@@ -86,7 +85,7 @@ def _shards(config: PrivateConfig) -> Iterator[tuple[str, int]]:
     for folder in folders:
         if folder.name not in config.labels:
             raise InputError("private.labels: a class folder of private.data is not among them")
-        yield str(folder), len(_image_files(folder))
+        yield str(folder), len(images.image_files(folder))
 
 
 def _parquet_rows(file: Path, config: PrivateConfig) -> int:
@@ -112,7 +111,7 @@ def _parquet_rows(file: Path, config: PrivateConfig) -> int:
 
 
 def _check_types(schema: pa.Schema, config: PrivateConfig) -> None:
-    reason = decoding.unsupported(schema.field(config.image_column).type)
+    reason = images.unsupported(schema.field(config.image_column).type)
     if reason is not None:
         raise InputError(f"private.image_column: {config.image_column!r} {reason}")
     if config.label_column is not None:
@@ -136,10 +135,6 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 def _is_string(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def read_slice(part: PrivateSlice, config: PrivateConfig, channels: int) -> RawRecords:
@@ -173,8 +168,8 @@ def read_batches(part: PrivateSlice, config: PrivateConfig, channels: int) -> It
             try:
                 number = 0 if labels is None else _label(labels[position], config)
                 digest = b"" if users is None else _digest(users[position])
-                good.append(decoding.pixels(cell, channels))
-            except decoding.Unusable as error:
+                good.append(images.pixels(cell, channels))
+            except images.Unusable as error:
                 bad = RecordError(shard=part.shard, row=int(row), reason=error.reason)
                 break
             numbers.append(number)
@@ -196,7 +191,7 @@ def _cells(
     if part.source != DIGITS and Path(part.source).is_file():
         for table, rows in _parquet_batches(part, config):
             column = table.column(config.image_column).combine_chunks()
-            yield table, decoding.values_of(column), rows
+            yield table, images.values_of(column), rows
         return
     if part.source == DIGITS:
         from sklearn.datasets import load_digits
@@ -206,7 +201,7 @@ def _cells(
         names: list[Any] = digits.target.tolist()
     else:
         folder = Path(part.source)
-        stored = _image_files(folder)
+        stored = images.image_files(folder)
         names = [folder.name] * len(stored)
     for start in range(part.start, part.stop, _READ_ROWS):
         span = slice(start, min(part.stop, start + _READ_ROWS))
@@ -260,14 +255,14 @@ def _label(value: Any, config: PrivateConfig) -> int:
     """Position in config.labels."""
     if config.label_column is None:
         return 0
-    position = decoding.label_position(value, config.labels)
+    position = images.label_position(value, config.labels)
     if position is None:
-        raise decoding.Unusable("label is not one of private.labels")
+        raise images.Unusable("label is not one of private.labels")
     return position
 
 
 def _digest(user: Any) -> bytes:
     """128-bit digest (BLAKE2b, hexadecimal) of a user, so that users match across files."""
     if user is None:
-        raise decoding.Unusable("user is null")
+        raise images.Unusable("user is null")
     return hashlib.blake2b(str(user).encode(), digest_size=16).hexdigest().encode()

@@ -17,7 +17,7 @@ import ray
 from pe_ray import plugins
 from pe_ray.config import Config, PublicMetricsConfig
 from pe_ray.errors import InputError
-from pe_ray.public_images import PublicSource, count_public, evenly_spaced, read_public
+from pe_ray.public_reference import PublicSource, count_public, evenly_spaced, read_public
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.writer import atomic_write, read_population
 

@@ -16,12 +16,11 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
-from pe_ray import decoding
+from pe_ray import images
 from pe_ray.errors import InputError
 from pe_ray.values import ImageShape
 
 _READ_ROWS = 64  # decoded at a time
-_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,15 +79,15 @@ def read_public(source: PublicSource, shape: ImageShape, max_images: int) -> Pub
     Holds these and a few more, never the whole set.
     """
     wanted = evenly_spaced(count_public(source), max_images)
-    images, labels = [], []
+    read, labels = [], []
     for row, cell, label in _chosen(source, wanted):
         try:
-            image = decoding.pixels(cell, shape.channels)
-        except decoding.Unusable as error:
+            image = images.pixels(cell, shape.channels)
+        except images.Unusable as error:
             raise InputError(f"{source.field}.data: image {row}: {error.reason}") from None
-        images.append(decoding.resized(image, shape))
+        read.append(images.resized(image, shape))
         labels.append(_position(label, source))
-    return PublicImages(images=np.stack(images), labels=np.array(labels, dtype=np.int32))
+    return PublicImages(images=np.stack(read), labels=np.array(labels, dtype=np.int32))
 
 
 def _chosen(source: PublicSource, wanted: NDArray[np.int64]) -> Iterator[tuple[int, Any, Any]]:
@@ -108,7 +107,7 @@ def _chosen(source: PublicSource, wanted: NDArray[np.int64]) -> Iterator[tuple[i
         low, high = np.searchsorted(wanted, [first, first + batch.num_rows])
         if low < high:
             taken = batch.take(pa.array(wanted[low:high] - first))
-            cells = decoding.values_of(taken.column(source.image_column))
+            cells = images.values_of(taken.column(source.image_column))
             labels: Sequence[Any] = [None] * len(cells)
             if source.label_column is not None:
                 labels = taken.column(source.label_column).to_pylist()
@@ -119,7 +118,7 @@ def _chosen(source: PublicSource, wanted: NDArray[np.int64]) -> Iterator[tuple[i
 def _position(label: Any, source: PublicSource) -> int:
     if source.label_column is None:
         return -1
-    position = decoding.label_position(label, source.labels)
+    position = images.label_position(label, source.labels)
     if position is None:
         raise InputError(
             f"{source.field}: the label {label!r} is not one of private.labels; leave those images "
@@ -146,7 +145,7 @@ def _dataset(source: PublicSource) -> tuple[ds.Dataset, pc.Expression | None]:
                 f"{source.field}.{field}: {name!r} is not in the data; columns are "
                 f"{', '.join(dataset.schema.names)}"
             )
-    reason = decoding.unsupported(dataset.schema.field(source.image_column).type)
+    reason = images.unsupported(dataset.schema.field(source.image_column).type)
     if reason is not None:
         raise InputError(f"{source.field}.image_column: {source.image_column!r} {reason}")
     keep = None
@@ -162,9 +161,4 @@ def _files(source: PublicSource) -> list[tuple[str, Path]]:
         raise InputError(f"{source.field}.where: image folders have no columns")
     path = Path(source.data)
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
-    return [
-        (folder.name, file)
-        for folder in folders
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in _SUFFIXES
-    ]
+    return [(folder.name, file) for folder in folders for file in images.image_files(folder)]

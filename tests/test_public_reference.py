@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pe_ray import InputError
-from pe_ray.public_images import PublicSource, count_public, evenly_spaced, read_public
+from pe_ray.public_reference import PublicSource, count_public, evenly_spaced, read_public
 from pe_ray.values import ImageShape
 
 SHAPE = ImageShape(height=5, width=4, channels=3)
