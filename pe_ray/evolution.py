@@ -14,7 +14,7 @@ from pathlib import Path
 
 import ray
 
-from pe_ray.cluster import connected
+from pe_ray.cluster import connected, require_object_store
 from pe_ray.config import Config
 from pe_ray.planning import label_fractions, plan, planned_releases, votes_limit
 from pe_ray.private import records as private_records
@@ -32,7 +32,7 @@ from pe_ray.synthetic.population import (
     next_offspring,
 )
 from pe_ray.synthetic.scoring import check_reference, score_population
-from pe_ray.synthetic.variation import make_population, write_final
+from pe_ray.synthetic.variation import REQUEST_BYTES, make_population, write_final
 from pe_ray.values import NoisyHistogram, Release
 
 logger = logging.getLogger(__name__)
@@ -49,6 +49,8 @@ def evolve(config: Config) -> Path:
     check_reference(config)
     with claimed(config) as run, connected(config.resources):
         require_disk(run.path, plan(config).disk_bytes, "output.path")
+        asked = REQUEST_BYTES * max(config.schedule.sizes)
+        require_object_store(asked, "schedule.num_samples", "a population's parents and labels")
         ledger = Ledger.create(run.ledger, config.privacy.budget, config.fingerprint)
         write_config(run, config)
         door = _Door(config, run, ledger, releases)

@@ -23,6 +23,9 @@ from pe_ray.values import LabelLayout
 
 logger = logging.getLogger(__name__)
 
+REQUEST_BYTES = 24
+"""Of a sample in Ray's object store: parent, copy, draw and label. Images never pass it."""
+
 
 class BatchedGenerator:
     """A generator called in batches of bounded size, its rows checked against its own schema.

@@ -144,6 +144,18 @@ def test_a_slice_without_rows_left_has_no_users(ray_session: None, tmp_path: Pat
     assert sum(len(piece.labels) for pieces in partitions for piece in pieces) == 6
 
 
+@pytest.mark.parametrize("users", [None, "who"])
+def test_a_filter_that_keeps_no_record_is_named(
+    ray_session: None, tmp_path: Path, users: str | None
+) -> None:
+    columns = {"image": [png(image) for image in IMAGES], "who": list("aabbcc")}
+    data = parquet(tmp_path, split=["train"] * 5 + ["test"], **columns)
+    opened(config(data, where={"split": "test"}, user_column=users))
+    with pytest.raises(InputError, match=r"^private\.where: keeps no record") as caught:
+        opened(config(data, where={"split": "tset"}, user_column=users))
+    assert not isinstance(caught.value, RecordError)
+
+
 def test_the_cache_is_private_and_dispensable(
     ray_session: None, tmp_path: Path, private_cache: Path
 ) -> None:
