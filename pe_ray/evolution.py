@@ -23,7 +23,7 @@ from pe_ray.release.aggregator import create_aggregator
 from pe_ray.release.ledger import Ledger
 from pe_ray.run_directory import RunDirectory, claimed, require_disk, write_config
 from pe_ray.synthetic import writer
-from pe_ray.synthetic.embedding import embed
+from pe_ray.synthetic.embedding import EmbeddingWorker, embed, embedding_beside
 from pe_ray.synthetic.population import (
     Population,
     apportion,
@@ -56,7 +56,9 @@ def evolve(config: Config) -> Path:
         door = _Door(config, run, ledger, releases)
         layouts = [apportion(size, _fractions(config, door)) for size in config.schedule.sizes]
         offspring = initial_offspring(layouts[0], config.selection.initial_variation_fold)
-        population = make_population(config, run.population(0), 0, offspring, None)
+        population = make_population(
+            config, run.population(0), 0, offspring, None, None, door.embedding(1)
+        )
         score_population(config, run.scores(0), population)
         for iteration in range(1, config.schedule.iterations + 1):
             histogram = door.votes(iteration, population)
@@ -64,9 +66,9 @@ def evolve(config: Config) -> Path:
             offspring = next_offspring(
                 population, histogram, layouts[iteration], settings, config.schedule.seed
             )
-            draws = run.lookahead(iteration)
+            draws, then = run.lookahead(iteration), door.embedding(iteration + 1)
             population = make_population(
-                config, run.population(iteration), iteration, offspring, population, draws
+                config, run.population(iteration), iteration, offspring, population, draws, then
             )
             shutil.rmtree(draws, ignore_errors=True)
             score_population(config, run.scores(iteration), population)
@@ -109,6 +111,14 @@ class _Door:
         return self._release(
             release, num_labels, lambda: count_labels(self._records, release.votes_per_unit)
         )
+
+    def embedding(self, iteration: int) -> Callable[[], EmbeddingWorker] | None:
+        """What embeds S_(iteration-1) while it is made, if it is to be voted on."""
+        run, key = self._run, f"votes/{iteration:04d}"
+        if key not in self._releases or self._ledger.released(key) is not None:
+            return None
+        made, kept = run.population(iteration - 1), run.lookahead(iteration)
+        return embedding_beside(self._config, run.embedding(iteration), iteration, made, kept)
 
     def votes(self, iteration: int, population: Population) -> NoisyHistogram:
         """Release the votes of `iteration` for the samples of S_(iteration-1)."""
