@@ -121,9 +121,8 @@ def measure(folder: Path, samples: int, stages: Stages) -> tuple[int, float, flo
 
 
 def print_growth(found: list[tuple[int, float, float]]) -> None:
-    print(
-        "\n   samples   seconds     CPU s   us/sample   CPU us/sample   further sample: us   CPU us"
-    )
+    print("\n                                    a sample           a further sample")
+    print("   samples   seconds     CPU s      us  CPU us           us  CPU us")
     before = (0, 0.0, 0.0)
     for samples, wall, cpu in found:
         more = samples - before[0]
