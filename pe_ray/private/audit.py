@@ -48,6 +48,9 @@ def audit(run_path: str | Path) -> dict[str, float]:
         read = read_slice(part, private, shape.channels)
         images += [resized(image, shape) for image in read.images]
         labels.append(read.labels)
+    if not images:
+        field = "private.where" if config.metrics.audit_where is None else "metrics.audit_where"
+        raise InputError(f"{field}: keeps no record to score on; mend its values")
     scores: dict[str, float] = {}
     for metric in config.metrics.audit:
         scorer = plugins.load("metric", metric.kind)(metric.options)
