@@ -270,9 +270,27 @@ class PrivacyConfig(Block):
         return Budget(epsilon=self.epsilon, delta=self.delta, unit=self.unit)
 
 
-class MetricsConfig(Block):
-    """What `pe-ray audit` scores, and on which reference."""
+class PublicMetricsConfig(Block):
+    """Scores of released populations against public images, into metrics.jsonl: free."""
 
+    data: str
+    """Parquet file or folder of them, or a folder of images per class. Must be public."""
+    image_column: str = "image"
+    label_column: str | None = "label"
+    """null: the images have no labels, so metrics that compare labels refuse them."""
+    where: dict[str, str | int | bool] = {}
+    """Keep only rows whose column equals the value."""
+    every: int = Field(default=1, ge=1)
+    """Score S_0, S_every, S_(2 every), ... and the last."""
+    max_images: int = Field(default=10_000, ge=2)
+    """Images scored at most, of either side (evenly spaced rows)."""
+    metrics: tuple[MetricPlugin, ...] = Field(min_length=1)
+
+
+class MetricsConfig(Block):
+    """What a run scores on public images, and `pe-ray audit` on private ones."""
+
+    public: PublicMetricsConfig | None = None
     audit: tuple[MetricPlugin, ...] = ()
     audit_data: str | None = None
     """Reference records of the audit; default: private.data."""
@@ -356,6 +374,7 @@ class Config(Block):
             raise ValueError("votes.reuse_lookahead: needs votes.lookahead above 0")
         self._check_generators()
         self._check_places()
+        self._check_public_metrics()
         return self
 
     def _check_places(self) -> None:
@@ -382,6 +401,20 @@ class Config(Block):
             )
         if cache and cache != "none" and Path(cache).resolve().is_relative_to(run.resolve()):
             raise ValueError("private.cache: must lie outside output.path, which is publishable")
+
+    def _check_public_metrics(self) -> None:
+        """What is scored in the open must not be what is protected."""
+        public, private = self.metrics.public, self.private
+        if public is None:
+            return
+        paths = Path(public.data).resolve(), Path(private.data).resolve()
+        nested = paths[0].is_relative_to(paths[1]) or paths[1].is_relative_to(paths[0])
+        common = public.where.keys() & private.where.keys()
+        if nested and all(public.where[key] == private.where[key] for key in common):
+            raise ValueError(
+                "metrics.public.data: is private.data; score private records in metrics.audit, or "
+                "give rows that a common `where` column keeps apart"
+            )
 
     def _check_generators(self) -> None:
         last = self.schedule.iterations

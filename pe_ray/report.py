@@ -20,6 +20,7 @@ from pe_ray.run_directory import RunDirectory, opened
 from pe_ray.storage import Location, atomic_write, names
 from pe_ray.synthetic.exports import png
 from pe_ray.synthetic.population import fractions_of
+from pe_ray.synthetic.scoring import PREFIX, read_scores
 from pe_ray.synthetic.selection import denoiser
 from pe_ray.synthetic.variation import layout_of
 from pe_ray.synthetic.writer import read_population
@@ -48,9 +49,10 @@ def write_report(path: str | Location) -> Location:
         histogram = ledger.released(f"votes/{iteration + 1:04d}")
         if histogram is not None:
             scores.append(_concentration(config, histogram, layout))
-    lines = "".join(json.dumps(score) + "\n" for score in scores)
+    rows = _with_public_scores(run, config, scores)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
     atomic_write(run.path / "metrics.jsonl", lines.encode())
-    _write_tensorboard(run.path / "tensorboard", scores)
+    _write_tensorboard(run.path / "tensorboard", rows)
     atomic_write(run.report, _page(config, ledger, scores, grids).encode())
     return run.report
 
@@ -98,6 +100,19 @@ def _concentration(
     }
 
 
+def _with_public_scores(
+    run: RunDirectory, config: Config, rows: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Rows by iteration, with the scores of S_iteration; S_0 has a row of scores alone."""
+    by_iteration = {row["iteration"]: row for row in rows}
+    for iteration in range(config.schedule.iterations + 1):
+        scores = read_scores(run.scores(iteration))
+        if scores:
+            row = by_iteration.get(iteration, {"iteration": iteration})
+            by_iteration[iteration] = row | scores
+    return [by_iteration[iteration] for iteration in sorted(by_iteration)]
+
+
 def _write_tensorboard(directory: Location, scores: list[dict[str, Any]]) -> None:
     """Scalars by iteration, written once per report (older event files are replaced)."""
     from tensorboardX import SummaryWriter
@@ -109,7 +124,10 @@ def _write_tensorboard(directory: Location, scores: list[dict[str, Any]]) -> Non
         with SummaryWriter(aside) as board:
             for score in scores:
                 for name in ("noisy_votes", "survivors", "effective_parents", "sigma"):
-                    board.add_scalar(f"votes/{name}", score[name], score["iteration"])
+                    if name in score:
+                        board.add_scalar(f"votes/{name}", score[name], score["iteration"])
+                for name in (name for name in score if name.startswith(PREFIX)):
+                    board.add_scalar(name, score[name], score["iteration"])
         for file in Path(aside).iterdir():
             atomic_write(directory / file.name, file.read_bytes())
 

@@ -74,6 +74,9 @@ class RunDirectory:
     def histogram(self, iteration: int) -> Location:
         return self.path / "histograms" / f"iter={iteration:04d}.parquet"
 
+    def scores(self, iteration: int) -> Location:
+        return self.path / "scores" / f"iter={iteration:04d}.json"
+
     def write_histogram(self, histogram: NoisyHistogram, layout: LabelLayout) -> None:
         """Export a released histogram for readers; the ledger keeps the original."""
         file = self.histogram(histogram.release.iteration)

@@ -19,10 +19,12 @@ import ray
 from numpy.typing import NDArray
 
 from pe_ray import plugins
+from pe_ray.cluster import require_object_store
 from pe_ray.config import PrivateConfig
 from pe_ray.errors import InputError, RecordError
 from pe_ray.private.sources import PrivateSlice, joined, list_slices, read_batches
 from pe_ray.storage import location, version
+from pe_ray.values import ImageShape
 
 _MOST_PARTITIONS = 64  # of users: each slice has as many pieces
 _FORMAT = 2
@@ -127,12 +129,17 @@ def open_records(
 
     Guarantee: nothing private reaches the driver: it gets references and, for a bad record, its
     shard, row and a fixed reason. Spends nothing. All records of a user are in one partition.
-    Raises InputError where the embedder can't be made (missing weights), before any record is read.
+    Raises InputError where the embedder can't be made (missing weights) or the embeddings don't fit
+    the cluster, before any record is read, and where `where` keeps no record. These errors, like
+    a bad record's, depend on private data: they are for whoever holds them, and publish nothing.
     """
     config = config.model_copy(update={"cache": _checked_cache(config)})
     slices = list_slices(config)
+    dim = embedder_options.dim(ImageShape(height=8, width=8, channels=channels))
+    num_bytes = 4 * dim * sum(part.stop - part.start for part in slices)
+    require_object_store(num_bytes, "private.data", "the private embeddings")
     num_pieces = min(len(slices), _MOST_PARTITIONS) if config.user_column else 1
-    task = ray.remote(num_cpus=1, num_gpus=gpus, num_returns=num_pieces + 1)(_embed_task)
+    task = ray.remote(num_cpus=1, num_gpus=gpus, num_returns=num_pieces + 2)(_embed_task)
     results = [
         task.remote(part, config, channels, embedder_kind, embedder_options, num_pieces)
         for part in slices
@@ -143,10 +150,16 @@ def open_records(
             raise InputError(f"embedder: {bad}")
         if bad is not None:
             raise RecordError(shard=part.shard, row=bad[0], reason=bad[1])
+    if ray.get(ray.remote(num_cpus=0)(_all).remote(*(empty for _, empty, *_ in results))):
+        raise InputError("private.where: keeps no record; mend its values (nothing was spent)")
     if not config.user_column:
-        return PrivateRecords(partitions=[[pieces[0]] for _, *pieces in results])
-    by_partition = zip(*(pieces for _, *pieces in results), strict=True)
+        return PrivateRecords(partitions=[[pieces[0]] for _, _, *pieces in results])
+    by_partition = zip(*(pieces for _, _, *pieces in results), strict=True)
     return PrivateRecords(partitions=[list(pieces) for pieces in by_partition])
+
+
+def _all(*flags: bool) -> bool:
+    return all(flags)
 
 
 def _embed_task(
@@ -157,23 +170,24 @@ def _embed_task(
     embedder_options: plugins.EmbedderOptions,
     num_pieces: int,
 ) -> tuple[Any, ...]:
-    """(report, piece 0, ...): pieces split by user, or one piece; the report is None, a bad
-    record's (row, reason), or why the embedder can't be made.
+    """(report, empty, piece 0, ...): pieces split by user, or one piece; the report is None, a bad
+    record's (row, reason), or why the embedder can't be made; empty: whether no record was kept.
     """
     try:
         embedded = embed_slice(part, config, channels, embedder_kind, embedder_options)
     except RecordError as error:
-        return ((error.row, error.reason), *[None] * num_pieces)
+        return ((error.row, error.reason), None, *[None] * num_pieces)
     except _EmbedderError as error:
-        return (str(error), *[None] * num_pieces)
+        return (str(error), None, *[None] * num_pieces)
     except Exception as error:
         where = f"private.data: shard {part.shard}"
         raise RuntimeError(f"{where}: reading failed: {type(error).__name__}") from None
     if embedded.users is None:
-        return (None, embedded)
+        return (None, not len(embedded.labels), embedded)
     home = np.array([int(user[:15], 16) % num_pieces for user in embedded.users], dtype=np.int64)
     return (
         None,
+        not len(embedded.labels),
         *(
             EmbeddedRecords(
                 features=embedded.features[home == piece],

@@ -258,16 +258,13 @@ def joined(users: Sequence[NDArray[np.bytes_] | None]) -> NDArray[np.bytes_] | N
 
 
 def _label(value: Any, config: PrivateConfig) -> int:
-    """Position in config.labels; integers match names if all names are numbers."""
-    names = config.labels
+    """Position in config.labels."""
     if config.label_column is None:
         return 0
-    if isinstance(value, int) and not all(name.isdecimal() for name in names):
-        if 0 <= value < len(names):
-            return value
-    elif value is not None and str(value) in names:
-        return names.index(str(value))
-    raise images.Unusable("label is not one of private.labels")
+    position = images.label_position(value, config.labels)
+    if position is None:
+        raise images.Unusable("label is not one of private.labels")
+    return position
 
 
 def _digest(user: Any) -> bytes:
