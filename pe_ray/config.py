@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from pe_ray import plugins
+from pe_ray.credentials import refuse_credentials
 from pe_ray.errors import InputError
 from pe_ray.values import Budget, DistanceMetric, ImageShape, Unit
 
@@ -129,6 +130,9 @@ class PrivateConfig(Block):
     cache: str | None = None
     """Folder (mode 0700) for private embeddings; default ~/.cache/pe_ray/private; `none` for no
     cache. Never inside the run directory."""
+    node_label: str | None = Field(default=None, pattern=r"^[\w./-]+=[\w.-]+$")
+    """`name=value`: records are read, embedded and searched only on Ray nodes with this label. Like
+    `resources` it changes neither output nor epsilon, so a run isn't bound to it."""
 
 
 class VotesConfig(Block):
@@ -282,11 +286,13 @@ class ResourcesConfig(Block):
     """What the run may use. Changes neither output nor epsilon."""
 
     address: str | None = None
-    """Of a Ray cluster (`auto` for the one on this machine); default: start one here."""
+    """Of a Ray cluster (`auto` for the one on this machine); default: the RAY_ADDRESS of the
+    environment, as in a submitted job, otherwise start one here."""
     num_cpus: int | None = Field(default=None, ge=1)
     """CPUs of the Ray started here; default: all."""
     workers: int | None = Field(default=None, ge=1)
-    """Generator (and embedding) actors at most; default: as many as the cluster holds."""
+    """Generator (and embedding) workers at most; default: as many as the cluster holds, or as its
+    autoscaler may start."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     gpus_per_worker: float = Field(default=0.0, ge=0)
     batch_size: int = Field(default=256, ge=1)
@@ -316,6 +322,12 @@ class Config(Block):
     metrics: MetricsConfig = MetricsConfig()
     resources: ResourcesConfig = ResourcesConfig()
     output: OutputConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_credentials(cls, tree: Any) -> Any:
+        refuse_credentials(tree)
+        return tree
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -410,8 +422,9 @@ class Config(Block):
             raise InputError(f"config: {where + ': ' if where else ''}{message}") from None
 
     def tree(self) -> dict[str, Any]:
-        """Plain values, resources left out: what a run is bound to."""
-        return self.model_dump(mode="json", exclude={"resources"})
+        """Plain values, resources and placement left out: what a run is bound to."""
+        placement = {"private": {"node_label"}}
+        return self.model_dump(mode="json", exclude={"resources": True, **placement})
 
     @property
     def fingerprint(self) -> str:

@@ -19,6 +19,7 @@ from pe_ray.config import Config
 from pe_ray.planning import label_fractions, plan, planned_releases, votes_limit
 from pe_ray.private import records as private_records
 from pe_ray.private.votes import cast_votes, count_labels
+from pe_ray.progress import log_stage
 from pe_ray.release.aggregator import create_aggregator
 from pe_ray.release.ledger import Ledger
 from pe_ray.run_directory import RunDirectory, claimed, require_disk, write_config
@@ -45,7 +46,7 @@ def evolve(config: Config) -> Path:
     before anything is spent when something given can't be used.
     """
     releases = planned_releases(config)
-    with claimed(config) as run, connected(config.resources):
+    with claimed(config) as run, connected(config.resources, config.private.node_label):
         require_disk(run.path, plan(config).disk_bytes, "output.path")
         ledger = Ledger.create(run.ledger, config.privacy.budget, config.fingerprint)
         write_config(run, config)
@@ -138,6 +139,8 @@ class _Door:
         histogram: NoisyHistogram = ray.get(
             self._aggregator.release.remote(release, num_bins, cast())
         )
+        # Without the time that it took, which depends on the records.
+        log_stage(release.kind, iteration=release.iteration, state="released", sigma=release.sigma)
         return histogram
 
 

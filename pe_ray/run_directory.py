@@ -9,6 +9,8 @@ import fcntl
 import io
 import os
 import shutil
+import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,22 +83,66 @@ class RunDirectory:
 def claimed(config: Config) -> Iterator[RunDirectory]:
     """The run directory of `config`, created or continued, locked against a second process."""
     run = RunDirectory(Path(config.output.path).resolve())
+    with _others_cant_write(), _lock_of(run) as lock:
+        if not _locked(lock, fcntl.LOCK_EX, tries=10):
+            raise InputError(
+                f"output.path: {run.path} is in use by another pe-ray; wait for it or stop it"
+            )
+        _bind(run, config)
+        yield run
+
+
+@contextmanager
+def _others_cant_write() -> Iterator[None]:
+    """A umask under which nobody else can change a run: a ledger that others can edit is none."""
+    own = os.umask(0o022)
+    os.umask(own | 0o022)
+    try:
+        yield
+    finally:
+        os.umask(own)
+
+
+@contextmanager
+def _lock_of(run: RunDirectory) -> Iterator[int]:
+    """The open lock file of the run directory, both made where they are missing."""
     try:
         run.path.mkdir(parents=True, exist_ok=True)
+        anyone = run.path.stat().st_mode & stat.S_IWOTH
         lock = os.open(run.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise InputError(f"output.path: {run.path} can't be written ({error.strerror})") from None
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"output.path: {run.path} is in use by another pe-ray; wait for it or stop it"
-            ) from None
-        _bind(run, config)
-        yield run
+        if anyone:
+            raise InputError(f"output.path: anyone can write to {run.path}; chmod o-w it")
+        yield lock
     finally:
         os.close(lock)
+
+
+def in_use(run: RunDirectory) -> bool:
+    """Whether a process has claimed the run directory at this moment."""
+    try:
+        lock = os.open(run.path / ".lock", os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _locked(lock, fcntl.LOCK_SH)
+    finally:
+        os.close(lock)
+
+
+def _locked(lock: int, kind: int, tries: int = 1) -> bool:
+    """Take the lock; `tries` (20 a second) outlast a look at it by `in_use`."""
+    for again in reversed(range(tries)):
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if again:
+                time.sleep(0.05)
+        else:
+            return True
+    return False
 
 
 def _bind(run: RunDirectory, config: Config) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -43,7 +44,7 @@ def atomic_write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with aside.open("wb") as file:
+        with open(aside, "wb", opener=_not_for_others_to_change) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -55,6 +56,10 @@ def atomic_write(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _not_for_others_to_change(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o644)  # whatever the umask of a worker's machine allows
 
 
 def part_ranges(num_rows: int, row_bytes: int, rows_per_part: int | None) -> list[tuple[int, int]]:
@@ -79,6 +84,12 @@ def found_part(directory: Path, start: int, stop: int, suffix: str) -> Part:
     name = part_name(start, stop, suffix)
     size = (directory / name).stat().st_size
     return Part(file=name, start=start, stop=stop, num_bytes=size)
+
+
+def rows_found(directory: Path) -> int:
+    """Rows in the parts of a stage so far, complete or not, by their names."""
+    spans = [re.fullmatch(r"part-(\d+)-(\d+)\..+", file.name) for file in directory.glob("part-*")]
+    return sum(int(span[2]) - int(span[1]) for span in spans if span)
 
 
 def commit(directory: Path, parts: Sequence[Part], extra: Mapping[str, Any]) -> None:
