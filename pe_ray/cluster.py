@@ -9,7 +9,6 @@ import logging
 import os
 import secrets
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -139,15 +138,16 @@ def _require_room(
 ) -> None:
     """Refuse a worker larger than any machine, which Ray would wait for without end.
 
-    nodes: as ray.nodes() lists them. A cluster may still grow, so there it is only said; but a
-    label that no node has is refused where no autoscaler could start one.
+    nodes: as ray.nodes() lists them. A cluster may still grow, so there it is only said; a label
+    that no node has is waited for only where resources.workers says that the cluster grows.
     """
     alive = [node for node in nodes if node["Alive"]]
     if node_label is not None and not any(_has(node, node_label) for node in alive):
-        if not _largest():
+        if not (resources.address and resources.workers):
             raise InputError(
                 f"private.node_label: no node of the cluster is labelled {node_label}; start Ray "
-                f"with --labels {node_label} where private records may be, or leave it out"
+                f"with --labels {node_label} where private records may be (where an autoscaler "
+                "does that, set resources.workers)"
             )
         logger.warning("no node of the cluster is labelled %s yet: waiting for one", node_label)
     needs = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
@@ -179,29 +179,24 @@ def on_nodes(node_label: str | None) -> dict[str, Any]:
     return {} if node_label is None else {"label_selector": dict([split_label(node_label)])}
 
 
-def _largest() -> dict[str, float]:
-    """Resources that an autoscaler may start at most; empty where there is none."""
-    from ray._private.state import state
-
-    return dict(state.get_max_resources_from_cluster_config() or {})
-
-
 def capacity(name: str) -> int:
-    """Whole units of a resource that the cluster holds now, or may grow to if that is more.
-
-    An autoscaling cluster starts with no worker at all, so what it holds says nothing.
-    """
+    """Whole units of a resource that the cluster holds now."""
     import ray
 
-    most = max(ray.cluster_resources().get(name, 0.0), _largest().get(name, 0.0))
-    return int(min(most, sys.maxsize))
+    return int(ray.cluster_resources().get(name, 0.0))
 
 
 def num_workers(resources: ResourcesConfig) -> int:
-    """Workers that the cluster may come to hold, or `resources.workers` if that is less."""
+    """`resources.workers`, or as many as fit into what there is now; at least one.
+
+    A cluster may grow, from no worker at all, and doesn't say how far: there what was asked for is
+    asked of its autoscaler. A Ray that was started here can't grow.
+    """
     fits = capacity("CPU") / resources.cpus_per_worker
     if resources.gpus_per_worker:
         fits = min(fits, capacity("GPU") / resources.gpus_per_worker)
+    if resources.workers and (resources.address or _address_of_environment()):
+        return resources.workers
     return max(1, min(int(fits), resources.workers or int(fits)))
 
 

@@ -291,8 +291,8 @@ class ResourcesConfig(Block):
     num_cpus: int | None = Field(default=None, ge=1)
     """CPUs of the Ray started here; default: all."""
     workers: int | None = Field(default=None, ge=1)
-    """Generator (and embedding) workers at most; default: as many as the cluster holds, or as its
-    autoscaler may start."""
+    """Generator (and embedding) workers at most; default: as many as the cluster holds. Set it on
+    an autoscaling cluster, where it is what the autoscaler is asked for."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     gpus_per_worker: float = Field(default=0.0, ge=0)
     batch_size: int = Field(default=256, ge=1)

@@ -27,6 +27,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+_WAIT = """
+import sys, time
+import ray
+ray.init(log_to_driver=False)
+for _ in range(300):
+    if sum(node["Alive"] for node in ray.nodes()) == int(sys.argv[1]):
+        sys.exit()
+    time.sleep(0.1)
+sys.exit("nodes are missing")
+"""
+
+
 @dataclass
 class RealCluster:
     """Started with `ray start --block`; stopped by killing what it started, and nothing else."""
@@ -111,17 +123,12 @@ class RealCluster:
         return done.stdout
 
     def wait_for(self, num_nodes: int) -> None:
-        script = (
-            "import ray, sys, time; ray.init('auto', log_to_driver=False)\n"
-            f"for _ in range(300):\n    if sum(n['Alive'] for n in ray.nodes()) == {num_nodes}: break"
-            "\n    time.sleep(0.1)\nelse: sys.exit('nodes missing')"
-        )
         for _ in range(60):  # the head itself takes a while to answer
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                     break
             time.sleep(0.5)
-        self.python(script)
+        self.python(_WAIT, str(num_nodes))
 
     def kill(self) -> None:
         family = [child for one in self.started for child in _family(one)]

@@ -16,6 +16,7 @@ from real_cluster import RAY, RealCluster, real_cluster
 from pe_ray.release.ledger import Ledger
 
 LABEL = "records=private"
+HEAD = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"  # the fake provider's
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def cluster() -> Iterator[RealCluster]:
 
 def written(tree: dict[str, Any], folder: Path) -> Path:
     """A configuration without noise, so that two runs of it can be compared."""
-    tree["resources"] = {"workers": 2}
+    tree["resources"] = {}
     tree["privacy"]["epsilon"] = float("inf")
     file = folder / "config.yaml"
     file.write_text(yaml.safe_dump(tree))
@@ -140,3 +141,78 @@ def test_private_records_are_on_labelled_nodes_only(
     done = cluster.run([*again, "--address", cluster.address])
     assert done.returncode == 2
     assert "no node of the cluster is labelled records=elsewhere" in done.stderr
+
+
+AUTOSCALER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+
+GROW = """
+import json, sys, time
+import ray
+from pe_ray import Config, evolve
+
+ray.init(log_to_driver=False)
+def workers():
+    return sum(n["Alive"] and n["Resources"].get("GPU", 0) for n in ray.nodes())
+seen = [workers()]
+evolve(Config.from_yaml(sys.argv[1]))
+seen.append(workers())
+for _ in range(600):
+    if workers() == 0:
+        break
+    time.sleep(0.1)
+print(json.dumps([*seen, workers()]))
+"""
+
+
+@pytest.mark.slow
+def test_workers_come_from_none_and_go_again(tree: dict[str, Any], tmp_path: Path) -> None:
+    """Ray's own autoscaler; its fake provider starts real nodes on this machine."""
+    with real_cluster() as cluster:
+        scaling = {
+            "cluster_name": "fake",
+            "max_workers": 2,
+            "idle_timeout_minutes": 0.05,
+            "provider": {
+                "type": "external",
+                "module": AUTOSCALER,
+                "gcs_address": cluster.address,
+                "head_node_id": HEAD,
+                "launch_multiple": True,
+                "use_node_id_as_ip": True,
+                "disable_node_updaters": True,
+                "disable_launch_config_check": True,
+            },
+            "head_node_type": "ray.head.default",
+            "available_node_types": {
+                "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+                "gpu": {
+                    "resources": {"CPU": 1, "GPU": 1, "object_store_memory": 100_000_000},
+                    "labels": {"records": "private"},
+                    "node_config": {},
+                    "min_workers": 0,
+                    "max_workers": 2,
+                },
+            },
+        }
+        (cluster.home / "scaling.json").write_text(json.dumps(scaling))
+        cluster.start_head(
+            "--num-cpus=0",
+            f"--autoscaling-config={cluster.home / 'scaling.json'}",
+            environment={
+                "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+                "RAY_FAKE_CLUSTER": "1",
+                "RAY_enable_autoscaler_v2": "1",
+                "RAY_CLOUD_INSTANCE_ID": HEAD,
+                "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD,
+            },
+        )
+        cluster.wait_for(1)
+        tree["private"]["node_label"] = LABEL
+        config = written(tree, tmp_path)
+        tree["resources"] = {"workers": 2, "gpus_per_worker": 1}
+        config.write_text(yaml.safe_dump(tree))
+        before, during, after = json.loads(cluster.python(GROW, str(config)).splitlines()[-1])
+        assert before == 0
+        assert during >= 1
+        assert after == 0
+    assert len(Ledger.open(Path(tree["output"]["path"], "ledger.sqlite")).entries()) == 2

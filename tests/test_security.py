@@ -1,4 +1,4 @@
-"""What must never happen: code run from a file, a secret in what is published, a file for anyone."""
+"""Never: code run from a file, a secret in what is published, a file that anyone can change."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_a_run_that_is_finished_stopped_and_running(
 def test_looking_never_makes_a_start_fail(
     ray_session: None, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A look holds the lock for a moment; a start waits that long, and no longer for another run."""
+    """A look holds the lock for a moment; a start waits that long, not for another run."""
     import fcntl
     import os
     import threading
