@@ -165,7 +165,7 @@ def _require_room(
 
 def _has(node: Mapping[str, Any], node_label: str) -> bool:
     name, value = split_label(node_label)
-    return bool(node.get("Labels", {}).get(name) == value)
+    return bool((node.get("Labels") or {}).get(name) == value)
 
 
 def split_label(node_label: str) -> tuple[str, str]:

@@ -26,6 +26,7 @@ from pe_ray.private.sources import PrivateSlice, joined, list_slices, read_batch
 
 _MOST_PARTITIONS = 64  # of users: each slice has as many pieces
 _FORMAT = 2
+_SENT_ALONG = 100 << 10  # bytes: smaller results go to the caller (max_direct_call_object_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,8 +209,7 @@ def _embed_task(
         where = f"private.data: shard {part.shard}"
         raise RuntimeError(f"{where}: reading failed: {type(error).__name__}") from None
     if config.node_label is not None:  # what is smaller, Ray would send to the driver's memory
-        ballast = bytes(ray._config.max_direct_call_object_size())
-        embedded = replace(embedded, ballast=ballast)
+        embedded = replace(embedded, ballast=bytes(_SENT_ALONG))
     if embedded.users is None:
         return (None, embedded)
     home = np.array([int(user[:15], 16) % num_pieces for user in embedded.users], dtype=np.int64)
