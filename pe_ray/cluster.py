@@ -122,7 +122,7 @@ def _check_token(*, starts_here: bool) -> None:
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keep the program's own answer to SIGTERM, which ray.init replaces."""
+    """Keep the program's own answer to SIGTERM, if it has one; ray.init replaces it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -130,7 +130,8 @@ def _own_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, own)
+        if callable(own):
+            signal.signal(signal.SIGTERM, own)
 
 
 def _require_room(

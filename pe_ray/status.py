@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal
 
 from pe_ray.config import Config
-from pe_ray.planning import planned_releases
 from pe_ray.release.ledger import Ledger
 from pe_ray.run_directory import RunDirectory, in_use, opened
 from pe_ray.synthetic.writer import manifest_of, rows_found
@@ -37,7 +36,7 @@ class StageStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
-    """A run. running: whether a process holds it now; releases_left: of those planned."""
+    """A run. running: whether a process holds it now."""
 
     path: Path
     running: bool
@@ -55,7 +54,6 @@ def status(path: str | Path) -> RunStatus:
     ledger = Ledger.open(run.ledger)
     running = in_use(run)
     released = {e.release.key for e in ledger.entries() if e.state == "committed"}
-    planned = {release.key for release in planned_releases(config)}
     stages: list[StageStatus] = []
     current: State = "running" if running else "stopped"
     for name, iteration, rows, done in _stages(run, config, released):
@@ -76,7 +74,7 @@ def status(path: str | Path) -> RunStatus:
         finished=all(stage.state == "done" for stage in stages),
         stages=tuple(stages),
         rows_left=sum((stage.rows or 0) - (stage.rows_done or 0) for stage in stages),
-        releases_left=len(planned - released),
+        releases_left=sum(stage.rows is None and stage.state != "done" for stage in stages),
         spent=ledger.spent(),
         budget=ledger.budget,
     )

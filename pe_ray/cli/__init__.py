@@ -30,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"pe-ray: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != signal.SIGTERM:  # Ray's own, as it starts
+            raise
         print("pe-ray: stopped; the same command continues", file=sys.stderr)
         return 1
     return 0
