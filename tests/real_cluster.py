@@ -69,6 +69,7 @@ class RealCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.home / "token"),
             "RAY_TMPDIR": str(self.home),
+            "RAY_raylet_start_wait_time_s": "120",  # of a machine that is busy with other tests
         }
 
     def start(self, arguments: Sequence[str], environment: Mapping[str, str] = {}) -> None:
@@ -101,6 +102,7 @@ class RealCluster:
             ],
             environment,
         )
+        self._wait_for_head()  # a worker gives up at once
 
     def start_worker(self, *arguments: str) -> None:
         self.start(
@@ -123,12 +125,19 @@ class RealCluster:
         return done.stdout
 
     def wait_for(self, num_nodes: int) -> None:
-        for _ in range(60):  # the head itself takes a while to answer
+        """Until so many nodes are there."""
+        try:
+            self.python(_WAIT, str(num_nodes))
+        except AssertionError as error:
+            logs = [log.read_text()[-1500:] for log in sorted(self.home.glob("log-*"))]
+            raise AssertionError("\n".join([str(error), *logs])) from None
+
+    def _wait_for_head(self) -> None:
+        for _ in range(120):
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    break
+                    return
             time.sleep(0.5)
-        self.python(_WAIT, str(num_nodes))
 
     def kill(self) -> None:
         family = [child for one in self.started for child in _family(one)]
