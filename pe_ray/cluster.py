@@ -64,15 +64,11 @@ def _start(address: str | None, resources: ResourcesConfig) -> None:
         raise InputError(_NO_CLIENT)
     try:
         ray.init(address=address, **arguments)
-    except ray.exceptions.AuthenticationError as error:
+    except (ray.exceptions.AuthenticationError, ConnectionError, ValueError) as error:
         raise InputError(
-            f"resources.address: the cluster at {address!r} refused this token; set RAY_AUTH_MODE="
-            "token and RAY_AUTH_TOKEN_PATH to a file with the token that it was started with"
-        ) from error
-    except (ConnectionError, ValueError) as error:
-        raise InputError(
-            f"resources.address: no Ray cluster at {address!r} "
-            f"({type(error).__name__}); start one, or leave it out to use this machine"
+            f"resources.address: no Ray cluster at {address!r} that takes this token "
+            f"({type(error).__name__}); start one, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH "
+            "to a file with its token, or leave the address out to use this machine"
         ) from error
 
 

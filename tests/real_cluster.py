@@ -69,7 +69,6 @@ class RealCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.home / "token"),
             "RAY_TMPDIR": str(self.home),
-            "RAY_raylet_start_wait_time_s": "120",  # of a machine that is busy with other tests
         }
 
     def start(self, arguments: Sequence[str], environment: Mapping[str, str] = {}) -> None:
