@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from pe_ray import plugins
+from pe_ray.credentials import refuse_credentials
 from pe_ray.errors import InputError
 from pe_ray.storage import Location, given, location
 from pe_ray.values import Budget, DistanceMetric, ImageShape, Unit
@@ -131,6 +132,9 @@ class PrivateConfig(Block):
     cache: str | None = None
     """Folder (mode 0700) for private embeddings; default ~/.cache/pe_ray/private; `none` for no
     cache. Never inside the run directory."""
+    node_label: str | None = Field(default=None, pattern=r"^[\w./-]+=[\w.-]+$")
+    """`name=value`: records are read, embedded and searched only on Ray nodes with this label. Like
+    `resources` it changes neither output nor epsilon, so a run isn't bound to it."""
 
 
 class VotesConfig(Block):
@@ -302,11 +306,13 @@ class ResourcesConfig(Block):
     """What the run may use. Changes neither output nor epsilon."""
 
     address: str | None = None
-    """Of a Ray cluster (`auto` for the one on this machine); default: start one here."""
+    """Of a Ray cluster (`auto` for the one on this machine); default: the RAY_ADDRESS of the
+    environment, as in a submitted job, otherwise start one here."""
     num_cpus: int | None = Field(default=None, ge=1)
     """CPUs of the Ray started here; default: all."""
     workers: int | None = Field(default=None, ge=1)
-    """Generator (and embedding) actors at most; default: as many as the cluster holds."""
+    """Generator (and embedding) workers at most; default: as many as the cluster holds. Set it on
+    an autoscaling cluster, where it is what the autoscaler is asked for."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     gpus_per_worker: float = Field(default=0.0, ge=0)
     batch_size: int = Field(default=256, ge=1)
@@ -340,6 +346,12 @@ class Config(Block):
     metrics: MetricsConfig = MetricsConfig()
     resources: ResourcesConfig = ResourcesConfig()
     output: OutputConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_credentials(cls, tree: Any) -> Any:
+        refuse_credentials(tree)
+        return tree
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -470,8 +482,9 @@ class Config(Block):
             raise InputError(f"config: {where + ': ' if where else ''}{message}") from None
 
     def tree(self) -> dict[str, Any]:
-        """Plain values, resources and the ledger's place left out: what a run is bound to."""
-        return self.model_dump(mode="json", exclude={"resources": True, "output": {"ledger"}})
+        """Plain values, resources and places left out: what a run is bound to."""
+        places = {"output": {"ledger"}, "private": {"node_label"}}
+        return self.model_dump(mode="json", exclude={"resources": True, **places})
 
     def bound(self, tree: Mapping[str, Any]) -> dict[str, Any]:
         """`tree`, this one's or a stored one, without what changes no output."""

@@ -23,6 +23,7 @@ from pe_ray.planning import (
 )
 from pe_ray.private import records as private_records
 from pe_ray.private.votes import cast_votes, count_labels
+from pe_ray.progress import log_stage
 from pe_ray.release.aggregator import create_aggregator
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_copy import update_copy
@@ -53,7 +54,7 @@ def evolve(config: Config) -> Location:
     """
     releases = planned_releases(config)
     check_reference(config)
-    with claimed(config) as run, connected(config.resources):
+    with claimed(config) as run, connected(config.resources, config.private.node_label):
         cost = plan(config)
         require_affordable(cost)
         require_disk(run.path, cost.disk_bytes, "output.path")
@@ -164,6 +165,8 @@ class _Door:
             self._aggregator.release.remote(release, num_bins, cast())
         )
         update_copy(self._ledger, self._run.ledger_copy)  # before anything is made from it
+        # Without the time that it took, which depends on the records.
+        log_stage(release.kind, iteration=release.iteration, state="released", sigma=release.sigma)
         return histogram
 
 

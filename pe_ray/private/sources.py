@@ -126,7 +126,8 @@ def _check_types(schema: pa.Schema, config: PrivateConfig) -> None:
             raise InputError(f"private.label_column: holds {kind}; use integers or strings")
     if config.user_column is not None:
         kind = _plain(schema.field(config.user_column).type)
-        if pa.types.is_nested(kind) or pa.types.is_null(kind):
+        custom = isinstance(kind, pa.BaseExtensionType)  # may run code when its values are read
+        if custom or pa.types.is_nested(kind) or pa.types.is_null(kind):
             raise InputError(f"private.user_column: holds {kind}; use integers or strings")
     tests = {bool: pa.types.is_boolean, int: pa.types.is_integer, str: _is_string}
     for name, value in config.where.items():
