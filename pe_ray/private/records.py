@@ -172,7 +172,9 @@ def open_records(
             raise InputError(bad)
         if bad is not None:
             raise RecordError(shard=part.shard, row=bad[0], reason=bad[1])
-    if ray.get(ray.remote(num_cpus=0)(_all).remote(*(empty for _, empty, *_ in results))):
+    if ray.get(
+        ray.remote(num_cpus=0, **placement)(_all).remote(*(empty for _, empty, *_ in results))
+    ):
         raise InputError("private.where: keeps no record; mend its values (nothing was spent)")
     partitions = [list(pieces) for _, _, *pieces in results]
     if config.user_column:
