@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from pe_ray import plugins
+from pe_ray.credentials import refuse_credentials
 from pe_ray.errors import InputError
 from pe_ray.storage import Location, given, location
 from pe_ray.values import Budget, DistanceMetric, ImageShape, Unit
@@ -131,6 +132,9 @@ class PrivateConfig(Block):
     cache: str | None = None
     """Folder (mode 0700) for private embeddings; default ~/.cache/pe_ray/private; `none` for no
     cache. Never inside the run directory."""
+    node_label: str | None = Field(default=None, pattern=r"^[\w./-]+=[\w.-]+$")
+    """`name=value`: records are read, embedded and searched only on Ray nodes with this label. Like
+    `resources` it changes neither output nor epsilon, so a run isn't bound to it."""
 
 
 class VotesConfig(Block):
@@ -270,9 +274,27 @@ class PrivacyConfig(Block):
         return Budget(epsilon=self.epsilon, delta=self.delta, unit=self.unit)
 
 
-class MetricsConfig(Block):
-    """What `pe-ray audit` scores, and on which reference."""
+class PublicMetricsConfig(Block):
+    """Scores of released populations against public images, into metrics.jsonl: free."""
 
+    data: str
+    """Parquet file or folder of them, or a folder of images per class. Must be public."""
+    image_column: str = "image"
+    label_column: str | None = "label"
+    """null: the images have no labels, so metrics that compare labels refuse them."""
+    where: dict[str, str | int | bool] = {}
+    """Keep only rows whose column equals the value."""
+    every: int = Field(default=1, ge=1)
+    """Score S_0, S_every, S_(2 every), ... and the last."""
+    max_images: int = Field(default=10_000, ge=2)
+    """Images scored at most, of either side (evenly spaced rows)."""
+    metrics: tuple[MetricPlugin, ...] = Field(min_length=1)
+
+
+class MetricsConfig(Block):
+    """What a run scores on public images, and `pe-ray audit` on private ones."""
+
+    public: PublicMetricsConfig | None = None
     audit: tuple[MetricPlugin, ...] = ()
     audit_data: str | None = None
     """Reference records of the audit; default: private.data."""
@@ -284,11 +306,13 @@ class ResourcesConfig(Block):
     """What the run may use. Changes neither output nor epsilon."""
 
     address: str | None = None
-    """Of a Ray cluster (`auto` for the one on this machine); default: start one here."""
+    """Of a Ray cluster (`auto` for the one on this machine); default: the RAY_ADDRESS of the
+    environment, as in a submitted job, otherwise start one here."""
     num_cpus: int | None = Field(default=None, ge=1)
     """CPUs of the Ray started here; default: all."""
     workers: int | None = Field(default=None, ge=1)
-    """Generator (and embedding) actors at most; default: as many as the cluster holds."""
+    """Generator (and embedding) workers at most; default: as many as the cluster holds. Set it on
+    an autoscaling cluster, where it is what the autoscaler is asked for."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     gpus_per_worker: float = Field(default=0.0, ge=0)
     batch_size: int = Field(default=256, ge=1)
@@ -323,6 +347,12 @@ class Config(Block):
     resources: ResourcesConfig = ResourcesConfig()
     output: OutputConfig
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_credentials(cls, tree: Any) -> Any:
+        refuse_credentials(tree)
+        return tree
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         labels = self.private.labels
@@ -356,6 +386,7 @@ class Config(Block):
             raise ValueError("votes.reuse_lookahead: needs votes.lookahead above 0")
         self._check_generators()
         self._check_places()
+        self._check_public_metrics()
         return self
 
     def _check_places(self) -> None:
@@ -382,6 +413,20 @@ class Config(Block):
             )
         if cache and cache != "none" and Path(cache).resolve().is_relative_to(run.resolve()):
             raise ValueError("private.cache: must lie outside output.path, which is publishable")
+
+    def _check_public_metrics(self) -> None:
+        """What is scored in the open must not be what is protected."""
+        public, private = self.metrics.public, self.private
+        if public is None:
+            return
+        paths = Path(public.data).resolve(), Path(private.data).resolve()
+        nested = paths[0].is_relative_to(paths[1]) or paths[1].is_relative_to(paths[0])
+        common = public.where.keys() & private.where.keys()
+        if nested and all(public.where[key] == private.where[key] for key in common):
+            raise ValueError(
+                "metrics.public.data: is private.data; score private records in metrics.audit, or "
+                "give rows that a common `where` column keeps apart"
+            )
 
     def _check_generators(self) -> None:
         last = self.schedule.iterations
@@ -437,8 +482,9 @@ class Config(Block):
             raise InputError(f"config: {where + ': ' if where else ''}{message}") from None
 
     def tree(self) -> dict[str, Any]:
-        """Plain values, resources and the ledger's place left out: what a run is bound to."""
-        return self.model_dump(mode="json", exclude={"resources": True, "output": {"ledger"}})
+        """Plain values, resources and places left out: what a run is bound to."""
+        places = {"output": {"ledger"}, "private": {"node_label"}}
+        return self.model_dump(mode="json", exclude={"resources": True, **places})
 
     def bound(self, tree: Mapping[str, Any]) -> dict[str, Any]:
         """`tree`, this one's or a stored one, without what changes no output."""

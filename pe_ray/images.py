@@ -20,6 +20,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from pe_ray.values import ImageShape
+
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
 
 # Formats decoded inside this process; PIL would hand others (EPS) to outside programs.
@@ -152,3 +154,21 @@ def _from_tensor(values: NDArray[Any]) -> Image.Image:
             raise Unusable("float image has a value outside [0, 1]")
         values = np.rint(values * 255).astype(np.uint8)
     return Image.fromarray(values[:, :, 0] if values.shape[2:] == (1,) else values)
+
+
+def label_position(value: Any, names: Sequence[str]) -> int | None:
+    """Position in `names` of a stored label, None where it is none of them.
+
+    Integers match names if all names are numbers, and are positions themselves otherwise.
+    """
+    if isinstance(value, int) and not all(name.isdecimal() for name in names):
+        return value if 0 <= value < len(names) else None
+    found = value is not None and str(value) in names
+    return list(names).index(str(value)) if found else None
+
+
+def resized(image: NDArray[np.uint8], shape: ImageShape) -> NDArray[np.uint8]:
+    """One image, uint8 [h, w, c], brought to `shape` (bicubic with antialiasing)."""
+    flat = image[:, :, 0] if image.shape[2] == 1 else image
+    made = Image.fromarray(flat).resize((shape.width, shape.height), Image.Resampling.BICUBIC)
+    return np.asarray(made).reshape(shape.height, shape.width, shape.channels)

@@ -123,7 +123,8 @@ def plan(config: Config) -> Plan:
         calls.append(sizes[iteration - 1] * config.votes.lookahead + layout.num_samples - kept)
     shape = config.image_shape
     row = shape.num_bytes + 64
-    kept = row * config.votes.lookahead * max(sizes) if config.votes.reuse_lookahead else 0
+    # Of the votes that are cast and, already, of the next.
+    kept = 2 * row * config.votes.lookahead * max(sizes) if config.votes.reuse_lookahead else 0
     embedded = 4 * config.embedder.options.dim(shape) * max(sizes)
     return Plan(
         epsilon=epsilon_of(releases, config.privacy.delta),

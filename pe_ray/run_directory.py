@@ -12,6 +12,8 @@ import io
 import json
 import os
 import shutil
+import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,6 +78,9 @@ class RunDirectory:
     def histogram(self, iteration: int) -> Location:
         return self.path / "histograms" / f"iter={iteration:04d}.parquet"
 
+    def scores(self, iteration: int) -> Location:
+        return self.path / "scores" / f"iter={iteration:04d}.json"
+
     def embedding_time(self, iteration: int) -> Location:
         return self.path / "stages" / f"embedding-{iteration:04d}.json"
 
@@ -113,25 +118,74 @@ def claimed(config: Config) -> Iterator[RunDirectory]:
     """The run directory of `config`, created or continued, locked against a second process."""
     path, folder = given(config.output.path, "output.path"), ledger_folder(config)
     run = RunDirectory(path, folder / LEDGER)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        field = "output.path" if folder == path else "output.ledger"
-        raise InputError(f"{field}: {folder} can't be written ({error.strerror})") from None
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with _others_cant_write(), _lock_of(run) as lock:
+        if not _locked(lock, fcntl.LOCK_EX, tries=10):
             raise InputError(
                 f"output.path: {run.path} is in use by another pe-ray; wait for it or stop it"
-            ) from None
+            )
         with reported("output.path", path):
             _bind(run, config)
         require_writable(path, "output.path")
         yield run
+
+
+@contextmanager
+def _others_cant_write() -> Iterator[None]:
+    """A umask under which nobody else can change a run: a ledger that others can edit is none."""
+    own = os.umask(0o022)
+    os.umask(own | 0o022)
+    try:
+        yield
+    finally:
+        os.umask(own)
+
+
+@contextmanager
+def _lock_of(run: RunDirectory) -> Iterator[int]:
+    """The open lock file beside the run's ledger, both made where they are missing."""
+    folder = run.ledger.parent
+    field = "output.path" if folder == run.path else "output.ledger"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        anyone = folder.stat().st_mode & stat.S_IWOTH
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InputError(f"{field}: {folder} can't be written ({error.strerror})") from None
+    try:
+        if anyone:
+            raise InputError(f"{field}: anyone can write to {folder}; chmod o-w it")
+        yield lock
     finally:
         os.close(lock)
+
+
+def in_use(run: RunDirectory) -> bool | None:
+    """Whether a process has claimed the run directory at this moment; None where it lies in a
+    store, as the lock is on the driver's disk then.
+    """
+    if not isinstance(run.path, Path):
+        return None
+    try:
+        lock = os.open(run.path / ".lock", os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _locked(lock, fcntl.LOCK_SH)
+    finally:
+        os.close(lock)
+
+
+def _locked(lock: int, kind: int, tries: int = 1) -> bool:
+    """Take the lock; `tries` (20 a second) outlast a look at it by `in_use`."""
+    for again in reversed(range(tries)):
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if again:
+                time.sleep(0.05)
+        else:
+            return True
+    return False
 
 
 def _bind(run: RunDirectory, config: Config) -> None:

@@ -177,7 +177,7 @@ def atomic_write(path: Location, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with aside.open("wb") as file:
+        with open(aside, "wb", opener=_not_for_others_to_change) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -189,6 +189,10 @@ def atomic_write(path: Location, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _not_for_others_to_change(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o644)  # whatever the umask of a worker's machine allows
 
 
 def write_many(folder: Location, files: Sequence[tuple[str, bytes]]) -> None:

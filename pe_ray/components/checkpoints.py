@@ -21,6 +21,7 @@ _LIBRARIES = {"diffusers", "transformers", "stable_diffusion"}  # the last: diff
 # Their noise comes from one stream for the whole batch, whatever generators they are given.
 _BATCH_NOISE = {"DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler"}
 _INDEX = "model_index.json"
+_LOADING_ERRORS = (OSError, ValueError, ImportError, RuntimeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +81,21 @@ def load_pipeline(
         )
     except InputError:
         raise
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        reason = " ".join(str(error).split()).removesuffix(".")
-        raise checkpoint.wrong(
-            f"can't be loaded: {reason}; give a whole diffusers pipeline, weights in safetensors"
-        ) from error
+    except _LOADING_ERRORS as error:
+        raise _unloaded(checkpoint, error) from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     logger.info("%s: %s on %s in %s", checkpoint.option, checkpoint.name, device, precision)
     pipeline = _quiet(pipeline.to(device))
     if compiled:
         pipeline.unet.compile()
     return pipeline
+
+
+def _unloaded(checkpoint: Checkpoint, error: Exception, part: str = "") -> InputError:
+    reason = " ".join(str(error).split()).removesuffix(".")
+    return checkpoint.wrong(
+        f"can't be loaded: {part}{reason}; give a whole diffusers pipeline, weights in safetensors"
+    )
 
 
 def _networks(
@@ -111,9 +116,12 @@ def _networks(
         own: dict[str, Any] = {"torch_dtype": dtype}
         if library == "transformers":  # else its error wouldn't say which weights don't fit
             own = {"dtype": dtype, "ignore_mismatched_sizes": True}
-        found, report = network.from_pretrained(  # type: ignore[attr-defined]
-            checkpoint.name, subfolder=name, output_loading_info=True, **own, **given
-        )
+        try:
+            found, report = network.from_pretrained(  # type: ignore[attr-defined]
+                checkpoint.name, subfolder=name, output_loading_info=True, **own, **given
+            )
+        except _LOADING_ERRORS as error:
+            raise _unloaded(checkpoint, error, f"{name}: ") from error
         refuse_mismatch(
             f"{checkpoint.option}: {checkpoint.name}: {name}",
             missing=sorted(report["missing_keys"]),

@@ -126,7 +126,8 @@ def _check_types(schema: pa.Schema, config: PrivateConfig) -> None:
             raise InputError(f"private.label_column: holds {kind}; use integers or strings")
     if config.user_column is not None:
         kind = _plain(schema.field(config.user_column).type)
-        if pa.types.is_nested(kind) or pa.types.is_null(kind):
+        custom = isinstance(kind, pa.BaseExtensionType)  # may run code when its values are read
+        if custom or pa.types.is_nested(kind) or pa.types.is_null(kind):
             raise InputError(f"private.user_column: holds {kind}; use integers or strings")
     tests = {bool: pa.types.is_boolean, int: pa.types.is_integer, str: _is_string}
     for name, value in config.where.items():
@@ -258,16 +259,13 @@ def joined(users: Sequence[NDArray[np.bytes_] | None]) -> NDArray[np.bytes_] | N
 
 
 def _label(value: Any, config: PrivateConfig) -> int:
-    """Position in config.labels; integers match names if all names are numbers."""
-    names = config.labels
+    """Position in config.labels."""
     if config.label_column is None:
         return 0
-    if isinstance(value, int) and not all(name.isdecimal() for name in names):
-        if 0 <= value < len(names):
-            return value
-    elif value is not None and str(value) in names:
-        return names.index(str(value))
-    raise images.Unusable("label is not one of private.labels")
+    position = images.label_position(value, config.labels)
+    if position is None:
+        raise images.Unusable("label is not one of private.labels")
+    return position
 
 
 def _digest(user: Any) -> bytes:

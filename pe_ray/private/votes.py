@@ -16,6 +16,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from pe_ray.cluster import capacity, on_nodes
 from pe_ray.config import VotesConfig
 from pe_ray.errors import InputError
 from pe_ray.private.bounds import Precision
@@ -91,9 +92,11 @@ def cast_votes(
     Guarantee: see `bounded_votes`; a user's records are all in one partition, so the bound holds
     for the sum. How partitions are shared out depends on their number and the cluster only.
     """
-    count = ray.remote(num_cpus=1, num_gpus=gpus)(_count_partitions)
-    cores = int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1))
-    groups = np.array_split(np.arange(len(records.partitions)), _TASKS_PER_CORE * max(1, cores))
+    placement = on_nodes(records.node_label)
+    count = ray.remote(num_cpus=1, num_gpus=gpus, **placement)(_count_partitions)
+    cores = max(1, capacity("GPU" if gpus else "CPU"))
+    order = _by_node(records.partitions)
+    groups = np.array_split(order, min(len(order), _TASKS_PER_CORE * cores))
     return [
         count.remote(
             tuple(parts),
@@ -108,12 +111,22 @@ def cast_votes(
     ]
 
 
+def _by_node(partitions: Sequence[Sequence[ray.ObjectRef]]) -> NDArray[np.int64]:
+    """Numbers of the partitions, those on one node together: Ray runs a task where most of its
+    arguments are, so a group from one node is searched there.
+    """
+    first = [pieces[0] for pieces in partitions]
+    found = ray.experimental.get_object_locations(first)
+    nodes = ["".join(sorted(found.get(ref, {}).get("node_ids", ()))) for ref in first]
+    return np.argsort(np.array(nodes), kind="stable")
+
+
 def count_labels(records: PrivateRecords, limit: int) -> list[ray.ObjectRef]:
     """Start counting records per label (bin = label); one reference to RawVotes per partition.
 
     Guarantee: see `bounded_votes`; record level counts each record once (limit 1).
     """
-    count = ray.remote(num_cpus=1)(_count_labels)
+    count = ray.remote(num_cpus=1, **on_nodes(records.node_label))(_count_labels)
     return [count.remote(limit, *pieces) for pieces in records.partitions]
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pe_ray.report.facts import Facts
 from pe_ray.storage import Location, atomic_write, names
+from pe_ray.synthetic.scoring import read_scores
 from pe_ray.synthetic.selection import denoiser
 from pe_ray.values import LabelLayout, NoisyHistogram
 
@@ -43,7 +44,7 @@ def rows_of(facts: Facts) -> list[Row]:
         iteration = histogram.release.iteration
         rows[iteration] = _spread(histogram, layout, _weights(facts, histogram, layout))
     for iteration in range(len(facts.layouts)):
-        scores = _quality(facts, iteration)
+        scores = read_scores(facts.run.scores(iteration))
         if scores:
             rows[iteration] = rows.get(iteration, {"iteration": iteration}) | scores
     return [rows[iteration] for iteration in sorted(rows)]
@@ -56,15 +57,6 @@ def write_scores(facts: Facts) -> list[Row]:
     atomic_write(facts.run.path / "metrics.jsonl", lines.encode())
     _write_tensorboard(facts.run.path / "tensorboard", rows)
     return rows
-
-
-def _quality(facts: Facts, iteration: int) -> dict[str, float]:
-    """Scores of S_iteration against public images, as the run wrote them; none if it didn't."""
-    file = facts.run.path / "scores" / f"iter={iteration:04d}.json"
-    if not file.exists():
-        return {}
-    scores: dict[str, float] = json.loads(file.read_bytes())
-    return scores
 
 
 def metric_names(rows: list[Row]) -> list[str]:

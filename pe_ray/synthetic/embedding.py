@@ -1,13 +1,16 @@
 """Embeddings of a population, with lookahead: the mean embedding of k variations of each sample.
 
-Lookahead variations are made and embedded in the same actor; their images never leave it.
+Lookahead variations are made and embedded in the same actor; their images never leave it. A part
+is embedded by whoever made it, while its images are at hand; what is missing, after a crash or
+where the next iteration has another generator, is embedded from the files.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -56,6 +59,11 @@ class EmbeddingWorker(PartWorker):
         start, stop = request["start"], request["stop"]
         ids = np.arange(start, stop, dtype=np.int64)
         rows = writer.read_population(self._population, ids, self._plugin.options)
+        return self.write(rows, start, stop)
+
+    def write(self, rows: Rows, start: int, stop: int) -> Part:
+        """Embed samples start..stop-1, which are at hand."""
+        ids = np.arange(start, stop, dtype=np.int64)
         features, draws = self._embed(rows, ids)
         if not np.isfinite(features).all():
             raise ValueError("embedder made non-finite values of synthetic images")
@@ -97,6 +105,31 @@ def _by_sample(draws: list[Rows], ids: NDArray[np.int64]) -> Rows:
     return merged | {"id": parents * len(draws) + copies, "parent": parents}
 
 
+def embedding_beside(
+    config: Config, directory: Location, iteration: int, population: Location, kept: Location
+) -> Callable[[], EmbeddingWorker] | None:
+    """What embeds S_(iteration-1) for the votes of `iteration` in the workers that make it.
+
+    None where these hold another generator than the lookahead needs.
+    """
+    before, after = config.generator_at(iteration - 1), config.generator_at(iteration)
+    if config.votes.lookahead and before != after:
+        return None
+    return partial(EmbeddingWorker, **_arguments(config, directory, iteration, population, kept))
+
+
+def _arguments(
+    config: Config, directory: Location, iteration: int, population: Location, kept: Location
+) -> dict[str, Any]:
+    return {
+        "config": config,
+        "iteration": iteration,
+        "directory": str(directory),
+        "population": str(population),
+        "kept": str(kept) if config.votes.reuse_lookahead else None,
+    }
+
+
 def embed(
     config: Config, directory: Location, iteration: int, population: Population, kept: Location
 ) -> Embedding:
@@ -109,13 +142,7 @@ def embed(
     layout, count = population.layout, config.votes.lookahead
     ranges = writer.part_ranges(layout.num_samples, row_bytes, config.output.rows_per_part)
     requests: list[Request] = [{"start": start, "stop": stop} for start, stop in ranges]
-    arguments = {
-        "config": config,
-        "iteration": iteration,
-        "directory": str(directory),
-        "population": str(population.directory),
-        "kept": str(kept) if config.votes.reuse_lookahead else None,
-    }
+    arguments = _arguments(config, directory, iteration, population.directory, kept)
     name = f"embedding {iteration}"
     run_stage(name, directory, "npy", requests, EmbeddingWorker, arguments, config.resources, {})
     if config.votes.reuse_lookahead and writer.manifest_of(kept) is None:

@@ -23,6 +23,7 @@ import pyarrow as pa
 import ray
 
 from pe_ray import plugins
+from pe_ray.cluster import num_workers
 from pe_ray.config import Plugin, ResourcesConfig
 from pe_ray.errors import InputError
 from pe_ray.progress import Progress
@@ -169,15 +170,6 @@ def loaded(plugin: Plugin, *arguments: Any) -> Any:
 def num_blocks(num_parts: int, workers: int) -> int:
     """Blocks of a stage: enough to keep all workers busy and to show progress, none too small."""
     return min(num_parts, max(4 * workers, num_parts // _PARTS_PER_BLOCK))
-
-
-def num_workers(resources: ResourcesConfig) -> int:
-    """Actors the cluster holds, or `resources.workers` if that is less."""
-    total = ray.cluster_resources()
-    fits = total.get("CPU", 1.0) / resources.cpus_per_worker
-    if resources.gpus_per_worker:
-        fits = min(fits, total.get("GPU", 0.0) / resources.gpus_per_worker)
-    return max(1, min(int(fits), resources.workers or int(fits)))
 
 
 def _table(requests: Sequence[Request]) -> pa.Table:

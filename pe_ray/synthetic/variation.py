@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from pe_ray.synthetic.writer import Part
 from pe_ray.values import LabelLayout
 
 logger = logging.getLogger(__name__)
+
+REQUEST_BYTES = 24
+"""Of a sample in Ray's object store: parent, copy, draw and label. Images never pass it."""
 
 
 class BatchedGenerator:
@@ -106,6 +109,12 @@ def _merge(rows: Rows, where: NDArray[np.bool_], replacement: Rows) -> None:
         rows[name][where] = values
 
 
+class RowsWorker(Protocol):
+    """Works on rows start..stop-1 of a population where they are made."""
+
+    def write(self, rows: Rows, start: int, stop: int) -> Part: ...
+
+
 class PopulationWorker(PartWorker):
     """Makes parts of a population: random draws, kept parents and variations."""
 
@@ -116,6 +125,7 @@ class PopulationWorker(PartWorker):
         directory: str,
         parents: str | None,
         kept: str | None,
+        then: Callable[[], RowsWorker] | None = None,
     ) -> None:
         self._config = config
         self._iteration = iteration
@@ -125,6 +135,7 @@ class PopulationWorker(PartWorker):
         batch_size = config.resources.batch_size
         plugin = config.generator_at(iteration)
         self._generator = BatchedGenerator(plugin, config.private.labels, batch_size)
+        self._then = then() if then else None
 
     def make(self, request: Mapping[str, Any]) -> Part:
         ids = np.arange(request["start"], request["stop"], dtype=np.int64)
@@ -160,6 +171,8 @@ class PopulationWorker(PartWorker):
         degrees = np.where(varied, degree, np.nan).astype(np.float32)
         rows |= {"id": ids, "parent": origin, "degree": degrees}
         content = writer.population_part(rows, options)
+        if self._then is not None:
+            self._then.write(rows, request["start"], request["stop"])
         return writer.write_part(
             self._directory, request["start"], request["stop"], "parquet", content
         )
@@ -172,11 +185,13 @@ def make_population(
     offspring: Offspring,
     parents: Population | None,
     kept: Location | None = None,
+    then: Callable[[], RowsWorker] | None = None,
 ) -> Population:
     """S_iteration on disk: random draws for S_0, offspring of `parents` after that.
 
     kept: the lookahead draws of `parents`, reused if the configuration says so; where they are
-    gone they are drawn again, from the same seeds.
+    gone they are drawn again, from the same seeds. then: made in each worker, gets the rows of
+    every part before it is written, so that the next stage needn't read them.
     """
     row_bytes = config.image_shape.num_bytes
     layout = offspring.layout
@@ -202,6 +217,7 @@ def make_population(
         "directory": str(directory),
         "parents": str(parents.directory) if parents else None,
         "kept": str(kept) if kept and writer.manifest_of(kept) else None,
+        "then": then,
     }
     extra = {
         "label_counts": list(layout.counts),

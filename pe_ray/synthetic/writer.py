@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -75,6 +76,13 @@ def found_parts(
         else:
             found.append(None)
     return found
+
+
+def rows_found(directory: Location) -> int:
+    """Rows in the parts of a stage so far, complete or not, by their names."""
+    names = storage.names(directory)
+    spans = [re.fullmatch(r"part-(\d+)-(\d+)\..+", name) for name in names]
+    return sum(int(span[2]) - int(span[1]) for span in spans if span)
 
 
 def commit(directory: Location, parts: Sequence[Part], extra: Mapping[str, Any]) -> None:

@@ -280,7 +280,7 @@ def _batch_noise(folder: Path) -> None:
         (lambda folder: shutil.rmtree(folder / "vae"), "lacks vae"),
         (lambda folder: shutil.rmtree(folder / "tokenizer"), "lacks tokenizer"),
         (_wordless, "tokenizer"),
-        (_without_weights, "diffusion_pytorch_model.safetensors found in directory .*unet"),
+        (_without_weights, r": unet: .*no file named diffusion_pytorch_model\.safetensors"),
         (_pickled, "weights in safetensors"),
         (_cut, "unet/diffusion_pytorch_model.safetensors"),
         (_with_code, "own_unet.*never run"),
