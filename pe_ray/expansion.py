@@ -11,7 +11,7 @@ import numpy as np
 from pe_ray.cluster import connected
 from pe_ray.config import Config, ResourcesConfig
 from pe_ray.errors import InputError
-from pe_ray.run_directory import opened, require_disk
+from pe_ray.run_directory import opened, others_cant_write, require_disk
 from pe_ray.synthetic.exports import Format, png
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.variation import layout_of, write_final
@@ -21,6 +21,7 @@ PROBED_IMAGES = 64
 ROW_BYTES = 16  # of a final row beside its image
 
 
+@others_cant_write()
 def expand(
     run_path: str | Path,
     num_samples: int | None,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pe_ray.config import Config
 from pe_ray.release.ledger import Ledger
-from pe_ray.run_directory import RunDirectory, opened
+from pe_ray.run_directory import RunDirectory, opened, others_cant_write
 from pe_ray.synthetic.exports import png
 from pe_ray.synthetic.population import fractions_of
 from pe_ray.synthetic.selection import denoiser
@@ -27,6 +27,7 @@ SAMPLES_PER_LABEL = 12
 LABELS_SHOWN = 20
 
 
+@others_cant_write()
 def write_report(path: str | Path) -> Path:
     """Write samples/, metrics.jsonl, tensorboard/ and report.html of a run; returns the page.
 
