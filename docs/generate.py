@@ -48,7 +48,8 @@ output: {path: runs/first}
 _PLUGINS = {
     "generator": "`generator: {kind: KIND, ...}`. What draws and varies images.",
     "embedder": "`embedder: {kind: KIND, ...}`. What tells how alike two images are.",
-    "metric": "An entry of `metrics.public.metrics` or `metrics.audit`: `{kind: KIND, ...}`. How good a synthetic set is.",
+    "metric": "An entry of `metrics.public.metrics` or `metrics.audit`: `{kind: KIND, ...}`. "
+    "How good a synthetic set is.",
 }
 _WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 

@@ -118,7 +118,7 @@ def claimed(config: Config) -> Iterator[RunDirectory]:
     """The run directory of `config`, created or continued, locked against a second process."""
     path, folder = given(config.output.path, "output.path"), ledger_folder(config)
     run = RunDirectory(path, folder / LEDGER)
-    with _others_cant_write(), _lock_of(run) as lock:
+    with others_cant_write(), _lock_of(run) as lock:
         if not _locked(lock, fcntl.LOCK_EX, tries=10):
             raise InputError(
                 f"output.path: {run.path} is in use by another pe-ray; wait for it or stop it"
@@ -130,7 +130,7 @@ def claimed(config: Config) -> Iterator[RunDirectory]:
 
 
 @contextmanager
-def _others_cant_write() -> Iterator[None]:
+def others_cant_write() -> Iterator[None]:
     """A umask under which nobody else can change a run: a ledger that others can edit is none."""
     own = os.umask(0o022)
     os.umask(own | 0o022)

@@ -11,10 +11,12 @@ from pe_ray.report.lineage import lineages_of
 from pe_ray.report.page import run_page
 from pe_ray.report.samples import grid, samples_of
 from pe_ray.report.scores import spreads_of, write_scores
+from pe_ray.run_directory import others_cant_write
 from pe_ray.storage import Location, atomic_write
 from pe_ray.synthetic.exports import png
 
 
+@others_cant_write()
 def write_report(path: str | Location) -> Location:
     """Write samples/, metrics.jsonl, tensorboard/ and report.html of a run; returns the page.
 
