@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -228,7 +229,7 @@ def canary_votes(
         chosen = _choices(config, iteration, population, features, canaries.labels, folder)
         edges = np.searchsorted(canaries.owner, np.arange(len(canaries.coins) + 1))
         claimed, reached = [], []
-        for first, last in zip(edges[:-1], edges[1:], strict=True):
+        for first, last in pairwise(edges.tolist()):
             mine = chosen[first:last]
             users = np.full(len(mine), b"one") if config.privacy.unit == "user" else None
             claimed.append(bounded_votes(mine, users, limit).ids)

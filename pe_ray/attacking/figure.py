@@ -1,4 +1,4 @@
-"""The attack as a picture: scores, error rates against the claim, and distances to the final set."""
+"""The attack as a picture: scores, error rates against the claim, distances to the final set."""
 
 from __future__ import annotations
 

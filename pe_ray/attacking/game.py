@@ -11,6 +11,7 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -124,7 +125,7 @@ def play(config: Config, output: Path, *, most: int | None = None, restarts: int
         with_data = attacked.model_copy(
             update={"private": canary_data(attacked, canaries.included)}
         )
-        passes = []
+        passes: list[list[NDArray[np.int64]]] = []
         for number in range(restarts + 1):
             if number and passes:
                 _take_back(run)
@@ -201,7 +202,7 @@ def scored(game: Game, statistic: Statistic) -> Scores:
     """How much speaks for each canary's having been included, [m]; above 0: guess that it was.
 
     histograms: sum over releases and the canary's claimed bins of (noisy count - 1/2) / sigma^2,
-    the likelihood ratio of the claim; reached: the same over all bins that its records name;
+    the log likelihood ratio of the claim; reached: the same over all bins that its records name;
     parents: children of its claimed bins' samples.
     """
     total = np.zeros(len(game.canaries.coins))
@@ -212,9 +213,7 @@ def scored(game: Game, statistic: Statistic) -> Scores:
         if statistic == "parents":
             total += np.bincount(owner, game.children[t][bins], minlength=len(total))
             continue
-        counted = np.minimum(np.bincount(owner, minlength=len(total)), release.votes_per_unit)
-        heights = np.bincount(owner, seen[t][bins], minlength=len(total))
-        total += (heights - counted / 2) / release.sigma**2
+        total += np.bincount(owner, seen[t][bins] - 0.5, minlength=len(total)) / release.sigma**2
     return total
 
 
@@ -268,16 +267,12 @@ def _guesses(m: int) -> list[int]:
 def _one_run(game: Game, scores: Scores, alpha: float) -> float:
     coins = game.canaries.coins
     m, guesses = len(coins), _guesses(len(coins))
-    return max(
-        measured_epsilon(
-            game.releases,
-            game.delta,
-            lambda f, g=g, right=right_guesses(scores, coins, g): refutes_in_one_run(  # type: ignore[misc]
-                f, m, g, right, alpha / len(guesses)
-            ),
-        )
-        for g in guesses
-    )
+    measured = 0.0
+    for count in guesses:
+        right, share = right_guesses(scores, coins, count), alpha / len(guesses)
+        refuted = partial(refutes_in_one_run, m=m, guesses=count, right=right, alpha=share)
+        measured = max(measured, measured_epsilon(game.releases, game.delta, refuted))
+    return measured
 
 
 def _independent(game: Game, scores: Scores, alpha: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def add_verbs(verb: AddVerb) -> None:
     attack = verb(
         "attack",
         _attack,
-        "Run CONFIG on canaries instead of its private data and measure what their votes give away.",
+        "Run CONFIG on canaries, not its private data, and measure what it gives away about them.",
     )
     attack.add_argument("config", metavar="CONFIG")
     attack.add_argument("--set", action="append", default=[], metavar="block.key=value")
@@ -43,7 +44,7 @@ def _attack(options: argparse.Namespace) -> None:
     game = play(config, output, most=options.canaries, restarts=options.restarts)
     verdict = judged(game, options.confidence)
     content = {**asdict(verdict), "refuted": verdict.refuted}
-    atomic_write(output / "attack.json", json_bytes(content))
+    atomic_write(output / "attack.json", json.dumps(content, indent=2).encode())
     picture = write_figure(game, verdict, output / "attack.png")
     if options.json:
         print_json(content)
@@ -59,10 +60,3 @@ def _attack(options: argparse.Namespace) -> None:
         f"for compare epsilon at least {verdict.approximate_dp:.4g} by the (epsilon, delta) bound"
     )
     print(f"verdict     the claim {'IS REFUTED' if verdict.refuted else 'stands'}; {picture}")
-
-
-def json_bytes(content: object) -> bytes:
-    """As `print_json` prints it."""
-    import json
-
-    return (json.dumps(content, indent=2) + "\n").encode()
