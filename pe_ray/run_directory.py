@@ -102,7 +102,10 @@ def claimed(config: Config) -> Iterator[RunDirectory]:
 def _bind(run: RunDirectory, config: Config) -> None:
     """Tie the directory to the configuration, or refuse a configuration it isn't tied to."""
     if run.config.exists():
-        stored = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+        try:
+            stored = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+        except (ValueError, yaml.YAMLError):
+            raise InputError(f"{run.config}: is damaged; restore it from a copy") from None
         changed = differences(stored, config.tree())
         if changed:
             raise InputError(

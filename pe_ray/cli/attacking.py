@@ -56,7 +56,5 @@ def _attack(options: argparse.Namespace) -> None:
     sure = f"with confidence {verdict.confidence:g}"
     print(f"measured    epsilon at least {verdict.measured:.4g}, {sure}")
     print(f"measured    epsilon at least {verdict.assumption_free:.4g}, assumption-free")
-    print(
-        f"for compare epsilon at least {verdict.approximate_dp:.4g} by the (epsilon, delta) bound"
-    )
+    print(f"cross-check epsilon at least {verdict.approximate_dp:.4g} by (epsilon, delta) alone")
     print(f"verdict     the claim {'IS REFUTED' if verdict.refuted else 'stands'}; {picture}")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pe_ray import plugins
 from pe_ray.config import PrivateConfig
 from pe_ray.errors import InputError, RecordError
-from pe_ray.private.sources import PrivateSlice, joined, list_slices, read_batches
+from pe_ray.private.sources import PrivateSlice, SourceError, joined, list_slices, read_batches
 
 _MOST_PARTITIONS = 64  # of users: each slice has as many pieces
 _FORMAT = 2
@@ -139,7 +139,7 @@ def open_records(
     for part, (report, *_) in zip(slices, results, strict=True):
         bad = ray.get(report)
         if isinstance(bad, str):
-            raise InputError(f"embedder: {bad}")
+            raise InputError(bad)
         if bad is not None:
             raise RecordError(shard=part.shard, row=bad[0], reason=bad[1])
     if not config.user_column:
@@ -157,13 +157,15 @@ def _embed_task(
     num_pieces: int,
 ) -> tuple[Any, ...]:
     """(report, piece 0, ...): pieces split by user, or one piece; the report is None, a bad
-    record's (row, reason), or why the embedder can't be made.
+    record's (row, reason), or why the embedder can't be made or the file not be read.
     """
     try:
         embedded = embed_slice(part, config, channels, embedder_kind, embedder_options)
     except RecordError as error:
         return ((error.row, error.reason), *[None] * num_pieces)
     except _EmbedderError as error:
+        return (f"embedder: {error}", *[None] * num_pieces)
+    except SourceError as error:
         return (str(error), *[None] * num_pieces)
     except Exception as error:
         where = f"private.data: shard {part.shard}"

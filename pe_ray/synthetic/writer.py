@@ -99,8 +99,8 @@ def manifest_of(directory: Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads((directory / MANIFEST).read_bytes())
         sizes = [(directory / part["file"]).stat().st_size for part in manifest["parts"]]
-        whole = sizes == [part["num_bytes"] for part in manifest["parts"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        whole = sizes == [Part(**part).num_bytes for part in manifest["parts"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return manifest if whole else None
 

@@ -146,6 +146,8 @@ def test_the_clean_histogram_leaked_into_selection(
 
     monkeypatch.setattr(RunDirectory, "write_histogram", published)
     tree["schedule"]["num_samples"] = [2000, 4000]
+    # Children are not independent, and with none of that assumed 2,000 canaries measure 3.8 at most.
+    tree["privacy"]["epsilon"] = 1.0
     verdict = attacked(tree, tmp_path / "attack")
     assert verdict.refuted, verdict
     for bound in verdict.bounds:

@@ -137,9 +137,7 @@ class Releases(RuleBasedStateMachine):
     # What clients do.
 
     @rule(who=CLIENT, key=KEY, sigma=SIGMA, votes=VOTES)
-    def release_undisturbed(
-        self, who: int, key: str, sigma: float, votes: list[list[int]]
-    ) -> None:
+    def release_undisturbed(self, who: int, key: str, sigma: float, votes: list[list[int]]) -> None:
         self.release(who, key, sigma, votes, None)
 
     @rule(who=CLIENT, key=KEY, sigma=SIGMA, votes=VOTES, crash=st.integers(0, 45))
