@@ -146,7 +146,7 @@ def test_the_clean_histogram_leaked_into_selection(
 
     monkeypatch.setattr(RunDirectory, "write_histogram", published)
     tree["schedule"]["num_samples"] = [2000, 4000]
-    # Children are not independent, and with none of that assumed 2,000 canaries measure 3.8 at most.
+    # Children are not independent; the bound that needs no independence ends near 3.8 here.
     tree["privacy"]["epsilon"] = 1.0
     verdict = attacked(tree, tmp_path / "attack")
     assert verdict.refuted, verdict
