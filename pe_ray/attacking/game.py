@@ -222,7 +222,9 @@ def judged(
 ) -> Verdict:
     """Bounds from all statistics (or the attacker's own `scores`), the error shared among them.
 
-    Guarantee: if the claim is true, `refuted` has a chance of at most 1 - confidence.
+    Guarantee: if the claim is true, `refuted` has a chance of at most 1 - confidence; for the
+    independent bounds as far as their assumption goes: exactly for one release, whose bins have
+    noise of their own, approximately for several, whose selection ties canaries together.
     """
     if scores is None:
         names: list[Statistic] = ["histograms", "parents"]
