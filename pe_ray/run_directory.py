@@ -191,8 +191,11 @@ def _locked(lock: int, kind: int, tries: int = 1) -> bool:
 def _bind(run: RunDirectory, config: Config) -> None:
     """Tie the directory to the configuration, or refuse a configuration it isn't tied to."""
     if run.config.exists():
-        stored = yaml.safe_load(run.config.read_text("utf-8"))
-        changed = differences(config.bound(stored), config.bound(config.tree()))
+        try:
+            stored = yaml.safe_load(run.config.read_text("utf-8"))
+            changed = differences(config.bound(stored), config.bound(config.tree()))
+        except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+            raise InputError(f"{run.config}: is damaged; restore it from a copy") from None
         if changed:
             raise InputError(
                 f"{', '.join(changed)}: differs from the run in {run.path}; restore it, or give "

@@ -105,8 +105,8 @@ def manifest_of(directory: Location) -> dict[str, Any] | None:
     try:
         manifest = json.loads((directory / MANIFEST).read_bytes())
         sizes = storage.sizes(directory)
-        whole = all(sizes.get(part["file"]) == part["num_bytes"] for part in manifest["parts"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        whole = all(sizes.get(part["file"]) == Part(**part).num_bytes for part in manifest["parts"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return manifest if whole else None
 
