@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import ray
 
 from pe_ray.cluster import connected
-from pe_ray.config import Config
+from pe_ray.config import Config, PrivateConfig
 from pe_ray.planning import label_fractions, plan, planned_releases, votes_limit
 from pe_ray.private import records as private_records
+from pe_ray.private.records import PrivateRecords
 from pe_ray.private.votes import cast_votes, count_labels
 from pe_ray.release.aggregator import create_aggregator
 from pe_ray.release.ledger import Ledger
@@ -49,52 +50,61 @@ def evolve(config: Config) -> Path:
         require_disk(run.path, plan(config).disk_bytes, "output.path")
         ledger = Ledger.create(run.ledger, config.privacy.budget, config.fingerprint)
         write_config(run, config)
-        door = _Door(config, run, ledger, releases)
-        layouts = [apportion(size, _fractions(config, door)) for size in config.schedule.sizes]
-        offspring = initial_offspring(layouts[0], config.selection.initial_variation_fold)
-        population = make_population(config, run.population(0), 0, offspring, None)
-        for iteration in range(1, config.schedule.iterations + 1):
-            histogram = door.votes(iteration, population)
-            settings = config.selection.at(iteration)
-            offspring = next_offspring(
-                population, histogram, layouts[iteration], settings, config.schedule.seed
-            )
-            draws = run.lookahead(iteration)
-            population = make_population(
-                config, run.population(iteration), iteration, offspring, population, draws
-            )
-            shutil.rmtree(draws, ignore_errors=True)
-            logger.info("iteration %d of %d: done", iteration, config.schedule.iterations)
-        write_final(config, run.synthetic, population, population.layout.num_samples, vary=False)
+        for _ in iterations(config, run, Door(config, run, ledger, releases)):
+            pass
     return run.path
 
 
-class _Door:
-    """The loop's side of the release: asks for a histogram, never sees what it was made from."""
+def iterations(config: Config, run: RunDirectory, door: Door) -> Iterator[Population]:
+    """S_0, S_1, ..., S_T, each when it is complete; then the final set for readers."""
+    layouts = [apportion(size, _fractions(config, door)) for size in config.schedule.sizes]
+    offspring = initial_offspring(layouts[0], config.selection.initial_variation_fold)
+    population = make_population(config, run.population(0), 0, offspring, None)
+    yield population
+    for iteration in range(1, config.schedule.iterations + 1):
+        histogram = door.votes(iteration, population)
+        settings = config.selection.at(iteration)
+        offspring = next_offspring(
+            population, histogram, layouts[iteration], settings, config.schedule.seed
+        )
+        draws = run.lookahead(iteration)
+        population = make_population(
+            config, run.population(iteration), iteration, offspring, population, draws
+        )
+        shutil.rmtree(draws, ignore_errors=True)
+        logger.info("iteration %d of %d: done", iteration, config.schedule.iterations)
+        yield population
+    write_final(config, run.synthetic, population, population.layout.num_samples, vary=False)
+
+
+class Door:
+    """The loop's side of the release: asks for a histogram, never sees what it was made from.
+
+    source: whose records vote, if not `config.private`; prefix: of the votes' keys in the ledger,
+    where it holds several runs.
+    """
 
     def __init__(
-        self, config: Config, run: RunDirectory, ledger: Ledger, releases: tuple[Release, ...]
+        self,
+        config: Config,
+        run: RunDirectory,
+        ledger: Ledger,
+        releases: Sequence[Release],
+        *,
+        source: PrivateConfig | None = None,
+        prefix: str = "",
     ) -> None:
         self._config = config
         self._run = run
         self._ledger = ledger
+        self._prefix = prefix
         # What was charged stays as it was charged, should another version calibrate differently.
-        charged = [entry.release for entry in ledger.entries()]
-        self._releases = {release.key: release for release in (*releases, *charged)}
+        charged = {entry.release.key: entry.release for entry in ledger.entries()}
+        self._releases = {r.key: charged.get(r.key, r) for r in releases}
         if all(ledger.released(key) is not None for key in self._releases):
             return
-        unit = config.privacy.unit
-        private = config.private.model_copy(
-            update={"user_column": config.private.user_column if unit == "user" else None}
-        )
-        self._records = private_records.open_records(
-            private,
-            channels=config.image_shape.channels,
-            embedder_kind=config.embedder.kind,
-            embedder_options=config.embedder.options,
-            gpus=config.resources.gpus_per_worker,
-        )
-        self._aggregator = create_aggregator(run.ledger)
+        self._records = open_records(config, source)
+        self._aggregator = create_aggregator(ledger.path)
 
     def label_counts(self) -> NoisyHistogram:
         """Release the number of records (or users) per label."""
@@ -123,7 +133,7 @@ class _Door:
             gpus = config.resources.gpus_per_worker
             return cast_votes(self._records, parts, layout, config.votes, votes_limit(config), gpus)
 
-        release = self._releases[f"votes/{iteration:04d}"]
+        release = self._releases[f"{self._prefix}votes/{iteration:04d}"]
         histogram = self._release(release, layout.num_samples, cast)
         self._run.write_histogram(histogram, layout)
         shutil.rmtree(self._run.embedding(iteration), ignore_errors=True)
@@ -141,6 +151,19 @@ class _Door:
         return histogram
 
 
-def _fractions(config: Config, door: _Door) -> tuple[float, ...]:
+def open_records(config: Config, source: PrivateConfig | None = None) -> PrivateRecords:
+    """Read, validate and embed the records that vote; spends nothing (see private.records)."""
+    private = source or config.private
+    user_column = private.user_column if config.privacy.unit == "user" else None
+    return private_records.open_records(
+        private.model_copy(update={"user_column": user_column}),
+        channels=config.image_shape.channels,
+        embedder_kind=config.embedder.kind,
+        embedder_options=config.embedder.options,
+        gpus=config.resources.gpus_per_worker,
+    )
+
+
+def _fractions(config: Config, door: Door) -> tuple[float, ...]:
     public = label_fractions(config)
     return fractions_of(door.label_counts()) if public is None else public

@@ -48,7 +48,7 @@ def counted(step):
 for name in ("make_population", "embed", "cast_votes", "next_offspring", "write_final",
              "write_config", "create_aggregator"):
     setattr(evolution, name, counted(getattr(evolution, name)))
-evolution._Door._release = counted(evolution._Door._release)
+evolution.Door._release = counted(evolution.Door._release)
 stage.commit = counted(stage.commit)
 evolution.evolve(Config.from_yaml(sys.argv[1]))
 print("steps left", left)

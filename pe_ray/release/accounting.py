@@ -99,7 +99,7 @@ def calibrate(shape: Sequence[Release], budget: Budget) -> tuple[Release, ...]:
     unit_mu = _mu([(release.sigma, release.votes_per_unit) for release in shape])
 
     def at(scale: float) -> tuple[Release, ...]:
-        return tuple(replace(r, sigma=_round_up(r.sigma * scale)) for r in shape)
+        return tuple(replace(r, sigma=round_up(r.sigma * scale)) for r in shape)
 
     def excess(scale: float) -> float:
         return epsilon_of(at(scale), budget.delta) - epsilon
@@ -151,7 +151,7 @@ def _mu(times: Sequence[tuple[float, int]]) -> float:
     return math.sqrt(math.fsum(count / sigma**2 for sigma, count in times))
 
 
-def _round_up(sigma: float) -> float:
+def round_up(sigma: float) -> float:
     """`sigma` with 6 significant digits, never less than it was."""
     exponent = math.floor(math.log10(sigma)) - 5
     digits = math.ceil(sigma / 10.0**exponent)
