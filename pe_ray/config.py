@@ -418,9 +418,7 @@ def read_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     except yaml.YAMLError as error:
         raise InputError(f"config {path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise InputError(
-            f"config {path}: must be a mapping of blocks (private, generator, ...)"
-        )
+        raise InputError(f"config {path}: must be a mapping of blocks (private, generator, ...)")
     for override in overrides:
         set_override(tree, override)
     return tree

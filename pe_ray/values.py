@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 Unit = Literal["record", "user"]
 DistanceMetric = Literal["l2", "cosine", "inner_product"]
-ReleaseKind = Literal["votes", "label_counts"]
+ReleaseKind = Literal["votes", "label_counts", "sums"]
+
+LATTICE = 2**26
+"""Sums are released on the lattice of multiples of 1 / LATTICE."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +43,10 @@ class Budget:
 class Release:
     """One noisy answer about the private data: what it is and the noise it carries.
 
-    votes_per_unit: one record (or user) adds at most this many ones, each to a different bin.
-    sigma: scale of the discrete Gaussian noise, in votes; 0 means no noise and no privacy.
+    votes_per_unit: one record (or user) adds at most this many ones, each to a different bin; 1 for
+    sums, to which a unit adds one vector of L2 norm at most 1.
+    sigma: scale of the discrete Gaussian noise, in votes (sums: in units of that norm, on the
+    lattice of multiples of 1 / LATTICE); 0 means no noise and no privacy.
     """
 
     key: str
@@ -52,7 +57,7 @@ class Release:
 
     @property
     def sensitivity(self) -> float:
-        """L2 sensitivity: sqrt(votes_per_unit), since a unit adds ones to different bins."""
+        """L2 sensitivity: sqrt(votes_per_unit), as a unit adds ones to different bins (sums: 1)."""
         return math.sqrt(self.votes_per_unit)
 
 
@@ -65,6 +70,17 @@ class NoisyHistogram:
 
     release: Release
     noisy_votes: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoisySums:
+    """A released vector of sums; the un-noised one has no field here.
+
+    sums: float64 [n], multiples of 1 / LATTICE, in units of the norm that one unit may add.
+    """
+
+    release: Release
+    sums: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,14 @@ composition of the discrete Gaussian mechanism of sensitivity 1 (fewer ones are 
 fewer factors), and a run is the composition of its releases. Adding and removing are mirror images
 with one privacy loss distribution. release.composition composes it; the closed form is
 dp_accounting's, and the tests hold every figure between dp_accounting's bounds.
+
+A release of sums moves many integers at once, by a vector of L2 norm up to 2**26 (norm 1 in units
+of the release), so its noise is compared with a continuous Gaussian instead. Let R be N(0, s^2)
+rounded to integers, s = 2**26 sigma: adding it to integers is post-processing of the Gaussian
+mechanism. The discrete Gaussian D has ln(R(x) / D(x)) between -1 / (8 s^2) and x^2 / (8 s^4), from
+the integral of the density over [x - 1/2, x + 1/2]. With n sums and noise within T standard
+deviations, hence T + 1 / sigma of the neighbour's, everything that R does with (epsilon, delta) D
+does with epsilon + n (1 + (T + 1 / sigma)^2) / (8 s^2) and delta (1 + 2**-30) + 2 n exp(-T^2 / 2).
 """
 
 from __future__ import annotations
@@ -23,11 +31,19 @@ from scipy.optimize import brentq
 from pe_ray.errors import InputError
 from pe_ray.release.composition import SLACK_PER_COORDINATE, composed_epsilon
 from pe_ray.release.gaussian import MAX_SIGMA, MIN_SIGMA
-from pe_ray.values import Budget, Release
+from pe_ray.values import LATTICE, Budget, Release
 
 _MIXED_MARGIN = 3e-5
 """Share of epsilon left unused when sigmas differ: the bound is then tight to about 1e-5 only, and
 a run must not be refused an early release because its bound happens to be the looser one."""
+MAX_SUMS = 2**20
+"""Values in one release of sums."""
+_MIN_SUMS_SIGMA = 0.25  # keeps the comparison with the continuous Gaussian tight: epsilon + 2e-7
+_MAX_SUMS_SIGMA = MAX_SIGMA / LATTICE
+_SUMS_DEVIATIONS = 14.0
+_SUMS_DELTA = 2.0**-100
+"""Delta kept back for each release of sums: noise beyond 14 standard deviations (2**-120) and the
+sampler's infinite losses (2**-107)."""
 
 
 def epsilon_of(releases: Sequence[Release], delta: float) -> float:
@@ -41,20 +57,35 @@ def epsilon_of(releases: Sequence[Release], delta: float) -> float:
     An upper bound: exact where all sigmas are equal and moderate, else within about 1e-4.
     """
     times: Counter[float] = Counter()
+    sums = []
     for release in releases:
-        times[release.sigma] += release.votes_per_unit
-    return _epsilon(tuple(sorted(times.items())), delta)
+        if release.kind == "sums":
+            sums.append(release.sigma)
+        else:
+            times[release.sigma] += release.votes_per_unit
+    return _epsilon(tuple(sorted(times.items())), tuple(sorted(sums)), delta)
 
 
 @lru_cache(maxsize=256)
-def _epsilon(times: tuple[tuple[float, int], ...], delta: float) -> float:
+def _epsilon(times: tuple[tuple[float, int], ...], sums: tuple[float, ...], delta: float) -> float:
     if not 0 < delta < 1:
         raise InputError(f"privacy.delta: {delta:g} is not between 0 and 1")
-    if not times:
+    if not times and not sums:
         return 0.0
-    if times[0][0] == 0:
+    if 0 in (*(sigma for sigma, _ in times), *sums):
         return math.inf
-    return composed_epsilon(times, delta, gaussian_epsilon(_mu(times), delta))
+    target = (delta - len(sums) * _SUMS_DELTA) * (1 - 2.0**-30 * len(sums))
+    if target <= 0:
+        return math.inf
+    of_sums = _mu([(sigma, 1) for sigma in sums])
+    guess = gaussian_epsilon(math.hypot(_mu(times), of_sums), target)
+    return composed_epsilon(times, target, guess, of_sums**2) + sum(map(sums_epsilon, sums))
+
+
+def sums_epsilon(sigma: float) -> float:
+    """Epsilon kept back for a release of sums: discrete noise and the sampler's precision."""
+    reach = _SUMS_DEVIATIONS + 1 / sigma
+    return MAX_SUMS * ((1 + reach**2) / (8 * (sigma * LATTICE) ** 2) + 2.0**-59)
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
@@ -68,6 +99,19 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
         return 0.0
     with np.errstate(divide="ignore"):
         return float(gaussian_mechanism.get_epsilon_gaussian(1 / mu, delta, tol=1e-14))
+
+
+def check(release: Release) -> None:
+    """Raise InputError unless `release` has noise that `epsilon_of` can account for, or none."""
+    of_sums = release.kind == "sums"
+    low, high = (_MIN_SUMS_SIGMA, _MAX_SUMS_SIGMA) if of_sums else (MIN_SIGMA, MAX_SIGMA)
+    if release.votes_per_unit < 1 or (of_sums and release.votes_per_unit != 1):
+        raise InputError(f"privacy: {release.key} has a sensitivity that can't be accounted for")
+    if not (release.sigma == 0 or low <= release.sigma <= high):
+        raise InputError(
+            f"privacy.epsilon: {release.key} takes noise of sigma {release.sigma:g}, outside "
+            f"{low:g} to {high:g}; change epsilon (inf for no noise), or the shares of the budget"
+        )
 
 
 def calibrate(shape: Sequence[Release], budget: Budget) -> tuple[Release, ...]:
@@ -92,9 +136,9 @@ def calibrate(shape: Sequence[Release], budget: Budget) -> tuple[Release, ...]:
         raise InputError(f"privacy.delta: {budget.delta:g} is not between 0 and 1")
     if any(not 0 < release.sigma < math.inf for release in shape):
         raise InputError("schedule.noise: every relative sigma must be a number above 0")
-    if sum(release.votes_per_unit for release in shape) * SLACK_PER_COORDINATE > budget.delta:
+    if sum(map(kept_back, shape)) > budget.delta:
         raise InputError(f"privacy.delta: {budget.delta:g} is too small to be promised; raise it")
-    mixed = len({release.sigma for release in shape}) > 1
+    mixed = len({(release.kind == "sums", release.sigma) for release in shape}) > 1
     epsilon = budget.epsilon * (1 - _MIXED_MARGIN) if mixed else budget.epsilon
     unit_mu = _mu([(release.sigma, release.votes_per_unit) for release in shape])
 
@@ -106,13 +150,14 @@ def calibrate(shape: Sequence[Release], budget: Budget) -> tuple[Release, ...]:
 
     least = unit_mu / _gaussian_mu(epsilon, budget.delta)
     releases = at(_smallest(excess, least, epsilon))
-    low, high = min(r.sigma for r in releases), max(r.sigma for r in releases)
-    if low < MIN_SIGMA or high > MAX_SIGMA:
-        raise InputError(
-            f"privacy.epsilon: {budget.epsilon:g} takes noise of sigma {low:g} to {high:g}, "
-            f"outside {MIN_SIGMA:g} to {MAX_SIGMA:g}; change it (inf for no noise)"
-        )
+    for release in releases:
+        check(release)
     return releases
+
+
+def kept_back(release: Release) -> float:
+    """Delta that a release costs whatever its noise."""
+    return _SUMS_DELTA if release.kind == "sums" else release.votes_per_unit * SLACK_PER_COORDINATE
 
 
 def _smallest(excess: Callable[[float], float], least: float, epsilon: float) -> float:

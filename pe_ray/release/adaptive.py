@@ -21,14 +21,17 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import ndtri_exp
 
-from pe_ray.errors import InputError
-from pe_ray.release.accounting import gaussian_epsilon, round_up
-from pe_ray.release.gaussian import MAX_SIGMA, MIN_SIGMA
+from pe_ray.release.accounting import (
+    check,
+    gaussian_epsilon,
+    kept_back,
+    round_up,
+    sums_epsilon,
+)
 from pe_ray.values import Release
 
 DELTA_SHARE = 1e-9
 """Share of delta kept back for what the sampler can't draw; epsilon is inf where that is less."""
-_SAMPLER = 2.0**-120
 _TAIL_BITS = 129
 _SUMMED_SIGMA = 1000.0
 
@@ -68,36 +71,43 @@ def adaptive_epsilon(releases: Sequence[Release], delta: float) -> float:
 
     Guarantee: an analyst who charges releases with a ledger that refuses to let this figure exceed
     epsilon, and chooses each with all results before it at hand, gets an (epsilon, delta)-DP
-    transcript for adding or removing one unit. What the sampler can't draw has a mass below
-    2**-126 a coordinate on either side, which adds at most 1 + e^epsilon times as much to delta.
+    transcript for adding or removing one unit. What the sampler can't draw has less mass than
+    `kept_back` on either side, which adds at most 1 + e^epsilon times as much to delta. For sums
+    the discrete noise stands in for a rounded Gaussian as release.accounting has it: outcome by
+    outcome, so that holds for an adaptive analyst too.
     """
     if not releases:
         return 0.0
     mu = mu_of(releases)
     if math.isinf(mu):
         return math.inf
-    epsilon = gaussian_epsilon(mu, delta * (1 - DELTA_SHARE))
-    coordinates = sum(release.votes_per_unit for release in releases)
-    return math.inf if lost_delta(epsilon, coordinates) > delta * DELTA_SHARE else epsilon * (1 + 1e-12)
+    sums = [release.sigma for release in releases if release.kind == "sums"]
+    target = delta * (1 - DELTA_SHARE) * (1 - 2.0**-30 * len(sums))
+    epsilon = gaussian_epsilon(mu, target) + math.fsum(map(sums_epsilon, sums))
+    lost = lost_delta(epsilon, math.fsum(map(kept_back, releases)))
+    return math.inf if lost > delta * DELTA_SHARE else epsilon * (1 + 1e-12)
 
 
-def lost_delta(epsilon: float, coordinates: float) -> float:
-    """Delta that the sampler's finite support costs at most, over `coordinates` noised counts."""
-    return (1 + math.exp(min(epsilon, 700.0))) * coordinates * _SAMPLER
+def lost_delta(epsilon: float, mass: float) -> float:
+    """Delta that outcomes of probability `mass`, on either side, cost at most."""
+    return (1 + math.exp(min(epsilon, 700.0))) * mass
 
 
 def budget_mu(epsilon: float, delta: float) -> float:
-    """The largest mu whose `adaptive_epsilon` is within `epsilon` (a hair below it)."""
+    """The largest mu whose `adaptive_epsilon` is within `epsilon` (a hair below it).
+
+    The hair leaves room for hundreds of releases of sums with sigma above 1.
+    """
 
     def excess(log_mu: float) -> float:
-        return gaussian_epsilon(math.exp(log_mu), delta * (1 - DELTA_SHARE)) / epsilon - 1
+        return gaussian_epsilon(math.exp(log_mu), delta * (1 - 1e-6)) / epsilon - 1
 
     low = high = 0.0
     while excess(low) > 0:
         low -= 4
     while excess(high) < 0:
         high += 4
-    return math.exp(brentq(excess, low, high, xtol=1e-12)) * (1 - 1e-9)
+    return math.exp(brentq(excess, low, high, xtol=1e-12)) * (1 - 1e-6)
 
 
 def with_mu(shape: Sequence[Release], mu: float) -> tuple[Release, ...]:
@@ -123,15 +133,13 @@ def with_mu(shape: Sequence[Release], mu: float) -> tuple[Release, ...]:
     while excess(scale) > 0:
         scale += 1e-7
     releases = at(scale)
-    low, high = min(r.sigma for r in releases), max(r.sigma for r in releases)
-    if low < MIN_SIGMA or high > MAX_SIGMA:
-        raise InputError(
-            f"privacy.epsilon: this share of it takes noise of sigma {low:g} to {high:g}, outside "
-            f"{MIN_SIGMA:g} to {MAX_SIGMA:g}; change it"
-        )
+    for release in releases:
+        check(release)
     return releases
 
 
 def _mu_squared(release: Release) -> float:
-    """A unit shifts at most votes_per_unit independent coordinates by 1 each."""
+    """Votes: a unit shifts at most votes_per_unit independent counts by 1 each. Sums: 1 in L2."""
+    if release.kind == "sums":
+        return 1 / release.sigma**2 if release.sigma else math.inf
     return release.votes_per_unit * gaussian_dp(release.sigma) ** 2

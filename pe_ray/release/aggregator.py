@@ -1,4 +1,4 @@
-"""The aggregator: the one place where un-noised counts of all partitions meet the noise."""
+"""The aggregator: the one place where un-noised counts or sums of all partitions meet the noise."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pe_ray.errors import InputError
+from pe_ray.private.sums import RawSums
 from pe_ray.private.votes import RawVotes
+from pe_ray.release.accounting import MAX_SUMS
 from pe_ray.release.gaussian import discrete_gaussian
 from pe_ray.release.ledger import Ledger
-from pe_ray.values import NoisyHistogram, Release
+from pe_ray.values import LATTICE, NoisyHistogram, NoisySums, Release
 
 
 class Aggregator:
-    """Sums votes, charges the ledger, adds noise once, stores, and only then answers.
+    """Adds partitions up, charges the ledger, adds noise once, stores, and only then answers.
 
     `entropy` is for TESTS ONLY (see release.gaussian).
     """
@@ -38,26 +40,56 @@ class Aggregator:
         `release.sensitivity` under adding or removing one unit, was charged to the ledger before
         noise was drawn, and is the same for every call with this key, whatever died in between.
         """
+
+        def counts() -> NDArray[np.int64]:
+            return _sum_votes(release, num_bins, partials)
+
+        noisy = self._release(release, num_bins, release.sigma, counts)
+        return NoisyHistogram(release=release, noisy_votes=noisy)
+
+    def release_sums(
+        self, release: Release, num_values: int, partials: Sequence[ray.ObjectRef]
+    ) -> NoisySums:
+        """The release of the sum of `partials` (references to RawSums of `num_values` values).
+
+        Guarantee: the result is the discrete Gaussian mechanism, on the lattice of multiples of
+        1 / LATTICE, on sums of L2 sensitivity 1 under adding or removing one unit; charged, and
+        the same for every call with this key, as in `release`.
+        """
+        if release.kind != "sums" or not 1 <= num_values <= MAX_SUMS:
+            raise InputError(f"release {release.key}: needs 1 to {MAX_SUMS} sums, not {num_values}")
+
+        def sums() -> NDArray[np.int64]:
+            return _sum_sums(release, num_values, partials)
+
+        noisy = self._release(release, num_values, release.sigma * LATTICE, sums)
+        return NoisySums(release=release, sums=noisy / LATTICE)
+
+    def _release(
+        self, release: Release, size: int, scale: float, raw: Callable[[], NDArray[np.int64]]
+    ) -> NDArray[np.int64]:
+        """`raw()`, int64 [size], with discrete Gaussian noise of `scale`; or what is stored."""
         self._ledger.reserve(release)  # also refuses a key charged with other parameters
-        noisy = self._ledger.released(release.key)
+        noisy = self._ledger.stored(release.key)
         try:
             if noisy is None:
-                counts = _sum(release, num_bins, partials)
-                counts += discrete_gaussian(release.sigma, num_bins, entropy=self._entropy)
-                noisy = self._ledger.commit(release.key, counts)
+                noise = discrete_gaussian(scale, size, entropy=self._entropy)
+                noisy = self._ledger.commit(release.key, raw() + noise)
         except InputError:
             raise
-        except Exception as error:  # whatever it says, it may quote counts
+        except Exception as error:  # whatever it says, it may quote what was summed
             raise RuntimeError(f"release {release.key} failed: {type(error).__name__}") from None
-        if len(noisy.noisy_votes) != num_bins:
+        if len(noisy) != size:
             raise InputError(
-                f"ledger: {release.key} was released with {len(noisy.noisy_votes)} bins, not "
-                f"{num_bins}; restore the configuration that it was charged for"
+                f"ledger: {release.key} was released with {len(noisy)} bins, not {size}; restore "
+                "the configuration that it was charged for"
             )
         return noisy
 
 
-def _sum(release: Release, num_bins: int, partials: Sequence[ray.ObjectRef]) -> NDArray[np.int64]:
+def _sum_votes(
+    release: Release, num_bins: int, partials: Sequence[ray.ObjectRef]
+) -> NDArray[np.int64]:
     """Un-noised counts, int64 [num_bins]; holds one partial at a time."""
     counts = np.zeros(num_bins, dtype=np.int64)
     for partial in partials:
@@ -68,6 +100,19 @@ def _sum(release: Release, num_bins: int, partials: Sequence[ray.ObjectRef]) -> 
             raise InputError(f"release {release.key}: a vote lies outside the {num_bins} bins")
         np.add.at(counts, votes.ids, votes.counts)
     return counts
+
+
+def _sum_sums(
+    release: Release, num_values: int, partials: Sequence[ray.ObjectRef]
+) -> NDArray[np.int64]:
+    """Un-noised sums in steps of the lattice, int64 [num_values]; holds one partial at a time."""
+    total = np.zeros(num_values, dtype=np.int64)
+    for partial in partials:
+        sums: RawSums = ray.get(partial)
+        if sums.steps.shape != total.shape:
+            raise InputError(f"release {release.key}: a partition summed other than {num_values}")
+        total += sums.steps
+    return total
 
 
 def create_aggregator(ledger_path: Path) -> Any:

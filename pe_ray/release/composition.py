@@ -1,4 +1,4 @@
-"""Privacy loss of composed discrete Gaussian mechanisms, as a tight upper bound.
+"""Privacy loss of composed discrete (and continuous) Gaussian mechanisms, as a tight upper bound.
 
 The same mathematics as dp_accounting's privacy loss distributions: losses on a grid, split
 pessimistically ("connect the dots", Doroshenko et al. 2022), convolved by FFT. Three things differ,
@@ -7,7 +7,8 @@ sigmas: the grid is the loss lattice itself where that is possible, blocks of a 
 support are summed by quadrature, and each distribution is tilted exponentially before the FFT, so
 that its rounding error is relative to the delta asked for.
 
-With P the noise, the loss of drawing x is ln(P(x) / P(x + 1)) = (x + 1/2) / sigma^2.
+With P the noise, the loss of drawing x is ln(P(x) / P(x + 1)) = (x + 1/2) / sigma^2. That of the
+continuous Gaussian mechanism with parameter mu is normal, with mean mu^2 / 2 and variance mu^2.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ _MAX_GRID = 2**23
 _EXACT_GRID = 2**19
 _FINE_GRID = 2**18
 _FINE_GROUPS = 32
+_GAUSSIAN_GRID = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,53 +69,79 @@ class _Losses:
         return self.times * (highest + math.log(float(np.exp(exponents - highest).sum())))
 
 
-def composed_epsilon(times: Sequence[tuple[float, int]], delta: float, guess: float) -> float:
-    """Epsilon at `delta` of `count` unit-sensitivity discrete Gaussians for each (sigma, count).
+def composed_epsilon(
+    times: Sequence[tuple[float, int]], delta: float, guess: float, mu_squared: float = 0.0
+) -> float:
+    """Epsilon at `delta` of `count` unit-sensitivity discrete Gaussians for each (sigma, count),
+    composed with continuous Gaussian mechanisms whose squared parameters sum to `mu_squared`.
 
-    guess: the continuous closed form, which places the grid and the tilt; it may be far off.
+    guess: the continuous closed form of all of them, which places the grid and the tilt; for the
+    discrete ones it may be far off.
 
     Guarantee: an upper bound on the epsilon of the composition, for adding and for removing.
     """
-    total = sum(count for _, count in times)
+    if not times:
+        return guess * (1 + 1e-12)
+    total = sum(count for _, count in times) + int(mu_squared > 0)
     target = delta - total * SLACK_PER_COORDINATE
     if target <= 0:
         return math.inf
-    mu = math.sqrt(math.fsum(count / sigma**2 for sigma, count in times))
-    step = _step(times, mu, min(max(guess / mu, 1e-3), 1.0))
+    mu = math.sqrt(math.fsum([mu_squared, *(count / sigma**2 for sigma, count in times)]))
+    step = _step(times, mu, mu_squared > 0, min(max(guess / mu, 1e-3), 1.0))
     # P(|x| > cut) <= 2 exp(-cut^2 / (2 sigma^2)) by sub-Gaussianity (Canonne et al. 2020).
     deviation = math.sqrt(2 * math.log(2 * total / (_TAIL_SHARE * target)))
     parts = [_losses(sigma, count, step, deviation) for sigma, count in times]
+    if mu_squared > 0:
+        parts.append(_gaussian_losses(math.sqrt(mu_squared), step, deviation))
     tilt = max(guess / mu**2 - 0.5, 0.0)
     target *= 1 - 2 * _TAIL_SHARE - _FLOAT_SHARE - total * _FLOAT_SHARE_PER_COORDINATE
     epsilon = _solve(parts, tilt, mu, target, delta * _TAIL_SHARE)
     return epsilon * (1 + 1e-12) + total * _LOSS_SLACK if epsilon > 0 else 0.0
 
 
-def _step(times: Sequence[tuple[float, int]], mu: float, ratio: float) -> float:
+def _step(times: Sequence[tuple[float, int]], mu: float, gaussian: bool, ratio: float) -> float:
     """Grid step: half the loss lattice's (no error) if all sigmas are equal and it isn't too fine.
 
     Otherwise splitting adds up to step^2 / 6 per coordinate, on average, to the variance mu^2.
     """
-    total = sum(count for _, count in times)
+    total = sum(count for _, count in times) + int(gaussian)
     step = mu * math.sqrt(24 * _TOLERANCE * ratio / total)
-    if len(times) == 1:
+    if len(times) == 1 and not gaussian:
         lattice = 0.5 / times[0][0] ** 2
         if lattice * _EXACT_GRID > 30 * mu or lattice > step:
             return lattice
     if len(times) <= _FINE_GROUPS:
         step = min(step, 30 * mu / _FINE_GRID)
-    return max(step, 30 * mu / _MAX_GRID)
+    return max(step, 30 * mu / (_GAUSSIAN_GRID if gaussian else _MAX_GRID))
 
 
 def _losses(sigma: float, times: int, step: float, deviation: float) -> _Losses:
-    """Losses of one discrete Gaussian, each split between its grid neighbours.
+    """Losses of one discrete Gaussian, on the grid."""
+    points, logs = _support(sigma, step, math.ceil(deviation * sigma) + 1)
+    return _split((points + 0.5) / sigma**2, logs, step, times)
+
+
+def _gaussian_losses(mu: float, step: float, deviation: float) -> _Losses:
+    """Losses of a continuous Gaussian mechanism, N(mu^2 / 2, mu^2), on the grid.
+
+    Each cell's integral is summed over Gauss-Legendre nodes inside it: a cell is at most 0.016
+    standard deviations wide, where eight nodes (four below 0.001) are exact to about 1e-15.
+    """
+    middle, reach = mu**2 / 2, math.ceil((deviation + 1) * mu / step)
+    cells = np.arange(math.floor(middle / step) - reach, math.ceil(middle / step) + reach)
+    nodes, weights = np.polynomial.legendre.leggauss(_NODES if step > 1e-3 * mu else _NODES // 2)
+    losses = ((cells[:, None] + (nodes + 1) / 2) * step).ravel()
+    logs = np.tile(np.log(weights / 2 * step / (mu * math.sqrt(2 * math.pi))), len(cells))
+    return _split(losses, logs - 0.5 * ((losses - middle) / mu) ** 2, step, 1)
+
+
+def _split(losses: Floats, logs: Floats, step: float, times: int) -> _Losses:
+    """Ascending losses with log probabilities, each split between its grid neighbours.
 
     A loss l in [a, a + step] becomes a with chance 1 - c and a + step with c, c = (1 - exp(a - l))
     / (1 - exp(-step)): total mass and the mean of exp(-loss) stay, so the likelihood ratio's
     distribution is a mean-preserving spread, and each hockey-stick divergence can only grow.
     """
-    points, logs = _support(sigma, step, math.ceil(deviation * sigma) + 1)
-    losses = (points + 0.5) / sigma**2
     cells = np.floor(losses / step)
     upper = np.clip(np.expm1(cells * step - losses) / math.expm1(-step), 0.0, 1.0)
     first = int(cells[0])

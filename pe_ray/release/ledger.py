@@ -1,16 +1,15 @@
 """The privacy ledger: a durable record of every release; refuses to overspend.
 
-The noisy histogram is stored in the same transaction that marks its release committed, so the
+The noisy answer is stored in the same transaction that marks its release committed, so the
 releases charged are the releases that exist, after any crash. A reservation is charged from the
-moment it is made and reused by whoever asks for the same key again; a committed histogram is the
-one returned for ever. Times are for readers; nothing depends on them.
+moment it is made and reused by whoever asks for the same key again; a committed answer is the one
+returned for ever. Times are for readers; nothing depends on them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.errors import BudgetError, InputError
-from pe_ray.release.accounting import epsilon_of
+from pe_ray.release.accounting import check, epsilon_of
 from pe_ray.release.adaptive import adaptive_epsilon
 from pe_ray.release.selection import (
     Repetitions,
@@ -33,13 +32,13 @@ from pe_ray.release.selection import (
     renyi_epsilon,
     selection_epsilon,
 )
-from pe_ray.values import Budget, NoisyHistogram, Release
+from pe_ray.values import LATTICE, Budget, NoisyHistogram, NoisySums, Release
 
 Accounting = Literal["fixed", "adaptive"]
 """How releases compose: `fixed` is exact and for releases listed before the first is made,
 `adaptive` allows each to be chosen by those before it (see release.adaptive)."""
 
-VERSION = 1
+VERSION = 2
 BUSY_SECONDS = 120.0
 
 _SCHEMA = """
@@ -51,7 +50,7 @@ CREATE TABLE IF NOT EXISTS releases (
   iteration INTEGER NOT NULL, mechanism TEXT NOT NULL, votes_per_unit INTEGER NOT NULL,
   sensitivity REAL NOT NULL, sigma REAL NOT NULL, mu_squared REAL,
   state TEXT NOT NULL CHECK (state IN ('reserved', 'committed')),
-  reserved_at TEXT NOT NULL, committed_at TEXT, noisy_votes BLOB, sha256 TEXT);
+  reserved_at TEXT NOT NULL, committed_at TEXT, noisy BLOB, sha256 TEXT);
 """
 _SEARCH_SCHEMA = """
 CREATE TABLE IF NOT EXISTS accounting (one INTEGER PRIMARY KEY CHECK (one = 1), rule TEXT NOT NULL);
@@ -134,8 +133,7 @@ class Ledger:
         Guarantee: in any interleaving of processes, all releases ever charged together stay
         within the budget; BudgetError otherwise, and then nothing is charged.
         """
-        if not (0 <= release.sigma < math.inf and release.votes_per_unit >= 1):
-            raise InputError(f"ledger: {release.key} needs a finite sigma and votes_per_unit >= 1")
+        check(release)
         with self._transaction() as database:
             entries = _entries(database)
             for entry in entries:
@@ -173,7 +171,7 @@ class Ledger:
                 (repetitions.mean, str(repetitions.shape), json.dumps(plans), _now()),
             )
 
-    def commit_selection(self, winner: Sequence[NoisyHistogram]) -> None:
+    def commit_selection(self, winner: Sequence[tuple[Release, NDArray[np.int64]]]) -> None:
         """Store the best run's releases, which the selection paid for; a second call does nothing.
 
         Guarantee: one run's releases are ever stored; no time of the search is kept but this one.
@@ -184,14 +182,14 @@ class Ledger:
                 raise BudgetError("ledger: no selection was charged, so none can be released")
             if _winner(database):
                 return
-            made = [replace(histogram.release, key="") for histogram in winner]
+            made = [replace(release, key="") for release, _ in winner]
             if not any([replace(r, key="") for r in plan] == made for plan in selection.plans):
                 raise BudgetError("ledger: the best run made other releases than were charged")
             now = _now()
-            for histogram in winner:
-                _insert(database, histogram.release, now)
-                _store(database, histogram.release.key, histogram.noisy_votes, now)
-            keys = json.dumps([histogram.release.key for histogram in winner])
+            for release, noisy in winner:
+                _insert(database, release, now)
+                _store(database, release.key, noisy, now)
+            keys = json.dumps([release.key for release, _ in winner])
             database.execute("UPDATE selection SET winner = ?, time = ?", (keys, now))
 
     def selection(self) -> Selection | None:
@@ -237,24 +235,37 @@ class Ledger:
         total = epsilon_of if self.accounting == "fixed" else adaptive_epsilon
         return total(others, self.budget.delta)
 
-    def commit(self, key: str, noisy_votes: NDArray[np.int64]) -> NoisyHistogram:
+    def commit(self, key: str, noisy: NDArray[np.int64]) -> NDArray[np.int64]:
         """Store the release of `key`, unless one is stored already; returns the stored one.
 
-        Guarantee: one histogram per key is ever returned; a later draw is dropped unseen.
+        Guarantee: one answer per key is ever returned; a later draw is dropped unseen.
         """
         with self._transaction() as database:
-            stored = _released(database, key)
+            stored = _stored(database, key)
             if stored is not None:
-                return stored
-            _store(database, key, noisy_votes, _now())
-            stored = _released(database, key)
+                return stored[1]
+            _store(database, key, noisy, _now())
+            stored = _stored(database, key)
             assert stored is not None
-            return stored
+            return stored[1]
+
+    def stored(self, key: str) -> NDArray[np.int64] | None:
+        """What was released under `key`, in votes or lattice steps; None where nothing was yet."""
+        with self._transaction("DEFERRED") as database:
+            stored = _stored(database, key)
+        return None if stored is None else stored[1]
 
     def released(self, key: str) -> NoisyHistogram | None:
         """The histogram released under `key`, None where there is none yet."""
         with self._transaction("DEFERRED") as database:
-            return _released(database, key)
+            stored = _stored(database, key)
+        return None if stored is None else NoisyHistogram(release=stored[0], noisy_votes=stored[1])
+
+    def released_sums(self, key: str) -> NoisySums | None:
+        """The sums released under `key`, None where there are none yet."""
+        with self._transaction("DEFERRED") as database:
+            stored = _stored(database, key)
+        return None if stored is None else NoisySums(release=stored[0], sums=stored[1] / LATTICE)
 
     def entries(self) -> tuple[LedgerEntry, ...]:
         """All charged releases, in order."""
@@ -316,12 +327,10 @@ def _insert(database: sqlite3.Connection, release: Release, now: str) -> None:
     )
 
 
-def _store(
-    database: sqlite3.Connection, key: str, noisy_votes: NDArray[np.int64], now: str
-) -> None:
-    blob = zlib.compress(np.ascontiguousarray(noisy_votes, dtype="<i8").tobytes(), 1)
+def _store(database: sqlite3.Connection, key: str, noisy: NDArray[np.int64], now: str) -> None:
+    blob = zlib.compress(np.ascontiguousarray(noisy, dtype="<i8").tobytes(), 1)
     changed = database.execute(
-        "UPDATE releases SET state = 'committed', committed_at = ?, noisy_votes = ?,"
+        "UPDATE releases SET state = 'committed', committed_at = ?, noisy = ?,"
         " sha256 = ? WHERE key = ? AND state = 'reserved'",
         (now, blob, hashlib.sha256(blob).hexdigest(), key),
     ).rowcount
@@ -384,18 +393,17 @@ def _entries(database: sqlite3.Connection) -> list[LedgerEntry]:
     ]
 
 
-def _released(database: sqlite3.Connection, key: str) -> NoisyHistogram | None:
+def _stored(database: sqlite3.Connection, key: str) -> tuple[Release, NDArray[np.int64]] | None:
     row = database.execute(
-        f"SELECT {_COLUMNS}, noisy_votes, sha256 FROM releases"
-        " WHERE key = ? AND state = 'committed'",
+        f"SELECT {_COLUMNS}, noisy, sha256 FROM releases WHERE key = ? AND state = 'committed'",
         (key,),
     ).fetchone()
     if row is None:
         return None
     if hashlib.sha256(row[5]).hexdigest() != row[6]:
         raise InputError(f"ledger: the stored release {key} is damaged; restore a copy")
-    votes = np.frombuffer(zlib.decompress(row[5]), dtype="<i8").astype(np.int64)
-    return NoisyHistogram(release=_release(row), noisy_votes=votes)
+    noisy = np.frombuffer(zlib.decompress(row[5]), dtype="<i8").astype(np.int64)
+    return _release(row), noisy
 
 
 def _now() -> str:

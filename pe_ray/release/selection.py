@@ -40,7 +40,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import mpmath
 import numpy as np
@@ -49,15 +49,16 @@ from dp_accounting.rdp import RdpAccountant
 from scipy.optimize import brentq, minimize_scalar
 
 from pe_ray.errors import InputError
-from pe_ray.release.accounting import epsilon_of
+from pe_ray.release.accounting import epsilon_of, kept_back
 from pe_ray.release.adaptive import DELTA_SHARE, budget_mu, lost_delta, with_mu
 from pe_ray.values import Release
 
 _ORDERS = np.unique(
     np.concatenate([1 + np.arange(1, 100) / 10, np.arange(11, 64), np.geomspace(64, 20_000, 60)])
 )
-_RHO_SLACK = 2.0**-55
-"""Of a coordinate: its probabilities are right to a relative 2**-60, orders are at least 1.1."""
+_RHO_SLACK = 2.0**-35
+"""Of a release's coordinates (2**20 at most): each one's probabilities are right to a relative
+2**-60, and orders are at least 1.1."""
 _BITS = 192
 
 
@@ -126,18 +127,16 @@ class Selection:
         return max(zcdp(plan) for plan in self.plans)
 
     @property
-    def coordinates(self) -> int:
-        """Noised coordinates that a unit shifts in one run."""
-        return max(sum(release.votes_per_unit for release in plan) for plan in self.plans)
+    def kept_back(self) -> float:
+        """Mass, in one run, of what the sampler can't draw."""
+        return max(sum(map(kept_back, plan)) for plan in self.plans)
 
 
 def zcdp(releases: Sequence[Release]) -> float:
     """The rho for which all `releases` together are rho-zCDP; inf without noise."""
     if any(release.sigma == 0 for release in releases):
         return math.inf
-    return math.fsum(
-        release.votes_per_unit * (0.5 / release.sigma**2 + _RHO_SLACK) for release in releases
-    )
+    return math.fsum(0.5 * r.sensitivity**2 / r.sigma**2 + _RHO_SLACK for r in releases)
 
 
 def renyi_epsilon(selection: Selection, others: Sequence[Release], delta: float) -> float:
@@ -158,9 +157,8 @@ def renyi_epsilon(selection: Selection, others: Sequence[Release], delta: float)
     if others:
         accountant.compose(dp_event.ZCDpEvent(zcdp(others)))
     epsilon = float(accountant.get_epsilon(delta * (1 - DELTA_SHARE)))
-    drawn = selection.coordinates * repetitions.mean
-    drawn += sum(release.votes_per_unit for release in others)
-    return math.inf if lost_delta(epsilon, drawn) > delta * DELTA_SHARE else epsilon * (1 + 1e-12)
+    mass = selection.kept_back * repetitions.mean + sum(map(kept_back, others))
+    return math.inf if lost_delta(epsilon, mass) > delta * DELTA_SHARE else epsilon * (1 + 1e-12)
 
 
 def profile_epsilon(selection: Selection, delta: float) -> float:
@@ -239,4 +237,3 @@ def calibrate_selection(
         middle = (low + high) / 2
         low, high = (low, middle) if excess(middle) > 0 else (middle, high)
     return at(low)
-

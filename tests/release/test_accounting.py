@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import mpmath
 import pytest
+from dp_accounting.pld import privacy_loss_distribution as pld
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -68,6 +69,64 @@ def test_one_release_is_a_tight_upper_bound(sigma: float, delta: float) -> None:
 )
 def test_discrete_mechanism(sigma: float, iterations: int, epsilon: float) -> None:
     assert epsilon_of(run(sigma, iterations), 1e-5) == pytest.approx(epsilon, rel=1e-7)
+
+
+def sums(sigma: float, key: str = "sums") -> Release:
+    return Release(key=key, kind="sums", iteration=0, votes_per_unit=1, sigma=sigma)
+
+
+@pytest.mark.parametrize("sigma", [0.25, 1.0, 4.14, 300.0])
+@pytest.mark.parametrize("delta", [0.1, 1e-5, 1e-12])
+def test_sums_cost_what_the_gaussian_mechanism_costs(sigma: float, delta: float) -> None:
+    closed = gaussian_epsilon(1 / sigma, delta)
+    assert closed <= epsilon_of([sums(sigma)], delta) <= closed * (1 + 1e-6) + 2e-7
+    two = gaussian_epsilon(math.sqrt(2) / sigma, delta)
+    assert two <= epsilon_of([sums(sigma, "a"), sums(sigma, "b")], delta) <= two * (1 + 1e-6) + 4e-7
+
+
+@pytest.mark.parametrize("delta", [0.1, 1e-5, 1e-12])
+@pytest.mark.parametrize("sigmas", [(40.0, 40.0, 3.0), (2.0, 2.0, 1.0), (30.0, 20.0, 200.0)])
+def test_votes_and_sums_compose(sigmas: tuple[float, ...], delta: float) -> None:
+    """Against dp_accounting, with the sums as the Gaussian mechanism that they stand for."""
+    *of_votes, of_sums = sigmas
+    releases = [*(votes(sigma, t) for t, sigma in enumerate(of_votes)), sums(of_sums)]
+    found, bounds = epsilon_of(releases, delta), []
+    for pessimistic in (False, True):
+        composed = pld.from_gaussian_mechanism(
+            of_sums, value_discretization_interval=2e-4, pessimistic_estimate=pessimistic
+        )
+        for sigma in of_votes:
+            composed = composed.compose(
+                pld.from_discrete_gaussian_mechanism(
+                    sigma, value_discretization_interval=2e-4, pessimistic_estimate=pessimistic
+                )
+            )
+        bounds.append(composed.get_epsilon_for_delta(delta))
+    assert bounds[0] * (1 - 1e-9) <= found <= bounds[1] * (1 + 1e-9) + 2e-7
+
+
+def test_sums_are_calibrated_with_the_votes() -> None:
+    budget = Budget(epsilon=1.0, delta=1e-5, unit="record")
+    *rest, last = calibrate([*run(1.0, 4), sums(0.5)], budget)
+    assert 0.999 < epsilon_of([*rest, last], 1e-5) <= 1.0
+    assert rest[0].sigma == pytest.approx(2 * last.sigma, rel=1e-5)
+    with pytest.raises(InputError, match="outside"):
+        calibrate([sums(1.0)], Budget(epsilon=300.0, delta=1e-5, unit="record"))
+    assert epsilon_of([votes(5.0), sums(0.0)], 1e-5) == math.inf
+
+
+def test_the_lattice_is_as_close_to_the_gaussian_as_claimed() -> None:
+    """The docstring's bound on ln(R(x) / D(x)), from their definitions, on a coarse lattice."""
+    scale = 6.0
+    with mpmath.workprec(300):
+        s = mpmath.mpf(scale)
+        total = mpmath.fsum(mpmath.exp(-(x**2) / (2 * s**2)) for x in range(-300, 301))
+        for x in (0, 1, 6, 30, 84):
+            rounded = mpmath.ncdf((x + 0.5) / s) - mpmath.ncdf((x - 0.5) / s)
+            if x > 20:  # the upper tail by symmetry, where ncdf is near 1
+                rounded = mpmath.ncdf(-(x - 0.5) / s) - mpmath.ncdf(-(x + 0.5) / s)
+            ratio = mpmath.log(rounded / (mpmath.exp(-(x**2) / (2 * s**2)) / total))
+            assert -1 / (8 * s**2) <= ratio <= x**2 / (8 * s**4) + mpmath.mpf(10) ** -60
 
 
 def test_k_votes_are_k_compositions() -> None:

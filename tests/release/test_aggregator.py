@@ -11,10 +11,11 @@ import pytest
 import ray
 
 from pe_ray.errors import BudgetError, InputError
+from pe_ray.private.sums import clipped_sums
 from pe_ray.private.votes import RawVotes
 from pe_ray.release.aggregator import Aggregator, create_aggregator
 from pe_ray.release.ledger import Ledger
-from pe_ray.values import Budget, Release
+from pe_ray.values import LATTICE, Budget, Release
 
 
 def votes(sigma: float) -> Release:
@@ -57,6 +58,39 @@ def test_votes_outside_the_bins_are_refused_without_values(
         with pytest.raises(InputError, match="outside the 4 bins") as caught:
             Aggregator(path).release(votes(10.0), 4, [ray.put(raw(ids))])
         assert "77" not in str(caught.value)
+
+
+def sums(sigma: float) -> Release:
+    return Release(key="sums", kind="sums", iteration=0, votes_per_unit=1, sigma=sigma)
+
+
+def test_sums_add_up_and_carry_their_noise(ray_session: None, tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(50, 4000)) / 100
+    parts = [ray.put(clipped_sums(rows, None)) for rows in (vectors[:20], vectors[20:])]
+    exact = Aggregator(ledger_at(tmp_path / "open.sqlite", float("inf")))
+    without = exact.release_sums(sums(0.0), 4000, parts).sums
+    clipped = vectors / np.maximum(1, np.linalg.norm(vectors, axis=1, keepdims=True))
+    assert np.abs(without - clipped.sum(axis=0)).max() < 51 / LATTICE
+    path = ledger_at(tmp_path / "ledger.sqlite", 1.0)
+    noisy = Aggregator(path).release_sums(sums(10.0), 4000, parts)
+    noise = noisy.sums - without
+    assert abs(noise.mean()) < 1
+    assert 9 < noise.std() < 11
+    stored = Ledger.open(path).released_sums("sums")
+    assert stored is not None
+    assert np.array_equal(stored.sums, noisy.sums)
+    assert np.array_equal(Aggregator(path).release_sums(sums(10.0), 4000, []).sums, noisy.sums)
+
+
+def test_sums_of_another_size_or_kind_are_refused(ray_session: None, tmp_path: Path) -> None:
+    aggregator = Aggregator(ledger_at(tmp_path / "ledger.sqlite", 1.0))
+    part = ray.put(clipped_sums(np.ones((3, 5)), None))
+    with pytest.raises(InputError, match="summed other than 6"):
+        aggregator.release_sums(sums(10.0), 6, [part])
+    with pytest.raises(InputError, match="1 to 1048576 sums"):
+        aggregator.release_sums(sums(10.0), 2**20 + 1, [])
+    with pytest.raises(InputError, match="1 to 1048576 sums"):
+        aggregator.release_sums(votes(10.0), 5, [part])
 
 
 def test_a_stored_release_is_returned_without_the_votes(ray_session: None, tmp_path: Path) -> None:
