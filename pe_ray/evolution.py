@@ -16,6 +16,7 @@ import ray
 
 from pe_ray.cluster import connected
 from pe_ray.config import Config, PrivateConfig
+from pe_ray.errors import InputError
 from pe_ray.planning import label_fractions, plan, planned_releases, votes_limit
 from pe_ray.private import records as private_records
 from pe_ray.private.records import PrivateRecords
@@ -101,17 +102,17 @@ class Door:
         # What was charged stays as it was charged, should another version calibrate differently.
         charged = {entry.release.key: entry.release for entry in ledger.entries()}
         self._releases = {r.key: charged.get(r.key, r) for r in releases}
-        if all(ledger.released(key) is not None for key in self._releases):
+        if all(ledger.stored(key) is not None for key in self._releases):
             return
-        self._records = open_records(config, source)
-        self._aggregator = create_aggregator(ledger.path)
+        self.records = open_records(config, source)
+        self.aggregator = create_aggregator(ledger.path)
 
     def label_counts(self) -> NoisyHistogram:
         """Release the number of records (or users) per label."""
         release = self._releases["label_counts"]
         num_labels = len(self._config.private.labels)
         return self._release(
-            release, num_labels, lambda: count_labels(self._records, release.votes_per_unit)
+            release, num_labels, lambda: count_labels(self.records, release.votes_per_unit)
         )
 
     def votes(self, iteration: int, population: Population) -> NoisyHistogram:
@@ -131,7 +132,7 @@ class Door:
                 for part in writer.parts_of(embedding.directory)
             ]
             gpus = config.resources.gpus_per_worker
-            return cast_votes(self._records, parts, layout, config.votes, votes_limit(config), gpus)
+            return cast_votes(self.records, parts, layout, config.votes, votes_limit(config), gpus)
 
         release = self._releases[f"{self._prefix}votes/{iteration:04d}"]
         histogram = self._release(release, layout.num_samples, cast)
@@ -146,7 +147,7 @@ class Door:
         if stored is not None:
             return stored
         histogram: NoisyHistogram = ray.get(
-            self._aggregator.release.remote(release, num_bins, cast())
+            self.aggregator.release.remote(release, num_bins, cast())
         )
         return histogram
 
@@ -162,6 +163,16 @@ def open_records(config: Config, source: PrivateConfig | None = None) -> Private
         embedder_options=config.embedder.options,
         gpus=config.resources.gpus_per_worker,
     )
+
+
+def private_folder(config: Config) -> Path:
+    """The folder (mode 0700) for what must not be published; InputError where there is none."""
+    folder = private_records.checked_cache(config.private)
+    if folder == "none":
+        raise InputError(
+            "private.cache: needed here, for what must not be published; name a folder"
+        )
+    return Path(folder)
 
 
 def _fractions(config: Config, door: Door) -> tuple[float, ...]:

@@ -80,7 +80,18 @@ class RunDirectory:
 @contextmanager
 def claimed(config: Config) -> Iterator[RunDirectory]:
     """The run directory of `config`, created or continued, locked against a second process."""
-    run = RunDirectory(Path(config.output.path).resolve())
+    with locked(Path(config.output.path)) as run:
+        _bind(run, config)
+        yield run
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = False) -> Iterator[RunDirectory]:
+    """The run directory `path`, made if there is none, locked against a second process.
+
+    wait: for the other one to be done, instead of InputError.
+    """
+    run = RunDirectory(path.resolve())
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         lock = os.open(run.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -88,12 +99,11 @@ def claimed(config: Config) -> Iterator[RunDirectory]:
         raise InputError(f"output.path: {run.path} can't be written ({error.strerror})") from None
     try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
                 f"output.path: {run.path} is in use by another pe-ray; wait for it or stop it"
             ) from None
-        _bind(run, config)
         yield run
     finally:
         os.close(lock)

@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
-from pe_ray.cli import looking, running
+from pe_ray.cli import looking, running, tuning
 from pe_ray.errors import InputError
 
 
@@ -44,6 +44,6 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command)
         return added
 
-    for module in (running, looking):
+    for module in (running, tuning, looking):
         module.add_verbs(verb)
     return parser

@@ -9,8 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pe_ray import plugins
+from pe_ray.config import PrivateConfig
 from pe_ray.errors import InputError
 from pe_ray.private.sources import list_slices, read_slice
 from pe_ray.run_directory import opened
@@ -42,19 +44,24 @@ def audit(run_path: str | Path) -> dict[str, float]:
             "user_column": None,
         }
     )
-    shape = config.image_shape
-    images, labels = [], []
-    for part in list_slices(private):
-        read = read_slice(part, private, shape.channels)
-        images += [_resized(image, shape) for image in read.images]
-        labels.append(read.labels)
+    images, labels = read_images(private, config.image_shape)
     scores: dict[str, float] = {}
     for metric in config.metrics.audit:
         scorer = plugins.load("metric", metric.kind)(metric.options)
-        scores |= scorer.score(
-            rows["image"], rows["label"], np.stack(images), np.concatenate(labels)
-        )
+        scores |= scorer.score(rows["image"], rows["label"], images, labels)
     return scores
+
+
+def read_images(
+    source: PrivateConfig, shape: ImageShape
+) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """All images of `source`, brought to `shape`, uint8 [n, h, w, c], and their labels [n]."""
+    images, labels = [], []
+    for part in list_slices(source):
+        read = read_slice(part, source, shape.channels)
+        images += [_resized(image, shape) for image in read.images]
+        labels.append(read.labels)
+    return np.stack(images), np.concatenate(labels)
 
 
 def _resized(image: np.ndarray, shape: ImageShape) -> np.ndarray:

@@ -128,7 +128,7 @@ def open_records(
     shard, row and a fixed reason. Spends nothing. All records of a user are in one partition.
     Raises InputError where the embedder can't be made (missing weights), before any record is read.
     """
-    config = config.model_copy(update={"cache": _checked_cache(config)})
+    config = config.model_copy(update={"cache": checked_cache(config)})
     slices = list_slices(config)
     num_pieces = min(len(slices), _MOST_PARTITIONS) if config.user_column else 1
     task = ray.remote(num_cpus=1, num_gpus=gpus, num_returns=num_pieces + 1)(_embed_task)
@@ -193,7 +193,7 @@ def _cache_folder(config: PrivateConfig) -> Path | None:
     return Path(home) / "pe_ray" / "private"
 
 
-def _checked_cache(config: PrivateConfig) -> str:
+def checked_cache(config: PrivateConfig) -> str:
     """The cache folder, made with mode 0700, or `none`; refuses one that others can read.
 
     Resolved once, on the driver: workers may have another environment.

@@ -197,6 +197,16 @@ class Ledger:
         with self._transaction("DEFERRED") as database:
             return _selection(database)
 
+    def selection_done(self) -> bool:
+        """Whether the best run's releases are stored."""
+        with self._transaction("DEFERRED") as database:
+            return bool(_winner(database))
+
+    def paid_by_selection(self) -> tuple[str, ...]:
+        """Keys of the releases that the selection paid for."""
+        with self._transaction("DEFERRED") as database:
+            return _winner(database)
+
     def bounds(self) -> dict[str, float]:
         """Epsilon at the budget's delta by every accounting that holds for what was charged."""
         with self._transaction("DEFERRED") as database:
