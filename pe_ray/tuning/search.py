@@ -122,11 +122,12 @@ def _name_of(search: Search) -> Any:
     return name
 
 
-def _search_algorithm(search: Search) -> SearchAlgorithm | Searcher:
-    seed = search.tuning.seed
+def _search_algorithm(search: Search, max_concurrent: int) -> SearchAlgorithm | Searcher:
+    seed, mode = search.tuning.seed, search.tuning.mode
     if search.tuning.search == "random":
-        return BasicVariantGenerator(random_state=seed)
-    return OptunaSearch(space=ray_space(search), metric="score", mode=search.tuning.mode, seed=seed)
+        return BasicVariantGenerator(max_concurrent=max_concurrent, random_state=seed)
+    searcher = OptunaSearch(space=ray_space(search), metric="score", mode=mode, seed=seed)
+    return ConcurrencyLimiter(searcher, max_concurrent=max_concurrent)
 
 
 def _scheduler(search: Search) -> TrialScheduler | None:
