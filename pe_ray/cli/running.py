@@ -6,7 +6,7 @@ import argparse
 import time
 
 from pe_ray.cli.printing import AddVerb, guarantee, print_json
-from pe_ray.config import Config, ResourcesConfig
+from pe_ray.config import Config, ResourcesConfig, read_tree
 
 
 def add_verbs(verb: AddVerb) -> None:
@@ -29,6 +29,12 @@ def add_verbs(verb: AddVerb) -> None:
 def _plan(options: argparse.Namespace) -> None:
     from pe_ray.planning import plan, worker_seconds
 
+    if "tuning" in read_tree(options.config, options.set):
+        from pe_ray.cli.tuning import print_costs
+        from pe_ray.tuning.config import read_search
+
+        print_costs(read_search(options.config, options.set), options.json)
+        return
     config = Config.from_yaml(options.config, options.set)
     made = plan(config)
     seconds = worker_seconds(config, made.calls)

@@ -6,9 +6,12 @@ import argparse
 import json
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pe_ray.cli.printing import AddVerb, guarantee, print_json
+
+if TYPE_CHECKING:
+    from pe_ray.tuning.config import Search
 
 
 def add_verbs(verb: AddVerb) -> None:
@@ -17,6 +20,7 @@ def add_verbs(verb: AddVerb) -> None:
     tune.add_argument("config", metavar="CONFIG")
     tune.add_argument("--set", action="append", default=[], metavar="block.key=value")
     tune.add_argument("--json", action="store_true")
+    tune.add_argument("--plan", action="store_true", help="only print what each strategy costs")
     tune.add_argument("--max-concurrent", type=int, help="trials at once")
     tune.add_argument("--address", help="address of a Ray cluster")
 
@@ -37,6 +41,9 @@ def _tune(options: argparse.Namespace) -> None:
         resources = search.config.resources.model_copy(update={"address": options.address})
         config = search.config.model_copy(update={"resources": resources})
         search = replace(search, config=config)
+    if options.plan:
+        print_costs(search, options.json)
+        return
     started = time.monotonic()
     outcome = tune(search, options.max_concurrent)
     page = write_report(outcome.path)
@@ -73,6 +80,41 @@ def _tune(options: argparse.Namespace) -> None:
     else:
         print(f"time        {time.monotonic() - started:.1f} s")
     sys.stdout.flush()
+
+
+def print_costs(search: Search, as_json: bool) -> None:
+    """Every strategy side by side, and the one to take."""
+    from dataclasses import asdict
+
+    from pe_ray.tuning.costs import costs, recommended
+    from pe_ray.tuning.strategies import check
+
+    check(search)
+    found = costs(search)
+    strategy, reason = recommended(found)
+    if as_json:
+        strategies = [asdict(cost) for cost in found]
+        print_json({"strategies": strategies, "recommended": strategy, "reason": reason})
+        return
+    budget = search.config.privacy.budget
+    print(f"guarantee   {guarantee(budget.epsilon, budget.delta, budget.unit)}, search included")
+    for cost in found:
+        if cost.impossible:
+            print(f"{cost.strategy:<12}not here: {cost.impossible}")
+            continue
+        text = (
+            f"search costs {cost.search_share:.0%} of mu^2; the result gets epsilon "
+            f"{cost.final_epsilon:.4g}, sigma {cost.final_sigma:.4g} ({cost.noise:.2f} times "
+            "that of a run without search)"
+        )
+        if cost.score_sigma:
+            text += f"; scores with noise of sigma {cost.score_sigma:.3g} records"
+        if cost.bounds:
+            named = (f"{name.replace('_', ' ')} {e:.5g}" for name, e in cost.bounds.items())
+            text += f"; total epsilon by {', '.join(named)}"
+        print(f"{cost.strategy:<12}{text}")
+    print(f"recommended {strategy}: {reason}")
+    print(f"configured  {search.tuning.strategy}")
 
 
 def _trial(record: dict[str, Any]) -> str:

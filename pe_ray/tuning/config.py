@@ -200,11 +200,6 @@ class Search:
         return hashlib.sha256(json.dumps(self.bound(), sort_keys=True).encode()).hexdigest()
 
 
-def has_tuning(path: str | Path) -> bool:
-    """Whether a configuration file holds a `tuning` block."""
-    return "tuning" in read_tree(path)
-
-
 def read_search(path: str | Path, overrides: Sequence[str] = ()) -> Search:
     """The search that a YAML file and `overrides` describe; InputError names the first fault."""
     tree = read_tree(path, overrides)

@@ -15,7 +15,7 @@ import ray
 from ray import tune
 from ray.tune import CLIReporter, PlacementGroupFactory, RunConfig, Stopper, TuneConfig, Tuner
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
-from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlgorithm, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from pe_ray.errors import InputError
