@@ -80,10 +80,11 @@ def _ledger(options: argparse.Namespace) -> None:
         drawn = selection.repetitions
         kind = "Poisson" if drawn.shape == float("inf") else f"eta {drawn.shape:g}"
         print(f"selection   best of a random number of runs: mean {drawn.mean:g}, {kind}")
+    width = max([12, *(len(entry.release.key) + 2 for entry in entries)])
     for entry in entries:
         release = entry.release
         print(
-            f"{release.key:<12}sigma {release.sigma:g}, sensitivity {release.sensitivity:g}, "
+            f"{release.key:<{width}}sigma {release.sigma:g}, sensitivity {release.sensitivity:g}, "
             f"{entry.state} {entry.committed_at or entry.reserved_at}"
             f"{', paid by the selection' if release.key in paid else ''}"
         )

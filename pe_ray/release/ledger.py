@@ -174,7 +174,8 @@ class Ledger:
     def commit_selection(self, winner: Sequence[tuple[Release, NDArray[np.int64]]]) -> None:
         """Store the best run's releases, which the selection paid for; a second call does nothing.
 
-        Guarantee: one run's releases are ever stored; no time of the search is kept but this one.
+        Guarantee: one run's releases are ever stored. All times in the ledger become this one's:
+        how long the search took would tell how many runs there were, which nothing accounts for.
         """
         with self._transaction() as database:
             selection = _selection(database)
@@ -191,6 +192,7 @@ class Ledger:
                 _store(database, release.key, noisy, now)
             keys = json.dumps([release.key for release, _ in winner])
             database.execute("UPDATE selection SET winner = ?, time = ?", (keys, now))
+            database.execute("UPDATE releases SET reserved_at = ?, committed_at = ?", (now, now))
 
     def selection(self) -> Selection | None:
         """The selection that was charged, None without one."""

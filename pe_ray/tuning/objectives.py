@@ -6,6 +6,7 @@ reaches it. `score` is the only objective that asks the private records anything
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,7 @@ class Scorer:
                 votes,
                 objective.clip,
             )
+            shutil.rmtree(folder.parent, ignore_errors=True)
         return float(stored.sums[0])
 
     def _images(

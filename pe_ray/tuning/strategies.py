@@ -21,7 +21,7 @@ from pe_ray.config import Config, PrivateConfig, ResourcesConfig, differences
 from pe_ray.errors import InputError
 from pe_ray.evolution import Door, iterations, open_records
 from pe_ray.planning import planned_releases, votes_shape
-from pe_ray.release.adaptive import with_mu
+from pe_ray.release.adaptive import adaptive_epsilon, with_mu
 from pe_ray.release.aggregator import create_aggregator
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.scores import release_moments
@@ -68,11 +68,20 @@ def check(search: Search) -> None:
     if search.tuning.strategy == "select":
         planned_selection(search)
         return
-    if final_mu(search):
-        with_mu(votes_shape(search.config), final_mu(search))
-    trial_releases(job, search.config, "")
+    planned = [*shared_releases(search), *trial_releases(job, search.config, "trial/")]
+    if search.tuning.strategy in ("public", "proxy"):  # there trials are free
+        planned = list(shared_releases(search))
     if search.tuning.strategy == "proxy":
-        with_mu(votes_shape(search.config), proxy_mu(search))
+        planned += with_mu(votes_shape(search.config, "proxy/"), proxy_mu(search))
+    if final_mu(search):
+        planned += with_mu(votes_shape(search.config), final_mu(search))
+    privacy = search.config.privacy
+    if accounting_of(search) == "fixed":
+        planned_releases(search.config)
+    elif adaptive_epsilon(planned, privacy.delta) > privacy.epsilon:
+        raise InputError(
+            "privacy.epsilon: too small for one trial and the final run at this delta; raise either"
+        )
 
 
 def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
@@ -100,6 +109,9 @@ def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
             atomic_write(result, json.dumps(found, indent=1).encode())
         found = json.loads(result.read_bytes())
         _finish(job, run, ledger, found["settings"])
+        if search.tuning.strategy == "select":
+            for file in run.path.rglob("*"):  # times would tell how many runs there were
+                os.utime(file)
     return Outcome(
         path=run.path,
         settings=found["settings"],
