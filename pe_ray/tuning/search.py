@@ -21,7 +21,7 @@ from ray.tune.search.optuna import OptunaSearch
 from pe_ray.errors import InputError
 from pe_ray.synthetic.writer import atomic_write
 from pe_ray.tuning.config import Search
-from pe_ray.tuning.space import ends, ray_space, settings_of, trial_id
+from pe_ray.tuning.space import distinct_points, ends, ray_space, settings_of, trial_id
 from pe_ray.tuning.trial import RECORD, Job, start_trial, this_node
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def run_search(job: Job, folder: Path, max_concurrent: int) -> None:
             tune_config=TuneConfig(
                 metric="score",
                 mode=search.tuning.mode,
-                num_samples=search.tuning.num_trials,
+                num_samples=_num_trials(search),
                 search_alg=_search_algorithm(search, max_concurrent),
                 scheduler=_scheduler(search),
                 trial_name_creator=_name_of(search),
@@ -125,9 +125,19 @@ def _name_of(search: Search) -> Any:
 def _search_algorithm(search: Search, max_concurrent: int) -> SearchAlgorithm | Searcher:
     seed, mode = search.tuning.seed, search.tuning.mode
     if search.tuning.search == "random":
-        return BasicVariantGenerator(max_concurrent=max_concurrent, random_state=seed)
+        return BasicVariantGenerator(
+            points_to_evaluate=distinct_points(search),
+            max_concurrent=max_concurrent,
+            random_state=seed,
+        )
     searcher = OptunaSearch(space=ray_space(search), metric="score", mode=mode, seed=seed)
     return ConcurrencyLimiter(searcher, max_concurrent=max_concurrent)
+
+
+def _num_trials(search: Search) -> int:
+    """As many as asked for, or as there are combinations to try at random."""
+    points = distinct_points(search) if search.tuning.search == "random" else None
+    return search.tuning.num_trials if points is None else len(points)
 
 
 def _scheduler(search: Search) -> TrialScheduler | None:

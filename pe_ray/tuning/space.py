@@ -136,6 +136,19 @@ def ray_space(search: Search) -> dict[str, Any]:
     return space
 
 
+def distinct_points(search: Search) -> list[dict[str, Any]] | None:
+    """What a random search tries, without repeats; None where there are ranges, or combinations
+    beyond counting. A repeat would get the same releases back and tell nothing new.
+    """
+    space = search.tuning.space
+    values = {key: some for key, some in space.items() if not isinstance(some, Range)}
+    if len(values) < len(space) or math.prod(map(len, values.values())) > MOST_COMBINATIONS:
+        return None
+    shown = {key: tuple(dict.fromkeys(map(_shown, some))) for key, some in values.items()}
+    points = list(combinations(shown))
+    return Random(search.tuning.seed).sample(points, min(search.tuning.num_trials, len(points)))
+
+
 def settings_of(search: Search, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Ray Tune's choice as settings."""
     settings = {}

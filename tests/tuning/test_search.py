@@ -218,7 +218,7 @@ def test_bad_input_is_refused_before_anything_is_spent(
     if changes.get("strategy") == "proxy" and "moments" in str(changes):
         searched["tuning"]["proxy_share"] = 0.5
     if "too small" in message:  # less than the sampler's finite randomness can promise
-        searched["privacy"]["delta"] = 1e-33
+        searched["privacy"]["delta"] = 1e-36
     searched["tuning"] |= changes
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
         check(search_of(searched))
