@@ -57,6 +57,7 @@ CREATE TABLE IF NOT EXISTS accounting (one INTEGER PRIMARY KEY CHECK (one = 1), 
 CREATE TABLE IF NOT EXISTS selection (
   one INTEGER PRIMARY KEY CHECK (one = 1), mechanism TEXT NOT NULL, mean REAL NOT NULL,
   shape TEXT NOT NULL, plans TEXT NOT NULL, winner TEXT, time TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS kept (prefix TEXT PRIMARY KEY, releases TEXT NOT NULL);
 """
 
 
@@ -144,9 +145,18 @@ class Ledger:
                             "restore the configuration that it was charged for"
                         )
                     return
-            charged = [*(e.release for e in entries), release]
+            charged = [*(e.release for e in entries), release, *_kept(database, release.key)]
             self._require_room(release.key, charged, _selection(database), _winner(database))
             _insert(database, release, _now())
+
+    def keep_room(self, prefix: str, releases: Sequence[Release]) -> None:
+        """Refuse releases whose key starts with `prefix` where they leave no room for `releases`.
+
+        Charges nothing: other keys may use the room.
+        """
+        rows = json.dumps([asdict(release) for release in releases])
+        with self._transaction() as database:
+            database.execute("INSERT OR IGNORE INTO kept VALUES (?, ?)", (prefix, rows))
 
     def reserve_selection(self, selection: Selection) -> None:
         """Charge the best of K runs, once; the runs themselves are charged nowhere else.
@@ -371,6 +381,15 @@ def _selection(database: sqlite3.Connection) -> Selection | None:
         return None
     plans = tuple(tuple(Release(**release) for release in plan) for plan in json.loads(row[2]))
     return Selection(repetitions=Repetitions(mean=row[0], shape=float(row[1])), plans=plans)
+
+
+def _kept(database: sqlite3.Connection, key: str) -> list[Release]:
+    """What must still be affordable after `key` is charged."""
+    if not _has(database, "kept"):
+        return []
+    rows = database.execute("SELECT prefix, releases FROM kept").fetchall()
+    texts = [text for prefix, text in rows if key.startswith(prefix)]
+    return [Release(**release) for text in texts for release in json.loads(text)]
 
 
 def _winner(database: sqlite3.Connection) -> tuple[str, ...]:

@@ -226,4 +226,22 @@ def search_of(tree: dict[str, Any]) -> Search:
     for name, public in (("public_data", tuning.public_data), ("reference", tuning.reference)):
         if public and (public.data, public.where) == (config.private.data, config.private.where):
             raise InputError(f"tuning.{name}: these are the private records; name public ones")
+    _check_labels(config, tuning)
     return Search(tree=rest, config=config, tuning=tuning)
+
+
+def _check_labels(config: Config, tuning: TuningConfig) -> None:
+    """What trials are compared with must have the trials' labels."""
+    public = tuning.public_data if tuning.strategy == "public" else None
+    labels = public.labels if public else config.private.labels
+    reference = tuning.reference if tuning.objective.kind == "public" else None
+    if reference and reference.labels != labels:
+        raise InputError(
+            "tuning.objective.reference.labels: must be those that trials have: "
+            f"{', '.join(labels[:20])}"
+        )
+    if tuning.objective.kind == "moments" and len(labels) != len(config.private.labels):
+        raise InputError(
+            "tuning.objective: moments of the private records have other labels than "
+            "tuning.public_data; use another objective, or a stand-in with as many labels"
+        )

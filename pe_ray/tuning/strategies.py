@@ -190,8 +190,16 @@ def _searched(job: Job, ledger: Ledger, folder: Path, concurrent: int) -> dict[s
     else:
         if search.tuning.strategy == "proxy":
             job = replace(job, source=_proxy(job, ledger, folder / "proxy"))
+        if search.tuning.strategy == "compose":
+            # Trials that share what is left for one of them might all be refused half-way.
+            concurrent = min(concurrent, int(search.tuning.full_trials or search.tuning.num_trials))
+            if search.tuning.final_share:
+                final = with_mu(votes_shape(search.config, "kept/"), final_mu(search))
+                ledger.keep_room("trial/", final)
         run_search(job, folder / "tune", concurrent)
     found = records(job.folder)
+    for record in found:
+        record["state"] = {"running": "stopped"}.get(record["state"], record["state"])
     best = best_of(found, search.tuning.mode)
     last = max(best["scores"], key=int)
     return {"settings": best["settings"], "score": best["scores"][last], "trials": found}

@@ -78,9 +78,12 @@ def trial_config(job: Job, settings: Settings) -> Config:
             fractions = "uniform"
         config = config.model_copy(
             update={
-                "private": stand_in.model_copy(update={"user_column": None}),
+                "private": stand_in,
                 "privacy": privacy.model_copy(
-                    update={"unit": "record", "label_fractions": fractions}
+                    update={
+                        "unit": privacy.unit if stand_in.user_column else "record",
+                        "label_fractions": fractions,
+                    }
                 ),
             }
         )

@@ -77,16 +77,20 @@ def test_compose_charges_trials_and_the_final_run_in_one_ledger(
         tune(search_of(searched))
 
 
+@pytest.mark.parametrize("final_share", [0.0, 0.5])
 def test_the_ledger_ends_a_search_that_would_overspend(
-    ray_session: None, searched: dict[str, Any]
+    ray_session: None, searched: dict[str, Any], final_share: float
 ) -> None:
-    searched["tuning"] |= {"full_trials": 1, "final_share": 0.0, "num_trials": 4, "seed": 3}
+    searched["tuning"] |= {"full_trials": 1, "final_share": final_share, "num_trials": 4}
     outcome = tune(search_of(searched))
     states = sorted(trial["state"] for trial in outcome.trials)
     assert states == ["complete", "refused"]
     refused = next(trial for trial in outcome.trials if trial["state"] == "refused")
     assert "over the budget" in refused["reason"]
-    assert Ledger.open(outcome.path / "ledger.sqlite").spent() <= 10.0
+    ledger = Ledger.open(outcome.path / "ledger.sqlite")
+    assert 9.9 < ledger.spent() <= 10.0
+    final_run = [e.release for e in ledger.entries() if not e.release.key.startswith("trial/")]
+    assert len(final_run) == (2 if final_share else 0)  # the reserved share was left alone
     assert manifest_of(outcome.path / "synthetic") is not None
 
 
