@@ -452,20 +452,8 @@ class Config(Block):
     @classmethod
     def from_yaml(cls, path: str | Location, overrides: Sequence[str] = ()) -> Config:
         """Read a YAML file; `overrides` are `block.key=value` with a YAML value."""
-        try:
-            text = given(path, "config").read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"config {path}: can't be read ({type(error).__name__})") from error
-        try:
-            tree = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"config {path}: not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(tree, dict):
-            raise InputError(
-                f"config {path}: must be a mapping of blocks (private, generator, ...)"
-            )
-        for override in overrides:
-            _set(tree, override)
+        tree = read_tree(path, overrides)
+        tree.pop("tuning", None)  # of a search, which a single run doesn't take part in
         return cls.from_dict(tree)
 
     @classmethod
@@ -509,6 +497,23 @@ def _without(options: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any
     return {name: value for name, value in options.items() if name not in names}
 
 
+def read_tree(path: str | Location, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The plain values of a YAML file, with `overrides` (`block.key=value`) in place."""
+    try:
+        text = given(path, "config").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"config {path}: can't be read ({type(error).__name__})") from error
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"config {path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"config {path}: must be a mapping of blocks (private, generator, ...)")
+    for override in overrides:
+        set_override(tree, override)
+    return tree
+
+
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
     """Dotted keys whose values differ between two trees."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
@@ -518,7 +523,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [path]
 
 
-def _set(tree: dict[str, Any], override: str) -> None:
+def set_override(tree: dict[str, Any], override: str) -> None:
     """Apply one `block.key=value` in place."""
     name, equals, text = override.partition("=")
     *blocks, key = name.split(".")

@@ -77,20 +77,26 @@ def label_fractions(config: Config) -> tuple[float, ...] | None:
     return fractions
 
 
-def planned_releases(config: Config) -> tuple[Release, ...]:
-    """Every release of the run, in order, with noise calibrated to the budget."""
+def votes_shape(config: Config, prefix: str = "") -> list[Release]:
+    """The releases of votes, in order, their sigmas up to a common factor."""
     limit = votes_limit(config)
-    weights = config.schedule.relative_sigmas
-    releases = [
+    return [
         Release(
-            key=f"votes/{iteration:04d}",
+            key=f"{prefix}votes/{iteration:04d}",
             kind="votes",
             iteration=iteration,
             votes_per_unit=limit,
             sigma=weight * math.sqrt(limit),
         )
-        for iteration, weight in enumerate(weights, start=1)
+        for iteration, weight in enumerate(config.schedule.relative_sigmas, start=1)
     ]
+
+
+def planned_releases(config: Config) -> tuple[Release, ...]:
+    """Every release of the run, in order, with noise calibrated to the budget."""
+    limit = votes_limit(config)
+    weights = config.schedule.relative_sigmas
+    releases = votes_shape(config)
     if config.privacy.label_fractions == "dp":
         share = config.privacy.label_count_share
         weight = math.sqrt((1 - share) / (share * sum(w**-2 for w in weights)))

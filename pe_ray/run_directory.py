@@ -113,20 +113,37 @@ class RunDirectory:
         atomic_write(file, sink.getvalue())
 
 
+def on_disk(path: str | Path) -> RunDirectory:
+    """The run directory in a local folder, whose ledger is in it."""
+    folder = Path(path).resolve()
+    return RunDirectory(folder, folder / LEDGER)
+
+
 @contextmanager
 def claimed(config: Config) -> Iterator[RunDirectory]:
     """The run directory of `config`, created or continued, locked against a second process."""
-    path, folder = given(config.output.path, "output.path"), ledger_folder(config)
-    run = RunDirectory(path, folder / LEDGER)
+    run = RunDirectory(given(config.output.path, "output.path"), ledger_folder(config) / LEDGER)
+    with locked(run):
+        with reported("output.path", run.path):
+            _bind(run, config)
+        require_writable(run.path, "output.path")
+        yield run
+
+
+@contextmanager
+def locked(run: RunDirectory, *, wait: bool = False) -> Iterator[None]:
+    """Hold the run directory, made if there is none, against a second process.
+
+    wait: for the other one to be done, instead of InputError.
+    """
     with others_cant_write(), _lock_of(run) as lock:
-        if not _locked(lock, fcntl.LOCK_EX, tries=10):
+        if wait:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        elif not _locked(lock, fcntl.LOCK_EX, tries=10):
             raise InputError(
                 f"output.path: {run.path} is in use by another pe-ray; wait for it or stop it"
             )
-        with reported("output.path", path):
-            _bind(run, config)
-        require_writable(path, "output.path")
-        yield run
+        yield
 
 
 @contextmanager

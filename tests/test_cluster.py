@@ -90,17 +90,17 @@ def test_another_token_is_refused_in_one_line(
 WHERE = """
 import json, sys, time
 import ray
-import pe_ray.evolution as evolution
+from pe_ray import door, evolution
 from pe_ray.config import Config
 from ray.util.state import list_tasks
 
 ray.init(log_to_driver=False)
 kept = []
-cast = evolution.cast_votes
+cast = door.cast_votes
 def watched(records, *arguments):
     kept.append(records)
     return cast(records, *arguments)
-evolution.cast_votes = watched
+door.cast_votes = watched
 evolution.evolve(Config.from_yaml(sys.argv[1]))
 refs = [ref for pieces in kept[-1].partitions for ref in pieces]
 found = ray.experimental.get_object_locations(refs)

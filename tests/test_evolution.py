@@ -30,7 +30,7 @@ from pe_ray.synthetic.writer import manifest_of, parts_of
 
 KILLER = """
 import os, signal, sys
-import pe_ray.evolution as evolution
+import pe_ray.door as door, pe_ray.evolution as evolution
 from pe_ray.config import Config
 from pe_ray.synthetic import stage
 
@@ -48,10 +48,11 @@ def counted(step):
         return result
     return call
 
-for name in ("make_population", "embed", "cast_votes", "next_offspring", "write_final",
-             "write_config", "create_aggregator"):
+for name in ("make_population", "next_offspring", "write_final", "write_config"):
     setattr(evolution, name, counted(getattr(evolution, name)))
-evolution._Door._release = counted(evolution._Door._release)
+for name in ("embed", "cast_votes", "create_aggregator"):
+    setattr(door, name, counted(getattr(door, name)))
+door.Door._release = counted(door.Door._release)
 stage.commit = counted(stage.commit)
 evolution.evolve(Config.from_yaml(sys.argv[1]))
 print("steps left", left)

@@ -79,12 +79,12 @@ def through_ray(settings: Config) -> tuple[dict[str, float], float, Watch]:
     """Seconds per phase of a run, its wall seconds, and what was watched."""
     import ray
 
-    from pe_ray import evolution
+    from pe_ray import door, evolution
 
     seconds: dict[str, float] = defaultdict(float)
 
-    def phase(name: str, attribute: str) -> None:
-        step = getattr(evolution, attribute)
+    def phase(name: str, module: Any, attribute: str) -> None:
+        step = getattr(module, attribute)
 
         def timed(*arguments: Any, **named: Any) -> Any:
             started = time.perf_counter()
@@ -93,12 +93,12 @@ def through_ray(settings: Config) -> tuple[dict[str, float], float, Watch]:
             finally:
                 seconds[name] += time.perf_counter() - started
 
-        setattr(evolution, attribute, timed)
+        setattr(module, attribute, timed)
 
-    phase("variation", "make_population")
-    phase("embedding with lookahead", "embed")
-    phase("selection", "next_offspring")
-    phase("final set", "write_final")
+    phase("variation, embedding with lookahead", evolution, "make_population")
+    phase("embedding of what was left", door, "embed")
+    phase("selection", evolution, "next_offspring")
+    phase("final set", evolution, "write_final")
     watch = Watch()
     started = time.perf_counter()
     ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")

@@ -38,7 +38,7 @@ from pe_ray.cluster import connected
 from pe_ray.config import Config
 from pe_ray.errors import InputError
 from pe_ray.release.ledger import Ledger
-from pe_ray.run_directory import LEDGER, RunDirectory
+from pe_ray.run_directory import LEDGER, RunDirectory, on_disk
 from pe_ray.storage import delete_tree, given, names
 from pe_ray.synthetic.variation import layout_of
 from pe_ray.synthetic.writer import parts_of
@@ -118,7 +118,7 @@ def play(config: Config, output: Path, *, most: int | None = None, restarts: int
     ledger of real data, nor be mistaken for its run.
     """
     attacked = _attacked(config, output)
-    run = RunDirectory(output.resolve() / "run", output.resolve() / "run" / LEDGER)
+    run = on_disk(output / "run")
     with connected(config.resources):
         canaries = placed(attacked, output, most)
         features = embedded(attacked, canaries.file)

@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict
 
 from pe_ray.cli.printing import AddVerb, guarantee, print_json
-from pe_ray.config import Config, ResourcesConfig
+from pe_ray.config import Config, ResourcesConfig, read_tree
 
 
 def add_verbs(verb: AddVerb) -> None:
@@ -31,6 +31,12 @@ def _plan(options: argparse.Namespace) -> None:
     from pe_ray.planning import plan, worker_seconds
     from pe_ray.run_directory import ledger_folder
 
+    if "tuning" in read_tree(options.config, options.set):
+        from pe_ray.cli.tuning import print_costs
+        from pe_ray.tuning.config import read_search
+
+        print_costs(read_search(options.config, options.set), options.json)
+        return
     config = Config.from_yaml(options.config, options.set)
     ledger_folder(config)
     made = plan(config)

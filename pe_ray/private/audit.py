@@ -7,8 +7,10 @@ release; the command line prints it and writes it nowhere.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pe_ray import plugins
+from pe_ray.config import PrivateConfig
 from pe_ray.errors import InputError
 from pe_ray.images import resized
 from pe_ray.private.sources import list_slices, read_slice
@@ -16,6 +18,7 @@ from pe_ray.run_directory import opened
 from pe_ray.storage import Location
 from pe_ray.synthetic.variation import layout_of
 from pe_ray.synthetic.writer import read_population
+from pe_ray.values import ImageShape
 
 
 def audit(run_path: str | Location) -> dict[str, float]:
@@ -41,19 +44,25 @@ def audit(run_path: str | Location) -> dict[str, float]:
             "user_column": None,
         }
     )
-    shape = config.image_shape
-    images, labels = [], []
-    for part in list_slices(private):
-        read = read_slice(part, private, shape.channels)
-        images += [resized(image, shape) for image in read.images]
-        labels.append(read.labels)
-    if not images:
+    images, labels = read_images(private, config.image_shape)
+    if not len(images):
         field = "private.where" if config.metrics.audit_where is None else "metrics.audit_where"
         raise InputError(f"{field}: keeps no record to score on; mend its values")
     scores: dict[str, float] = {}
     for metric in config.metrics.audit:
         scorer = plugins.load("metric", metric.kind)(metric.options)
-        scores |= scorer.score(
-            rows["image"], rows["label"], np.stack(images), np.concatenate(labels)
-        )
+        scores |= scorer.score(rows["image"], rows["label"], images, labels)
     return scores
+
+
+def read_images(
+    source: PrivateConfig, shape: ImageShape
+) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """All images of `source`, brought to `shape`, uint8 [n, h, w, c], and their labels [n]."""
+    images = [np.zeros((0, shape.height, shape.width, shape.channels), np.uint8)]
+    labels = [np.zeros(0, dtype=np.int32)]
+    for part in list_slices(source):
+        read = read_slice(part, source, shape.channels)
+        images += [resized(image, shape)[None] for image in read.images]
+        labels.append(read.labels)
+    return np.concatenate(images), np.concatenate(labels)

@@ -184,7 +184,7 @@ def open_records(
 
 def _prepare(config: PrivateConfig) -> tuple[PrivateConfig, list[PrivateSlice]]:
     """The configuration with its cache folder resolved, and the slices to read."""
-    return config.model_copy(update={"cache": _checked_cache(config)}), list_slices(config)
+    return config.model_copy(update={"cache": checked_cache(config)}), list_slices(config)
 
 
 def _prepare_task(config: PrivateConfig) -> tuple[PrivateConfig, list[PrivateSlice]] | str:
@@ -253,7 +253,7 @@ def _cache_folder(config: PrivateConfig) -> Path | None:
     return Path(home) / "pe_ray" / "private"
 
 
-def _checked_cache(config: PrivateConfig) -> str:
+def checked_cache(config: PrivateConfig) -> str:
     """The cache folder, made with mode 0700, or `none`; refuses one that others can read.
 
     Resolved once: workers may have another environment.

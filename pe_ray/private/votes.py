@@ -21,7 +21,7 @@ from pe_ray.config import VotesConfig
 from pe_ray.errors import InputError
 from pe_ray.private.bounds import Precision
 from pe_ray.private.records import EmbeddedRecords, PrivateRecords
-from pe_ray.private.search import Search
+from pe_ray.private.search import Nearest, Search
 from pe_ray.private.tile_scan import fastest_precision
 from pe_ray.storage import Location, whole
 from pe_ray.values import LabelLayout
@@ -144,8 +144,36 @@ def nearest_samples(
 
     Guarantee: a row depends on its record and on the samples alone; zone 1 only.
     """
+    return _nearest(pieces, parts, layout, settings, on_gpu).ids
+
+
+def nearest_distances(
+    pieces: Sequence[EmbeddedRecords],
+    parts: Sequence[tuple[Location, int, int]],
+    layout: LabelLayout,
+    settings: VotesConfig,
+) -> NDArray[np.float64]:
+    """Distance of each record to its nearest sample of its label, float64 [n], inf where none.
+
+    l2: Euclidean (not squared); cosine: 1 - cos.
+
+    Guarantee: a row depends on its record and on the samples alone; zone 1 only.
+    """
+    alone = settings.model_copy(update={"neighbors": 1})
+    distances = _nearest(pieces, parts, layout, alone, False).distances[:, 0]
+    return np.sqrt(distances) if settings.metric == "l2" else distances
+
+
+def _nearest(
+    pieces: Sequence[EmbeddedRecords],
+    parts: Sequence[tuple[Location, int, int]],
+    layout: LabelLayout,
+    settings: VotesConfig,
+    on_gpu: bool,
+) -> Nearest:
     labels = np.concatenate([piece.labels for piece in pieces])
-    choices = np.full((len(labels), settings.neighbors), -1, dtype=np.int64)
+    ids = np.full((len(labels), settings.neighbors), -1, dtype=np.int64)
+    distances = np.full(ids.shape, np.inf)
     precision = _precision(labels, layout, pieces[0].features.shape[1], on_gpu)
     load = lru_cache(maxsize=1)(_rows)  # labels follow one another, so a part is read once
     for label in range(len(layout.counts)):
@@ -156,8 +184,9 @@ def nearest_samples(
         search = Search(queries, settings.neighbors, settings.metric, precision)
         for first, block in _blocks(parts, *layout.label_range(label), load):
             search.add(block, first)
-        choices[chosen] = search.nearest.ids
-    return choices
+        ids[chosen] = search.nearest.ids
+        distances[chosen] = search.nearest.distances
+    return Nearest(distances=distances, ids=ids)
 
 
 def _precision(labels: NDArray[np.int32], layout: LabelLayout, dim: int, on_gpu: bool) -> Precision:

@@ -79,10 +79,10 @@ def _epsilon(times: tuple[tuple[float, int], ...], sums: tuple[float, ...], delt
         return math.inf
     of_sums = _mu([(sigma, 1) for sigma in sums])
     guess = gaussian_epsilon(math.hypot(_mu(times), of_sums), target)
-    return composed_epsilon(times, target, guess, of_sums**2) + sum(map(_sums_epsilon, sums))
+    return composed_epsilon(times, target, guess, of_sums**2) + sum(map(sums_epsilon, sums))
 
 
-def _sums_epsilon(sigma: float) -> float:
+def sums_epsilon(sigma: float) -> float:
     """Epsilon kept back for a release of sums: discrete noise and the sampler's precision."""
     reach = _SUMS_DEVIATIONS + 1 / sigma
     return MAX_SUMS * ((1 + reach**2) / (8 * (sigma * LATTICE) ** 2) + 2.0**-59)
@@ -136,14 +136,14 @@ def calibrate(shape: Sequence[Release], budget: Budget) -> tuple[Release, ...]:
         raise InputError(f"privacy.delta: {budget.delta:g} is not between 0 and 1")
     if any(not 0 < release.sigma < math.inf for release in shape):
         raise InputError("schedule.noise: every relative sigma must be a number above 0")
-    if sum(map(_kept_back, shape)) > budget.delta:
+    if sum(map(kept_back, shape)) > budget.delta:
         raise InputError(f"privacy.delta: {budget.delta:g} is too small to be promised; raise it")
     mixed = len({(release.kind == "sums", release.sigma) for release in shape}) > 1
     epsilon = budget.epsilon * (1 - _MIXED_MARGIN) if mixed else budget.epsilon
     unit_mu = _mu([(release.sigma, release.votes_per_unit) for release in shape])
 
     def at(scale: float) -> tuple[Release, ...]:
-        return tuple(replace(r, sigma=_round_up(r.sigma * scale)) for r in shape)
+        return tuple(replace(r, sigma=round_up(r.sigma * scale)) for r in shape)
 
     def excess(scale: float) -> float:
         return epsilon_of(at(scale), budget.delta) - epsilon
@@ -155,7 +155,7 @@ def calibrate(shape: Sequence[Release], budget: Budget) -> tuple[Release, ...]:
     return releases
 
 
-def _kept_back(release: Release) -> float:
+def kept_back(release: Release) -> float:
     """Delta that a release costs whatever its noise."""
     return _SUMS_DELTA if release.kind == "sums" else release.votes_per_unit * SLACK_PER_COORDINATE
 
@@ -196,7 +196,7 @@ def _mu(times: Sequence[tuple[float, int]]) -> float:
     return math.sqrt(math.fsum(count / sigma**2 for sigma, count in times))
 
 
-def _round_up(sigma: float) -> float:
+def round_up(sigma: float) -> float:
     """`sigma` with 6 significant digits, never less than it was."""
     exponent = math.floor(math.log10(sigma)) - 5
     digits = math.ceil(sigma / 10.0**exponent)

@@ -1,0 +1,138 @@
+"""The loop's side of the release: what private records answer, and nothing else of them.
+
+The only place between the loop and the private zone: it holds references to private records and
+hands references to their votes to the aggregator, which noises them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import ray
+
+from pe_ray.config import Config, PrivateConfig
+from pe_ray.errors import InputError
+from pe_ray.planning import votes_limit
+from pe_ray.private import records as private_records
+from pe_ray.private.records import PrivateRecords
+from pe_ray.private.votes import cast_votes, count_labels
+from pe_ray.progress import log_stage
+from pe_ray.release.aggregator import create_aggregator
+from pe_ray.release.ledger import Ledger
+from pe_ray.release.ledger_copy import update_copy
+from pe_ray.run_directory import RunDirectory
+from pe_ray.storage import delete_tree
+from pe_ray.synthetic import writer
+from pe_ray.synthetic.embedding import EmbeddingWorker, embed, embedding_beside
+from pe_ray.synthetic.population import Population
+from pe_ray.values import NoisyHistogram, Release
+
+
+class Door:
+    """The loop's side of the release: asks for a histogram, never sees what it was made from.
+
+    source: whose records vote, if not `config.private`; prefix: of the votes' keys in the ledger,
+    where it holds several runs.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run: RunDirectory,
+        ledger: Ledger,
+        releases: Sequence[Release],
+        *,
+        source: PrivateConfig | None = None,
+        prefix: str = "",
+    ) -> None:
+        self._config = config
+        self._run = run
+        self._ledger = ledger
+        self._prefix = prefix
+        # What was charged stays as it was charged, should another version calibrate differently.
+        charged = {entry.release.key: entry.release for entry in ledger.entries()}
+        self._releases = {r.key: charged.get(r.key, r) for r in releases}
+        if all(ledger.stored(key) is not None for key in self._releases):
+            return
+        self.records = open_records(config, source)
+        self.aggregator = create_aggregator(ledger.path)
+
+    def label_counts(self) -> NoisyHistogram:
+        """Release the number of records (or users) per label."""
+        release = self._releases["label_counts"]
+        num_labels = len(self._config.private.labels)
+        return self._release(
+            release, num_labels, lambda: count_labels(self.records, release.votes_per_unit)
+        )
+
+    def embedding(self, iteration: int) -> Callable[[], EmbeddingWorker] | None:
+        """What embeds S_(iteration-1) while it is made, if it is to be voted on."""
+        run, key = self._run, f"{self._prefix}votes/{iteration:04d}"
+        if key not in self._releases or self._ledger.released(key) is not None:
+            return None
+        made, kept = run.population(iteration - 1), run.lookahead(iteration)
+        return embedding_beside(self._config, run.embedding(iteration), iteration, made, kept)
+
+    def votes(self, iteration: int, population: Population) -> NoisyHistogram:
+        """Release the votes of `iteration` for the samples of S_(iteration-1)."""
+        config, layout = self._config, population.layout
+
+        def cast() -> list[ray.ObjectRef]:
+            embedding = embed(
+                config,
+                self._run.embedding(iteration),
+                iteration,
+                population,
+                self._run.lookahead(iteration),
+            )
+            parts = [
+                (embedding.directory / part.file, part.start, part.stop)
+                for part in writer.parts_of(embedding.directory)
+            ]
+            gpus = config.resources.gpus_per_worker
+            return cast_votes(self.records, parts, layout, config.votes, votes_limit(config), gpus)
+
+        release = self._releases[f"{self._prefix}votes/{iteration:04d}"]
+        histogram = self._release(release, layout.num_samples, cast)
+        self._run.write_histogram(histogram, layout)
+        self._run.keep_embedding_time(iteration)
+        delete_tree(self._run.embedding(iteration))
+        return histogram
+
+    def _release(
+        self, release: Release, num_bins: int, cast: Callable[[], list[ray.ObjectRef]]
+    ) -> NoisyHistogram:
+        stored = self._ledger.released(release.key)
+        if stored is not None:
+            return stored
+        histogram: NoisyHistogram = ray.get(
+            self.aggregator.release.remote(release, num_bins, cast())
+        )
+        update_copy(self._ledger, self._run.ledger_copy)  # before anything is made from it
+        # Without the time that it took, which depends on the records.
+        log_stage(release.kind, iteration=release.iteration, state="released", sigma=release.sigma)
+        return histogram
+
+
+def open_records(config: Config, source: PrivateConfig | None = None) -> PrivateRecords:
+    """Read, validate and embed the records that vote; spends nothing (see private.records)."""
+    private = source or config.private
+    user_column = private.user_column if config.privacy.unit == "user" else None
+    return private_records.open_records(
+        private.model_copy(update={"user_column": user_column}),
+        channels=config.image_shape.channels,
+        embedder_kind=config.embedder.kind,
+        embedder_options=config.embedder.options,
+        gpus=config.resources.gpus_per_worker,
+    )
+
+
+def private_folder(config: Config) -> Path:
+    """The folder (mode 0700) for what must not be published; InputError where there is none."""
+    folder = private_records.checked_cache(config.private)
+    if folder == "none":
+        raise InputError(
+            "private.cache: needed here, for what must not be published; name a folder"
+        )
+    return Path(folder)

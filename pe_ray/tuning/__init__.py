@@ -1,0 +1,1 @@
+"""Hyperparameter search inside one privacy budget, with Ray Tune."""

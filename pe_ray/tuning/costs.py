@@ -1,0 +1,135 @@
+"""What each strategy would cost and leave for the final run, side by side, before any is begun."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import get_args
+
+from pe_ray.errors import InputError
+from pe_ray.planning import planned_releases, votes_shape
+from pe_ray.release.accounting import gaussian_epsilon
+from pe_ray.release.adaptive import mu_of, with_mu
+from pe_ray.release.selection import profile_epsilon, renyi_epsilon
+from pe_ray.tuning.budget import accounting_of, final_mu, shared_releases, total_mu, trial_mu
+from pe_ray.tuning.config import ScoreObjective, Search, Strategy
+from pe_ray.tuning.private_selection import planned_selection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """One strategy with the configuration's settings.
+
+    search_share: share of mu^2 that the search costs, releases for the objective included;
+    final_epsilon: what the result's own releases cost alone; final_sigma: noise of its last votes,
+    in votes; noise: that over the noise of a run without a search; bounds: of a selection;
+    impossible: why this configuration can't have it.
+    """
+
+    strategy: Strategy
+    search_share: float = 1.0
+    final_epsilon: float = 0.0
+    final_sigma: float = math.inf
+    noise: float = math.inf
+    score_sigma: float | None = None
+    bounds: dict[str, float] | None = None
+    impossible: str | None = None
+
+
+def costs(search: Search) -> list[Cost]:
+    """Every strategy's cost with this configuration; touches no private record."""
+    return list(_costs(search))
+
+
+def _costs(search: Search) -> Iterator[Cost]:
+    alone = planned_releases(search.config)[-1].sigma
+    for strategy in get_args(Strategy):
+        changes = {"strategy": strategy}
+        if strategy == "select":
+            changes |= {"search": "random", "scheduler": "none"}
+        tuning = search.tuning.model_copy(update=changes)
+        asked = replace(search, tuning=tuning)
+        why = _impossible(asked)
+        if why is not None:
+            yield Cost(strategy=strategy, impossible=why)
+            continue
+        try:
+            yield _cost(asked, strategy, alone)
+        except InputError as error:
+            yield Cost(strategy=strategy, impossible=str(error))
+
+
+def _impossible(search: Search) -> str | None:
+    tuning = search.tuning
+    if tuning.strategy == "public" and tuning.public_data is None:
+        return "needs tuning.public_data"
+    if tuning.strategy in ("public", "proxy") and isinstance(tuning.objective, ScoreObjective):
+        return "its trials must not ask the private records for a score"
+    return None
+
+
+def _cost(search: Search, strategy: Strategy, alone: float) -> Cost:
+    delta, config = search.config.privacy.delta, search.config
+    if strategy == "select":
+        selection = planned_selection(search)
+        plan = max(selection.plans, key=mu_of)
+        votes = [release for release in plan if release.kind == "votes"]
+        others = shared_releases(search)
+        bounds = {"renyi": renyi_epsilon(selection, others, delta)}
+        if not others:
+            bounds["privacy_profile"] = profile_epsilon(selection, delta)
+        last = with_mu(votes_shape(config), mu_of(votes))[-1].sigma
+        scores = [release.sigma for release in plan if release.kind == "sums"]
+        return Cost(
+            strategy=strategy,
+            search_share=1 - mu_of(votes) ** 2 / total_mu(search) ** 2,
+            final_epsilon=gaussian_epsilon(mu_of(votes), delta),
+            final_sigma=last,
+            noise=last / alone,
+            score_sigma=scores[-1] if scores else None,
+            bounds=bounds,
+        )
+    if accounting_of(search) == "fixed":
+        final = [r for r in planned_releases(config) if r.kind == "votes"]
+        return Cost(
+            strategy=strategy,
+            search_share=0.0,
+            final_epsilon=config.privacy.epsilon,
+            final_sigma=final[-1].sigma,
+            noise=1.0,
+        )
+    mu = final_mu(search) or trial_mu(search)
+    last = with_mu(votes_shape(config), mu)[-1].sigma
+    objective, score_sigma = search.tuning.objective, None
+    if isinstance(objective, ScoreObjective):
+        times = config.schedule.iterations if search.tuning.scheduler == "asha" else 1
+        score_sigma = math.sqrt(times / objective.share) / trial_mu(search)
+    return Cost(
+        strategy=strategy,
+        search_share=max(0.0, 1 - (mu / total_mu(search)) ** 2),
+        final_epsilon=gaussian_epsilon(mu, delta),
+        final_sigma=last,
+        noise=last / alone,
+        score_sigma=score_sigma,
+    )
+
+
+def recommended(found: list[Cost]) -> tuple[Strategy, str]:
+    """The strategy to take, and why."""
+    able = {cost.strategy: cost for cost in found if cost.impossible is None}
+    if not able:
+        raise InputError("tuning: the budget is too small for any strategy; raise privacy.epsilon")
+    if "public" in able:
+        return "public", (
+            "a public stand-in costs nothing; it holds as far as good settings for the stand-in "
+            "are good for the private records"
+        )
+    least = min(able.values(), key=lambda cost: cost.noise)
+    reasons = {
+        "proxy": "without public data it leaves most of the budget; further trials are free",
+        "compose": "here it leaves the final run the least noise, and trials vote with the records",
+        "select": "here its result has the least noise, and trials vote with the records",
+        "public": "",
+    }
+    return least.strategy, reasons[least.strategy]

@@ -1,0 +1,164 @@
+"""The search space: settings are dotted keys with plain values, and they name their trial."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from random import Random
+from typing import Any
+
+from pe_ray.config import Config
+from pe_ray.errors import InputError
+from pe_ray.tuning.config import Range, Search
+
+Settings = Mapping[str, Any]
+"""Dotted key -> plain value."""
+
+MOST_COMBINATIONS = 4096
+_FIXED = {
+    "privacy": "the guarantee is what the search is held to",
+    "private": "the private data are given",
+    "metrics": "audits are no part of a run",
+    "resources": "they change speed only",
+    "output": "the search names its folders itself",
+    "tuning": "a search can't search itself",
+}
+_DIGITS = 6
+
+
+def with_settings(search: Search, settings: Settings) -> Config:
+    """The configuration with `settings` in place; InputError where they don't fit it."""
+    tree = copy.deepcopy(search.tree)
+    for key, value in settings.items():
+        _put(tree, key, value)
+    return Config.from_dict(tree)
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *blocks, last = key.split(".")
+    for block in blocks:
+        tree = tree.setdefault(block, {})
+        if not isinstance(tree, dict):
+            raise InputError(f"tuning.space.{key}: {block} is not a block")
+    tree[last] = value
+
+
+def trial_id(settings: Settings) -> str:
+    """A name that depends on the settings alone, so that a repeated trial is the same trial."""
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def check_space(search: Search, configure: Callable[[Settings], Config]) -> None:
+    """Raise InputError for the first key or value that can't be searched; spends nothing.
+
+    configure: a trial's configuration from its settings.
+    """
+    for key in search.tuning.space:
+        block = key.partition(".")[0]
+        if block in _FIXED:
+            raise InputError(f"tuning.space.{key}: can't be searched: {_FIXED[block]}")
+    for settings in _samples(search):
+        try:
+            configure(settings)
+        except InputError as error:
+            text = str(error).removeprefix("config: ")
+            raise InputError(f"tuning.space: with {json.dumps(settings)}: {text}") from None
+
+
+def _samples(search: Search) -> Iterator[dict[str, Any]]:
+    """All combinations where they are few; else every value once, and some combinations."""
+    values = {key: ends(domain) for key, domain in search.tuning.space.items()}
+    if math.prod(map(len, values.values())) <= MOST_COMBINATIONS // 8:
+        yield from combinations(values)
+        return
+    rng = Random(0)
+    for step in range(max(64, *map(len, values.values()))):
+        yield {
+            key: some[step] if step < len(some) else rng.choice(some)
+            for key, some in values.items()
+        }
+
+
+def combinations(values: Mapping[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+    """Every combination of one value each."""
+    for chosen in itertools.product(*values.values()):
+        yield dict(zip(values, chosen, strict=True))
+
+
+def ends(domain: Range | tuple[Any, ...]) -> tuple[Any, ...]:
+    """All choices, or both ends of a range."""
+    if isinstance(domain, Range):
+        return (_number(domain.low, domain), _number(domain.high, domain))
+    return domain
+
+
+def _number(value: float, domain: Range) -> float | int:
+    if domain.integer:
+        return round(value)
+    return float(f"{min(max(value, domain.low), domain.high):.{_DIGITS}g}")
+
+
+def draw_in_secret(search: Search, rng: Random) -> dict[str, Any]:
+    """Independent settings; `rng` must be the operating system's (random.SystemRandom)."""
+    settings: dict[str, Any] = {}
+    for key, domain in search.tuning.space.items():
+        if not isinstance(domain, Range):
+            settings[key] = rng.choice(domain)
+        elif domain.integer:
+            settings[key] = rng.randint(int(domain.low), int(domain.high))
+        elif domain.log:
+            drawn = math.exp(rng.uniform(math.log(domain.low), math.log(domain.high)))
+            settings[key] = _number(drawn, domain)
+        else:
+            settings[key] = _number(rng.uniform(domain.low, domain.high), domain)
+    return settings
+
+
+def ray_space(search: Search) -> dict[str, Any]:
+    """The space for Ray Tune; a choice that is no plain scalar is shown as its JSON."""
+    from ray import tune
+
+    space: dict[str, Any] = {}
+    for key, domain in search.tuning.space.items():
+        if not isinstance(domain, Range):
+            space[key] = tune.choice([_shown(value) for value in domain])
+        elif domain.integer:
+            space[key] = tune.randint(int(domain.low), int(domain.high) + 1)
+        elif domain.log:
+            space[key] = tune.loguniform(domain.low, domain.high)
+        else:
+            space[key] = tune.uniform(domain.low, domain.high)
+    return space
+
+
+def distinct_points(search: Search) -> list[dict[str, Any]] | None:
+    """What a random search tries, without repeats; None where there are ranges, or combinations
+    beyond counting. A repeat would get the same releases back and tell nothing new.
+    """
+    space = search.tuning.space
+    values = {key: some for key, some in space.items() if not isinstance(some, Range)}
+    if len(values) < len(space) or math.prod(map(len, values.values())) > MOST_COMBINATIONS:
+        return None
+    shown = {key: tuple(dict.fromkeys(map(_shown, some))) for key, some in values.items()}
+    points = list(combinations(shown))
+    return Random(search.tuning.seed).sample(points, min(search.tuning.num_trials, len(points)))
+
+
+def settings_of(search: Search, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Ray Tune's choice as settings."""
+    settings = {}
+    for key, domain in search.tuning.space.items():
+        if isinstance(domain, Range):
+            settings[key] = _number(float(chosen[key]), domain)
+        else:
+            settings[key] = {_shown(value): value for value in domain}[chosen[key]]
+    return settings
+
+
+def _shown(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool) else json.dumps(value)

@@ -1,0 +1,254 @@
+"""`pe-ray tune`: spend on a search what the strategy says, then make the final run with the rest.
+
+OUTPUT is the final run's directory, as `pe-ray run` would leave it, but that its ledger holds all
+that the search charged, too. OUTPUT/tuning holds the search: trials, Ray Tune's files, the result.
+Every step returns at once when a start before this one has completed it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pe_ray.cluster import connected
+from pe_ray.config import Config, PrivateConfig, ResourcesConfig, differences
+from pe_ray.door import Door, open_records
+from pe_ray.errors import InputError
+from pe_ray.evolution import iterations
+from pe_ray.planning import planned_releases, votes_shape
+from pe_ray.release.adaptive import adaptive_epsilon, with_mu
+from pe_ray.release.aggregator import create_aggregator
+from pe_ray.release.ledger import Ledger
+from pe_ray.release.scores import release_moments
+from pe_ray.run_directory import RunDirectory, locked, on_disk, write_config
+from pe_ray.storage import Location, atomic_write, given, names
+from pe_ray.synthetic.population import fractions_of
+from pe_ray.synthetic.variation import write_final
+from pe_ray.tuning.budget import (
+    LABEL_COUNTS,
+    MOMENTS,
+    accounting_of,
+    final_mu,
+    final_releases,
+    moments_spec,
+    proxy_mu,
+    shared_releases,
+    trial_mu,
+)
+from pe_ray.tuning.config import MomentsObjective, Search
+from pe_ray.tuning.objectives import moments_plugin
+from pe_ray.tuning.private_selection import planned_selection, run_selection
+from pe_ray.tuning.space import check_space, trial_id
+from pe_ray.tuning.trial import Job, final_config, trial_config, trial_releases
+from pe_ray.values import Release
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a search ended. trials: what each left behind; only the best of `select`."""
+
+    path: Path
+    settings: dict[str, Any]
+    score: float
+    trials: tuple[dict[str, Any], ...]
+
+
+def check(search: Search) -> None:
+    """Raise InputError, before anything is spent, for a search that can't be made."""
+    if not isinstance(given(search.config.output.path, "output.path"), Path):
+        raise InputError("output.path: a search needs a local folder; copy it from there")
+    check_space(search, lambda settings: trial_config(_job(search, Path("unused")), settings))
+    job = _job(search, Path("unused"))
+    shared_releases(search)
+    if search.tuning.strategy == "select":
+        planned_selection(search)
+        return
+    planned = [*shared_releases(search), *trial_releases(job, search.config, "trial/")]
+    if search.tuning.strategy in ("public", "proxy"):  # there trials are free
+        planned = list(shared_releases(search))
+    if search.tuning.strategy == "proxy":
+        planned += with_mu(votes_shape(search.config, "proxy/"), proxy_mu(search))
+    if final_mu(search):
+        planned += with_mu(votes_shape(search.config), final_mu(search))
+    privacy = search.config.privacy
+    if accounting_of(search) == "fixed":
+        planned_releases(search.config)
+    elif adaptive_epsilon(planned, privacy.delta) > privacy.epsilon:
+        raise InputError(
+            "privacy.epsilon: too small for one trial and the final run at this delta; raise either"
+        )
+
+
+def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
+    """Run the search and the final run, or continue them.
+
+    Guarantee: all that OUTPUT holds at any time is (epsilon, delta)-DP for `config.privacy`'s unit
+    under adding or removing one unit, search included: it is post-processing of the releases in
+    its ledger, which composes them as the strategy needs it (see docs/tuning.md).
+    """
+    check(search)
+    concurrent = max_concurrent or search.tuning.max_concurrent
+    run, output = on_disk(search.config.output.path), Path(search.config.output.path).resolve()
+    with locked(run), connected(_resources(search.config), search.config.private.node_label):
+        folder = output / "tuning"
+        _bind(search, run, folder)
+        ledger = Ledger.create(
+            run.ledger, search.config.privacy.budget, search.fingerprint, accounting_of(search)
+        )
+        atomic_write(
+            folder / "config.yaml", yaml.safe_dump(search.bound(), sort_keys=False).encode()
+        )
+        result = folder / "result.json"
+        job = _prepared(search, run, ledger, folder)
+        if not result.exists():
+            found = _searched(job, ledger, folder, concurrent)
+            atomic_write(result, json.dumps(found, indent=1).encode())
+        found = json.loads(result.read_bytes())
+        _finish(job, run, ledger, found["settings"])
+        if search.tuning.strategy == "select":
+            for file in output.rglob("*"):  # times would tell how many runs there were
+                os.utime(file)
+    return Outcome(
+        path=output,
+        settings=found["settings"],
+        score=found["score"],
+        trials=tuple(found["trials"]),
+    )
+
+
+def _resources(config: Config) -> ResourcesConfig:
+    """A Ray of this search's own counts one CPU more, of which trials take hundredths."""
+    return config.resources.model_copy(update={"num_cpus": _cpus(config) + 1})
+
+
+def _cpus(config: Config) -> int:
+    return config.resources.num_cpus or os.cpu_count() or 1
+
+
+def _bind(search: Search, run: RunDirectory, folder: Path) -> None:
+    """Tie the directory to the search, or refuse one that it isn't tied to."""
+    file = folder / "config.yaml"
+    if file.exists():
+        changed = differences(yaml.safe_load(file.read_text(encoding="utf-8")), search.bound())
+        if changed:
+            raise InputError(
+                f"{', '.join(changed)}: differs from the search in {run.path}; restore it, or give "
+                "another output.path (a new search spends anew)"
+            )
+        if not run.ledger.exists():
+            raise InputError(
+                f"output.path: {run.path} has a search but no ledger.sqlite; restore the ledger, "
+                "since without it what was spent is unknown, or give another output.path"
+            )
+    elif not run.ledger.exists() and any(name[0] != "." for name in names(run.path)):
+        raise InputError(f"output.path: {run.path} holds other files; give an empty or new folder")
+
+
+def _job(search: Search, folder: Path) -> Job:
+    return Job(search=search, folder=folder, ledger=None)
+
+
+def _prepared(search: Search, run: RunDirectory, ledger: Ledger, folder: Path) -> Job:
+    """Make what is released once for all trials."""
+    charged = search.tuning.strategy == "compose"
+    job = Job(
+        search=search,
+        folder=folder / "trials",
+        ledger=run.ledger if charged else None,
+        workers=_cpus(search.config),
+    )
+    shared = {release.key: release for release in shared_releases(search)}
+    config = search.config
+    if MOMENTS in shared and ledger.stored(MOMENTS) is None:
+        objective = search.tuning.objective
+        assert isinstance(objective, MomentsObjective)
+        embedded = config.model_copy(update={"embedder": moments_plugin(search)})
+        release_moments(
+            create_aggregator(ledger.path),
+            shared[MOMENTS],
+            open_records(embedded),
+            moments_spec(search, objective),
+        )
+    if LABEL_COUNTS in shared:
+        counts = Door(config, run, ledger, [shared[LABEL_COUNTS]]).label_counts()
+        job = replace(job, fractions=fractions_of(counts))
+    sums = ledger.released_sums(MOMENTS)
+    return job if sums is None else replace(job, moments=sums.sums)
+
+
+def _searched(job: Job, ledger: Ledger, folder: Path, concurrent: int) -> dict[str, Any]:
+    """Settings, score and trials of the search."""
+    from pe_ray.tuning.search import best_of, records, run_search
+
+    search = job.search
+    if search.tuning.strategy == "select":
+        run_selection(job, ledger, concurrent)
+    else:
+        if search.tuning.strategy == "proxy":
+            job = replace(job, source=_proxy(job, ledger, folder / "proxy"))
+        if search.tuning.strategy == "compose":
+            # Trials that share what is left for one of them might all be refused half-way.
+            concurrent = min(concurrent, int(search.tuning.full_trials or search.tuning.num_trials))
+            if search.tuning.final_share:
+                final = with_mu(votes_shape(search.config, "kept/"), final_mu(search))
+                ledger.keep_room("trial/", final)
+        run_search(job, folder / "tune", concurrent)
+    found = records(job.folder)
+    for record in found:
+        record["state"] = {"running": "stopped"}.get(record["state"], record["state"])
+    best = best_of(found, search.tuning.mode)
+    last = max(best["scores"], key=int)
+    return {"settings": best["settings"], "score": best["scores"][last], "trials": found}
+
+
+def _proxy(job: Job, ledger: Ledger, folder: Path) -> PrivateConfig:
+    """Run Private Evolution with a share of the budget; its set is what trials vote with."""
+    search = job.search
+    config = final_config(search, {}, job.fractions)
+    output = config.output.model_copy(update={"path": str(folder)})
+    config = config.model_copy(update={"output": output})
+    run = on_disk(folder)
+    releases = with_mu(votes_shape(config, "proxy/"), proxy_mu(search))
+    voters: Location = run.synthetic
+    for population in iterations(config, run, Door(config, run, ledger, releases, prefix="proxy/")):
+        last = population
+    if search.tuning.proxy_voters is not None:
+        voters = folder / "voters"
+        write_final(config, voters, last, search.tuning.proxy_voters, vary=True)
+    return PrivateConfig(
+        data=str(voters),
+        labels=tuple(str(label) for label in range(len(config.private.labels))),
+        cache=search.config.private.cache,
+    )
+
+
+def _finish(job: Job, run: RunDirectory, ledger: Ledger, settings: dict[str, Any]) -> None:
+    """The final run: with what is left, or the run that was chosen."""
+    search = job.search
+    config = final_config(search, settings, job.fractions)
+    strategy, prefix = search.tuning.strategy, ""
+    releases: tuple[Release, ...]
+    if strategy == "select":
+        stored = [entry.release for entry in ledger.entries()]
+        paid = ledger.paid_by_selection()
+        releases = tuple(r for r in stored if r.key in paid and r.kind == "votes")
+    elif strategy == "compose" and not search.tuning.final_share:
+        prefix = f"trial/{trial_id(settings)}/"
+        releases = with_mu(votes_shape(config, prefix), trial_mu(search))  # all stored by now
+    elif accounting_of(search) == "fixed":
+        releases = planned_releases(config)
+    else:
+        own = {release.key for release in votes_shape(config)}
+        others = [e.release for e in ledger.entries() if e.release.key not in own]
+        releases = final_releases(search, config, others)
+    for _ in iterations(config, run, Door(config, run, ledger, releases, prefix=prefix)):
+        pass
+    write_config(run, config)

@@ -1,0 +1,329 @@
+"""Searches end to end: budgets hold, kills cost nothing, losers and canaries leave no trace."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+from pe_ray import InputError, cli
+from pe_ray.release.ledger import Ledger
+from pe_ray.synthetic.writer import manifest_of
+from pe_ray.tuning.config import search_of
+from pe_ray.tuning.private_selection import secret_folder
+from pe_ray.tuning.strategies import check, tune
+
+STAND_IN = [str(digit) for digit in range(10)]
+
+
+@pytest.fixture
+def searched(tree: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """Two settings, both cheap; every trial is scored by released votes."""
+    tree["votes"] = {}
+    tree["privacy"]["epsilon"] = 10.0
+    tree["schedule"] |= {"iterations": 2, "num_samples": 20}
+    tree["generator"]["image_size"] = 8
+    tree["tuning"] = {
+        "strategy": "compose",
+        "space": {"votes.neighbors": [1, 2], "selection.denoise": ["threshold", "simplex"]},
+        "objective": {"kind": "released"},
+        "num_trials": 2,
+    }
+    return tree
+
+
+def final(tree: dict[str, Any]) -> Path:
+    return Path(tree["output"]["path"])
+
+
+def test_compose_charges_trials_and_the_final_run_in_one_ledger(
+    ray_session: None, searched: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    searched["tuning"] |= {
+        "objective": {"kind": "score", "clip": 1.0},
+        "scheduler": "asha",
+        "num_trials": 2,
+    }
+    outcome = tune(search_of(searched))
+    ledger = Ledger.open(outcome.path / "ledger.sqlite")
+    assert ledger.accounting == "adaptive"
+    keys = [entry.release.key for entry in ledger.entries()]
+    assert keys[-2:] == ["votes/0001", "votes/0002"]
+    assert sum(key.startswith("trial/") and "/score/" in key for key in keys) >= 2
+    assert all(entry.state == "committed" for entry in ledger.entries())
+    assert 9.9 < ledger.spent() <= 10.0
+    assert manifest_of(outcome.path / "synthetic") is not None
+    assert list((outcome.path / "tuning" / "tune").rglob("events.out.tfevents*"))
+    again = tune(search_of(searched))  # finds everything done
+    assert again == outcome
+    assert [entry.release.key for entry in ledger.entries()] == keys
+    assert cli.main(["ledger", str(outcome.path)]) == 0
+    assert "bounds      epsilon by adaptive" in capsys.readouterr().out
+    searched["tuning"]["num_trials"] = 3
+    with pytest.raises(InputError, match=r"tuning.num_trials: differs from the search"):
+        tune(search_of(searched))
+
+
+@pytest.mark.parametrize("final_share", [0.0, 0.5])
+def test_the_ledger_ends_a_search_that_would_overspend(
+    ray_session: None, searched: dict[str, Any], final_share: float
+) -> None:
+    searched["tuning"] |= {"full_trials": 1, "final_share": final_share, "num_trials": 4}
+    outcome = tune(search_of(searched))
+    states = sorted(trial["state"] for trial in outcome.trials)
+    assert states == ["complete", "refused"]
+    refused = next(trial for trial in outcome.trials if trial["state"] == "refused")
+    assert "over the budget" in refused["reason"]
+    ledger = Ledger.open(outcome.path / "ledger.sqlite")
+    assert 9.9 < ledger.spent() <= 10.0
+    final_run = [e.release for e in ledger.entries() if not e.release.key.startswith("trial/")]
+    assert len(final_run) == (2 if final_share else 0)  # the reserved share was left alone
+    assert manifest_of(outcome.path / "synthetic") is not None
+
+
+def test_proxy_pays_for_one_run_and_the_final_one(
+    ray_session: None, searched: dict[str, Any]
+) -> None:
+    searched["tuning"] |= {"strategy": "proxy", "search": "optuna", "proxy_voters": 60}
+    outcome = tune(search_of(searched))
+    ledger = Ledger.open(outcome.path / "ledger.sqlite")
+    keys = [entry.release.key for entry in ledger.entries()]
+    assert keys == ["proxy/votes/0001", "proxy/votes/0002", "votes/0001", "votes/0002"]
+    assert 9.9 < ledger.spent() <= 10.0
+
+
+def test_public_trials_never_open_the_private_records(
+    ray_session: None, searched: dict[str, Any]
+) -> None:
+    """With no private data there at all, every trial runs; only the final run misses them."""
+    searched["private"]["data"] = "/nowhere"
+    searched["tuning"] |= {
+        "strategy": "public",
+        "public_data": {"data": "sklearn:digits", "labels": STAND_IN},
+        "objective": {"kind": "public", "mode": "max", "metric": {"kind": "classifier"}},
+    }
+    with pytest.raises(InputError, match=r"private.data: /nowhere does not exist"):
+        tune(search_of(searched))
+    result = json.loads((final(searched) / "tuning" / "result.json").read_bytes())
+    assert all(trial["state"] == "complete" for trial in result["trials"])
+    assert Ledger.open(final(searched) / "ledger.sqlite").entries() == ()
+    searched["private"]["data"] = "sklearn:digits"
+    with pytest.raises(InputError, match="these are the private records"):
+        search_of(searched)
+
+
+def test_select_lets_one_run_out_and_destroys_the_rest(
+    ray_session: None,
+    searched: dict[str, Any],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pe_ray.release.selection import Repetitions
+    from pe_ray.tuning import private_selection
+
+    monkeypatch.setattr(Repetitions, "draw", lambda self: 3)
+    searched["tuning"] |= {"strategy": "select", "repetitions": {"mean": 3.0}}
+    search = search_of(searched)
+    secret = secret_folder(search)
+    kept: list[dict[str, Any]] = []
+    best = private_selection._best
+
+    def watched(*arguments: Any) -> str:
+        name = best(*arguments)
+        kept.extend(json.loads(f.read_bytes()) for f in sorted(secret.glob("*/trial.json")))
+        assert secret.stat().st_mode & 0o077 == 0
+        assert len(kept) == 3
+        return name
+
+    monkeypatch.setattr(private_selection, "_best", watched)
+    outcome = tune(search)
+    assert not secret.exists()
+    assert len(outcome.trials) == 1
+    ledger = Ledger.open(outcome.path / "ledger.sqlite")
+    assert ledger.paid_by_selection() == ("votes/0001", "votes/0002")
+    assert ledger.spent() <= 10.0
+    assert ledger.spent() == min(ledger.bounds().values())
+    assert manifest_of(outcome.path / "synthetic") is not None
+    losers = {
+        str(score)
+        for record in kept
+        for score in record["scores"].values()
+        if score != outcome.score
+    }
+    written = [path.read_bytes() for path in outcome.path.rglob("*") if path.is_file()]
+    out, err = capfd.readouterr()
+    for text in (*written, out.encode(), err.encode()):
+        assert not any(loser.encode() in text for loser in losers)
+    assert not (outcome.path / "tuning" / "tune").exists()
+    assert tune(search) == outcome
+
+
+def test_a_selection_whose_runs_are_lost_is_refused(
+    ray_session: None, searched: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    from pe_ray.tuning import private_selection
+
+    searched["tuning"] |= {"strategy": "select", "repetitions": {"mean": 2.0}}
+    search = search_of(searched)
+
+    def dies(*arguments: Any) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(private_selection, "_best", dies)
+        with pytest.raises(KeyboardInterrupt):
+            tune(search)
+    shutil.rmtree(secret_folder(search))
+    with pytest.raises(InputError, match="with its runs is gone"):
+        tune(search)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"space": {"votes.neighbours": [1]}}, "votes.neighbours: there is no such key"),
+        ({"space": {"privacy.unit": ["user"]}}, "tuning.space.privacy.unit: can't be searched"),
+        ({"space": {"private.user_column": ["who"]}}, "private.user_column: can't be searched"),
+        ({"space": {"votes.neighbors": [0]}}, "votes.neighbors"),
+        ({"space": {}}, "tuning.space"),
+        ({"strategy": "public"}, "public_data: needed"),
+        ({"strategy": "select", "search": "optuna"}, "independent of each other"),
+        ({"strategy": "select", "scheduler": "asha"}, "independent of each other"),
+        ({"strategy": "proxy", "objective": {"kind": "score", "clip": 1.0}}, "must not"),
+        (
+            {"objective": {"kind": "public", "mode": "max", "metric": {"kind": "classifier"}}},
+            "objective.reference: needed",
+        ),
+        ({"objective": {"kind": "moments", "share": 0.9}, "strategy": "proxy"}, "proxy_share"),
+        ({"strategy": "select", "repetitions": {"mean": 3.0}}, "too small for a selection"),
+        ({"full_trials": 2}, "too small for one trial"),
+        ({"trials": 3}, "tuning.trials: there is no such key"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_spent(
+    searched: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    if changes.get("strategy") == "proxy" and "moments" in str(changes):
+        searched["tuning"]["proxy_share"] = 0.5
+    if "too small" in message:  # less than the sampler's finite randomness can promise
+        searched["privacy"]["delta"] = 1e-36
+    searched["tuning"] |= changes
+    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+        check(search_of(searched))
+    assert not final(searched).exists()
+
+
+def test_the_plan_shows_all_strategies(
+    searched: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    searched["tuning"]["public_data"] = {"data": "/public", "labels": STAND_IN}
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(searched))
+    assert cli.main(["plan", str(file), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    found = {cost["strategy"]: cost for cost in shown["strategies"]}
+    assert shown["recommended"] == "public"
+    assert found["public"]["noise"] == 1.0
+    assert found["proxy"]["search_share"] == pytest.approx(0.2, abs=0.01)
+    assert found["compose"]["search_share"] == pytest.approx(0.5, abs=0.01)
+    assert max(found["select"]["bounds"].values()) > 0
+    assert not final(searched).exists()
+
+
+@pytest.mark.slow
+def test_killed_it_is_restored_without_paying_twice(
+    searched: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "config.yaml"
+    searched["tuning"]["num_trials"] = 3
+    file.write_text(yaml.safe_dump(searched))
+    command = [sys.executable, "-m", "pe_ray", "tune", str(file)]
+    seen: dict[str, list[int]] = {}
+
+    def watch() -> int:
+        path = final(searched) / "ledger.sqlite"
+        if not path.exists():
+            return 0
+        try:
+            ledger = Ledger.open(path)
+        except InputError:  # just being made
+            return 0
+        assert ledger.spent() <= 10.0
+        for entry in ledger.entries():
+            stored = ledger.stored(entry.release.key)
+            if stored is not None:
+                assert seen.setdefault(entry.release.key, stored.tolist()) == stored.tolist()
+        return len(seen)
+
+    for wanted in (1, 3):  # in the first trial, then in a later one
+        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+        while watch() < wanted and process.poll() is None:
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    watch()
+    trials = {key.split("/")[1] for key in seen if key.startswith("trial/")}
+    result = json.loads((final(searched) / "tuning" / "result.json").read_bytes())
+    assert len(trials) == len(result["trials"])  # no trial was charged for nothing
+    assert all(trial["state"] == "complete" for trial in result["trials"])
+
+
+@pytest.mark.parametrize("strategy", ["compose", "select"])
+def test_a_canary_record_leaves_no_trace(
+    ray_session: None,
+    searched: dict[str, Any],
+    tmp_path: Path,
+    strategy: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    canary = "CANARY-77f0c1"
+    rng = np.random.default_rng(3)
+    pixels = rng.integers(0, 256, size=(40, 8, 8), dtype=np.uint8)
+    images = []
+    for some in pixels:
+        sink = io.BytesIO()
+        Image.fromarray(some).save(sink, format="PNG")
+        images.append(sink.getvalue())
+    users = [canary if number == 7 else f"user {number % 9}" for number in range(40)]
+    data = tmp_path / "data.parquet"
+    labels = [str(number % 10) for number in range(40)]
+    pq.write_table(pa.table({"image": images, "label": labels, "who": users}), data)
+    searched["private"] |= {
+        "data": str(data),
+        "user_column": "who",
+        "cache": str(tmp_path / "cache"),
+    }
+    searched["privacy"]["unit"] = "user"
+    searched["tuning"] |= {
+        "strategy": strategy,
+        "space": {"votes.max_votes_per_user": [1, 2]},
+        "objective": {"kind": "moments", "dim": 2},
+        "num_trials": 2,
+        "repetitions": {"mean": 1.5},
+    }
+    outcome = tune(search_of(searched))
+    out, err = capfd.readouterr()
+    written = [path.read_bytes() for path in outcome.path.rglob("*") if path.is_file()]
+    assert len(written) > 10
+    for text in (*written, out.encode(), err.encode()):
+        assert canary.encode() not in text
+        assert pixels[7].tobytes() not in text
+        assert images[7] not in text
