@@ -35,18 +35,18 @@ def connected(resources: ResourcesConfig, node_label: str | None = None) -> Iter
     import ray.data
 
     _quieten(ray.data.DataContext.get_current())
+    address = resources.address or _address_of_environment()
+    resources = resources.model_copy(update={"address": address})
     if ray.is_initialized():
         _require_driver_in_cluster()
         _require_room(resources, ray.nodes(), node_label)
         yield
         return
-    address = resources.address or _address_of_environment()
     _check_token(starts_here=address is None)
     with _own_sigterm():
         _start(address, resources)
     try:
         _require_driver_in_cluster()
-        resources = resources.model_copy(update={"address": address})
         _require_room(resources, ray.nodes(), node_label)
         yield
     finally:
