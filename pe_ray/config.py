@@ -24,7 +24,7 @@ from pydantic import (
 
 from pe_ray import plugins
 from pe_ray.errors import InputError
-from pe_ray.values import Budget, DistanceMetric, ImageShape, Unit
+from pe_ray.values import MAX_SUMS, Budget, DistanceMetric, ImageShape, Unit
 
 
 class Block(BaseModel):
@@ -268,6 +268,19 @@ class PrivacyConfig(Block):
         return Budget(epsilon=self.epsilon, delta=self.delta, unit=self.unit)
 
 
+class TeacherConfig(Block):
+    """One more release after the last vote, with which final images get the labels that the
+    private records give images like them (synthetic/teacher.py). Needs torch, no GPU.
+    """
+
+    share: float = Field(default=0.5, gt=0, lt=1)
+    """Share of sum(1/sigma^2) that this release gets; the votes get the rest."""
+    features: int = Field(default=128, ge=2, le=1024)
+    """Features of the regression; features^2 / 2 noisy numbers are released."""
+    epochs: int = Field(default=2, ge=1)
+    """Passes over the last population when training the network that makes the features."""
+
+
 class MetricsConfig(Block):
     """What `pe-ray audit` scores, and on which reference."""
 
@@ -313,6 +326,8 @@ class Config(Block):
     selection: SelectionConfig = SelectionConfig()
     schedule: ScheduleConfig
     privacy: PrivacyConfig
+    teacher: TeacherConfig | None = None
+    """Default: none, so that a final image has the label that it was made for."""
     metrics: MetricsConfig = MetricsConfig()
     resources: ResourcesConfig = ResourcesConfig()
     output: OutputConfig
@@ -349,6 +364,7 @@ class Config(Block):
         if self.votes.reuse_lookahead and not self.votes.lookahead:
             raise ValueError("votes.reuse_lookahead: needs votes.lookahead above 0")
         self._check_generators()
+        self._check_teacher()
         if "://" in self.output.path:
             raise ValueError("output.path: must be a local folder (the ledger needs a local disk)")
         run, cache = Path(self.output.path).resolve(), self.private.cache
@@ -365,6 +381,20 @@ class Config(Block):
             used.insert(0, (0, self.schedule.degree_list[0]))
         for iteration, degree in (*used, (last, self.schedule.expansion_degree)):
             self.generator_at(iteration).options.check_degree(degree)
+
+    def _check_teacher(self) -> None:
+        teacher, num_labels = self.teacher, len(self.private.labels)
+        if teacher is None:
+            return
+        if num_labels < 2:
+            raise ValueError("teacher: needs at least two private.labels to tell apart")
+        if min(self.image_shape.height, self.image_shape.width) < 4:
+            raise ValueError("teacher: needs images of at least 4x4")
+        if teacher.features * ((teacher.features + 1) / 2 + num_labels) > MAX_SUMS:
+            raise ValueError("teacher.features: too many for so many labels; lower it")
+        label_counts = self.privacy.label_fractions == "dp"
+        if label_counts and teacher.share + self.privacy.label_count_share >= 1:
+            raise ValueError("teacher.share: with privacy.label_count_share must be below 1")
 
     def generator_at(self, iteration: int) -> Plugin:
         """What makes S_iteration from S_(iteration-1), and draws the lookahead of its votes."""

@@ -15,9 +15,11 @@ from pathlib import Path
 import ray
 
 from pe_ray.cluster import connected
+from pe_ray.components.teacher_features import KIND
 from pe_ray.config import Config
 from pe_ray.planning import label_fractions, plan, planned_releases, votes_limit
 from pe_ray.private import records as private_records
+from pe_ray.private.moments import sum_moments
 from pe_ray.private.votes import cast_votes, count_labels
 from pe_ray.release.aggregator import create_aggregator
 from pe_ray.release.ledger import Ledger
@@ -31,6 +33,7 @@ from pe_ray.synthetic.population import (
     initial_offspring,
     next_offspring,
 )
+from pe_ray.synthetic.teacher import fit_features, layout_of, write_teacher
 from pe_ray.synthetic.variation import make_population, write_final
 from pe_ray.values import NoisyHistogram, Release
 
@@ -65,7 +68,10 @@ def evolve(config: Config) -> Path:
             )
             shutil.rmtree(draws, ignore_errors=True)
             logger.info("iteration %d of %d: done", iteration, config.schedule.iterations)
-        write_final(config, run.synthetic, population, population.layout.num_samples, vary=False)
+        if config.teacher:
+            door.teacher(population)
+        size = population.layout.num_samples
+        write_final(config, run.synthetic, population, size, run.teacher, vary=False)
     return run.path
 
 
@@ -84,11 +90,11 @@ class _Door:
         if all(ledger.released(key) is not None for key in self._releases):
             return
         unit = config.privacy.unit
-        private = config.private.model_copy(
+        self._private = config.private.model_copy(
             update={"user_column": config.private.user_column if unit == "user" else None}
         )
         self._records = private_records.open_records(
-            private,
+            self._private,
             channels=config.image_shape.channels,
             embedder_kind=config.embedder.kind,
             embedder_options=config.embedder.options,
@@ -128,6 +134,24 @@ class _Door:
         self._run.write_histogram(histogram, layout)
         shutil.rmtree(self._run.embedding(iteration), ignore_errors=True)
         return histogram
+
+    def teacher(self, population: Population) -> None:
+        """Release the moments of the private records in features learnt from S_T; solve them."""
+        config, folder = self._config, self._run.teacher
+        features, layout = fit_features(config, folder, population), layout_of(config)
+        sums = self._ledger.released_sums("teacher")
+        if sums is None:
+            records = private_records.open_records(
+                self._private.model_copy(update={"cache": "none"}),  # features are of this run only
+                channels=config.image_shape.channels,
+                embedder_kind=KIND,
+                embedder_options=features,
+            )
+            partials = sum_moments(records, layout)
+            release = self._releases["teacher"]
+            released = self._aggregator.release_sums.remote(release, layout.num_values, partials)
+            sums = ray.get(released)
+        write_teacher(config, folder, sums)
 
     def _release(
         self, release: Release, num_bins: int, cast: Callable[[], list[ray.ObjectRef]]

@@ -70,9 +70,12 @@ def planned_releases(config: Config) -> tuple[Release, ...]:
         )
         for iteration, weight in enumerate(weights, start=1)
     ]
-    if config.privacy.label_fractions == "dp":
-        share = config.privacy.label_count_share
-        weight = math.sqrt((1 - share) / (share * sum(w**-2 for w in weights)))
+    by_labels = config.privacy.label_fractions == "dp"
+    label_share = config.privacy.label_count_share if by_labels else 0.0
+    teacher_share = config.teacher.share if config.teacher else 0.0
+    of_votes = (1 - label_share - teacher_share) / sum(w**-2 for w in weights)
+    if by_labels:
+        weight = math.sqrt(of_votes / label_share)
         ones = 1 if config.privacy.unit == "record" else limit
         first = Release(
             key="label_counts",
@@ -82,6 +85,15 @@ def planned_releases(config: Config) -> tuple[Release, ...]:
             sigma=weight * math.sqrt(ones),
         )
         releases.insert(0, first)
+    if config.teacher:
+        last = Release(
+            key="teacher",
+            kind="sums",
+            iteration=config.schedule.iterations,
+            votes_per_unit=1,
+            sigma=math.sqrt(of_votes / teacher_share),
+        )
+        releases.append(last)
     if math.isinf(config.privacy.epsilon):
         return tuple(replace(release, sigma=0.0) for release in releases)
     return calibrate(releases, config.privacy.budget)

@@ -47,6 +47,11 @@ class RunDirectory:
     def report(self) -> Path:
         return self.path / "report.html"
 
+    @property
+    def teacher(self) -> Path:
+        """Feature network and weights, both from released values."""
+        return self.path / "teacher"
+
     def population(self, iteration: int) -> Path:
         return self.path / "populations" / f"iter={iteration:04d}"
 
