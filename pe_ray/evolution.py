@@ -15,7 +15,6 @@ from pathlib import Path
 import ray
 
 from pe_ray.cluster import connected
-from pe_ray.components.teacher_features import KIND
 from pe_ray.config import Config
 from pe_ray.planning import label_fractions, plan, planned_releases, votes_limit
 from pe_ray.private import records as private_records
@@ -136,19 +135,13 @@ class _Door:
         return histogram
 
     def teacher(self, population: Population) -> None:
-        """Release the moments of the private records in features learnt from S_T; solve them."""
+        """Release moments of the private records, in features learnt from S_T; solve them."""
         config, folder = self._config, self._run.teacher
         features, layout = fit_features(config, folder, population), layout_of(config)
         sums = self._ledger.released_sums("teacher")
         if sums is None:
-            records = private_records.open_records(
-                self._private.model_copy(update={"cache": "none"}),  # features are of this run only
-                channels=config.image_shape.channels,
-                embedder_kind=KIND,
-                embedder_options=features,
-            )
-            partials = sum_moments(records, layout)
-            release = self._releases["teacher"]
+            channels, release = config.image_shape.channels, self._releases["teacher"]
+            partials = sum_moments(self._private, channels, features, layout)
             released = self._aggregator.release_sums.remote(release, layout.num_values, partials)
             sums = ray.get(released)
         write_teacher(config, folder, sums)

@@ -8,19 +8,35 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from pe_ray.components.teacher_features import KIND, TeacherFeaturesOptions
+from pe_ray.config import PrivateConfig
 from pe_ray.moments import Moments
-from pe_ray.private.records import EmbeddedRecords, PrivateRecords
+from pe_ray.private.records import EmbeddedRecords, open_records
 from pe_ray.private.sums import RawSums, clipped_sums
 
 _CHUNK_BYTES = 16 << 20  # of vectors at a time; a user's records stay together
 
 
-def sum_moments(records: PrivateRecords, layout: Moments) -> list[ray.ObjectRef]:
-    """Start summing; returns one reference to RawSums per partition.
+def sum_moments(
+    config: PrivateConfig,
+    channels: int,
+    features: TeacherFeaturesOptions,
+    layout: Moments,
+) -> list[ray.ObjectRef]:
+    """Read the records again, map them to `features` and start summing their moments.
 
-    Guarantee: adding or removing one unit changes the total over all partitions by a vector of L2
-    norm at most 1 (`clipped_sums`), since all records of a user are in one partition.
+    Returns one reference to RawSums per partition. Nothing is cached: features are of one run.
+
+    Guarantee: adding or removing one unit (user, if `config` names a user column) changes the total
+    over all partitions by a vector of L2 norm at most 1 (`clipped_sums`), since all records of a
+    user are in one partition.
     """
+    records = open_records(
+        config.model_copy(update={"cache": "none"}),
+        channels=channels,
+        embedder_kind=KIND,
+        embedder_options=features,
+    )
     task = ray.remote(num_cpus=1)(_sum_partition)
     return [task.remote(layout, *pieces) for pieces in records.partitions]
 
@@ -43,6 +59,8 @@ def moments_of(pieces: Sequence[EmbeddedRecords], layout: Moments) -> RawSums:
 
 def _chunks(num: int, users: NDArray[np.bytes_] | None, size: int) -> Iterator[NDArray[np.int64]]:
     """Rows in chunks of about `size`; all rows of a user in one chunk, however many they are."""
+    if num == 0:
+        return
     if users is None:
         order, edges = np.arange(num), np.arange(0, num, size)
     else:
