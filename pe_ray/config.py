@@ -278,7 +278,8 @@ class TeacherConfig(Block):
     features: int = Field(default=128, ge=2, le=1024)
     """Features of the regression; features^2 / 2 noisy numbers are released."""
     epochs: int = Field(default=2, ge=1)
-    """Passes over the last population when training the network that makes the features."""
+    """Passes over the last population when training the network that makes the features: 2 do for
+    60,000 images, a few thousand need more."""
 
 
 class MetricsConfig(Block):

@@ -18,6 +18,7 @@ from pe_ray.values import Release
 
 PROBE_IMAGES = (1, 8, 64)
 PROBE_SECONDS = 0.5
+_TEACHER_BYTES = 8 << 20  # its network and projection, at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +116,7 @@ def plan(config: Config) -> Plan:
     shape = config.image_shape
     row = shape.num_bytes + 64
     kept = row * config.votes.lookahead * max(sizes) if config.votes.reuse_lookahead else 0
+    taught = _TEACHER_BYTES if config.teacher else 0
     embedded = 4 * config.embedder.options.dim(shape) * max(sizes)
     return Plan(
         epsilon=epsilon_of(releases, config.privacy.delta),
@@ -124,7 +126,7 @@ def plan(config: Config) -> Plan:
         random_calls=drawn,
         variation_calls=sum(calls) - drawn,
         calls=tuple(calls),
-        disk_bytes=row * (sum(sizes) + sizes[-1]) + embedded + kept + 16 * sum(sizes),
+        disk_bytes=row * (sum(sizes) + sizes[-1]) + embedded + kept + 16 * sum(sizes) + taught,
     )
 
 

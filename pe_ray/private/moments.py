@@ -14,7 +14,7 @@ from pe_ray.moments import Moments
 from pe_ray.private.records import EmbeddedRecords, open_records
 from pe_ray.private.sums import RawSums, clipped_sums
 
-_CHUNK_BYTES = 16 << 20  # of vectors at a time; a user's records stay together
+_CHUNK_BYTES = 16 << 20  # of vectors at a time
 
 
 def sum_moments(
@@ -42,34 +42,35 @@ def sum_moments(
 
 
 def moments_of(pieces: Sequence[EmbeddedRecords], layout: Moments) -> RawSums:
-    """Sum of the packed moments of all records of a partition.
+    """Sum of the packed moments of all records of a partition; of a user's records the mean.
 
-    Guarantee: as `clipped_sums`, with a user's mean taken over all the user's records.
+    Guarantee: as `clipped_sums`: a unit gives one vector, clipped to L2 norm 1.
     """
     features = np.concatenate([piece.features for piece in pieces]).astype(np.float64)
     labels = np.concatenate([piece.labels for piece in pieces])
-    parts = [piece.users for piece in pieces if piece.users is not None]
-    users = np.concatenate(parts) if parts else None
+    users = [piece.users for piece in pieces if piece.users is not None]
     steps = np.zeros(layout.num_values, dtype=np.int64)
-    for rows in _chunks(len(labels), users, max(1, _CHUNK_BYTES // (8 * layout.num_values))):
-        vectors = layout.pack(features[rows], labels[rows])
-        steps += clipped_sums(vectors, None if users is None else users[rows]).steps
+    size = max(1, _CHUNK_BYTES // (8 * layout.num_values))
+    for rows in _units(len(labels), np.concatenate(users) if users else None, size):
+        if users:
+            total = np.zeros((1, layout.num_values))
+            for start in range(0, len(rows), size):
+                some = rows[start : start + size]
+                total += layout.pack(features[some], labels[some]).sum(axis=0)
+            vectors = total / len(rows)
+        else:
+            vectors = layout.pack(features[rows], labels[rows])
+        steps += clipped_sums(vectors, None).steps
     return RawSums(steps=steps)
 
 
-def _chunks(num: int, users: NDArray[np.bytes_] | None, size: int) -> Iterator[NDArray[np.int64]]:
-    """Rows in chunks of about `size`; all rows of a user in one chunk, however many they are."""
-    if num == 0:
-        return
-    if users is None:
-        order, edges = np.arange(num), np.arange(0, num, size)
-    else:
+def _units(num: int, users: NDArray[np.bytes_] | None, size: int) -> Iterator[NDArray[np.int64]]:
+    """Rows of each user; without users, all rows in groups of `size`."""
+    order, edges = np.arange(num), np.arange(0, num, size)
+    if users is not None:
         order = np.argsort(users, kind="stable")
-        first = np.unique(users[order], return_index=True)[1]
-        _, kept = np.unique(first // size, return_index=True)
-        edges = first[kept]
-    for start, stop in zip(edges, [*edges[1:], num], strict=True):
-        yield order[start:stop]
+        edges = np.unique(users[order], return_index=True)[1]
+    yield from (rows for rows in np.split(order, edges[1:]) if len(rows))
 
 
 def _sum_partition(layout: Moments, *pieces: EmbeddedRecords) -> RawSums:
