@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.diffusion
     python -m benchmarks.diffusion --full --precision bf16   # needs a GPU
+    python -m benchmarks.diffusion --profile                 # and where the time goes
 
 Bare: `ImprovedDiffusion.denoise` on tensors that lie on the device already, in whole batches: the
 peak to compare with. Pipeline: a population's worker, which also draws the noise, reads parents,
@@ -17,8 +18,10 @@ second. The GPU figure is outstanding: this has not been run on a GPU, nor has -
 from __future__ import annotations
 
 import argparse
+import cProfile
 import os
 import platform
+import pstats
 import statistics
 import tempfile
 import time
@@ -125,6 +128,21 @@ def in_pipeline(config: Config, folder: Path, iteration: int, rows: int, part: i
     writer.commit(folder / str(iteration), parts, {})
 
 
+def print_profile(work: Callable[[], None]) -> None:
+    """Operations by their own time, and the functions around them: what isn't the network."""
+    from torch.profiler import ProfilerActivity, profile
+
+    activities, order = [ProfilerActivity.CPU], "self_cpu_time_total"
+    if torch.cuda.is_available():
+        activities, order = [*activities, ProfilerActivity.CUDA], "self_device_time_total"
+    with profile(activities=activities) as operations:
+        work()
+    print(operations.key_averages().table(sort_by=order, row_limit=15, max_name_column_width=40))
+    calls = cProfile.Profile()
+    calls.runcall(work)
+    pstats.Stats(calls).sort_stats("cumulative").print_stats("pe_ray", 20)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true")
@@ -133,6 +151,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--batches", type=int, default=4)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--profile", action="store_true", help="where the pipeline's time goes")
     given = parser.parse_args()
 
     options: dict[str, Any] = {
@@ -173,6 +192,8 @@ def main() -> None:
                     turns.append((rows / peak, rows / ours, peak / ours))
             peak, ours, ratio = (statistics.median(values) for values in zip(*turns, strict=True))
             print(f"{call:<8}  {peak:13.2f}  {ours:17.2f}  {ratio:5.3f}", flush=True)
+        if given.profile:
+            print_profile(lambda: in_pipeline(config, folder, 1, rows, 2 * batch_size))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,10 @@
 
 Rendered digits of 32x32x3, embedded to 64 dimensions, voted on by 100,000 rendered stand-ins for
 private records, 10 labels. For each size: seconds and cost per sample by stage, disk, and the peak
-resident memory of each kind of process, beside that after imports alone. Needs Linux (/proc).
+resident memory of each kind of process, beside that after imports alone. At the end the cost per
+sample by size, in wall and in CPU seconds of all processes (which a busy machine changes less), and
+that of each further sample since the size before, which fixed costs (Ray's start, reading the
+records) are not in. Needs Linux (/proc).
 """
 
 from __future__ import annotations
@@ -96,7 +99,8 @@ def folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def measure(folder: Path, samples: int, stages: Stages) -> None:
+def measure(folder: Path, samples: int, stages: Stages) -> tuple[int, float, float]:
+    """(samples, wall seconds, CPU seconds of all processes)"""
     shutil.rmtree(folder / "run", ignore_errors=True)
     stages.seconds.clear()
     watch, started = Watch(), time.perf_counter()
@@ -113,6 +117,21 @@ def measure(folder: Path, samples: int, stages: Stages) -> None:
             f"{rows * 3072 / spent / 1e6:11.1f}"
         )
     watch.print_peaks()
+    return samples, seconds, watch.cpu_seconds()
+
+
+def print_growth(found: list[tuple[int, float, float]]) -> None:
+    print("\n                                    a sample           a further sample")
+    print("   samples   seconds     CPU s      us  CPU us           us  CPU us")
+    before = (0, 0.0, 0.0)
+    for samples, wall, cpu in found:
+        more = samples - before[0]
+        further = f"{(wall - before[1]) / more * 1e6:13.0f}{(cpu - before[2]) / more * 1e6:8.0f}"
+        print(
+            f"{samples:10,}{wall:10.1f}{cpu:10.1f}{wall / samples * 1e6:8.0f}"
+            f"{cpu / samples * 1e6:8.0f}{further if before[0] else ''}"
+        )
+        before = (samples, wall, cpu)
 
 
 def measure_expansion(folder: Path, samples: int) -> None:
@@ -124,6 +143,7 @@ def measure_expansion(folder: Path, samples: int) -> None:
     size = folder_bytes(output)
     print(f"expansion to {samples:,}: {seconds:.1f} s, {samples / seconds:,.0f} samples/s")
     print(f"{size / 2**20:,.0f} MiB of parquet, {size / seconds / 1e6:.1f} MB/s")
+    print(f"{watch.cpu_seconds() / samples * 1e6:.0f} CPU microseconds a sample")
     watch.print_peaks()
 
 
@@ -142,8 +162,7 @@ def main() -> None:
             measure_expansion(folder, options.expand)
             return
         stages = Stages()
-        for samples in options.samples:
-            measure(folder, samples, stages)
+        print_growth([measure(folder, samples, stages) for samples in options.samples])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -15,16 +16,23 @@ class Watch(threading.Thread):
         super().__init__(daemon=True)
         self.peak: dict[str, int] = defaultdict(int)
         self.cpu: dict[int, float] = {}
+        self._earlier = time.process_time()
+        self._own_cpu = 0.0
         self._stopped = threading.Event()
         self.start()
 
     def run(self) -> None:
-        while not self._stopped.wait(0.1):
+        while not self._stopped.wait(0.5):
             self.look()
+            self._own_cpu = time.thread_time()
 
     def stop(self) -> None:
         self._stopped.set()
         self.join()
+
+    def cpu_seconds(self) -> float:
+        """CPU seconds of all processes since the start, without the watching itself."""
+        return sum(self.cpu.values()) - self._earlier - self._own_cpu
 
     def print_peaks(self) -> None:
         print("\npeak resident memory of one process")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pe_ray.config import Config, ResourcesConfig
 from pe_ray.errors import BudgetError, InputError, RecordError
+from pe_ray.storage import Location
 
 __version__ = "0.1.0"
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 
-def evolve(config: Config) -> Path:
+def evolve(config: Config) -> Location:
     """Run Private Evolution, or continue it; returns the run directory (see pe_ray.evolution)."""
     from pe_ray.evolution import evolve as run
 
@@ -28,12 +28,12 @@ def evolve(config: Config) -> Path:
 
 
 def expand(
-    run: str | Path,
+    run: str | Location,
     num_samples: int | None,
-    output: str | Path,
+    output: str | Location,
     resources: ResourcesConfig | None = None,
     form: Literal["parquet", "webdataset", "folder"] = "parquet",
-) -> Path:
+) -> Location:
     """Stream further variations of a run's final population (see pe_ray.expansion)."""
     from pe_ray.expansion import expand as stream
 

@@ -23,7 +23,9 @@ from pydantic import (
 )
 
 from pe_ray import plugins
+from pe_ray.credentials import refuse_credentials
 from pe_ray.errors import InputError
+from pe_ray.storage import Location, given, location
 from pe_ray.values import MAX_SUMS, Budget, DistanceMetric, ImageShape, Unit
 
 
@@ -117,7 +119,8 @@ class PrivateConfig(Block):
     """Where the private records are and how to read them."""
 
     data: str
-    """`sklearn:digits`, a parquet file or folder of them, or a folder of images per class."""
+    """`sklearn:digits`, a parquet file or folder of them (local, or a URI as in output.path), or a
+    local folder of images per class."""
     labels: tuple[str, ...] = Field(min_length=1)
     """Names of all labels, in order. Public: declared here, never read off the records."""
     image_column: str = "image"
@@ -129,6 +132,9 @@ class PrivateConfig(Block):
     cache: str | None = None
     """Folder (mode 0700) for private embeddings; default ~/.cache/pe_ray/private; `none` for no
     cache. Never inside the run directory."""
+    node_label: str | None = Field(default=None, pattern=r"^[\w./-]+=[\w.-]+$")
+    """`name=value`: records are read, embedded and searched only on Ray nodes with this label. Like
+    `resources` it changes neither output nor epsilon, so a run isn't bound to it."""
 
 
 class VotesConfig(Block):
@@ -282,9 +288,27 @@ class TeacherConfig(Block):
     60,000 images, a few thousand need more."""
 
 
-class MetricsConfig(Block):
-    """What `pe-ray audit` scores, and on which reference."""
+class PublicMetricsConfig(Block):
+    """Scores of released populations against public images, into metrics.jsonl: free."""
 
+    data: str
+    """Parquet file or folder of them, or a folder of images per class. Must be public."""
+    image_column: str = "image"
+    label_column: str | None = "label"
+    """null: the images have no labels, so metrics that compare labels refuse them."""
+    where: dict[str, str | int | bool] = {}
+    """Keep only rows whose column equals the value."""
+    every: int = Field(default=1, ge=1)
+    """Score S_0, S_every, S_(2 every), ... and the last."""
+    max_images: int = Field(default=10_000, ge=2)
+    """Images scored at most, of either side (evenly spaced rows)."""
+    metrics: tuple[MetricPlugin, ...] = Field(min_length=1)
+
+
+class MetricsConfig(Block):
+    """What a run scores on public images, and `pe-ray audit` on private ones."""
+
+    public: PublicMetricsConfig | None = None
     audit: tuple[MetricPlugin, ...] = ()
     audit_data: str | None = None
     """Reference records of the audit; default: private.data."""
@@ -296,11 +320,13 @@ class ResourcesConfig(Block):
     """What the run may use. Changes neither output nor epsilon."""
 
     address: str | None = None
-    """Of a Ray cluster (`auto` for the one on this machine); default: start one here."""
+    """Of a Ray cluster (`auto` for the one on this machine); default: the RAY_ADDRESS of the
+    environment, as in a submitted job, otherwise start one here."""
     num_cpus: int | None = Field(default=None, ge=1)
     """CPUs of the Ray started here; default: all."""
     workers: int | None = Field(default=None, ge=1)
-    """Generator (and embedding) actors at most; default: as many as the cluster holds."""
+    """Generator (and embedding) workers at most; default: as many as the cluster holds. Set it on
+    an autoscaling cluster, where it is what the autoscaler is asked for."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     gpus_per_worker: float = Field(default=0.0, ge=0)
     batch_size: int = Field(default=256, ge=1)
@@ -311,7 +337,11 @@ class OutputConfig(Block):
     """Where the run goes."""
 
     path: str
-    """Run directory; everything in it is safe to publish."""
+    """Run directory; everything in it is safe to publish. A folder that all machines of the run
+    reach by this path, or the URI of a store: s3://BUCKET/FOLDER (docs/storage.md)."""
+    ledger: str | None = None
+    """Run directories in a store only, needed there: a local folder on the driver's durable disk
+    for ledger.sqlite, which is copied beside the run after each release. Not bound to the run."""
     rows_per_part: int | None = Field(default=None, ge=1)
     """Rows of one file; default: a 32nd of the population, at most 4096 rows and 32 MiB."""
 
@@ -332,6 +362,12 @@ class Config(Block):
     metrics: MetricsConfig = MetricsConfig()
     resources: ResourcesConfig = ResourcesConfig()
     output: OutputConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_credentials(cls, tree: Any) -> Any:
+        refuse_credentials(tree)
+        return tree
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -365,13 +401,49 @@ class Config(Block):
         if self.votes.reuse_lookahead and not self.votes.lookahead:
             raise ValueError("votes.reuse_lookahead: needs votes.lookahead above 0")
         self._check_generators()
+        self._check_places()
+        self._check_public_metrics()
         self._check_teacher()
-        if "://" in self.output.path:
-            raise ValueError("output.path: must be a local folder (the ledger needs a local disk)")
-        run, cache = Path(self.output.path).resolve(), self.private.cache
-        if cache and cache != "none" and Path(cache).resolve().is_relative_to(run):
-            raise ValueError("private.cache: must lie outside output.path, which is publishable")
         return self
+
+    def _check_places(self) -> None:
+        places = {
+            "output.path": self.output.path,
+            "output.ledger": self.output.ledger,
+            "private.data": self.private.data,
+            "private.cache": self.private.cache,
+            "metrics.audit_data": self.metrics.audit_data,
+        }
+        for field, place in places.items():
+            try:
+                local = place is None or isinstance(location(place), Path)
+            except ValueError as error:
+                raise ValueError(f"{field}: {error}") from None
+            if not local and field in ("output.ledger", "private.cache"):
+                raise ValueError(f"{field}: must be a local folder")
+        run, cache = location(self.output.path), self.private.cache
+        if not isinstance(run, Path):
+            return
+        if self.output.ledger:
+            raise ValueError(
+                "output.ledger: only for an output.path in a store; a local run's ledger is in it"
+            )
+        if cache and cache != "none" and Path(cache).resolve().is_relative_to(run.resolve()):
+            raise ValueError("private.cache: must lie outside output.path, which is publishable")
+
+    def _check_public_metrics(self) -> None:
+        """What is scored in the open must not be what is protected."""
+        public, private = self.metrics.public, self.private
+        if public is None:
+            return
+        paths = Path(public.data).resolve(), Path(private.data).resolve()
+        nested = paths[0].is_relative_to(paths[1]) or paths[1].is_relative_to(paths[0])
+        common = public.where.keys() & private.where.keys()
+        if nested and all(public.where[key] == private.where[key] for key in common):
+            raise ValueError(
+                "metrics.public.data: is private.data; score private records in metrics.audit, or "
+                "give rows that a common `where` column keeps apart"
+            )
 
     def _check_generators(self) -> None:
         last = self.schedule.iterations
@@ -409,10 +481,10 @@ class Config(Block):
         return shape
 
     @classmethod
-    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    def from_yaml(cls, path: str | Location, overrides: Sequence[str] = ()) -> Config:
         """Read a YAML file; `overrides` are `block.key=value` with a YAML value."""
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = given(path, "config").read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"config {path}: can't be read ({type(error).__name__})") from error
         try:
@@ -441,13 +513,31 @@ class Config(Block):
             raise InputError(f"config: {where + ': ' if where else ''}{message}") from None
 
     def tree(self) -> dict[str, Any]:
-        """Plain values, resources left out: what a run is bound to."""
-        return self.model_dump(mode="json", exclude={"resources"})
+        """Plain values, resources and places left out: what a run is bound to."""
+        places = {"output": {"ledger"}, "private": {"node_label"}}
+        return self.model_dump(mode="json", exclude={"resources": True, **places})
+
+    def bound(self, tree: Mapping[str, Any]) -> dict[str, Any]:
+        """`tree`, this one's or a stored one, without what changes no output."""
+        made, given = self.generator, tree["generator"]
+        if isinstance(made, Plugin):
+            given = _without(given, made.options.unbound)
+        elif len(given.get("stages", ())) == len(made.stages):
+            given = {**given, "stages": []}
+            for stage, written in zip(made.stages, tree["generator"]["stages"], strict=True):
+                kept = _without(written["generator"], stage.generator.options.unbound)
+                given["stages"].append({**written, "generator": kept})
+        return {**tree, "generator": given}
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that may change the output."""
-        return hashlib.sha256(json.dumps(self.tree(), sort_keys=True).encode()).hexdigest()
+        bound = self.bound(self.tree())
+        return hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()
+
+
+def _without(options: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in names}
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -8,23 +8,30 @@ was released is read from the ledger, never drawn again.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import ray
 
-from pe_ray.cluster import connected
+from pe_ray.cluster import connected, require_object_store
 from pe_ray.config import Config
-from pe_ray.planning import label_fractions, plan, planned_releases, votes_limit
+from pe_ray.planning import (
+    label_fractions,
+    plan,
+    planned_releases,
+    require_affordable,
+    votes_limit,
+)
 from pe_ray.private import records as private_records
 from pe_ray.private.moments import sum_moments
 from pe_ray.private.votes import cast_votes, count_labels
+from pe_ray.progress import log_stage
 from pe_ray.release.aggregator import create_aggregator
 from pe_ray.release.ledger import Ledger
+from pe_ray.release.ledger_copy import update_copy
 from pe_ray.run_directory import RunDirectory, claimed, require_disk, write_config
+from pe_ray.storage import Location, delete_tree
 from pe_ray.synthetic import writer
-from pe_ray.synthetic.embedding import embed
+from pe_ray.synthetic.embedding import EmbeddingWorker, embed, embedding_beside
 from pe_ray.synthetic.population import (
     Population,
     apportion,
@@ -32,14 +39,15 @@ from pe_ray.synthetic.population import (
     initial_offspring,
     next_offspring,
 )
+from pe_ray.synthetic.scoring import check_reference, score_population
 from pe_ray.synthetic.teacher import fit_features, layout_of, write_teacher
-from pe_ray.synthetic.variation import make_population, write_final
+from pe_ray.synthetic.variation import REQUEST_BYTES, make_population, write_final
 from pe_ray.values import NoisyHistogram, Release
 
 logger = logging.getLogger(__name__)
 
 
-def evolve(config: Config) -> Path:
+def evolve(config: Config) -> Location:
     """Run Private Evolution, or continue it; returns the run directory.
 
     Guarantee: the run directory is (epsilon, delta)-DP for `config.privacy`'s unit under adding
@@ -47,25 +55,35 @@ def evolve(config: Config) -> Path:
     before anything is spent when something given can't be used.
     """
     releases = planned_releases(config)
-    with claimed(config) as run, connected(config.resources):
-        require_disk(run.path, plan(config).disk_bytes, "output.path")
+    check_reference(config)
+    with claimed(config) as run, connected(config.resources, config.private.node_label):
+        cost = plan(config)
+        require_affordable(cost)
+        require_disk(run.path, cost.disk_bytes, "output.path")
+        asked = REQUEST_BYTES * max(config.schedule.sizes)
+        require_object_store(asked, "schedule.num_samples", "a population's parents and labels")
         ledger = Ledger.create(run.ledger, config.privacy.budget, config.fingerprint)
         write_config(run, config)
+        update_copy(ledger, run.ledger_copy)
         door = _Door(config, run, ledger, releases)
         layouts = [apportion(size, _fractions(config, door)) for size in config.schedule.sizes]
         offspring = initial_offspring(layouts[0], config.selection.initial_variation_fold)
-        population = make_population(config, run.population(0), 0, offspring, None)
+        population = make_population(
+            config, run.population(0), 0, offspring, None, None, door.embedding(1)
+        )
+        score_population(config, run.scores(0), population)
         for iteration in range(1, config.schedule.iterations + 1):
             histogram = door.votes(iteration, population)
             settings = config.selection.at(iteration)
             offspring = next_offspring(
                 population, histogram, layouts[iteration], settings, config.schedule.seed
             )
-            draws = run.lookahead(iteration)
+            draws, then = run.lookahead(iteration), door.embedding(iteration + 1)
             population = make_population(
-                config, run.population(iteration), iteration, offspring, population, draws
+                config, run.population(iteration), iteration, offspring, population, draws, then
             )
-            shutil.rmtree(draws, ignore_errors=True)
+            delete_tree(draws)
+            score_population(config, run.scores(iteration), population)
             logger.info("iteration %d of %d: done", iteration, config.schedule.iterations)
         if config.teacher:
             door.teacher(population)
@@ -109,6 +127,14 @@ class _Door:
             release, num_labels, lambda: count_labels(self._records, release.votes_per_unit)
         )
 
+    def embedding(self, iteration: int) -> Callable[[], EmbeddingWorker] | None:
+        """What embeds S_(iteration-1) while it is made, if it is to be voted on."""
+        run, key = self._run, f"votes/{iteration:04d}"
+        if key not in self._releases or self._ledger.released(key) is not None:
+            return None
+        made, kept = run.population(iteration - 1), run.lookahead(iteration)
+        return embedding_beside(self._config, run.embedding(iteration), iteration, made, kept)
+
     def votes(self, iteration: int, population: Population) -> NoisyHistogram:
         """Release the votes of `iteration` for the samples of S_(iteration-1)."""
         config, layout = self._config, population.layout
@@ -131,7 +157,7 @@ class _Door:
         release = self._releases[f"votes/{iteration:04d}"]
         histogram = self._release(release, layout.num_samples, cast)
         self._run.write_histogram(histogram, layout)
-        shutil.rmtree(self._run.embedding(iteration), ignore_errors=True)
+        delete_tree(self._run.embedding(iteration))
         return histogram
 
     def teacher(self, population: Population) -> None:
@@ -144,6 +170,7 @@ class _Door:
             partials = sum_moments(self._private, channels, features, layout)
             released = self._aggregator.release_sums.remote(release, layout.num_values, partials)
             sums = ray.get(released)
+            self._published(release)
         write_teacher(config, folder, sums)
 
     def _release(
@@ -155,7 +182,13 @@ class _Door:
         histogram: NoisyHistogram = ray.get(
             self._aggregator.release.remote(release, num_bins, cast())
         )
+        self._published(release)
         return histogram
+
+    def _published(self, release: Release) -> None:
+        update_copy(self._ledger, self._run.ledger_copy)  # before anything is made from it
+        # Without the time that it took, which depends on the records.
+        log_stage(release.kind, iteration=release.iteration, state="released", sigma=release.sigma)
 
 
 def _fractions(config: Config, door: _Door) -> tuple[float, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,23 +11,24 @@ from pe_ray.cluster import connected
 from pe_ray.config import Config, ResourcesConfig
 from pe_ray.errors import InputError
 from pe_ray.run_directory import opened, require_disk
+from pe_ray.storage import Location, atomic_write, given, names, require_writable
 from pe_ray.synthetic.exports import Format, png
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.teacher import load as load_teacher
 from pe_ray.synthetic.variation import layout_of, write_final
-from pe_ray.synthetic.writer import atomic_write, read_population
+from pe_ray.synthetic.writer import read_population
 
 PROBED_IMAGES = 64
 ROW_BYTES = 16  # of a final row beside its image
 
 
 def expand(
-    run_path: str | Path,
+    run_path: str | Location,
     num_samples: int | None,
-    output: str | Path,
+    output: str | Location,
     resources: ResourcesConfig | None = None,
     form: Format = "parquet",
-) -> Path:
+) -> Location:
     """Stream `num_samples` variations of the final population to `output`, or continue that.
 
     Row i stems from sample i mod |S_T|; None for num_samples writes the final population itself.
@@ -45,7 +45,8 @@ def expand(
         raise InputError(f"run {run.path}: not finished; run the same `pe-ray run` command first")
     load_teacher(config, run.teacher)
     population = Population(iteration=iteration, layout=layout, directory=run.population(iteration))
-    directory = Path(output).resolve()
+    directory = given(output, "--output")
+    require_writable(directory, "--output")
     request = {"run": config.fingerprint, "num_samples": num_samples, "format": form}
     _claim(directory, request)
     num_rows = layout.num_samples if num_samples is None else num_samples
@@ -57,13 +58,13 @@ def expand(
     return directory
 
 
-def _claim(directory: Path, request: dict[str, Any]) -> None:
+def _claim(directory: Location, request: dict[str, Any]) -> None:
     """Tie the output folder to what was asked for, or refuse one that holds something else."""
     note = directory / ".expansion.json"
     if note.exists():
         if json.loads(note.read_bytes()) != request:
             raise InputError(f"--output: {directory} holds another expansion; give a new folder")
-    elif directory.exists() and any(directory.iterdir()):
+    elif names(directory):
         raise InputError(f"--output: {directory} is not empty; give a new folder")
     else:
         atomic_write(note, json.dumps(request).encode())

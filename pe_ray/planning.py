@@ -10,15 +10,35 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pe_ray.config import Config
+from pe_ray.errors import InputError
 from pe_ray.plugins import Generator, load
 from pe_ray.release.accounting import calibrate, epsilon_of
 from pe_ray.seeds import row_seeds
 from pe_ray.synthetic.population import apportion
-from pe_ray.values import Release
+from pe_ray.values import Price, Release
 
 PROBE_IMAGES = (1, 8, 64)
 PROBE_SECONDS = 0.5
 _TEACHER_BYTES = 8 << 20  # its network and projection, at most
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bill:
+    """What a run pays to one service, if every call is answered at once and nothing is stored yet.
+
+    cost: calls times the price given for each; max_calls, max_cost: the caps, which hold for the
+    life of the service's store.
+    """
+
+    kind: str
+    calls: int
+    cost: float
+    max_calls: int
+    max_cost: float
+
+    @property
+    def affordable(self) -> bool:
+        return self.calls <= self.max_calls and self.cost <= self.max_cost * (1 + 1e-9)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +48,7 @@ class Plan:
     epsilon: what the releases will cost (at most the budget's). random_calls, variation_calls:
     images asked of the generator (worked out for equal labels if their shares are yet to be
     released); calls: both together by iteration, from S_0 on; disk_bytes: upper estimate of the run
-    directory.
+    directory; bills: one for each generator whose calls cost.
     """
 
     epsilon: float
@@ -39,6 +59,7 @@ class Plan:
     variation_calls: int
     calls: tuple[int, ...]
     disk_bytes: int
+    bills: tuple[Bill, ...]
 
 
 def votes_limit(config: Config) -> int:
@@ -115,7 +136,8 @@ def plan(config: Config) -> Plan:
         calls.append(sizes[iteration - 1] * config.votes.lookahead + layout.num_samples - kept)
     shape = config.image_shape
     row = shape.num_bytes + 64
-    kept = row * config.votes.lookahead * max(sizes) if config.votes.reuse_lookahead else 0
+    # Of the votes that are cast and, already, of the next.
+    kept = 2 * row * config.votes.lookahead * max(sizes) if config.votes.reuse_lookahead else 0
     taught = _TEACHER_BYTES if config.teacher else 0
     embedded = 4 * config.embedder.options.dim(shape) * max(sizes)
     return Plan(
@@ -127,15 +149,45 @@ def plan(config: Config) -> Plan:
         variation_calls=sum(calls) - drawn,
         calls=tuple(calls),
         disk_bytes=row * (sum(sizes) + sizes[-1]) + embedded + kept + 16 * sum(sizes) + taught,
+        bills=_bills(config, drawn, calls),
     )
+
+
+def _bills(config: Config, drawn: int, calls: Sequence[int]) -> tuple[Bill, ...]:
+    """What is due, by generator; drawn: how many of calls[0] are random draws."""
+    due: dict[int, tuple[str, Price, int, float]] = {}
+    for iteration, num in enumerate(calls):
+        plugin = config.generator_at(iteration)
+        price = plugin.options.call_price
+        if price is not None:
+            _, _, before, cost = due.get(id(plugin), ("", price, 0, 0.0))
+            random = drawn if iteration == 0 else 0
+            cost += random * price.random + (num - random) * price.vary
+            due[id(plugin)] = (plugin.kind, price, before + num, cost)
+    return tuple(
+        Bill(kind=kind, calls=num, cost=cost, max_calls=price.max_calls, max_cost=price.max_cost)
+        for kind, price, num, cost in due.values()
+    )
+
+
+def require_affordable(made: Plan) -> None:
+    """Raise InputError where a run would have to stop at a cap."""
+    for bill in made.bills:
+        if not bill.affordable:
+            raise InputError(
+                f"generator.max_calls, generator.max_cost: {bill.kind} allows {bill.max_calls:,} "
+                f"calls and a cost of {bill.max_cost:,.2f}, but the run takes {bill.calls:,} and "
+                f"{bill.cost:,.2f}; raise them or plan less (nothing was spent)"
+            )
 
 
 def worker_seconds(config: Config, calls: Sequence[int]) -> float | None:
     """Seconds of one CPU worker for `calls` images by iteration, timed here on a few of them.
 
-    None where workers need a GPU.
+    None where workers need a GPU, or where a call costs: then nothing is timed.
     """
-    if config.resources.gpus_per_worker:
+    paid = [config.generator_at(iteration).options.call_price for iteration in range(len(calls))]
+    if config.resources.gpus_per_worker or any(paid):
         return None
     seconds, each, timed = 0.0, 0.0, None
     for iteration, num in enumerate(calls):

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pe_ray.errors import InputError
 from pe_ray.seeds import Seeds
-from pe_ray.values import DistanceMetric, ImageShape
+from pe_ray.values import DistanceMetric, ImageShape, Price
 
 Images = NDArray[np.uint8]
 """Images, uint8 [n, height, width, channels]."""
@@ -48,6 +48,16 @@ class GeneratorOptions(Options):
     def columns(self) -> Mapping[str, tuple[str, int]]:
         """Own columns beside the image: name -> (numpy dtype, values per row)."""
         return {}
+
+    @property
+    def unbound(self) -> frozenset[str]:
+        """Options that, like `resources`, change no output: a run may go on with other values."""
+        return frozenset()
+
+    @property
+    def call_price(self) -> Price | None:
+        """What calls cost and the caps on them; None: nothing. What costs is never only timed."""
+        return None
 
     def check_degree(self, degree: float) -> None:
         """Raise ValueError where `vary` can't run at `degree`; called before a run starts."""
@@ -135,6 +145,8 @@ _BUILT_IN: Mapping[PluginType, Mapping[str, str]] = {
         "stable_diffusion": "pe_ray.components.stable_diffusion:StableDiffusion",
         "improved_diffusion": "pe_ray.components.diffusion:ImprovedDiffusionGenerator",
         "unet": "pe_ray.components.diffusion:UNetGenerator",
+        "image_api": "pe_ray.components.image_api:ImageApi",
+        "nearest_image": "pe_ray.components.nearest_image:NearestImage",
     },
     "embedder": {
         "pixels": "pe_ray.components.features:Pixels",

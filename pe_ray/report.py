@@ -6,6 +6,7 @@ import base64
 import html
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,20 @@ from numpy.typing import NDArray
 from pe_ray.config import Config
 from pe_ray.release.ledger import Ledger
 from pe_ray.run_directory import RunDirectory, opened
+from pe_ray.storage import Location, atomic_write, names
 from pe_ray.synthetic.exports import png
 from pe_ray.synthetic.population import fractions_of
+from pe_ray.synthetic.scoring import PREFIX, read_scores
 from pe_ray.synthetic.selection import denoiser
 from pe_ray.synthetic.variation import layout_of
-from pe_ray.synthetic.writer import atomic_write, read_population
+from pe_ray.synthetic.writer import read_population
 from pe_ray.values import LabelLayout, NoisyHistogram
 
 SAMPLES_PER_LABEL = 12
 LABELS_SHOWN = 20
 
 
-def write_report(path: str | Path) -> Path:
+def write_report(path: str | Location) -> Location:
     """Write samples/, metrics.jsonl, tensorboard/ and report.html of a run; returns the page.
 
     Guarantee: reads the configuration, the ledger's releases and populations only, all of which
@@ -46,9 +49,10 @@ def write_report(path: str | Path) -> Path:
         histogram = ledger.released(f"votes/{iteration + 1:04d}")
         if histogram is not None:
             scores.append(_concentration(config, histogram, layout))
-    lines = "".join(json.dumps(score) + "\n" for score in scores)
+    rows = _with_public_scores(run, config, scores)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
     atomic_write(run.path / "metrics.jsonl", lines.encode())
-    _write_tensorboard(run.path / "tensorboard", scores)
+    _write_tensorboard(run.path / "tensorboard", rows)
     atomic_write(run.report, _page(config, ledger, scores, grids).encode())
     return run.report
 
@@ -96,16 +100,36 @@ def _concentration(
     }
 
 
-def _write_tensorboard(directory: Path, scores: list[dict[str, Any]]) -> None:
+def _with_public_scores(
+    run: RunDirectory, config: Config, rows: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Rows by iteration, with the scores of S_iteration; S_0 has a row of scores alone."""
+    by_iteration = {row["iteration"]: row for row in rows}
+    for iteration in range(config.schedule.iterations + 1):
+        scores = read_scores(run.scores(iteration))
+        if scores:
+            row = by_iteration.get(iteration, {"iteration": iteration})
+            by_iteration[iteration] = row | scores
+    return [by_iteration[iteration] for iteration in sorted(by_iteration)]
+
+
+def _write_tensorboard(directory: Location, scores: list[dict[str, Any]]) -> None:
     """Scalars by iteration, written once per report (older event files are replaced)."""
     from tensorboardX import SummaryWriter
 
-    for old in directory.glob("events.*"):
-        old.unlink()
-    with SummaryWriter(str(directory)) as board:
-        for score in scores:
-            for name in ("noisy_votes", "survivors", "effective_parents", "sigma"):
-                board.add_scalar(f"votes/{name}", score[name], score["iteration"])
+    for old in names(directory):
+        if old.startswith("events."):
+            (directory / old).unlink()
+    with tempfile.TemporaryDirectory() as aside:
+        with SummaryWriter(aside) as board:
+            for score in scores:
+                for name in ("noisy_votes", "survivors", "effective_parents", "sigma"):
+                    if name in score:
+                        board.add_scalar(f"votes/{name}", score[name], score["iteration"])
+                for name in (name for name in score if name.startswith(PREFIX)):
+                    board.add_scalar(name, score[name], score["iteration"])
+        for file in Path(aside).iterdir():
+            atomic_write(directory / file.name, file.read_bytes())
 
 
 _STYLE = """

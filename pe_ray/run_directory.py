@@ -1,6 +1,8 @@
 """The run directory: where each thing is, whose it is, and that one process at a time writes it.
 
-Everything in it is safe to publish: configuration, releases and their post-processing.
+Everything in it is safe to publish: configuration, releases and their post-processing. The ledger
+of a run in a store is on the driver's disk (`output.ledger`); a copy of it lies beside the run and
+holds a release before anything that was made from that release is written.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ import fcntl
 import io
 import os
 import shutil
+import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,48 +25,64 @@ import yaml
 
 from pe_ray.config import Config, differences
 from pe_ray.errors import InputError
-from pe_ray.synthetic.writer import atomic_write
+from pe_ray.storage import (
+    Location,
+    ObjectPath,
+    atomic_write,
+    fetched,
+    given,
+    names,
+    reported,
+    require_writable,
+)
 from pe_ray.values import LabelLayout, NoisyHistogram
+
+LEDGER = "ledger.sqlite"
 
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """Paths of a run (DESIGN: README, "The run directory")."""
+    """Paths of a run (DESIGN: README, "The run directory"). ledger: always on a local disk."""
 
-    path: Path
-
-    @property
-    def ledger(self) -> Path:
-        return self.path / "ledger.sqlite"
+    path: Location
+    ledger: Path
 
     @property
-    def config(self) -> Path:
+    def ledger_copy(self) -> ObjectPath | None:
+        """Where a run in a store keeps a copy of its ledger."""
+        return self.path / LEDGER if isinstance(self.path, ObjectPath) else None
+
+    @property
+    def config(self) -> Location:
         return self.path / "config.yaml"
 
     @property
-    def synthetic(self) -> Path:
+    def synthetic(self) -> Location:
         return self.path / "synthetic"
 
     @property
-    def report(self) -> Path:
+    def report(self) -> Location:
         return self.path / "report.html"
 
     @property
-    def teacher(self) -> Path:
+    def teacher(self) -> Location:
         """Feature network and weights, both from released values."""
         return self.path / "teacher"
 
-    def population(self, iteration: int) -> Path:
+    def population(self, iteration: int) -> Location:
         return self.path / "populations" / f"iter={iteration:04d}"
 
-    def embedding(self, iteration: int) -> Path:
+    def embedding(self, iteration: int) -> Location:
         return self.path / "embeddings" / f"iter={iteration:04d}"
 
-    def lookahead(self, iteration: int) -> Path:
+    def lookahead(self, iteration: int) -> Location:
         return self.path / "lookahead" / f"iter={iteration:04d}"
 
-    def histogram(self, iteration: int) -> Path:
+    def histogram(self, iteration: int) -> Location:
         return self.path / "histograms" / f"iter={iteration:04d}.parquet"
+
+    def scores(self, iteration: int) -> Location:
+        return self.path / "scores" / f"iter={iteration:04d}.json"
 
     def write_histogram(self, histogram: NoisyHistogram, layout: LabelLayout) -> None:
         """Export a released histogram for readers; the ledger keeps the original."""
@@ -85,54 +105,131 @@ class RunDirectory:
 @contextmanager
 def claimed(config: Config) -> Iterator[RunDirectory]:
     """The run directory of `config`, created or continued, locked against a second process."""
-    run = RunDirectory(Path(config.output.path).resolve())
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(run.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise InputError(f"output.path: {run.path} can't be written ({error.strerror})") from None
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    path, folder = given(config.output.path, "output.path"), ledger_folder(config)
+    run = RunDirectory(path, folder / LEDGER)
+    with _others_cant_write(), _lock_of(run) as lock:
+        if not _locked(lock, fcntl.LOCK_EX, tries=10):
             raise InputError(
                 f"output.path: {run.path} is in use by another pe-ray; wait for it or stop it"
-            ) from None
-        _bind(run, config)
+            )
+        with reported("output.path", path):
+            _bind(run, config)
+        require_writable(path, "output.path")
         yield run
+
+
+@contextmanager
+def _others_cant_write() -> Iterator[None]:
+    """A umask under which nobody else can change a run: a ledger that others can edit is none."""
+    own = os.umask(0o022)
+    os.umask(own | 0o022)
+    try:
+        yield
+    finally:
+        os.umask(own)
+
+
+@contextmanager
+def _lock_of(run: RunDirectory) -> Iterator[int]:
+    """The open lock file beside the run's ledger, both made where they are missing."""
+    folder = run.ledger.parent
+    field = "output.path" if folder == run.path else "output.ledger"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        anyone = folder.stat().st_mode & stat.S_IWOTH
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InputError(f"{field}: {folder} can't be written ({error.strerror})") from None
+    try:
+        if anyone:
+            raise InputError(f"{field}: anyone can write to {folder}; chmod o-w it")
+        yield lock
     finally:
         os.close(lock)
+
+
+def in_use(run: RunDirectory) -> bool | None:
+    """Whether a process has claimed the run directory at this moment; None where it lies in a
+    store, as the lock is on the driver's disk then.
+    """
+    if not isinstance(run.path, Path):
+        return None
+    try:
+        lock = os.open(run.path / ".lock", os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _locked(lock, fcntl.LOCK_SH)
+    finally:
+        os.close(lock)
+
+
+def _locked(lock: int, kind: int, tries: int = 1) -> bool:
+    """Take the lock; `tries` (20 a second) outlast a look at it by `in_use`."""
+    for again in reversed(range(tries)):
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if again:
+                time.sleep(0.05)
+        else:
+            return True
+    return False
 
 
 def _bind(run: RunDirectory, config: Config) -> None:
     """Tie the directory to the configuration, or refuse a configuration it isn't tied to."""
     if run.config.exists():
-        stored = yaml.safe_load(run.config.read_text(encoding="utf-8"))
-        changed = differences(stored, config.tree())
+        stored = yaml.safe_load(run.config.read_text("utf-8"))
+        changed = differences(config.bound(stored), config.bound(config.tree()))
         if changed:
             raise InputError(
                 f"{', '.join(changed)}: differs from the run in {run.path}; restore it, or give "
                 "another output.path (a new run spends anew)"
             )
         if not run.ledger.exists():
+            if isinstance(run.path, ObjectPath):
+                raise InputError(
+                    f"output.ledger: {run.ledger.parent} has no ledger.sqlite, but {run.path} "
+                    "holds a run; give the folder with that run's ledger, or see docs/storage.md "
+                    "if its disk is lost"
+                )
             raise InputError(
                 f"output.path: {run.path} has a configuration but no ledger.sqlite; restore the "
                 "ledger, since without it what was spent is unknown, or give another output.path"
             )
-    elif not run.ledger.exists() and any(run.path.glob("[!.]*")):
+    elif not run.ledger.exists() and any(not name.startswith(".") for name in names(run.path)):
         raise InputError(f"output.path: {run.path} holds other files; give an empty or new folder")
 
 
+def ledger_folder(config: Config) -> Path:
+    """Where the ledger and the lock of a run are: a local folder."""
+    path = given(config.output.path, "output.path")
+    if isinstance(path, Path):
+        return path
+    if config.output.ledger is None:
+        raise InputError(
+            "output.ledger: needed for an output.path in a store; give a local folder, on a disk "
+            "that outlives the machine, for ledger.sqlite"
+        )
+    return Path(config.output.ledger).resolve()
+
+
 def write_config(run: RunDirectory, config: Config) -> None:
-    """Record the configuration, once the ledger exists."""
-    if not run.config.exists():
-        header = f"# fingerprint: {config.fingerprint}\n"
-        text = yaml.safe_dump(config.tree(), sort_keys=False, allow_unicode=True)
-        atomic_write(run.config, (header + text).encode())
+    """Record the configuration, once the ledger exists; again where what isn't bound changed."""
+    header = f"# fingerprint: {config.fingerprint}\n"
+    text = yaml.safe_dump(config.tree(), sort_keys=False, allow_unicode=True)
+    content = (header + text).encode()
+    if not run.config.exists() or run.config.read_bytes() != content:
+        atomic_write(run.config, content)
 
 
-def require_disk(directory: Path, num_bytes: int, field: str) -> None:
-    """Raise InputError unless `directory` has room for `num_bytes`, counting what it holds."""
+def require_disk(directory: Location, num_bytes: int, field: str) -> None:
+    """Raise InputError unless `directory` has room for `num_bytes`, counting what it holds; a store
+    has.
+    """
+    if not isinstance(directory, Path):
+        return
     held = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
     free = shutil.disk_usage(directory).free
     if held + free < num_bytes:
@@ -142,9 +239,15 @@ def require_disk(directory: Path, num_bytes: int, field: str) -> None:
         )
 
 
-def opened(path: str | Path) -> tuple[RunDirectory, Config]:
-    """An existing run and its configuration (resources at their defaults)."""
-    run = RunDirectory(Path(path).resolve())
-    if not run.config.exists() or not run.ledger.exists():
-        raise InputError(f"run {path}: not a run directory (no config.yaml and ledger.sqlite)")
-    return run, Config.from_yaml(run.config)
+def opened(path: str | Location) -> tuple[RunDirectory, Config]:
+    """An existing run and its configuration (resources at their defaults).
+
+    Of a run in a store, the ledger is the copy beside it.
+    """
+    place = given(path, "run")
+    with reported("run", place):
+        if not {"config.yaml", LEDGER} <= names(place):
+            raise InputError(f"run {path}: not a run directory (no config.yaml and ledger.sqlite)")
+        ledger = place / LEDGER
+        run = RunDirectory(place, ledger if isinstance(ledger, Path) else fetched(ledger))
+        return run, Config.from_yaml(run.config)

@@ -33,6 +33,16 @@ class ImageShape:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """What a call of a generator costs, and how many calls and how much cost are allowed."""
+
+    random: float
+    vary: float
+    max_calls: int
+    max_cost: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     """(epsilon, delta)-DP under adding or removing one `unit`; epsilon may be inf (not private)."""
 

@@ -78,6 +78,12 @@ def loss_of(
     return F.mse_loss(model(noisy, times, class_labels=classes).sample, noise)
 
 
+def move_average(averaged: Any, current: Any, num_averaged: Any) -> None:
+    """Exponential moving average, faster at first: a short training keeps nothing of its start."""
+    decay = min(AVERAGING, (1 + int(num_averaged)) / (10 + int(num_averaged)))
+    torch._foreach_lerp_(averaged, current, 1 - decay)
+
+
 def train(
     plugin: Plugin, labels: tuple[str, ...], output: Path, *, steps: int, size: int, width: int
 ) -> None:
@@ -86,9 +92,7 @@ def train(
     torch.manual_seed(0)
     shape = plugin.options.image_shape
     model = network(shape, len(labels), width).to(device)
-    average = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGING)
-    )
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=move_average)
     scheduler = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     generator = plugins.load("generator", plugin.kind)(plugin.options, labels)

@@ -11,13 +11,18 @@ from typing import Any
 import pytest
 from tiny_diffusion import save_pipeline
 
+# Of the tests' own store (test_storage.py), before Ray's workers start: they inherit it.
+os.environ |= {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests"}
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     import ray
+    from image_service import KEY
 
+    os.environ["PE_RAY_SESSION_KEY"] = KEY  # workers have the environment that Ray started in
     # One GPU in name only: what is placed on it runs, on the CPU.
     ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
     yield

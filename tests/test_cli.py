@@ -34,17 +34,30 @@ def test_importing_is_light() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+PLAN_KEYS = {"epsilon", "delta", "unit", "releases", "calls", "images", "disk_bytes"}
+LEDGER_KEYS = {"epsilon", "delta", "unit", "budget_epsilon", "releases"}
+"""What scripts may rely on: taking one away breaks them."""
+
+
 def test_run_ledger_report_audit(
     ray_session: None, tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, run = write(tree, tmp_path), tree["output"]["path"]
     assert cli.main(["plan", config, "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)
+    assert set(planned) >= PLAN_KEYS
     assert cli.main(["run", config]) == 0
-    assert "(from the ledger)" in capsys.readouterr().out
+    printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert Path(printed["report"]) == Path(run, "report.html")
+    assert Path(printed["synthetic"]) == Path(run, "synthetic")
+    assert printed["spent"] == (
+        f"epsilon {planned['epsilon']:.6g}, delta 0.0001, adding or removing one record "
+        "(from the ledger)"
+    )
     assert cli.main(["ledger", run, "--json"]) == 0
     spent = json.loads(capsys.readouterr().out)
     assert spent["epsilon"] == planned["epsilon"] <= 1.0
+    assert set(spent) >= LEDGER_KEYS
     assert spent["delta"] == 1e-4
     assert spent["unit"] == "record"
     for released, expected in zip(spent["releases"], planned["releases"], strict=True):
@@ -74,9 +87,15 @@ def test_run_ledger_report_audit(
         ("schedule.num_samples=5", "at least 10"),
         ("private.data=/nowhere", "private.data: /nowhere does not exist"),
         ("privacy.unit=user", "private.user_column"),
-        ("output.path=s3://bucket/run", "output.path"),
+        ("output.path=s3://bucket/run", "output.ledger: needed for an output.path in a store"),
         ("embedder={kind: inception, weights: absent}", "embedder: inception: weights: absent"),
         ("nonsense", "block.key=value"),
+        ("=1", "block.key=value"),
+        ("privacy.epsilon=[1", "'[1' is not a YAML value"),
+        ("privacy.epsilon.more=1", "epsilon is not a block"),
+        ("privacy.epsilon=one", "privacy.epsilon"),
+        ("metrics.public={data: /nowhere, metrics: [{kind: frechet}]}", "metrics.public.data"),
+        ("metrics.public={data: /nowhere, metrics: []}", "metrics.public.metrics"),
         ("votes.neighbors=1000000000", "votes.neighbors: more than the samples voted on"),
         ("votes.lookahead=1000000000", "votes.lookahead"),
         ("schedule.expand_degree=-1", "schedule.expand_degree"),

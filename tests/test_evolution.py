@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +26,7 @@ from tiny_networks import save_clip
 from pe_ray import Config, InputError, evolution, evolve, expand, plugins
 from pe_ray.private.audit import audit
 from pe_ray.release.ledger import Ledger
+from pe_ray.run_directory import claimed, write_config
 from pe_ray.synthetic.teacher import Teacher
 from pe_ray.synthetic.variation import layout_of
 from pe_ray.synthetic.writer import manifest_of, parts_of
@@ -192,6 +195,42 @@ def test_anything_but_resources_is_bound(ray_session: None, tree: dict[str, Any]
         evolve(Config.from_dict(tree))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("private.labels", [*"9876543210"]),
+        ("generator.image_size", 13),
+        ("embedder.size", 7),
+        ("votes.neighbors", 2),
+        ("selection.keep_selected", True),
+        ("selection.overrides", {1: {"method": "rank"}}),
+        ("schedule.noise", 0.5),
+        ("schedule.seed", 1),
+        ("privacy.epsilon", 2.0),
+        ("privacy.delta", 1e-5),
+        ("metrics.public", {"data": "elsewhere", "metrics": [{"kind": "frechet"}]}),
+        ("output.rows_per_part", 18),
+    ],
+)
+def test_every_change_but_resources_is_refused_by_name(
+    tree: dict[str, Any], key: str, value: Any
+) -> None:
+    config = Config.from_dict(tree)
+    with claimed(config) as run:
+        Ledger.create(run.ledger, config.privacy.budget, config.fingerprint)
+        write_config(run, config)
+    tree["resources"] = {"workers": 7, "batch_size": 3, "num_cpus": 5}
+    with claimed(Config.from_dict(tree)):
+        pass
+    block, name = key.split(".")
+    tree.setdefault(block, {})[name] = value
+    with (
+        pytest.raises(InputError, match=rf"^{re.escape(key)}[\w.]*: differs from the run"),
+        claimed(Config.from_dict(tree)),
+    ):
+        pass
+
+
 def test_every_option_of_the_main_path_runs(ray_session: None, tree: dict[str, Any]) -> None:
     tree["privacy"]["label_fractions"] = "dp"
     tree["votes"] = {"metric": "cosine", "neighbors": 3}
@@ -325,12 +364,14 @@ def test_a_canary_record_leaves_no_trace(tree: dict[str, Any], tmp_path: Path, s
     tree["privacy"]["unit"] = "user"
     tree["teacher"] = {"features": 4, "epochs": 1}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
-    home = tmp_path / "logs"
-    done = subprocess.run(
-        [sys.executable, "-m", "pe_ray", "run", str(tmp_path / "config.yaml")],
-        capture_output=True,
-        env={**os.environ, "RAY_TMPDIR": str(home)} if len(str(home)) < 50 else None,
-    )
+    with tempfile.TemporaryDirectory(prefix="c-", dir="/tmp") as home:  # sockets need a short path
+        done = subprocess.run(
+            [sys.executable, "-m", "pe_ray", "run", str(tmp_path / "config.yaml")],
+            capture_output=True,
+            env={**os.environ, "RAY_TMPDIR": home},
+        )
+        logs = [file.read_bytes() for file in Path(home).rglob("logs/*") if file.is_file()]
+    assert len(logs) > 5
     assert done.returncode == (2 if spoil else 0), done.stderr.decode()[-2000:]
     if spoil:
         assert b"shard 0, row 41: image can't be decoded" in done.stderr
@@ -340,7 +381,7 @@ def test_a_canary_record_leaves_no_trace(tree: dict[str, Any], tmp_path: Path, s
     written = [path.read_bytes() for path in run.rglob("*") if path.is_file()]
     digest = hashlib.blake2b(CANARY.encode(), digest_size=16).hexdigest().encode()
     assert written
-    for text in (*written, done.stdout, done.stderr):
+    for text in (*written, *logs, done.stdout, done.stderr):
         assert CANARY.encode() not in text
         assert digest not in text
         assert spoil or pixels not in text
@@ -348,3 +389,43 @@ def test_a_canary_record_leaves_no_trace(tree: dict[str, Any], tmp_path: Path, s
         assert Ledger.open(run / "ledger.sqlite").entries() == ()
     else:
         assert len(list((run / "populations" / "iter=0002").glob("part-*"))) > 0
+
+
+SMALL_STORE = """
+import sys
+import ray
+from pe_ray.cli import main
+
+ray.init(
+    "local", num_cpus=2, include_dashboard=False, log_to_driver=False,
+    object_store_memory=80 * 2**20,
+    _system_config={"automatic_object_spilling_enabled": sys.argv[1] == "spill"},
+)
+for change in sys.argv[3:]:
+    print("exit", main(["run", sys.argv[2], "--set", change]))
+"""
+
+
+@pytest.mark.slow
+def test_what_neither_fits_the_object_store_nor_may_spill_is_refused(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    """Records of 6 x 6 need 4 x 36 bytes each: 600,000 of them 82 MiB, of a store of 80."""
+    grey = np.zeros((600_000, 4), dtype=np.uint8)
+    column = pa.FixedShapeTensorArray.from_numpy_ndarray(grey.reshape(-1, 2, 2))
+    pq.write_table(pa.table({"image": column, "label": [0] * 600_000}), tmp_path / "many.parquet")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", SMALL_STORE, "keep", str(tmp_path / "config.yaml")),
+            "schedule.num_samples=4000000",
+            f"private.data={tmp_path / 'many.parquet'}",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split("\n")[:2] == ["exit 2", "exit 2"], done.stderr[-2000:]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("pe-ray:")]
+    assert errors[0].startswith("pe-ray: schedule.num_samples: a population's parents")
+    assert errors[1].startswith("pe-ray: private.data: the private embeddings need more")
+    assert not Ledger.open(Path(tree["output"]["path"]) / "ledger.sqlite").entries()

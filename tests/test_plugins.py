@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from image_service import KEY, Service, serving
 from tiny_diffusion import save_pipeline
 from tiny_networks import save_clip, save_dinov2, save_inception
+from tiny_public import save_public
 from tiny_unets import save_improved, save_unet
 
 from pe_ray import InputError, plugins
@@ -21,6 +27,15 @@ LABELS = np.array([0, 2, 1, 1, 0, 2, 2], dtype=np.int32)
 ROWS = np.arange(len(LABELS), dtype=np.int64)
 
 
+@cache
+def service() -> Service:
+    """An image service for as long as this process lives."""
+    running = ExitStack()
+    atexit.register(running.close)
+    os.environ["PE_RAY_TEST_KEY"] = KEY
+    return running.enter_context(serving())
+
+
 NEEDS_FILES: dict[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
     ("generator", "stable_diffusion"): lambda folder: {
         "checkpoint": save_pipeline(folder / "checkpoint", "sd"),
@@ -30,6 +45,12 @@ NEEDS_FILES: dict[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
         "vary": {"steps": 4},
     },
     ("generator", "improved_diffusion"): save_improved,
+    ("generator", "image_api"): lambda folder: service().options(folder / "store"),
+    ("generator", "nearest_image"): lambda folder: {
+        "data": str(save_public(folder / "public", NAMES)),
+        "image_size": 16,
+        "cache": str(folder / "cache"),
+    },
     ("generator", "unet"): lambda folder: {"checkpoint": save_unet(folder), "steps": 5},
     ("embedder", "inception"): lambda folder: {"weights": str(save_inception(folder))},
     ("embedder", "clip"): lambda folder: {"checkpoint": str(save_clip(folder))},
@@ -40,7 +61,7 @@ NEEDS_FILES: dict[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
 }
 """(type, kind) -> options, for plugins that can't be made from defaults alone."""
 
-DEGREES = {"improved_diffusion": 2, "unet": 2}
+DEGREES = {"improved_diffusion": 2, "unet": 2, "nearest_image": 3}
 """Kind -> a degree, for generators in whose units 0.5 is none."""
 
 NETWORK_ATOL = 3e-6  # of a network's features in another batch, which are about 1 here
@@ -78,7 +99,8 @@ def test_generators(kind: str, tmp_path: Path) -> None:
     order = np.array([4, 0, 6])
     some = {name: values[order] for name, values in drawn.items()}
     again = generator.vary(some, degree, seeds[order])
-    rounding = NETWORK_LEVELS if ("generator", kind) in NEEDS_FILES else 0
+    networks = ("stable_diffusion", "improved_diffusion", "unet")
+    rounding = NETWORK_LEVELS if kind in networks else 0
     assert np.abs(again["image"].astype(int) - varied["image"][order]).max() <= rounding
     for name in options.columns:
         assert np.array_equal(again[name], varied[name][order]), name

@@ -31,7 +31,12 @@ def test_lines_give_rows_speed_and_time_left(
     assert first.startswith("population 1: 500 of 1,000 rows, ")
     assert "rows/s" in first
     assert first.endswith("s left")
-    assert last.startswith("population 1: done, 1,000 of 1,000 rows")
+    facts = dict(pair.split("=") for pair in last.split())
+    assert facts["stage"] == "population"
+    assert (facts["iteration"], facts["state"]) == ("1", "done")
+    assert (facts["rows"], facts["made"]) == ("1000", "800")
+    assert float(facts["seconds"]) > 0
+    assert float(facts["rows_per_second"]) > 0
 
 
 def test_a_terminal_gets_a_bar(
@@ -43,8 +48,47 @@ def test_a_terminal_gets_a_bar(
     assert "expansion: 100%" in capsys.readouterr().err
 
 
+def test_gauges_reach_prometheus(tmp_path: Path) -> None:
+    """Scraped from the endpoint of a Ray of its own, in a process of its own."""
+    script = """
+import socket, sys, time, urllib.request
+import ray
+from pe_ray.progress import Progress
+
+with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    port = probe.getsockname()[1]
+ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False,
+         _metrics_export_port=port)
+with Progress("population 3", 1000, 200) as progress:
+    progress.add(300)
+    for _ in range(120):
+        time.sleep(0.5)
+        try:
+            text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+        except OSError:
+            continue
+        if "pe_ray_rows_done" in text:
+            break
+print("\\n".join(line for line in text.splitlines() if "pe_ray" in line))
+"""
+    environment = os.environ | {"RAY_metrics_report_interval_ms": "500"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    scraped = {
+        line.split("{")[0]: float(line.rpartition(" ")[2])
+        for line in done.stdout.splitlines()
+        if 'stage="population 3"' in line
+    }
+    assert scraped.pop("ray_pe_ray_rows_per_second") > 0
+    assert scraped == {"ray_pe_ray_rows": 1000, "ray_pe_ray_rows_done": 500}
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_stops_cleanly_and_the_same_command_continues(
-    tree: dict[str, Any], tmp_path: Path
+    tree: dict[str, Any], tmp_path: Path, stop: signal.Signals
 ) -> None:
     tree["schedule"] |= {"num_samples": 20_000}
     del tree["output"]["rows_per_part"]
@@ -57,7 +101,7 @@ def test_an_interrupt_stops_cleanly_and_the_same_command_continues(
         deadline = time.monotonic() + 120
         while not list(run.glob("populations/iter=0000/part-*")) and time.monotonic() < deadline:
             time.sleep(0.05)
-        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, stop)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 1, errors
     assert errors.strip().splitlines()[-1] == "pe-ray: stopped; the same command continues"

@@ -180,3 +180,19 @@ def test_the_command_line_plans_a_switch(
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
     assert main(["plan", str(tmp_path / "config.yaml")]) == 0
     assert "worker seconds of generation" in capsys.readouterr().out
+
+
+def test_what_changes_no_output_is_not_bound_in_a_stage_either(tree: dict[str, Any]) -> None:
+    def fingerprint(start: int = 1, **changes: Any) -> str:
+        given = {"kind": "nearest_image", "data": "public", "image_size": 8} | changes
+        stages = [
+            {"start": 0, "generator": given | {"data": "public"}},
+            {"start": start, "generator": given},
+        ]
+        tree["schedule"]["degrees"] = 3
+        tree["generator"] = {"kind": "switch", "stages": stages}
+        return Config.from_dict(tree).fingerprint
+
+    assert fingerprint(cache="elsewhere") == fingerprint()
+    assert fingerprint(data="other") != fingerprint()
+    assert fingerprint(start=2) != fingerprint()

@@ -1,16 +1,20 @@
 """The command line: one module for each user's verbs, each of which adds its own.
 
-Exit status 0 on success, 2 on bad input (one line: what, where, fix), 1 otherwise.
+Exit status 0 on success, 2 on bad input (one line: what, where, fix), 1 otherwise: a failure, or
+stopped by Ctrl-C or SIGTERM, after which the same command continues.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
-from pe_ray.cli import looking, running
+from pe_ray.cli import looking, running, watching
 from pe_ray.errors import InputError
 
 
@@ -21,14 +25,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for noisy in ("ray", "absl", "matplotlib", "faiss"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
-        options.command(options)
+        with _stopped_by_sigterm():
+            options.command(options)
     except InputError as error:
         print(f"pe-ray: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != signal.SIGTERM:  # Ray's own, as it starts
+            raise
         print("pe-ray: stopped; the same command continues", file=sys.stderr)
         return 1
     return 0
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM stops as Ctrl-C does: schedulers, `ray job stop` and spot notices send it."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,6 +68,6 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command)
         return added
 
-    for module in (running, looking):
+    for module in (running, looking, watching):
         module.add_verbs(verb)
     return parser

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import asdict
 
 from pe_ray.cli.printing import AddVerb, guarantee, print_json
 from pe_ray.config import Config, ResourcesConfig
@@ -28,8 +29,10 @@ def add_verbs(verb: AddVerb) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     from pe_ray.planning import plan, worker_seconds
+    from pe_ray.run_directory import ledger_folder
 
     config = Config.from_yaml(options.config, options.set)
+    ledger_folder(config)
     made = plan(config)
     seconds = worker_seconds(config, made.calls)
     if options.json:
@@ -53,6 +56,7 @@ def _plan(options: argparse.Namespace) -> None:
                 "images": {"populations": sum(config.schedule.sizes)},
                 "disk_bytes": made.disk_bytes,
                 "worker_seconds": seconds,
+                "bills": [asdict(bill) for bill in made.bills],
             }
         )
         return
@@ -67,7 +71,15 @@ def _plan(options: argparse.Namespace) -> None:
     print(f"calls       {made.random_calls:,} random, {made.variation_calls:,} variation")
     print(f"images      {sum(config.schedule.sizes):,} in {len(config.schedule.sizes)} populations")
     print(f"disk        {made.disk_bytes / 2**20:,.1f} MiB at most")
-    if seconds is None:
+    for bill in made.bills:
+        print(
+            f"cost        {bill.kind}: {bill.calls:,} calls, {bill.cost:,.2f}; caps: "
+            f"{bill.max_calls:,} calls, {bill.max_cost:,.2f}"
+            + ("" if bill.affordable else ": NOT ENOUGH, the run would not start")
+        )
+    if seconds is None and made.bills:
+        print("time        not estimated: it is the service's, and asking it costs")
+    elif seconds is None:
         print("time        not estimated: the generator needs a GPU; time a short run there")
     else:
         print(f"time        {seconds:,.1f} worker seconds of generation, on this machine's CPU")
@@ -85,8 +97,9 @@ def _run(options: argparse.Namespace) -> None:
     path = evolve(config)
     page = write_report(path)
     from pe_ray.release.ledger import Ledger
+    from pe_ray.run_directory import opened
 
-    ledger = Ledger.open(path / "ledger.sqlite")
+    ledger = Ledger.open(opened(path)[0].ledger)
     budget = ledger.budget
     print(f"report      {page}")
     print(f"synthetic   {path / 'synthetic'}")

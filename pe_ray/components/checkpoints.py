@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pe_ray.components.weights import refuse_mismatch
 from pe_ray.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -20,6 +21,7 @@ _LIBRARIES = {"diffusers", "transformers", "stable_diffusion"}  # the last: diff
 # Their noise comes from one stream for the whole batch, whatever generators they are given.
 _BATCH_NOISE = {"DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler"}
 _INDEX = "model_index.json"
+_LOADING_ERRORS = (OSError, ValueError, ImportError, RuntimeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,27 +65,74 @@ def load_pipeline(
         "image_to_image": diffusers.AutoPipelineForImage2Image,
     }[task]
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    given = {
+        "revision": checkpoint.revision,
+        "local_files_only": local_files_only,
+        "use_safetensors": True,
+    }
     try:
         pipeline = auto.from_pretrained(
             checkpoint.name,
-            revision=checkpoint.revision,
-            local_files_only=local_files_only,
-            use_safetensors=True,
             trust_remote_code=False,
             torch_dtype=dtypes[precision],
+            **given,
             **(without if has_checker and not safety_checker else {}),
+            **_networks(checkpoint, index, dtypes[precision], given),
         )
-    except (OSError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split()).removesuffix(".")
-        raise checkpoint.wrong(
-            f"can't be loaded: {reason}; give a whole diffusers pipeline, weights in safetensors"
-        ) from error
+    except InputError:
+        raise
+    except _LOADING_ERRORS as error:
+        raise _unloaded(checkpoint, error) from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     logger.info("%s: %s on %s in %s", checkpoint.option, checkpoint.name, device, precision)
     pipeline = _quiet(pipeline.to(device))
     if compiled:
         pipeline.unet.compile()
     return pipeline
+
+
+def _unloaded(checkpoint: Checkpoint, error: Exception, part: str = "") -> InputError:
+    reason = " ".join(str(error).split()).removesuffix(".")
+    return checkpoint.wrong(
+        f"can't be loaded: {part}{reason}; give a whole diffusers pipeline, weights in safetensors"
+    )
+
+
+def _networks(
+    checkpoint: Checkpoint, index: dict[str, Any], dtype: Any, given: dict[str, Any]
+) -> dict[str, Any]:
+    """The networks by name, each whole: a pipeline would fill what is missing with chance."""
+    import diffusers
+    import torch
+    import transformers
+
+    made = {}
+    for name, part in index.items():
+        library, kind = part if isinstance(part, list) and part[0] else ("", "")
+        kinds = {"diffusers": diffusers, "transformers": transformers}.get(library)
+        network = getattr(kinds, kind, None)
+        if not (isinstance(network, type) and issubclass(network, torch.nn.Module)):
+            continue
+        own: dict[str, Any] = {"torch_dtype": dtype}
+        if library == "transformers":  # else its error wouldn't say which weights don't fit
+            own = {"dtype": dtype, "ignore_mismatched_sizes": True}
+        try:
+            found, report = network.from_pretrained(  # type: ignore[attr-defined]
+                checkpoint.name, subfolder=name, output_loading_info=True, **own, **given
+            )
+        except _LOADING_ERRORS as error:
+            raise _unloaded(checkpoint, error, f"{name}: ") from error
+        refuse_mismatch(
+            f"{checkpoint.option}: {checkpoint.name}: {name}",
+            missing=sorted(report["missing_keys"]),
+            unexpected=(),
+            misshapen=[
+                f"{weight} {list(a)} instead of {list(b)}"
+                for weight, a, b in sorted(report["mismatched_keys"])
+            ],
+        )
+        made[name] = found
+    return made
 
 
 def image_to_image_on(pipeline: Any) -> Any:

@@ -14,6 +14,7 @@ from pe_ray.components.distances import frechet_distance, kernel_distance, preci
 from pe_ray.config import EmbedderPlugin, Plugin
 from pe_ray.errors import InputError
 from pe_ray.plugins import Images
+from pe_ray.public_reference import evenly_spaced
 
 Labels = NDArray[np.int32]
 
@@ -28,15 +29,14 @@ def _load(embedder: Plugin) -> plugins.Embedder:
     return cast(plugins.Embedder, made)
 
 
-def _evenly(num: int, at_most: int) -> NDArray[np.int64]:
-    """At most `at_most` of the rows 0..num-1, evenly spaced (populations are in label order)."""
-    chosen = min(num, at_most)
-    return np.arange(chosen, dtype=np.int64) * num // max(1, chosen)
-
-
 def _need(name: str, least: int, *sets: Images) -> None:
     if min(len(images) for images in sets) < least:
         raise InputError(f"{name}: needs at least {least} synthetic and {least} reference images")
+
+
+def _need_labels(name: str, labels: Labels) -> None:
+    if (labels < 0).any():
+        raise InputError(f"{name}: needs a labelled reference; give its label_column")
 
 
 class FrechetOptions(plugins.Options):
@@ -96,7 +96,7 @@ class KernelDistance:
     ) -> dict[str, float]:
         _need("kid", 2, images, reference_images)
         synthetic, reference = (
-            self._embedder.embed(some[_evenly(len(some), self._max_images)])
+            self._embedder.embed(some[evenly_spaced(len(some), self._max_images)])
             for some in (images, reference_images)
         )
         return {self._name: kernel_distance(synthetic, reference)}
@@ -131,7 +131,7 @@ class PrecisionRecall:
         options = self._options
         _need("precision_recall", options.neighbors + 1, images, reference_images)
         synthetic, reference = (
-            self._embedder.embed(some[_evenly(len(some), options.max_images)])
+            self._embedder.embed(some[evenly_spaced(len(some), options.max_images)])
             for some in (images, reference_images)
         )
         precision, recall = precision_and_recall(synthetic, reference, options.neighbors)
@@ -166,7 +166,8 @@ class ClassifierAccuracy:
     ) -> dict[str, float]:
         from sklearn.svm import SVC
 
-        rows = _evenly(len(images), self._max_images)
+        _need_labels("classifier", reference_labels)
+        rows = evenly_spaced(len(images), self._max_images)
         trained = SVC(C=10.0).fit(self._embedder.embed(images[rows]), labels[rows])
         guesses = trained.predict(self._embedder.embed(reference_images))
         return {"accuracy_train_synthetic": float(np.mean(guesses == reference_labels))}
@@ -196,6 +197,7 @@ class ConvnetAccuracy:
     def score(
         self, images: Images, labels: Labels, reference_images: Images, reference_labels: Labels
     ) -> dict[str, float]:
+        _need_labels("cnn", reference_labels)
         classify = convnet.train(images, labels, self._options.epochs, self._options.seed)
         right = classify(reference_images) == reference_labels
         return {"accuracy_train_synthetic/cnn": float(np.mean(right))}

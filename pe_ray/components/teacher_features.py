@@ -6,7 +6,6 @@ norm, and so of the noise; without it most of a record's norm is what all record
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +13,9 @@ from numpy.typing import NDArray
 
 from pe_ray import plugins
 from pe_ray.components import convnet
+from pe_ray.images import resized
 from pe_ray.plugins import Images
+from pe_ray.storage import location, whole
 from pe_ray.values import DistanceMetric, ImageShape
 
 KIND = "pe_ray.components.teacher_features:TeacherFeatures"
@@ -64,17 +65,18 @@ class TeacherFeatures:
     def __init__(self, options: TeacherFeaturesOptions) -> None:
         import torch
 
-        with np.load(Path(options.file), allow_pickle=False) as stored:
+        with np.load(whole(location(options.file)), allow_pickle=False) as stored:
             arrays = dict(stored)
         weights = {
             name.removeprefix("network."): torch.from_numpy(value)
             for name, value in arrays.items()
             if name.startswith("network.")
         }
-        self._shape = tuple(int(side) for side in arrays["shape"])
+        height, width, channels = arrays["shape"].tolist()
+        self._shape = ImageShape(height=height, width=width, channels=channels)
         self._projection, self._mean = arrays["projection"], arrays["mean"]
         num_labels = len(weights["10.bias"])
-        self._network = convnet.make_network(self._shape[2], num_labels)
+        self._network = convnet.make_network(channels, num_labels)
         self._network.load_state_dict(weights)
         self._network.eval()
 
@@ -84,21 +86,12 @@ class TeacherFeatures:
 
     def embed(self, images: Images) -> NDArray[np.float32]:
         """Features, float32 [n, num_features], each of norm 1."""
-        if images.shape[1:] != self._shape:
-            images = np.stack([self._resized(image) for image in images])
-        whole = (convnet.activations(self._network, images) - self._mean) @ self._projection
-        constant = np.full((len(whole), 1), _CONSTANT * np.sqrt(whole.shape[1]), dtype=np.float32)
-        features = np.concatenate([whole, constant], axis=1)
+        if images.shape[1:3] != (self._shape.height, self._shape.width):
+            images = np.stack([resized(image, self._shape) for image in images])
+        white = (convnet.activations(self._network, images) - self._mean) @ self._projection
+        constant = np.full((len(white), 1), _CONSTANT * np.sqrt(white.shape[1]), dtype=np.float32)
+        features = np.concatenate([white, constant], axis=1)
         return np.asarray(features / np.linalg.norm(features, axis=1, keepdims=True))
-
-    def _resized(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """One image in the size trained on (bicubic with antialiasing)."""
-        from PIL import Image
-
-        height, width, channels = self._shape
-        flat = image[:, :, 0] if image.shape[2] == 1 else image
-        made = Image.fromarray(flat).resize((width, height), Image.Resampling.BICUBIC)
-        return np.asarray(made).reshape(height, width, channels)
 
 
 TeacherFeatures.Options = TeacherFeaturesOptions

@@ -6,21 +6,20 @@ release; the command line prints it and writes it nowhere.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from pe_ray import plugins
 from pe_ray.errors import InputError
+from pe_ray.images import resized
 from pe_ray.private.sources import list_slices, read_slice
 from pe_ray.run_directory import opened
+from pe_ray.storage import Location
 from pe_ray.synthetic.teacher import load as load_teacher
 from pe_ray.synthetic.variation import layout_of
 from pe_ray.synthetic.writer import read_population
-from pe_ray.values import ImageShape
 
 
-def audit(run_path: str | Path) -> dict[str, float]:
+def audit(run_path: str | Location) -> dict[str, float]:
     """Scores of a finished run's final population against private (or `audit_data`) records."""
     run, config = opened(run_path)
     iteration = config.schedule.iterations
@@ -50,8 +49,11 @@ def audit(run_path: str | Path) -> dict[str, float]:
     images, labels = [], []
     for part in list_slices(private):
         read = read_slice(part, private, shape.channels)
-        images += [_resized(image, shape) for image in read.images]
+        images += [resized(image, shape) for image in read.images]
         labels.append(read.labels)
+    if not images:
+        field = "private.where" if config.metrics.audit_where is None else "metrics.audit_where"
+        raise InputError(f"{field}: keeps no record to score on; mend its values")
     scores: dict[str, float] = {}
     for metric in config.metrics.audit:
         scorer = plugins.load("metric", metric.kind)(metric.options)
@@ -59,12 +61,3 @@ def audit(run_path: str | Path) -> dict[str, float]:
             rows["image"], rows["label"], np.stack(images), np.concatenate(labels)
         )
     return scores
-
-
-def _resized(image: np.ndarray, shape: ImageShape) -> np.ndarray:
-    """One image, uint8 [h, w, c], brought to `shape` (bicubic with antialiasing)."""
-    from PIL import Image
-
-    flat = image[:, :, 0] if image.shape[2] == 1 else image
-    resized = Image.fromarray(flat).resize((shape.width, shape.height), Image.Resampling.BICUBIC)
-    return np.asarray(resized).reshape(shape.height, shape.width, shape.channels)

@@ -8,6 +8,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from pe_ray.cluster import on_nodes
 from pe_ray.components.teacher_features import KIND, TeacherFeaturesOptions
 from pe_ray.config import PrivateConfig
 from pe_ray.moments import Moments
@@ -37,7 +38,7 @@ def sum_moments(
         embedder_kind=KIND,
         embedder_options=features,
     )
-    task = ray.remote(num_cpus=1)(_sum_partition)
+    task = ray.remote(num_cpus=1, **on_nodes(config.node_label))(_sum_partition)
     return [task.remote(layout, *pieces) for pieces in records.partitions]
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +19,40 @@ import ray
 from numpy.typing import NDArray
 
 from pe_ray import plugins
+from pe_ray.cluster import on_nodes, require_object_store
 from pe_ray.config import PrivateConfig
 from pe_ray.errors import InputError, RecordError
 from pe_ray.private.sources import PrivateSlice, joined, list_slices, read_batches
+from pe_ray.storage import location, version
+from pe_ray.values import ImageShape
 
 _MOST_PARTITIONS = 64  # of users: each slice has as many pieces
 _FORMAT = 2
+_SENT_ALONG = 100 << 10  # bytes: smaller results go to the caller (max_direct_call_object_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedRecords:
-    """Embeddings float32 [n, d], labels int32 [n], users (digests, [n]) or None."""
+    """Embeddings float32 [n, d], labels int32 [n], users (digests, [n]) or None.
+
+    ballast: what makes it too large for Ray to send along with the answer to the driver.
+    """
 
     features: NDArray[np.float32]
     labels: NDArray[np.int32]
     users: NDArray[np.bytes_] | None
+    ballast: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrivateRecords:
-    """References to EmbeddedRecords: partition -> pieces; a user is in one partition only."""
+    """References to EmbeddedRecords: partition -> pieces; a user is in one partition only.
+
+    node_label: of the nodes that may hold them; None for all.
+    """
 
     partitions: list[list[ray.ObjectRef]]
+    node_label: str | None
 
 
 def embed_slice(
@@ -112,6 +124,10 @@ class _EmbedderError(InputError):
     """The embedder can't be made; says so from its options alone, so anyone may read it."""
 
 
+class _CacheError(InputError):
+    """The private cache can't be used; names its folder only."""
+
+
 def open_records(
     config: PrivateConfig,
     *,
@@ -126,12 +142,26 @@ def open_records(
 
     Guarantee: nothing private reaches the driver: it gets references and, for a bad record, its
     shard, row and a fixed reason. Spends nothing. All records of a user are in one partition.
-    Raises InputError where the embedder can't be made (missing weights), before any record is read.
+    With private.node_label the data are looked at on nodes with that label only, and the embedded
+    records stay in the object stores there. Raises InputError where the embedder can't be made
+    (missing weights) or the embeddings don't fit the cluster, before any record is read, and where
+    `where` keeps no record. These errors, like a bad record's, depend on private data: they are
+    for whoever holds them, and publish nothing.
     """
-    config = config.model_copy(update={"cache": _checked_cache(config)})
-    slices = list_slices(config)
+    placement = on_nodes(config.node_label)
+    if placement:
+        prepared = ray.get(ray.remote(num_cpus=1, **placement)(_prepare_task).remote(config))
+        if isinstance(prepared, str):
+            raise InputError(prepared)
+    else:
+        prepared = _prepare(config)
+    config, slices = prepared
+    dim = embedder_options.dim(ImageShape(height=8, width=8, channels=channels))
+    num_bytes = 4 * dim * sum(part.stop - part.start for part in slices)
+    require_object_store(num_bytes, "private.data", "the private embeddings")
     num_pieces = min(len(slices), _MOST_PARTITIONS) if config.user_column else 1
-    task = ray.remote(num_cpus=1, num_gpus=gpus, num_returns=num_pieces + 1)(_embed_task)
+    returns = num_pieces + 2
+    task = ray.remote(num_cpus=1, num_gpus=gpus, num_returns=returns, **placement)(_embed_task)
     results = [
         task.remote(part, config, channels, embedder_kind, embedder_options, num_pieces)
         for part in slices
@@ -139,13 +169,36 @@ def open_records(
     for part, (report, *_) in zip(slices, results, strict=True):
         bad = ray.get(report)
         if isinstance(bad, str):
-            raise InputError(f"embedder: {bad}")
+            raise InputError(bad)
         if bad is not None:
             raise RecordError(shard=part.shard, row=bad[0], reason=bad[1])
-    if not config.user_column:
-        return PrivateRecords(partitions=[[pieces[0]] for _, *pieces in results])
-    by_partition = zip(*(pieces for _, *pieces in results), strict=True)
-    return PrivateRecords(partitions=[list(pieces) for pieces in by_partition])
+    if ray.get(
+        ray.remote(num_cpus=0, **placement)(_all).remote(*(empty for _, empty, *_ in results))
+    ):
+        raise InputError("private.where: keeps no record; mend its values (nothing was spent)")
+    partitions = [list(pieces) for _, _, *pieces in results]
+    if config.user_column:
+        partitions = [list(pieces) for pieces in zip(*partitions, strict=True)]
+    return PrivateRecords(partitions=partitions, node_label=config.node_label)
+
+
+def _prepare(config: PrivateConfig) -> tuple[PrivateConfig, list[PrivateSlice]]:
+    """The configuration with its cache folder resolved, and the slices to read."""
+    return config.model_copy(update={"cache": _checked_cache(config)}), list_slices(config)
+
+
+def _prepare_task(config: PrivateConfig) -> tuple[PrivateConfig, list[PrivateSlice]] | str:
+    """`_prepare` on a node that may see the data, or its InputError's text."""
+    try:
+        return _prepare(config)
+    except InputError as error:
+        return str(error)
+    except Exception as error:
+        raise RuntimeError(f"private.data: listing failed: {type(error).__name__}") from None
+
+
+def _all(*flags: bool) -> bool:
+    return all(flags)
 
 
 def _embed_task(
@@ -156,28 +209,35 @@ def _embed_task(
     embedder_options: plugins.EmbedderOptions,
     num_pieces: int,
 ) -> tuple[Any, ...]:
-    """(report, piece 0, ...): pieces split by user, or one piece; the report is None, a bad
-    record's (row, reason), or why the embedder can't be made.
+    """(report, empty, piece 0, ...): pieces split by user, or one piece; the report is None, a bad
+    record's (row, reason), or why the embedder or the cache can't be used; empty: whether no
+    record was kept.
     """
     try:
         embedded = embed_slice(part, config, channels, embedder_kind, embedder_options)
     except RecordError as error:
-        return ((error.row, error.reason), *[None] * num_pieces)
+        return ((error.row, error.reason), None, *[None] * num_pieces)
     except _EmbedderError as error:
-        return (str(error), *[None] * num_pieces)
+        return (f"embedder: {error}", None, *[None] * num_pieces)
+    except _CacheError as error:
+        return (str(error), None, *[None] * num_pieces)
     except Exception as error:
         where = f"private.data: shard {part.shard}"
         raise RuntimeError(f"{where}: reading failed: {type(error).__name__}") from None
+    if config.node_label is not None:  # what is smaller, Ray would send to the driver's memory
+        embedded = replace(embedded, ballast=bytes(_SENT_ALONG))
     if embedded.users is None:
-        return (None, embedded)
+        return (None, not len(embedded.labels), embedded)
     home = np.array([int(user[:15], 16) % num_pieces for user in embedded.users], dtype=np.int64)
     return (
         None,
+        not len(embedded.labels),
         *(
             EmbeddedRecords(
                 features=embedded.features[home == piece],
                 labels=embedded.labels[home == piece],
                 users=embedded.users[home == piece],
+                ballast=embedded.ballast,
             )
             for piece in range(num_pieces)
         ),
@@ -196,19 +256,24 @@ def _cache_folder(config: PrivateConfig) -> Path | None:
 def _checked_cache(config: PrivateConfig) -> str:
     """The cache folder, made with mode 0700, or `none`; refuses one that others can read.
 
-    Resolved once, on the driver: workers may have another environment.
+    Resolved once: workers may have another environment.
     """
     folder = _cache_folder(config)
     if folder is None:
         return "none"
+    _make_private(folder)
+    return str(folder.resolve())
+
+
+def _make_private(folder: Path) -> None:
+    """Make the folder with mode 0700 on this node; raises _CacheError where others can read it."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         mode = folder.stat().st_mode
     except OSError as error:
-        raise InputError(f"private.cache: {folder} can't be made ({error.strerror})") from None
+        raise _CacheError(f"private.cache: {folder} can't be made ({error.strerror})") from None
     if mode & 0o077:
-        raise InputError(f"private.cache: others can read {folder}; chmod 700 it")
-    return str(folder.resolve())
+        raise _CacheError(f"private.cache: others can read {folder}; chmod 700 it")
 
 
 def _cache_file(
@@ -219,15 +284,14 @@ def _cache_file(
     embedder_options: plugins.EmbedderOptions,
 ) -> Path | None:
     folder = _cache_folder(config)
-    source = Path(part.source)
+    source = location(part.source)
     if folder is None or not source.is_file():
         return None
-    state = source.stat()
     key = {
         "format": _FORMAT,
         "slice": asdict(part) | {"source": str(source.resolve())},
-        "file": [state.st_size, state.st_mtime_ns],
-        "config": config.model_dump(mode="json", exclude={"data", "cache"}),
+        "file": version(source),
+        "config": config.model_dump(mode="json", exclude={"data", "cache", "node_label"}),
         "channels": channels,
         "embedder": [embedder_kind, embedder_options.model_dump(mode="json")],
     }
@@ -251,7 +315,7 @@ def _store(file: Path, embedded: EmbeddedRecords) -> None:
     arrays: dict[str, Any] = {"features": embedded.features, "labels": embedded.labels}
     if embedded.users is not None:
         arrays["users"] = embedded.users
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _make_private(file.parent)  # this node's may be another than the one checked at first
     aside = file.with_name(f"{file.name}.{os.getpid()}")
     handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "wb") as sink:

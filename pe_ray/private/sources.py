@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pe_ray import images
 from pe_ray.config import PrivateConfig
 from pe_ray.errors import InputError, RecordError
-from pe_ray.private import images
+from pe_ray.storage import Location, files_below, location, reported, seekable
 
 DIGITS = "sklearn:digits"
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
 _READ_ROWS = 64  # decoded at a time: photographs of 12 megapixels take 36 MB each
 
 
@@ -68,14 +68,19 @@ def _shards(config: PrivateConfig) -> Iterator[tuple[str, int]]:
 
         yield DIGITS, len(load_digits().target)
         return
-    path = Path(config.data)
-    if not path.exists():
-        raise InputError(f"private.data: {config.data} does not exist")
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    path = location(config.data)
+    with reported("private.data", path):
+        if not path.exists():
+            raise InputError(f"private.data: {config.data} does not exist")
+        files = [path] if path.is_file() else files_below(path, ".parquet")
     if files:
         for file in files:
             yield str(file), _parquet_rows(file, config)
         return
+    if not isinstance(path, Path):
+        raise InputError(
+            f"private.data: {path} holds no .parquet files; copy a folder of images to a local disk"
+        )
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
     if not folders:
         raise InputError(
@@ -86,12 +91,12 @@ def _shards(config: PrivateConfig) -> Iterator[tuple[str, int]]:
     for folder in folders:
         if folder.name not in config.labels:
             raise InputError("private.labels: a class folder of private.data is not among them")
-        yield str(folder), len(_image_files(folder))
+        yield str(folder), len(images.image_files(folder))
 
 
-def _parquet_rows(file: Path, config: PrivateConfig) -> int:
+def _parquet_rows(file: Location, config: PrivateConfig) -> int:
     try:
-        with pq.ParquetFile(file) as parquet:
+        with pq.ParquetFile(seekable(file)) as parquet:
             num_rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
     except (OSError, pa.ArrowException):
         raise InputError(f"private.data: {file} is not a readable parquet file") from None
@@ -121,7 +126,8 @@ def _check_types(schema: pa.Schema, config: PrivateConfig) -> None:
             raise InputError(f"private.label_column: holds {kind}; use integers or strings")
     if config.user_column is not None:
         kind = _plain(schema.field(config.user_column).type)
-        if pa.types.is_nested(kind) or pa.types.is_null(kind):
+        custom = isinstance(kind, pa.BaseExtensionType)  # may run code when its values are read
+        if custom or pa.types.is_nested(kind) or pa.types.is_null(kind):
             raise InputError(f"private.user_column: holds {kind}; use integers or strings")
     tests = {bool: pa.types.is_boolean, int: pa.types.is_integer, str: _is_string}
     for name, value in config.where.items():
@@ -136,10 +142,6 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 def _is_string(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def read_slice(part: PrivateSlice, config: PrivateConfig, channels: int) -> RawRecords:
@@ -193,7 +195,7 @@ def _cells(
     part: PrivateSlice, config: PrivateConfig
 ) -> Iterator[tuple[pa.Table | list[Any], Sequence[Any], NDArray[np.int64]]]:
     """(table, or labels where there is none; images as they are stored; row numbers)."""
-    if part.source != DIGITS and Path(part.source).is_file():
+    if part.source != DIGITS and location(part.source).is_file():
         for table, rows in _parquet_batches(part, config):
             column = table.column(config.image_column).combine_chunks()
             yield table, images.values_of(column), rows
@@ -206,7 +208,7 @@ def _cells(
         names: list[Any] = digits.target.tolist()
     else:
         folder = Path(part.source)
-        stored = _image_files(folder)
+        stored = images.image_files(folder)
         names = [folder.name] * len(stored)
     for start in range(part.start, part.stop, _READ_ROWS):
         span = slice(start, min(part.stop, start + _READ_ROWS))
@@ -228,7 +230,7 @@ def _parquet_batches(
     """The slice's rows that pass `where`, and their row numbers in the file."""
     names = {config.image_column, config.label_column, config.user_column, *config.where}
     columns = sorted(name for name in names if name is not None)
-    with pq.ParquetFile(part.source) as file:
+    with pq.ParquetFile(seekable(location(part.source))) as file:
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         edges = np.concatenate([[0], np.cumsum(sizes)])
         groups = np.flatnonzero((edges[:-1] < part.stop) & (edges[1:] > part.start))
@@ -257,16 +259,13 @@ def joined(users: Sequence[NDArray[np.bytes_] | None]) -> NDArray[np.bytes_] | N
 
 
 def _label(value: Any, config: PrivateConfig) -> int:
-    """Position in config.labels; integers match names if all names are numbers."""
-    names = config.labels
+    """Position in config.labels."""
     if config.label_column is None:
         return 0
-    if isinstance(value, int) and not all(name.isdecimal() for name in names):
-        if 0 <= value < len(names):
-            return value
-    elif value is not None and str(value) in names:
-        return names.index(str(value))
-    raise images.Unusable("label is not one of private.labels")
+    position = images.label_position(value, config.labels)
+    if position is None:
+        raise images.Unusable("label is not one of private.labels")
+    return position
 
 
 def _digest(user: Any) -> bytes:

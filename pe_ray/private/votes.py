@@ -7,20 +7,23 @@ driver holds references only, and hands them to the aggregator.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from pe_ray.cluster import capacity, on_nodes
 from pe_ray.config import VotesConfig
 from pe_ray.errors import InputError
 from pe_ray.private.bounds import Precision
 from pe_ray.private.records import EmbeddedRecords, PrivateRecords
 from pe_ray.private.search import Search
 from pe_ray.private.tile_scan import fastest_precision
+from pe_ray.storage import Location, whole
 from pe_ray.values import LabelLayout
 
 _TASKS_PER_CORE = 2  # few, since each prepares all samples; more than one, for balance
@@ -75,7 +78,7 @@ def bounded_votes(
 
 def cast_votes(
     records: PrivateRecords,
-    parts: Sequence[tuple[Path, int, int]],
+    parts: Sequence[tuple[Location, int, int]],
     layout: LabelLayout,
     settings: VotesConfig,
     limit: int,
@@ -89,9 +92,11 @@ def cast_votes(
     Guarantee: see `bounded_votes`; a user's records are all in one partition, so the bound holds
     for the sum. How partitions are shared out depends on their number and the cluster only.
     """
-    count = ray.remote(num_cpus=1, num_gpus=gpus)(_count_partitions)
-    cores = int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1))
-    groups = np.array_split(np.arange(len(records.partitions)), _TASKS_PER_CORE * max(1, cores))
+    placement = on_nodes(records.node_label)
+    count = ray.remote(num_cpus=1, num_gpus=gpus, **placement)(_count_partitions)
+    cores = max(1, capacity("GPU" if gpus else "CPU"))
+    order = _by_node(records.partitions)
+    groups = np.array_split(order, min(len(order), _TASKS_PER_CORE * cores))
     return [
         count.remote(
             tuple(parts),
@@ -106,18 +111,28 @@ def cast_votes(
     ]
 
 
+def _by_node(partitions: Sequence[Sequence[ray.ObjectRef]]) -> NDArray[np.int64]:
+    """Numbers of the partitions, those on one node together: Ray runs a task where most of its
+    arguments are, so a group from one node is searched there.
+    """
+    first = [pieces[0] for pieces in partitions]
+    found = ray.experimental.get_object_locations(first)
+    nodes = ["".join(sorted(found.get(ref, {}).get("node_ids", ()))) for ref in first]
+    return np.argsort(np.array(nodes), kind="stable")
+
+
 def count_labels(records: PrivateRecords, limit: int) -> list[ray.ObjectRef]:
     """Start counting records per label (bin = label); one reference to RawVotes per partition.
 
     Guarantee: see `bounded_votes`; record level counts each record once (limit 1).
     """
-    count = ray.remote(num_cpus=1)(_count_labels)
+    count = ray.remote(num_cpus=1, **on_nodes(records.node_label))(_count_labels)
     return [count.remote(limit, *pieces) for pieces in records.partitions]
 
 
 def nearest_samples(
     pieces: Sequence[EmbeddedRecords],
-    parts: Sequence[tuple[Path, int, int]],
+    parts: Sequence[tuple[Location, int, int]],
     layout: LabelLayout,
     settings: VotesConfig,
     *,
@@ -132,13 +147,14 @@ def nearest_samples(
     labels = np.concatenate([piece.labels for piece in pieces])
     choices = np.full((len(labels), settings.neighbors), -1, dtype=np.int64)
     precision = _precision(labels, layout, pieces[0].features.shape[1], on_gpu)
+    load = lru_cache(maxsize=1)(_rows)  # labels follow one another, so a part is read once
     for label in range(len(layout.counts)):
         chosen = labels == label
         if not chosen.any():
             continue
         queries = np.concatenate([piece.features[piece.labels == label] for piece in pieces])
         search = Search(queries, settings.neighbors, settings.metric, precision)
-        for first, block in _blocks(parts, *layout.label_range(label)):
+        for first, block in _blocks(parts, *layout.label_range(label), load):
             search.add(block, first)
         choices[chosen] = search.nearest.ids
     return choices
@@ -156,8 +172,19 @@ def _precision(labels: NDArray[np.int32], layout: LabelLayout, dim: int, on_gpu:
     return fastest_precision() if operations > _WORTH_TORCH else "float32"
 
 
+def _rows(file: Location) -> NDArray[np.float32]:
+    """Samples of one part: of a local file mapped, of an object all of it."""
+    mapped: NDArray[np.float32] = np.load(
+        whole(file), mmap_mode="r" if isinstance(file, Path) else None, allow_pickle=False
+    )
+    return mapped
+
+
 def _blocks(
-    parts: Sequence[tuple[Path, int, int]], low: int, high: int
+    parts: Sequence[tuple[Location, int, int]],
+    low: int,
+    high: int,
+    load: Callable[[Location], NDArray[np.float32]] = _rows,
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """(first id, samples) of ids low..high-1, neighbouring parts together."""
     waiting: list[NDArray[np.float32]] = []
@@ -166,7 +193,7 @@ def _blocks(
         start, stop, offset = max(start, low), min(stop, high), start
         if start >= stop:
             continue
-        rows = np.load(file, mmap_mode="r", allow_pickle=False)[start - offset : stop - offset]
+        rows = load(file)[start - offset : stop - offset]
         waiting.append(rows)
         if sum(rows.nbytes for rows in waiting) >= _BLOCK_BYTES:
             yield first, np.concatenate(waiting)
@@ -176,7 +203,7 @@ def _blocks(
 
 
 def _count_partitions(
-    parts: Sequence[tuple[Path, int, int]],
+    parts: Sequence[tuple[Location, int, int]],
     layout: LabelLayout,
     settings: VotesConfig,
     limit: int,

@@ -12,7 +12,7 @@ import hashlib
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -184,6 +184,12 @@ class Ledger:
         """All charged releases, in order."""
         with self._transaction("DEFERRED") as database:
             return tuple(_entries(database))
+
+    def copied(self) -> bytes:
+        """A ledger file with the same content, consistent whoever writes meanwhile."""
+        with _connect(self._path, "rw") as database, closing(sqlite3.connect(":memory:")) as copy:
+            database.backup(copy)
+            return copy.serialize()
 
     def spent(self) -> float:
         """Epsilon at the budget's delta of everything charged, reservations included."""

@@ -1,14 +1,16 @@
 """Embeddings of a population, with lookahead: the mean embedding of k variations of each sample.
 
-Lookahead variations are made and embedded in the same actor; their images never leave it.
+Lookahead variations are made and embedded in the same actor; their images never leave it. A part
+is embedded by whoever made it, while its images are at hand; what is missing, after a crash or
+where the next iteration has another generator, is embedded from the files.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from pe_ray.config import Config
 from pe_ray.plugins import Embedder, Rows
 from pe_ray.seeds import row_seeds
+from pe_ray.storage import Location, location
 from pe_ray.synthetic import writer
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.stage import PartWorker, Request, loaded, run_stage
@@ -30,7 +33,7 @@ class Embedding:
     """Embeddings of a population on disk: .npy parts, float32 [rows, dim], in id order."""
 
     layout: LabelLayout
-    directory: Path
+    directory: Location
 
 
 class EmbeddingWorker(PartWorker):
@@ -41,9 +44,9 @@ class EmbeddingWorker(PartWorker):
     ) -> None:
         self._config = config
         self._iteration = iteration
-        self._directory = Path(directory)
-        self._population = Path(population)
-        self._kept = Path(kept) if kept else None
+        self._directory = location(directory)
+        self._population = location(population)
+        self._kept = location(kept) if kept else None
         self._embedder: Embedder = loaded(config.embedder)
         self._plugin = config.generator_at(iteration)
         self._generator = (
@@ -56,6 +59,11 @@ class EmbeddingWorker(PartWorker):
         start, stop = request["start"], request["stop"]
         ids = np.arange(start, stop, dtype=np.int64)
         rows = writer.read_population(self._population, ids, self._plugin.options)
+        return self.write(rows, start, stop)
+
+    def write(self, rows: Rows, start: int, stop: int) -> Part:
+        """Embed samples start..stop-1, which are at hand."""
+        ids = np.arange(start, stop, dtype=np.int64)
         features, draws = self._embed(rows, ids)
         if not np.isfinite(features).all():
             raise ValueError("embedder made non-finite values of synthetic images")
@@ -97,8 +105,33 @@ def _by_sample(draws: list[Rows], ids: NDArray[np.int64]) -> Rows:
     return merged | {"id": parents * len(draws) + copies, "parent": parents}
 
 
+def embedding_beside(
+    config: Config, directory: Location, iteration: int, population: Location, kept: Location
+) -> Callable[[], EmbeddingWorker] | None:
+    """What embeds S_(iteration-1) for the votes of `iteration` in the workers that make it.
+
+    None where these hold another generator than the lookahead needs.
+    """
+    before, after = config.generator_at(iteration - 1), config.generator_at(iteration)
+    if config.votes.lookahead and before != after:
+        return None
+    return partial(EmbeddingWorker, **_arguments(config, directory, iteration, population, kept))
+
+
+def _arguments(
+    config: Config, directory: Location, iteration: int, population: Location, kept: Location
+) -> dict[str, Any]:
+    return {
+        "config": config,
+        "iteration": iteration,
+        "directory": str(directory),
+        "population": str(population),
+        "kept": str(kept) if config.votes.reuse_lookahead else None,
+    }
+
+
 def embed(
-    config: Config, directory: Path, iteration: int, population: Population, kept: Path
+    config: Config, directory: Location, iteration: int, population: Population, kept: Location
 ) -> Embedding:
     """Embed S_(iteration-1) for the votes of `iteration` (Lin et al. 2024, Alg. 2, line 3).
 
@@ -109,16 +142,12 @@ def embed(
     layout, count = population.layout, config.votes.lookahead
     ranges = writer.part_ranges(layout.num_samples, row_bytes, config.output.rows_per_part)
     requests: list[Request] = [{"start": start, "stop": stop} for start, stop in ranges]
-    arguments = {
-        "config": config,
-        "iteration": iteration,
-        "directory": str(directory),
-        "population": str(population.directory),
-        "kept": str(kept) if config.votes.reuse_lookahead else None,
-    }
+    arguments = _arguments(config, directory, iteration, population.directory, kept)
     name = f"embedding {iteration}"
     run_stage(name, directory, "npy", requests, EmbeddingWorker, arguments, config.resources, {})
     if config.votes.reuse_lookahead and writer.manifest_of(kept) is None:
-        found = [writer.found_part(kept, a * count, b * count, "parquet") for a, b in ranges]
-        writer.commit(kept, found, {})
+        drawn = [(start * count, stop * count) for start, stop in ranges]
+        found = writer.found_parts(kept, drawn, "parquet")
+        assert None not in found, "an embedded part has its draws"
+        writer.commit(kept, [part for part in found if part is not None], {})
     return Embedding(layout=layout, directory=directory)

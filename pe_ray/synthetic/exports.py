@@ -6,7 +6,6 @@ import io
 import json
 import tarfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
@@ -14,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+from pe_ray.storage import Location, write_many
 
 Format = Literal["parquet", "webdataset", "folder"]
 SUFFIXES: dict[Format, str] = {"parquet": "parquet", "webdataset": "tar", "folder": "done"}
@@ -31,7 +32,7 @@ def png(image: NDArray[np.uint8]) -> bytes:
 
 def export_part(
     form: Format,
-    directory: Path,
+    directory: Location,
     first: int,
     pngs: Sequence[bytes],
     labels: NDArray[np.int32],
@@ -42,10 +43,10 @@ def export_part(
         return _parquet(pngs, labels, names)
     if form == "webdataset":
         return _webdataset(first, pngs, labels)
-    for row, (image, label) in enumerate(zip(pngs, labels, strict=True), start=first):
-        folder = directory / folder_name(names[label])
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{row:010d}.png").write_bytes(image)  # made again while the marker is missing
+    for label in np.unique(labels):  # made again while the marker is missing
+        rows = np.flatnonzero(labels == label).tolist()
+        files = [(f"{first + row:010d}.png", pngs[row]) for row in rows]
+        write_many(directory / folder_name(names[label]), files)
     return f"{len(pngs)} images\n".encode()
 
 

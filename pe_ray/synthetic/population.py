@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.config import SelectionSettings
 from pe_ray.seeds import row_seeds
+from pe_ray.storage import Location
 from pe_ray.synthetic.selection import denoiser, draw, with_fallback
 from pe_ray.values import LabelLayout, NoisyHistogram
 
@@ -21,7 +21,7 @@ class Population:
 
     iteration: int
     layout: LabelLayout
-    directory: Path
+    directory: Location
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,6 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,12 @@ import pyarrow as pa
 import ray
 
 from pe_ray import plugins
+from pe_ray.cluster import num_workers
 from pe_ray.config import Plugin, ResourcesConfig
 from pe_ray.errors import InputError
 from pe_ray.progress import Progress
-from pe_ray.synthetic.writer import Part, commit, found_part, manifest_of
+from pe_ray.storage import Location
+from pe_ray.synthetic.writer import Part, commit, found_parts, manifest_of
 
 _PARTS_PER_BLOCK = 4  # a block costs Ray about 12 ms, a part takes a worker 0.1 s and up
 
@@ -80,7 +81,7 @@ def _make_parts(
 
 def run_stage(
     name: str,
-    directory: Path,
+    directory: Location,
     suffix: str,
     requests: Sequence[Request],
     worker: type[PartWorker],
@@ -95,12 +96,10 @@ def run_stage(
     if manifest_of(directory) is not None:
         return
     directory.mkdir(parents=True, exist_ok=True)
-    made, missing = [], []
-    for request in requests:
-        try:
-            made.append(found_part(directory, request["start"], request["stop"], suffix))
-        except FileNotFoundError:
-            missing.append(request)
+    ranges = [(request["start"], request["stop"]) for request in requests]
+    found = found_parts(directory, ranges, suffix)
+    made = [part for part in found if part is not None]
+    missing = [request for request, part in zip(requests, found, strict=True) if part is None]
     if missing:
         done = sum(part.stop - part.start for part in made)
         wanted = sum(request["stop"] - request["start"] for request in missing)
@@ -165,15 +164,6 @@ def loaded(plugin: Plugin, *arguments: Any) -> Any:
 def num_blocks(num_parts: int, workers: int) -> int:
     """Blocks of a stage: enough to keep all workers busy and to show progress, none too small."""
     return min(num_parts, max(4 * workers, num_parts // _PARTS_PER_BLOCK))
-
-
-def num_workers(resources: ResourcesConfig) -> int:
-    """Actors the cluster holds, or `resources.workers` if that is less."""
-    total = ray.cluster_resources()
-    fits = total.get("CPU", 1.0) / resources.cpus_per_worker
-    if resources.gpus_per_worker:
-        fits = min(fits, total.get("GPU", 0.0) / resources.gpus_per_worker)
-    return max(1, min(int(fits), resources.workers or int(fits)))
 
 
 def _table(requests: Sequence[Request]) -> pa.Table:

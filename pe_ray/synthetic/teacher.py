@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from pe_ray.config import Config
 from pe_ray.errors import InputError
 from pe_ray.moments import GRAM_SHARE, Floats, Moments
 from pe_ray.plugins import Images
+from pe_ray.storage import Location, atomic_write, location, whole
 from pe_ray.synthetic import writer
 from pe_ray.synthetic.population import Population
 from pe_ray.values import NoisySums
@@ -36,7 +36,7 @@ def layout_of(config: Config) -> Moments:
 
 
 def fit_features(
-    config: Config, folder: Path, population: Population
+    config: Config, folder: Location, population: Population
 ) -> teacher_features.TeacherFeaturesOptions:
     """Train the feature network on `population` in one Ray task, unless that is done.
 
@@ -71,10 +71,10 @@ def _fit(config: Config, file: str, population: Population) -> None:
         )
     finally:
         torch.set_num_threads(threads)
-    _write(Path(file), arrays)
+    _write(location(file), arrays)
 
 
-def write_teacher(config: Config, folder: Path, sums: NoisySums) -> None:
+def write_teacher(config: Config, folder: Location, sums: NoisySums) -> None:
     """Solve for the weights, unless that is done."""
     file = folder / "weights.npz"
     if not file.exists():
@@ -100,12 +100,12 @@ def ridge(gram: Floats, cross: Floats, sigma: float) -> Floats:
 class Teacher:
     """Labels images: the largest component of W^T f."""
 
-    def __init__(self, folder: Path, num_features: int) -> None:
+    def __init__(self, folder: Location, num_features: int) -> None:
         options = teacher_features.TeacherFeaturesOptions(
             file=str(folder / "features.npz"), num_features=num_features
         )
         self._features = teacher_features.TeacherFeatures(options)
-        with np.load(folder / "weights.npz", allow_pickle=False) as stored:
+        with np.load(whole(folder / "weights.npz"), allow_pickle=False) as stored:
             self._weights = stored["weights"]
 
     def labels(self, images: Images) -> NDArray[np.int32]:
@@ -114,18 +114,18 @@ class Teacher:
         return np.asarray(scores.argmax(axis=1).astype(np.int32))
 
 
-def load(config: Config, folder: Path) -> Teacher | None:
+def load(config: Config, folder: Location) -> Teacher | None:
     """The run's teacher; None where the run has none. InputError where it isn't finished."""
     if config.teacher is None:
         return None
     if not (folder / "weights.npz").exists():
         raise InputError(
-            f"run {folder.parent}: not finished; run the same `pe-ray run` command first"
+            f"run: not finished, {folder} holds no weights; run the same `pe-ray run` command first"
         )
     return Teacher(folder, config.teacher.features)
 
 
-def _write(file: Path, arrays: dict[str, NDArray[Any]]) -> None:
+def _write(file: Location, arrays: dict[str, NDArray[Any]]) -> None:
     sink = io.BytesIO()
     np.savez(sink, allow_pickle=False, **arrays)
-    writer.atomic_write(file, sink.getvalue())
+    atomic_write(file, sink.getvalue())

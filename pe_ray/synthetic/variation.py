@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from pe_ray.config import Config, Plugin
 from pe_ray.errors import InputError
 from pe_ray.plugins import Generator, GeneratorOptions, Rows
 from pe_ray.seeds import Purpose, Seeds, row_seeds
+from pe_ray.storage import Location, location
 from pe_ray.synthetic import writer
 from pe_ray.synthetic.exports import SUFFIXES, Format, export_part, png
 from pe_ray.synthetic.population import Offspring, Population, lookahead_draws
@@ -23,6 +23,9 @@ from pe_ray.synthetic.writer import Part
 from pe_ray.values import LabelLayout
 
 logger = logging.getLogger(__name__)
+
+REQUEST_BYTES = 24
+"""Of a sample in Ray's object store: parent, copy, draw and label. Images never pass it."""
 
 
 class BatchedGenerator:
@@ -107,6 +110,12 @@ def _merge(rows: Rows, where: NDArray[np.bool_], replacement: Rows) -> None:
         rows[name][where] = values
 
 
+class RowsWorker(Protocol):
+    """Works on rows start..stop-1 of a population where they are made."""
+
+    def write(self, rows: Rows, start: int, stop: int) -> Part: ...
+
+
 class PopulationWorker(PartWorker):
     """Makes parts of a population: random draws, kept parents and variations."""
 
@@ -117,15 +126,17 @@ class PopulationWorker(PartWorker):
         directory: str,
         parents: str | None,
         kept: str | None,
+        then: Callable[[], RowsWorker] | None = None,
     ) -> None:
         self._config = config
         self._iteration = iteration
-        self._directory = Path(directory)
-        self._parents = Path(parents) if parents else None
-        self._kept = Path(kept) if kept else None
+        self._directory = location(directory)
+        self._parents = location(parents) if parents else None
+        self._kept = location(kept) if kept else None
         batch_size = config.resources.batch_size
         plugin = config.generator_at(iteration)
         self._generator = BatchedGenerator(plugin, config.private.labels, batch_size)
+        self._then = then() if then else None
 
     def make(self, request: Mapping[str, Any]) -> Part:
         ids = np.arange(request["start"], request["stop"], dtype=np.int64)
@@ -161,6 +172,8 @@ class PopulationWorker(PartWorker):
         degrees = np.where(varied, degree, np.nan).astype(np.float32)
         rows |= {"id": ids, "parent": origin, "degree": degrees}
         content = writer.population_part(rows, options)
+        if self._then is not None:
+            self._then.write(rows, request["start"], request["stop"])
         return writer.write_part(
             self._directory, request["start"], request["stop"], "parquet", content
         )
@@ -168,16 +181,18 @@ class PopulationWorker(PartWorker):
 
 def make_population(
     config: Config,
-    directory: Path,
+    directory: Location,
     iteration: int,
     offspring: Offspring,
     parents: Population | None,
-    kept: Path | None = None,
+    kept: Location | None = None,
+    then: Callable[[], RowsWorker] | None = None,
 ) -> Population:
     """S_iteration on disk: random draws for S_0, offspring of `parents` after that.
 
     kept: the lookahead draws of `parents`, reused if the configuration says so; where they are
-    gone they are drawn again, from the same seeds.
+    gone they are drawn again, from the same seeds. then: made in each worker, gets the rows of
+    every part before it is written, so that the next stage needn't read them.
     """
     row_bytes = config.image_shape.num_bytes
     layout = offspring.layout
@@ -203,6 +218,7 @@ def make_population(
         "directory": str(directory),
         "parents": str(parents.directory) if parents else None,
         "kept": str(kept) if kept and writer.manifest_of(kept) else None,
+        "then": then,
     }
     extra = {
         "label_counts": list(layout.counts),
@@ -230,13 +246,13 @@ class FinalWorker(PartWorker):
         teacher: str,
     ) -> None:
         self._config = config
-        self._directory = Path(directory)
-        self._population = Path(population)
+        self._directory = location(directory)
+        self._population = location(population)
         self._num_parents = num_parents
         self._form = form
         self._plugin = config.generator_at(config.schedule.iterations)
         self._generator: BatchedGenerator | None = None
-        self._teacher = load_teacher(config, Path(teacher))
+        self._teacher = load_teacher(config, location(teacher))
 
     def make(self, request: Mapping[str, Any]) -> Part:
         config, start, stop = self._config, request["start"], request["stop"]
@@ -263,10 +279,10 @@ class FinalWorker(PartWorker):
 
 def write_final(
     config: Config,
-    directory: Path,
+    directory: Location,
     population: Population,
     num_samples: int,
-    teacher: Path,
+    teacher: Location,
     *,
     vary: bool,
     form: Format = "parquet",
@@ -294,7 +310,7 @@ def write_final(
     )
 
 
-def layout_of(directory: Path) -> LabelLayout | None:
+def layout_of(directory: Location) -> LabelLayout | None:
     """The layout of a complete population on disk, None where there is none."""
     manifest = writer.manifest_of(directory)
     return LabelLayout(counts=tuple(manifest["label_counts"])) if manifest else None

@@ -1,19 +1,19 @@
 """Files of released values: atomic parts, a manifest that makes a stage complete, a closed schema.
 
-A part appears under its final name only when it is whole (write aside, fsync, rename); a stage
-counts as done only when its manifest exists and every part has the size that it states.
+A part appears under its final name only when it is whole (see pe_ray.storage); a stage counts as
+done only when its manifest exists and every part has the size that it states. Content isn't
+compared: what we write can't be torn at its full size, as it is synced before it gets its name.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
-import uuid
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pe_ray import storage
 from pe_ray.plugins import GeneratorOptions, Rows
+from pe_ray.storage import Location, atomic_write
 from pe_ray.values import ImageShape
 
 MANIFEST = ".manifest.json"  # hidden: readers of folders pass over it
@@ -38,25 +40,6 @@ class Part:
     num_bytes: int
 
 
-def atomic_write(path: Path, content: bytes) -> None:
-    """Create or replace `path` so that no reader, and no crash, ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def part_ranges(num_rows: int, row_bytes: int, rows_per_part: int | None) -> list[tuple[int, int]]:
     """Row ranges of the parts: enough of them to share out, none too large to hold in memory."""
     rows = rows_per_part or min(4096, max(1, -(-num_rows // 32)), MAX_PART_BYTES // row_bytes or 1)
@@ -67,45 +50,68 @@ def part_name(start: int, stop: int, suffix: str) -> str:
     return f"part-{start:010d}-{stop:010d}.{suffix}"
 
 
-def write_part(directory: Path, start: int, stop: int, suffix: str, content: bytes) -> Part:
+def write_part(directory: Location, start: int, stop: int, suffix: str, content: bytes) -> Part:
     """Write one whole part."""
     name = part_name(start, stop, suffix)
     atomic_write(directory / name, content)
     return Part(file=name, start=start, stop=stop, num_bytes=len(content))
 
 
-def found_part(directory: Path, start: int, stop: int, suffix: str) -> Part:
-    """A part that an earlier start wrote; FileNotFoundError where there is none."""
-    name = part_name(start, stop, suffix)
-    size = (directory / name).stat().st_size
-    return Part(file=name, start=start, stop=stop, num_bytes=size)
+def found_parts(
+    directory: Location, ranges: Sequence[tuple[int, int]], suffix: str
+) -> list[Part | None]:
+    """The part of each range that an earlier start wrote, None where there is none, or where it has
+    another size than a manifest of that start states.
+    """
+    sizes, stated = storage.sizes(directory), {}
+    if MANIFEST in sizes:
+        with suppress(ValueError, KeyError, TypeError):  # torn: then it states nothing
+            listed = json.loads((directory / MANIFEST).read_bytes())["parts"]
+            stated = {part["file"]: part["num_bytes"] for part in listed}
+    found: list[Part | None] = []
+    for start, stop in ranges:
+        name = part_name(start, stop, suffix)
+        if name in sizes and stated.get(name, sizes[name]) == sizes[name]:
+            found.append(Part(file=name, start=start, stop=stop, num_bytes=sizes[name]))
+        else:
+            found.append(None)
+    return found
 
 
-def commit(directory: Path, parts: Sequence[Part], extra: Mapping[str, Any]) -> None:
+def rows_found(directory: Location) -> int:
+    """Rows in the parts of a stage so far, complete or not, by their names."""
+    names = storage.names(directory)
+    spans = [re.fullmatch(r"part-(\d+)-(\d+)\..+", name) for name in names]
+    return sum(int(span[2]) - int(span[1]) for span in spans if span)
+
+
+def commit(directory: Location, parts: Sequence[Part], extra: Mapping[str, Any]) -> None:
     """Declare a stage complete; files that are none of its parts are removed first."""
     parts = sorted(parts, key=lambda part: part.start)
     expected = 0
     for part in parts:
         assert part.start == expected, "parts must cover the stage without gap or overlap"
         expected = part.stop
-    for stray in set(directory.glob("*part-*")) - {directory / part.file for part in parts}:
-        stray.unlink()
+    ours = {part.file for part in parts}
+    for name in storage.names(directory):
+        if "part-" in name and name not in ours:
+            (directory / name).unlink()
     manifest = {"num_rows": expected, "parts": [asdict(part) for part in parts], **extra}
     atomic_write(directory / MANIFEST, json.dumps(manifest, indent=1).encode())
 
 
-def manifest_of(directory: Path) -> dict[str, Any] | None:
+def manifest_of(directory: Location) -> dict[str, Any] | None:
     """The manifest of a complete stage; None where it, or any part, is missing or torn."""
     try:
         manifest = json.loads((directory / MANIFEST).read_bytes())
-        sizes = [(directory / part["file"]).stat().st_size for part in manifest["parts"]]
-        whole = sizes == [part["num_bytes"] for part in manifest["parts"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        sizes = storage.sizes(directory)
+        whole = all(sizes.get(part["file"]) == part["num_bytes"] for part in manifest["parts"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
     return manifest if whole else None
 
 
-def parts_of(directory: Path) -> list[Part]:
+def parts_of(directory: Location) -> list[Part]:
     """Parts of a complete stage, in row order."""
     manifest = manifest_of(directory)
     if manifest is None:
@@ -114,7 +120,7 @@ def parts_of(directory: Path) -> list[Part]:
 
 
 @lru_cache(maxsize=4)
-def _known_parts(directory: Path, _mtime: int) -> list[Part]:
+def _known_parts(directory: Location, _version: tuple[Any, ...]) -> list[Part]:
     """`parts_of`, once per process: looking at every part for every part is quadratic."""
     return parts_of(directory)
 
@@ -161,15 +167,17 @@ def population_part(rows: Rows, options: GeneratorOptions) -> bytes:
     return sink.getvalue()
 
 
-def read_population(directory: Path, ids: NDArray[np.int64], options: GeneratorOptions) -> Rows:
+def read_population(directory: Location, ids: NDArray[np.int64], options: GeneratorOptions) -> Rows:
     """Rows `ids` (int64 [n], in any order, repeats allowed) of a complete population."""
     wanted, back = np.unique(ids, return_inverse=True)
     schema = population_schema(options)
     tables = []
-    for part in _known_parts(directory, (directory / MANIFEST).stat().st_mtime_ns):
+    for part in _known_parts(directory, storage.version(directory / MANIFEST)):
         low, high = np.searchsorted(wanted, [part.start, part.stop])
         if low < high:
-            table = pq.read_table(directory / part.file, schema=schema, partitioning=None)
+            table = pq.read_table(
+                storage.whole(directory / part.file), schema=schema, partitioning=None
+            )
             tables.append(table.take(wanted[low:high] - part.start))
     table = pa.concat_tables(tables) if tables else schema.empty_table()
     return {name: _numpy(table, name, options.image_shape)[back] for name in schema.names}

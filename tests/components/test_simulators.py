@@ -186,6 +186,21 @@ def test_every_label_and_font_draws_something() -> None:
             assert not edge, "the default box leaves a margin"
 
 
+def test_a_text_is_drawn_from_its_font_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import ImageFont
+
+    first = draw(make(), 300)
+
+    def opened(*_: Any, **__: Any) -> None:
+        raise AssertionError("a font was opened again")
+
+    monkeypatch.setattr(ImageFont, "truetype", opened)
+    again = make()  # in the same process: they share the faces
+    assert_same(draw(again, 300), first)
+    with pytest.raises(AssertionError, match="opened again"):
+        make(["Q"]).random(np.zeros(1, dtype=np.int32), seeds(1))
+
+
 def test_symbol_fonts_are_left_out_of_the_bundle() -> None:
     names = [path.name for path in make()._faces._paths]
     assert len(names) == 21

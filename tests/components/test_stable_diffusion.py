@@ -225,6 +225,24 @@ def _cut(folder: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:5000])
 
 
+def _reweighed(part: str, change: str) -> Callable[[Path], None]:
+    """One weight of a part missing, or of another shape."""
+
+    def damage(folder: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        (file,) = (folder / part).glob("*.safetensors")
+        weights = load_file(file)
+        name = sorted(name for name in weights if weights[name].ndim > 1)[3]
+        if change == "missing":
+            del weights[name]
+        else:
+            weights[name] = weights[name][:1].clone()
+        save_file(weights, file, metadata={"format": "pt"})
+
+    return damage
+
+
 def _wordless(folder: Path) -> None:
     for file in (folder / "tokenizer").iterdir():
         if file.name != "tokenizer_config.json":
@@ -262,11 +280,16 @@ def _batch_noise(folder: Path) -> None:
         (lambda folder: shutil.rmtree(folder / "vae"), "lacks vae"),
         (lambda folder: shutil.rmtree(folder / "tokenizer"), "lacks tokenizer"),
         (_wordless, "tokenizer"),
-        (_without_weights, "diffusion_pytorch_model.safetensors found in directory .*unet"),
+        (_without_weights, r": unet: .*no file named diffusion_pytorch_model\.safetensors"),
         (_pickled, "weights in safetensors"),
         (_cut, "unet/diffusion_pytorch_model.safetensors"),
         (_with_code, "own_unet.*never run"),
         (_renamed("FluxPipeline"), "is a FluxPipeline"),
+        (_reweighed("unet", "missing"), r": unet .* 1 missing \(down_blocks\.0\.attentions\.0"),
+        (_reweighed("vae", "missing"), r": vae .* 1 missing \(decoder\.mid_block\.attentions\.0"),
+        (_reweighed("text_encoder", "missing"), r": text_encoder .* 1 missing \(.*mlp\.fc2"),
+        (_reweighed("unet", "shape"), r"size mismatch for down_blocks\.0\.attentions\.0"),
+        (_reweighed("text_encoder", "shape"), r": text_encoder .* 1 of another shape \(.*mlp\.fc2"),
         (_batch_noise, "DPMSolverSDEScheduler"),
     ],
 )

@@ -144,6 +144,18 @@ def test_a_slice_without_rows_left_has_no_users(ray_session: None, tmp_path: Pat
     assert sum(len(piece.labels) for pieces in partitions for piece in pieces) == 6
 
 
+@pytest.mark.parametrize("users", [None, "who"])
+def test_a_filter_that_keeps_no_record_is_named(
+    ray_session: None, tmp_path: Path, users: str | None
+) -> None:
+    columns = {"image": [png(image) for image in IMAGES], "who": list("aabbcc")}
+    data = parquet(tmp_path, split=["train"] * 5 + ["test"], **columns)
+    opened(config(data, where={"split": "test"}, user_column=users))
+    with pytest.raises(InputError, match=r"^private\.where: keeps no record") as caught:
+        opened(config(data, where={"split": "tset"}, user_column=users))
+    assert not isinstance(caught.value, RecordError)
+
+
 def test_the_cache_is_private_and_dispensable(
     ray_session: None, tmp_path: Path, private_cache: Path
 ) -> None:
@@ -187,3 +199,24 @@ def test_real_digits_and_packs(packs: Path) -> None:
     assert images.shape == (1797, 8, 8, 1)
     assert images.max() == 255
     assert labels[:10] == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("name", "num_labels", "shape"),
+    [
+        ("fashion_mnist", 10, (28, 28, 1)),
+        ("emnist_letters_50k", 26, (28, 28, 1)),
+        ("cifar10", 10, (32, 32, 3)),
+    ],
+)
+def test_packs_of_grey_and_colour_images(
+    packs: Path, name: str, num_labels: int, shape: tuple[int, int, int]
+) -> None:
+    names = tuple(f"class {number}" for number in range(num_labels))
+    settings = config(packs / f"{name}.parquet", labels=names, where={"split": "train"})
+    part = list_slices(settings)[0]
+    records = read_slice(part, settings, shape[2])
+    assert len(records.images) == part.stop - part.start
+    assert {image.shape for image in records.images} == {shape}
+    assert np.stack(records.images).std() > 20
+    assert 0 <= records.labels.min() < records.labels.max() < num_labels

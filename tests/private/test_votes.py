@@ -125,6 +125,73 @@ def test_one_user_with_all_records_moves_the_votes_by_at_most_the_sensitivity(
     assert (moved >= 0).all()
 
 
+SAMPLES = np.random.default_rng(4).normal(size=(42, 3)).astype(np.float32)
+SAMPLES[5:15] = SAMPLES[3]
+point = st.tuples(st.sampled_from([0, 2, 3]), st.integers(0, 200), st.integers(0, 4))
+"""(label, which feature vector, user)"""
+
+
+@pytest.fixture(scope="module")
+def sample_parts(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, int, int]]:
+    return write_parts(tmp_path_factory.mktemp("samples"), SAMPLES, 11)
+
+
+def all_votes(
+    points: Sequence[tuple[int, int, int]],
+    parts: list[tuple[Path, int, int]],
+    settings: VotesConfig,
+    limit: int,
+    by_user: bool,
+) -> NDArray[np.int64]:
+    """Votes of `points` through search and bound, in two partitions (of users, if by user)."""
+    vectors = np.random.default_rng(5).normal(size=(201, 3)).astype(np.float32)
+    total = np.zeros(42, dtype=np.int64)
+    for partition in range(2):
+        if by_user:
+            here = [point for point in points if point[2] % 2 == partition]
+        else:
+            here = [point for number, point in enumerate(points) if number % 2 == partition]
+        names = np.array([f"{user:032x}" for _, _, user in here], dtype="S32")
+        piece = EmbeddedRecords(
+            features=vectors[[vector for _, vector, _ in here]],
+            labels=np.array([label for label, _, _ in here], dtype=np.int32),
+            users=names if by_user else None,
+        )
+        found = _count_partitions(parts, LAYOUT, settings, limit, False, piece)
+        assert found.l2_sensitivity == pytest.approx(np.sqrt(limit))
+        np.add.at(total, found.ids, found.counts)
+    return total
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(
+    st.lists(point, min_size=1, max_size=15),
+    st.sampled_from([1, 4, 30]),
+    st.sampled_from([1, 3]),
+    st.sampled_from(["l2", "cosine"]),
+)
+def test_one_unit_in_or_out_moves_the_search_and_count_by_at_most_the_sensitivity(
+    sample_parts: list[tuple[Path, int, int]],
+    points: list[tuple[int, int, int]],
+    neighbors: int,
+    most: int,
+    metric: DistanceMetric,
+) -> None:
+    """Also where k exceeds a label's population: label 3 has 2 samples."""
+    settings = VotesConfig(metric=metric, neighbors=neighbors, max_votes_per_user=most)
+    with_record = all_votes(points, sample_parts, settings, neighbors, False)
+    moved = with_record - all_votes(points[1:], sample_parts, settings, neighbors, False)
+    expected = min(neighbors, LAYOUT.counts[points[0][0]])
+    assert moved.sum() == expected
+    assert np.linalg.norm(moved) == pytest.approx(np.sqrt(expected))
+    gone = [point for point in points if point[2] != points[0][2]]
+    with_user = all_votes(points, sample_parts, settings, most, True)
+    moved = with_user - all_votes(gone, sample_parts, settings, most, True)
+    assert np.linalg.norm(moved) <= np.sqrt(most) + 1e-12
+    assert moved.max() == 1
+    assert moved.min() == 0
+
+
 def test_a_users_votes_are_bounded_across_labels(tmp_path: Path) -> None:
     samples = np.eye(42, dtype=np.float32)
     parts = write_parts(tmp_path, samples, 42)

@@ -67,11 +67,27 @@ def _multiply(left: list[int], right: list[int]) -> list[int]:
         (2.0, 10, 0.5),
         (2.0, 40, 1e-12),
         (20.0, 10, 0.01),
+        (7.07, 1, 1e-5),
+        (7.07, 10, 1e-5),
     ],
 )
 def test_equal_releases_are_exact_and_never_below(sigma: float, count: int, delta: float) -> None:
     exact = exact_epsilon(sigma, count, delta)
     assert exact <= claimed([(sigma, count)], delta) <= exact * (1 + 1e-6) + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("sigma", "count", "rounded_up", "continuous"),
+    [(2.0, 1, 2.0113, 1.9931), (7.07, 1, 0.49738, 0.49706), (7.07, 10, 1.76055, 1.76035)],
+)
+def test_published_figures(sigma: float, count: int, rounded_up: float, continuous: float) -> None:
+    """rounded_up: dp_accounting's pessimistic estimate at its usual interval of 1e-4."""
+    found = claimed([(sigma, count)], 1e-5)
+    assert gaussian_epsilon(math.sqrt(count) / sigma, 1e-5) == pytest.approx(continuous, abs=1e-5)
+    one = pld.from_discrete_gaussian_mechanism(sigma, value_discretization_interval=1e-4)
+    estimate = one.self_compose(count).get_epsilon_for_delta(1e-5)
+    assert estimate == pytest.approx(rounded_up, abs=6e-5)
+    assert estimate - count * 1e-4 <= found <= estimate * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("delta", [1e-9, 1e-5, 0.3])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pe_ray.config import SelectionSettings
+from pe_ray.config import SelectionConfig, SelectionSettings
 from pe_ray.synthetic.population import (
     Offspring,
     Population,
@@ -47,6 +47,12 @@ def test_simplex_is_the_nearest_vector_with_the_same_sum(votes: np.ndarray) -> N
         shift = (votes - weights)[weights > 0]
         assert np.ptp(shift) < 1e-6
         assert (votes[weights == 0] <= shift.max() + 1e-6).all()
+
+
+def test_a_number_is_subtracted_and_clipped_at_0() -> None:
+    votes = np.array([-3, 0, 2, 3, 10])
+    assert denoiser("threshold", 2.5)(votes, 100.0).tolist() == [0, 0, 0, 0.5, 7.5]
+    assert denoiser("none", 2.5)(votes, 100.0).tolist() == [0, 0, 2, 3, 10]
 
 
 def test_auto_threshold_removes_pure_noise_and_keeps_signal() -> None:
@@ -93,6 +99,27 @@ def test_families_keep_their_parent_and_label() -> None:
     first = initial_offspring(LabelLayout(counts=(3, 2)), 1)
     assert first.parents.tolist() == [0, 0, 1, 2, 2]
     assert first.copies.tolist() == [0, 1, 0, 0, 1]
+
+
+def test_a_label_without_survivors_draws_from_its_positive_counts() -> None:
+    population = Population(iteration=0, layout=LabelLayout(counts=(3, 2)), directory=None)  # type: ignore[arg-type]
+    chosen = SelectionSettings(denoise="threshold", threshold=1000.0)
+    layout = LabelLayout(counts=(4, 4))
+    offspring = next_offspring(population, histogram([0, 7, -5, -2, -9]), layout, chosen, 0)
+    assert offspring.parents.tolist() == [1, 1, 1, 1, 3, 3, 4, 4]
+
+
+def test_overrides_change_one_iteration_only() -> None:
+    settings = SelectionConfig(
+        method="rank",
+        overrides={2: {"denoise": "simplex", "keep_selected": True, "next_variation_fold": 3}},
+    )
+    assert settings.at(1) == settings.at(3) == SelectionSettings(method="rank")
+    assert settings.at(2) == SelectionSettings(
+        method="rank", denoise="simplex", keep_selected=True, next_variation_fold=3
+    )
+    with pytest.raises(ValueError, match="treshold"):
+        SelectionConfig(overrides={1: {"treshold": 2}}).at(1)
 
 
 @settings(deadline=None)

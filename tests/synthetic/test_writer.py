@@ -53,6 +53,9 @@ def test_a_torn_or_missing_part_undoes_the_stage(tmp_path: Path) -> None:
     part = writer.parts_of(tmp_path)[1]
     (tmp_path / part.file).write_bytes((tmp_path / part.file).read_bytes()[:-1])
     assert writer.manifest_of(tmp_path) is None
+    whole, torn = writer.found_parts(tmp_path, [(0, 7), (7, 20)], "parquet")
+    assert whole is not None
+    assert torn is None  # and so made again
 
 
 def test_unknown_columns_cannot_be_written() -> None:

@@ -1,7 +1,10 @@
-"""Private images: from what a file holds to uint8 [height, width, channels].
+"""Stored images: from what a file holds to uint8 [height, width, channels].
 
 Grey is PIL's "L" (ITU-R BT.601 luma), alpha is composited on black, EXIF orientation is applied,
 the first frame of an animation counts, 16-bit grey keeps its high byte.
+
+Private records and public image sets are decoded here alike. Nothing is kept, written or logged,
+and no error carries content: its text is one of a fixed few.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,16 +20,25 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from pe_ray.values import ImageShape
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
+
 # Formats decoded inside this process; PIL would hand others (EPS) to outside programs.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
 
 class Unusable(Exception):
-    """Why a record can't be used; never its content."""
+    """Why an image, or the record it is of, can't be used; never its content."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Image files anywhere below `folder`, sorted by path."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
 
 
 def unsupported(kind: pa.DataType) -> str | None:
@@ -68,7 +81,7 @@ def _is_encoded(kind: pa.DataType) -> bool:
 def values_of(column: pa.Array) -> Sequence[bytes | NDArray[Any] | None]:
     """Encoded bytes, or tensors [h, w] or [h, w, c], of a batch; None where missing.
 
-    Guarantee: the records' own content; zone 1 only.
+    Guarantee: the stored content itself, so of private records for zone 1 only.
     """
     shape, item = _layout(column.type)
     if not shape:
@@ -98,9 +111,9 @@ def _listed(value: Any, shape: tuple[int, ...], item: pa.DataType) -> NDArray[An
 
 
 def pixels(value: bytes | NDArray[Any] | None, channels: int) -> NDArray[np.uint8]:
-    """Image of a record, uint8 [h, w, channels]; Unusable if there is none.
+    """The image stored as `value`, uint8 [h, w, channels]; Unusable if there is none.
 
-    Guarantee: a function of this record alone; an error's reason is one of a fixed few.
+    Guarantee: a function of this value alone; an error's reason is one of a fixed few.
     """
     if value is None:
         raise Unusable("image is missing")
@@ -141,3 +154,21 @@ def _from_tensor(values: NDArray[Any]) -> Image.Image:
             raise Unusable("float image has a value outside [0, 1]")
         values = np.rint(values * 255).astype(np.uint8)
     return Image.fromarray(values[:, :, 0] if values.shape[2:] == (1,) else values)
+
+
+def label_position(value: Any, names: Sequence[str]) -> int | None:
+    """Position in `names` of a stored label, None where it is none of them.
+
+    Integers match names if all names are numbers, and are positions themselves otherwise.
+    """
+    if isinstance(value, int) and not all(name.isdecimal() for name in names):
+        return value if 0 <= value < len(names) else None
+    found = value is not None and str(value) in names
+    return list(names).index(str(value)) if found else None
+
+
+def resized(image: NDArray[np.uint8], shape: ImageShape) -> NDArray[np.uint8]:
+    """One image, uint8 [h, w, c], brought to `shape` (bicubic with antialiasing)."""
+    flat = image[:, :, 0] if image.shape[2] == 1 else image
+    made = Image.fromarray(flat).resize((shape.width, shape.height), Image.Resampling.BICUBIC)
+    return np.asarray(made).reshape(shape.height, shape.width, shape.channels)

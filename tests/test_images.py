@@ -14,8 +14,8 @@ from PIL import EpsImagePlugin, Image
 
 from pe_ray.config import PrivateConfig
 from pe_ray.errors import InputError, RecordError
+from pe_ray.images import Unusable, pixels
 from pe_ray.private import sources
-from pe_ray.private.images import Unusable, pixels
 from pe_ray.private.sources import list_slices, read_slice
 
 

@@ -1,0 +1,291 @@
+"""Where files are: a local path, or an object of a store that pyarrow reaches (s3://, gs://).
+
+A local path is a plain `pathlib.Path`. A path in a store is an `ObjectPath`, which has the few
+methods of it that runs use; functions here do what the two do differently. A file appears whole or
+not at all: on a disk it is written aside, synced and renamed; a store shows an object once all of
+it has arrived, and then to every reader.
+
+Credentials come from where the store's own tools look for them (environment, profile, role of the
+machine), never from a URI: the configuration, which a run publishes, holds it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import io
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import parse_qsl
+
+import pyarrow as pa
+
+from pe_ray.errors import InputError
+
+OPTIONS = {
+    "s3": {"endpoint_override", "region", "scheme"},
+    "gs": {"endpoint_override", "scheme"},
+}
+"""Store -> what the query of its URIs may set."""
+_PUTS_AT_ONCE = 16  # small objects cost a round trip each and hardly any processor
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectPath:
+    """An object, or all objects below it, as in `s3://bucket/run?endpoint_override=host:9000`.
+
+    key: bucket and name, taken literally; query: options of the store, kept by every path below.
+    """
+
+    scheme: str
+    key: str
+    query: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.key}" + (f"?{self.query}" if self.query else "")
+
+    def __truediv__(self, below: str) -> ObjectPath:
+        return replace(self, key=f"{self.key}/{below}")
+
+    @property
+    def name(self) -> str:
+        return self.key.rpartition("/")[2]
+
+    @property
+    def store(self) -> Any:
+        """The pyarrow filesystem, connected to once per process."""
+        return _store(self.scheme, self.key.partition("/")[0], self.query)
+
+    def resolve(self) -> ObjectPath:
+        return self
+
+    def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
+        """Nothing: a folder of a store is its objects' common name."""
+
+    def exists(self) -> bool:
+        """Whether there is an object, or one below it."""
+        return bool(self.store.get_file_info(self.key).type.name != "NotFound")
+
+    def is_file(self) -> bool:
+        return bool(self.store.get_file_info(self.key).type.name == "File")
+
+    def read_bytes(self) -> bytes:
+        with self.store.open_input_file(self.key) as file:
+            return bytes(file.read())
+
+    def read_text(self, encoding: str) -> str:
+        return self.read_bytes().decode(encoding)
+
+    def write_bytes(self, content: bytes) -> None:
+        """Put the object; no reader sees it before this has succeeded."""
+        with self.store.open_output_stream(self.key) as file:
+            file.write(content)
+
+    def unlink(self) -> None:
+        self.store.delete_file(self.key)
+
+
+Location = Path | ObjectPath
+
+
+@lru_cache(maxsize=16)
+def _store(scheme: str, bucket: str, query: str) -> Any:
+    from pyarrow.fs import FileSystem
+
+    # Small objects in one call instead of three.
+    options = [query, "allow_delayed_open=true" if scheme == "s3" else ""]
+    return FileSystem.from_uri(f"{scheme}://{bucket}?{'&'.join(filter(None, options))}")[0]
+
+
+def location(text: str | os.PathLike[str] | ObjectPath) -> Location:
+    """The place that `text` names: a local path, or the URI of one or of an object.
+
+    Raises ValueError for a URI that can't be used; its text doesn't quote the URI, which may hold a
+    secret. Touches neither disk nor network.
+    """
+    if isinstance(text, ObjectPath):
+        return text
+    path = os.fspath(text)
+    scheme, separator, rest = path.partition("://")
+    if not separator:
+        return Path(path)
+    if scheme == "file":
+        return Path(rest)
+    key, _, query = rest.partition("?")
+    key = key.rstrip("/")
+    bucket = key.partition("/")[0]
+    if scheme not in OPTIONS:
+        known = ", ".join(f"{name}://" for name in OPTIONS)
+        raise ValueError(f"{scheme}:// is no store that is known here; give a folder or {known}")
+    options = {name for name, _ in parse_qsl(query, keep_blank_values=True)}
+    if "@" in bucket or not options <= OPTIONS[scheme] or "@" in query:
+        raise ValueError(
+            f"a URI may set only {', '.join(sorted(OPTIONS[scheme]))}; credentials in it would be "
+            "published with the run: give them in the environment or by the machine's role"
+        )
+    if not re.fullmatch(r"[\w.-]+(/[^/]+)*", key) or {".", ".."} & set(key.split("/")):
+        raise ValueError(f"a URI is written {scheme}://BUCKET/FOLDER, no name empty or only dots")
+    return ObjectPath(scheme, key, query)
+
+
+def given(text: str | os.PathLike[str] | ObjectPath, field: str) -> Location:
+    """`location`, resolved; InputError names the field."""
+    try:
+        return location(text).resolve()
+    except ValueError as error:
+        raise InputError(f"{field}: {error}") from None
+
+
+@contextmanager
+def reported(field: str, path: Location) -> Iterator[None]:
+    """A store that can't be reached or used as an InputError; a disk's errors pass."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(path, Path):
+            raise
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{field}: {path} can't be used ({reason}); see to the bucket, the network and the "
+            "credentials in the environment"
+        ) from None
+
+
+def require_writable(path: Location, field: str) -> None:
+    """Raise InputError unless objects can be put below `path`; a disk's own errors do for disks."""
+    if isinstance(path, ObjectPath):
+        with reported(field, path):
+            probe = path / f".probe.{uuid.uuid4().hex}"
+            probe.write_bytes(b"")
+            probe.unlink()
+
+
+def atomic_write(path: Location, content: bytes) -> None:
+    """Create or replace `path` so that no reader, and no crash, ever sees half of it."""
+    if isinstance(path, ObjectPath):
+        path.write_bytes(content)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with open(aside, "wb", opener=_not_for_others_to_change) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _not_for_others_to_change(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o644)  # whatever the umask of a worker's machine allows
+
+
+def write_many(folder: Location, files: Sequence[tuple[str, bytes]]) -> None:
+    """Write (name, content) each; on a disk neither synced nor atomic, so that others must say
+    when they are all there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(folder, Path):
+        for name, content in files:
+            (folder / name).write_bytes(content)
+        return
+    with ThreadPoolExecutor(_PUTS_AT_ONCE) as pool:
+        list(pool.map(lambda file: (folder / file[0]).write_bytes(file[1]), files))
+
+
+def names(folder: Location) -> set[str]:
+    """Names of all files and folders in `folder`, hidden ones too; none where it is missing."""
+    if isinstance(folder, ObjectPath):
+        return {info.base_name for info in _listing(folder)}
+    try:
+        return set(os.listdir(folder))
+    except FileNotFoundError:
+        return set()
+
+
+def sizes(folder: Location) -> dict[str, int]:
+    """Bytes of each file in `folder`, from one listing; none where it is missing."""
+    if isinstance(folder, ObjectPath):
+        return {info.base_name: info.size for info in _listing(folder) if info.is_file}
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+    except FileNotFoundError:
+        return {}
+
+
+def _listing(folder: ObjectPath) -> list[Any]:
+    from pyarrow.fs import FileSelector
+
+    selector = FileSelector(folder.key, allow_not_found=True)
+    found: list[Any] = folder.store.get_file_info(selector)
+    return found
+
+
+def files_below(folder: Location, suffix: str) -> list[Location]:
+    """All files below `folder` whose name ends in `suffix`, in order of their paths."""
+    if isinstance(folder, Path):
+        return list(sorted(folder.rglob(f"*{suffix}")))
+    from pyarrow.fs import FileSelector
+
+    infos = folder.store.get_file_info(
+        FileSelector(folder.key, recursive=True, allow_not_found=True)
+    )
+    keys = sorted(info.path for info in infos if info.is_file and info.path.endswith(suffix))
+    return [replace(folder, key=key) for key in keys]
+
+
+def delete_tree(folder: Location) -> None:
+    """Remove `folder` and all below it as far as that is possible; it may be missing."""
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    with suppress(OSError):
+        folder.store.delete_dir(folder.key)
+
+
+def version(file: Location) -> tuple[Any, ...]:
+    """What changes when the file does: size and time, or what the store says of the object (of
+    S3: size, time and ETag).
+    """
+    if isinstance(file, Path):
+        state = file.stat()
+        return state.st_size, state.st_mtime_ns
+    with file.store.open_input_stream(file.key) as stream:
+        tags = stream.metadata()
+    return tuple(sorted(f"{name}: {value.decode()}" for name, value in tags.items()))
+
+
+def whole(file: Location) -> Path | BinaryIO:
+    """The file as readers take it that read all of it: a local path, or the object in memory."""
+    return file if isinstance(file, Path) else io.BytesIO(file.read_bytes())
+
+
+def fetched(file: ObjectPath) -> Path:
+    """A copy on this disk, to be read only, for as long as this process lives."""
+    folder = Path(tempfile.mkdtemp(prefix="pe-ray-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    copy = folder / file.name
+    copy.write_bytes(file.read_bytes())
+    copy.chmod(0o400)
+    return copy
+
+
+def seekable(file: Location) -> Any:
+    """The file as readers take it that read pieces of it: a local path, or the open object."""
+    return file if isinstance(file, Path) else file.store.open_input_file(file.key)

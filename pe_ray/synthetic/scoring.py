@@ -1,0 +1,99 @@
+"""Scores of released populations against public images: post-processing, so free.
+
+One small file for each scored iteration, written whole; a start after a crash scores only what is
+missing. `pe_ray.report` reads them into metrics.jsonl.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from typing import Any
+
+import ray
+
+from pe_ray import plugins
+from pe_ray.config import Config, PublicMetricsConfig
+from pe_ray.errors import InputError
+from pe_ray.public_reference import PublicSource, count_public, evenly_spaced, read_public
+from pe_ray.storage import Location, atomic_write
+from pe_ray.synthetic.population import Population
+from pe_ray.synthetic.writer import read_population
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "public/"
+"""Of every score's name, beside what is read off the noisy votes."""
+
+
+def check_reference(config: Config) -> None:
+    """Raise InputError where the public images can't be there; decodes none."""
+    if config.metrics.public is not None:
+        count_public(_source(config, config.metrics.public))
+
+
+def score_population(config: Config, file: Location, population: Population) -> None:
+    """Score S_iteration, if `metrics.public` says so and no start before this one has."""
+    public, iteration = config.metrics.public, population.iteration
+    if public is None or file.exists():
+        return
+    if iteration % public.every and iteration != config.schedule.iterations:
+        return
+    resources = config.resources
+    task = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)(
+        _score_task
+    )
+    scores = ray.get(task.remote(config, public, population))
+    if isinstance(scores, str):
+        raise InputError(scores)
+    for name, score in scores.items():
+        if not math.isfinite(score):
+            raise ValueError(f"metrics.public: {name} of population {iteration} is not finite")
+    atomic_write(file, json.dumps(scores, indent=1).encode())
+    found = ", ".join(f"{name} {score:.4g}" for name, score in scores.items())
+    logger.info("population %d against public images: %s", iteration, found)
+
+
+def read_scores(file: Location) -> dict[str, float]:
+    """Scores of one iteration by name; none where it wasn't scored."""
+    if not file.exists():
+        return {}
+    scores: dict[str, float] = json.loads(file.read_bytes())
+    return scores
+
+
+def _score_task(
+    config: Config, public: PublicMetricsConfig, population: Population
+) -> dict[str, float] | str:
+    """Scores by name, or what the user has to mend."""
+    try:
+        return _scores(config, public, population)
+    except InputError as error:
+        return str(error)
+
+
+def _scores(
+    config: Config, public: PublicMetricsConfig, population: Population
+) -> dict[str, float]:
+    ids = evenly_spaced(population.layout.num_samples, public.max_images)
+    options = config.generator_at(population.iteration).options
+    rows = read_population(population.directory, ids, options)
+    reference = read_public(_source(config, public), config.image_shape, public.max_images)
+    scores: dict[str, float] = {}
+    for metric in public.metrics:
+        scorer: Any = plugins.load("metric", metric.kind)(metric.options)
+        made = scorer.score(rows["image"], rows["label"], reference.images, reference.labels)
+        scores |= {f"{PREFIX}{name}": float(score) for name, score in made.items()}
+    return scores
+
+
+def _source(config: Config, public: PublicMetricsConfig) -> PublicSource:
+    return PublicSource(
+        field="metrics.public",
+        data=public.data,
+        labels=config.private.labels,
+        image_column=public.image_column,
+        label_column=public.label_column,
+        where=public.where,
+    )

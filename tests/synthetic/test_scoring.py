@@ -1,0 +1,123 @@
+"""Scores on public images: of the right population, once, and without the private records."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pe_ray import Config, InputError, evolve, plugins
+from pe_ray.components.distances import frechet_distance
+from pe_ray.report import write_report
+from pe_ray.seeds import row_seeds
+from pe_ray.synthetic import scoring
+from pe_ray.synthetic.writer import read_population
+
+NAMES = [str(digit) for digit in range(10)]
+
+
+@pytest.fixture
+def scored(tree: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """The small run, scored against 150 public rendered digits of another style."""
+    made = plugins.load("generator", "rendered_text")
+    generator = made(made.Options(image_size=12, stroke=(0.1, 0.15)), NAMES)
+    labels = (np.arange(150) % 10).astype(np.int32)
+    seeds = row_seeds(5, "random", 0, np.arange(150, dtype=np.int64))
+    images = generator.random(labels, seeds)["image"]
+    column = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(images[..., 0]))
+    pq.write_table(pa.table({"image": column, "label": labels}), tmp_path / "public.parquet")
+    tree["metrics"]["public"] = {
+        "data": str(tmp_path / "public.parquet"),
+        "metrics": [
+            {"kind": "frechet", "embedder": {"kind": "pixels", "size": 4, "normalize": False}},
+            {"kind": "classifier", "size": 6},
+        ],
+    }
+    return tree
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    write_report(run)
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_population_has_its_own_scores(ray_session: None, scored: dict[str, Any]) -> None:
+    config = Config.from_dict(scored)
+    run = evolve(config)
+    rows = rows_of(run)
+    assert [row["iteration"] for row in rows] == [0, 1, 2]
+    public = pq.read_table(scored["metrics"]["public"]["data"])["image"].combine_chunks()
+    made = plugins.load("embedder", "pixels")
+    embedder = made(made.Options(size=4, normalize=False))
+    reference = embedder.embed(public.to_numpy_ndarray()[..., None])
+    for row in rows:
+        folder = run / "populations" / f"iter={row['iteration']:04d}"
+        images = read_population(folder, np.arange(40), config.generator.options)["image"]
+        expected = frechet_distance(embedder.embed(images), reference)
+        assert row["public/frechet_distance/pixels"] == pytest.approx(expected, rel=1e-12)
+        assert 0 <= row["public/accuracy_train_synthetic"] <= 1
+    assert len({row["public/frechet_distance/pixels"] for row in rows}) == 3
+    assert "noisy_votes" in rows[1]
+
+
+def test_scores_are_made_once_and_made_again_where_they_are_lost(
+    ray_session: None, scored: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored["metrics"]["public"] |= {"every": 2, "max_images": 30}
+    run = evolve(Config.from_dict(scored))
+    files = sorted(path.name for path in (run / "scores").iterdir())
+    assert files == ["iter=0000.json", "iter=0002.json"]
+    before = (run / "scores" / "iter=0002.json").read_bytes()
+    (run / "scores" / "iter=0002.json").unlink()
+    written = []
+    keep = scoring.atomic_write
+    monkeypatch.setattr(
+        scoring, "atomic_write", lambda file, text: (written.append(file.name), keep(file, text))
+    )
+    evolve(Config.from_dict(scored))
+    assert written == ["iter=0002.json"]
+    assert (run / "scores" / "iter=0002.json").read_bytes() == before
+    shutil.rmtree(run / "scores")
+    assert len(rows_of(run)) == 2
+
+
+def test_a_reference_that_cant_be_used_is_refused_before_anything_is_spent(
+    ray_session: None, scored: dict[str, Any], tmp_path: Path
+) -> None:
+    public = scored["metrics"]["public"]
+    run = Path(scored["output"]["path"])
+    scored["metrics"]["public"] = public | {"data": "/nowhere"}
+    with pytest.raises(InputError, match=r"metrics\.public\.data: /nowhere does not exist"):
+        evolve(Config.from_dict(scored))
+    assert not run.exists()
+    scored["metrics"]["public"] = public | {"label_column": None}
+    with pytest.raises(InputError, match=r"^classifier: needs a labelled reference"):
+        evolve(Config.from_dict(scored))
+    from pe_ray.release.ledger import Ledger
+
+    assert Ledger.open(run / "ledger.sqlite").entries() == ()
+
+
+def test_private_records_are_no_public_reference(scored: dict[str, Any]) -> None:
+    public = scored["metrics"]["public"]
+    scored["private"]["data"] = public["data"]
+    with pytest.raises(InputError, match=r"metrics\.public\.data: is private\.data"):
+        Config.from_dict(scored)
+    scored["private"]["where"] = {"split": "train"}
+    with pytest.raises(InputError, match=r"metrics\.public\.data: is private\.data"):
+        Config.from_dict(scored)
+    public["where"] = {"split": "train", "fold": 1}
+    with pytest.raises(InputError, match=r"metrics\.public\.data: is private\.data"):
+        Config.from_dict(scored)
+    public["where"] = {"split": "test"}
+    Config.from_dict(scored)
+    public["data"] = str(Path(public["data"]).parent)
+    del public["where"]
+    with pytest.raises(InputError, match=r"metrics\.public\.data: is private\.data"):
+        Config.from_dict(scored)

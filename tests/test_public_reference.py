@@ -1,0 +1,119 @@
+"""Public images: every layout reads alike, evenly spaced, and a wrong setting is named."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pe_ray import InputError
+from pe_ray.public_reference import PublicSource, count_public, evenly_spaced, read_public
+from pe_ray.values import ImageShape
+
+SHAPE = ImageShape(height=5, width=4, channels=3)
+IMAGES = np.random.default_rng(0).integers(0, 256, (200, 5, 4, 3), dtype=np.uint8)
+LABELS = np.arange(200) % 2
+NAMES = ("cat", "dog")
+
+
+def png(image: np.ndarray) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(image).save(sink, format="PNG")
+    return sink.getvalue()
+
+
+def source(data: Path | str, **changes: Any) -> PublicSource:
+    return PublicSource(
+        field="metrics.public", data=str(data), **{"labels": NAMES, "where": {}, **changes}
+    )
+
+
+def parquet(folder: Path, **columns: Any) -> Path:
+    """Two files, the second with the last 70 rows."""
+    table = pa.table({"image": [png(image) for image in IMAGES], "label": LABELS} | columns)
+    pq.write_table(table.slice(0, 130), folder / "a.parquet")
+    pq.write_table(table.slice(130), folder / "b.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["bytes", "struct", "tensor", "names", "folder"])
+def test_every_layout_reads_the_same(tmp_path: Path, kind: str) -> None:
+    order = np.arange(200)
+    if kind == "bytes":
+        parquet(tmp_path)
+    elif kind == "struct":
+        parquet(tmp_path, image=[{"bytes": png(image), "path": None} for image in IMAGES])
+    elif kind == "tensor":
+        parquet(tmp_path, image=pa.FixedShapeTensorArray.from_numpy_ndarray(IMAGES))
+    elif kind == "names":
+        parquet(tmp_path, label=[NAMES[label] for label in LABELS])
+    else:
+        order = np.argsort(LABELS, kind="stable")
+        for number, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
+            (tmp_path / NAMES[label]).mkdir(exist_ok=True)
+            (tmp_path / NAMES[label] / f"{number:03d}.png").write_bytes(png(image))
+    assert count_public(source(tmp_path)) == 200
+    for most in (1000, 200, 7):
+        chosen = order[evenly_spaced(200, most)]
+        read = read_public(source(tmp_path), SHAPE, most)
+        assert np.array_equal(read.images, IMAGES[chosen])
+        assert np.array_equal(read.labels, LABELS[chosen])
+
+
+def test_where_chooses_rows_and_images_are_brought_to_the_shape(tmp_path: Path) -> None:
+    splits = np.where(np.arange(200) % 3 == 0, "train", "test")
+    parquet(tmp_path, split=splits, fold=np.arange(200) % 2)
+    kept = source(tmp_path, where={"split": "train", "fold": 0})
+    rows = np.flatnonzero((splits == "train") & (np.arange(200) % 2 == 0))
+    read = read_public(kept, SHAPE, 1000)
+    assert np.array_equal(read.images, IMAGES[rows])
+    small = ImageShape(height=3, width=3, channels=1)
+    grey = read_public(source(tmp_path, label_column=None), small, 10)
+    assert grey.images.shape == (10, 3, 3, 1)
+    assert grey.labels.tolist() == [-1] * 10
+    expected = Image.fromarray(IMAGES[0]).convert("L").resize((3, 3), Image.Resampling.BICUBIC)
+    assert np.array_equal(grey.images[0, :, :, 0], np.asarray(expected))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "/nowhere"}, r"metrics.public.data: /nowhere does not exist"),
+        ({"image_column": "img"}, "metrics.public.image_column: 'img' is not in the data"),
+        ({"label_column": "class"}, "metrics.public.label_column: 'class'"),
+        ({"where": {"split": "test"}}, "metrics.public.where.split"),
+        ({"where": {"label": "one"}}, "metrics.public: can't be read"),
+        ({"where": {"label": 7}}, "holds no image that passes `where`"),
+        ({"image_column": "label"}, "metrics.public.image_column: 'label' holds int64"),
+        ({"labels": ("cat", "0")}, None),
+        ({"labels": ("0", "2")}, "the label 1 is not one of private.labels"),
+    ],
+)
+def test_wrong_settings_are_named(
+    tmp_path: Path, changes: dict[str, Any], message: str | None
+) -> None:
+    given = source(**{"data": parquet(tmp_path), **changes})
+    if message is None:
+        assert read_public(given, SHAPE, 4).labels.max() <= 1
+        return
+    with pytest.raises(InputError, match=message):
+        read_public(given, SHAPE, 200)
+
+
+def test_a_corrupt_image_and_an_empty_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no image"):
+        count_public(source(tmp_path))
+    encoded = [png(image) for image in IMAGES]
+    encoded[140] = b"no image"
+    parquet(tmp_path, image=encoded)
+    with pytest.raises(InputError, match="image 140: image can't be decoded"):
+        read_public(source(tmp_path), SHAPE, 200)
+    (tmp_path / "a.parquet").write_bytes(b"torn")
+    with pytest.raises(InputError, match="is not readable parquet"):
+        count_public(source(tmp_path))
