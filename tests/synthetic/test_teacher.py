@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from pe_ray import Config, InputError
 from pe_ray.components import teacher_features
+from pe_ray.planning import plan
 from pe_ray.synthetic.teacher import ridge
+
+PIPELINES = Path(__file__).parents[2] / "pipelines"
 
 
 def images(num: int, seed: int, size: int = 8) -> tuple[np.ndarray, np.ndarray]:
@@ -38,8 +43,7 @@ def test_an_indefinite_noisy_gram_matrix_is_repaired() -> None:
     assert weights[2, 2] <= 1 / (0.3 * 2 * np.sqrt(3 / 2))
 
 
-@pytest.mark.parametrize("least", [0.9])
-def test_features_are_of_norm_one_and_follow_the_images(tmp_path: Path, least: float) -> None:
+def test_features_are_of_norm_one_and_follow_the_images(tmp_path: Path) -> None:
     shown, labels = images(80, 0)
     arrays = teacher_features.fit(shown, labels, num_features=6, epochs=4, seed=1)
     again = teacher_features.fit(shown, labels, num_features=6, epochs=4, seed=1)
@@ -55,7 +59,39 @@ def test_features_are_of_norm_one_and_follow_the_images(tmp_path: Path, least: f
     assert features.shape == (60, 6)
     assert np.linalg.norm(features, axis=1) == pytest.approx(np.ones(60), abs=1e-5)
     weights = ridge(features.T @ features, features.T @ np.eye(2)[truth], sigma=0.0)
-    assert ((features @ weights).argmax(axis=1) == truth).mean() > least
+    assert ((features @ weights).argmax(axis=1) == truth).mean() > 0.9
     # Images of another size are brought to the size trained on.
     larger, truth = images(20, 2, size=16)
-    assert ((embedder.embed(larger) @ weights).argmax(axis=1) == truth).mean() > least
+    assert ((embedder.embed(larger) @ weights).argmax(axis=1) == truth).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"private": {"data": "x", "labels": ["a"]}}, "at least two"),
+        ({"teacher": {"features": 1024}, "labels": 600}, "features: too many"),
+        ({"teacher": {"share": 0.96}, "fractions": "dp"}, "label_count_share must be below 1"),
+        ({"teacher": {"share": 1.0}}, r"teacher\.share"),
+    ],
+)
+def test_a_teacher_that_cannot_be_is_refused(
+    tree: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    tree["teacher"] = changes.get("teacher", {})
+    tree["private"] = changes.get("private", tree["private"])
+    if "labels" in changes:
+        tree["private"]["labels"] = [str(name) for name in range(changes["labels"])]
+        tree["schedule"]["num_samples"] = 1000
+    tree["privacy"]["label_fractions"] = changes.get("fractions", "uniform")
+    with pytest.raises(InputError, match=message):
+        Config.from_dict(tree)
+
+
+def test_mnist_yaml_spends_half_on_the_teacher() -> None:
+    config = Config.from_yaml(PIPELINES / "mnist.yaml")
+    made = plan(config)
+    *votes, last = made.releases
+    assert (last.key, last.kind, last.iteration) == ("teacher", "sums", 4)
+    of_votes = sum((release.sensitivity / release.sigma) ** 2 for release in votes)
+    assert (last.sensitivity / last.sigma) ** 2 == pytest.approx(of_votes, rel=1e-4)
+    assert 0.999 < made.epsilon <= 1.0
