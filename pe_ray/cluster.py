@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -63,13 +64,21 @@ def _start(address: str | None, resources: ResourcesConfig) -> None:
     if address.startswith("ray://"):
         raise InputError(_NO_CLIENT)
     try:
+        _knock(address)  # where nothing listens, ray.init was seen to try for minutes
         ray.init(address=address, **arguments)
-    except (ray.exceptions.AuthenticationError, ConnectionError, ValueError) as error:
+    except (ray.exceptions.AuthenticationError, OSError, ValueError) as error:
         raise InputError(
             f"resources.address: no Ray cluster at {address!r} that takes this token "
             f"({type(error).__name__}); start one, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH "
             "to a file with its token, or leave the address out to use this machine"
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nothing answers at host:port; other forms are left to Ray."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=30).close()
 
 
 _NO_CLIENT = (

@@ -157,6 +157,7 @@ class _Door:
         release = self._releases[f"votes/{iteration:04d}"]
         histogram = self._release(release, layout.num_samples, cast)
         self._run.write_histogram(histogram, layout)
+        self._run.keep_embedding_time(iteration)
         delete_tree(self._run.embedding(iteration))
         return histogram
 

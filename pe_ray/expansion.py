@@ -10,7 +10,7 @@ import numpy as np
 from pe_ray.cluster import connected
 from pe_ray.config import Config, ResourcesConfig
 from pe_ray.errors import InputError
-from pe_ray.run_directory import opened, require_disk
+from pe_ray.run_directory import opened, others_cant_write, require_disk
 from pe_ray.storage import Location, atomic_write, given, names, require_writable
 from pe_ray.synthetic.exports import Format, png
 from pe_ray.synthetic.population import Population
@@ -22,6 +22,7 @@ PROBED_IMAGES = 64
 ROW_BYTES = 16  # of a final row beside its image
 
 
+@others_cant_write()
 def expand(
     run_path: str | Location,
     num_samples: int | None,

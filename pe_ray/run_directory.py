@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import json
 import os
 import shutil
 import stat
@@ -35,6 +36,7 @@ from pe_ray.storage import (
     reported,
     require_writable,
 )
+from pe_ray.synthetic.writer import manifest_of
 from pe_ray.values import LabelLayout, NoisyHistogram
 
 LEDGER = "ledger.sqlite"
@@ -84,6 +86,20 @@ class RunDirectory:
     def scores(self, iteration: int) -> Location:
         return self.path / "scores" / f"iter={iteration:04d}.json"
 
+    def embedding_time(self, iteration: int) -> Location:
+        return self.path / "stages" / f"embedding-{iteration:04d}.json"
+
+    def keep_embedding_time(self, iteration: int) -> None:
+        """Keep what an embedding's manifest says of its rows and seconds, as it is removed next.
+
+        Guarantee: the embedding is one of released samples, so its time is post-processing; the
+        votes that follow it depend on the private records and are timed nowhere.
+        """
+        manifest = manifest_of(self.embedding(iteration))
+        if manifest is not None:
+            kept = {name: manifest[name] for name in ("num_rows", "rows_made", "seconds")}
+            atomic_write(self.embedding_time(iteration), json.dumps(kept).encode())
+
     def write_histogram(self, histogram: NoisyHistogram, layout: LabelLayout) -> None:
         """Export a released histogram for readers; the ledger keeps the original."""
         file = self.histogram(histogram.release.iteration)
@@ -107,7 +123,7 @@ def claimed(config: Config) -> Iterator[RunDirectory]:
     """The run directory of `config`, created or continued, locked against a second process."""
     path, folder = given(config.output.path, "output.path"), ledger_folder(config)
     run = RunDirectory(path, folder / LEDGER)
-    with _others_cant_write(), _lock_of(run) as lock:
+    with others_cant_write(), _lock_of(run) as lock:
         if not _locked(lock, fcntl.LOCK_EX, tries=10):
             raise InputError(
                 f"output.path: {run.path} is in use by another pe-ray; wait for it or stop it"
@@ -119,7 +135,7 @@ def claimed(config: Config) -> Iterator[RunDirectory]:
 
 
 @contextmanager
-def _others_cant_write() -> Iterator[None]:
+def others_cant_write() -> Iterator[None]:
     """A umask under which nobody else can change a run: a ledger that others can edit is none."""
     own = os.umask(0o022)
     os.umask(own | 0o022)
@@ -180,8 +196,11 @@ def _locked(lock: int, kind: int, tries: int = 1) -> bool:
 def _bind(run: RunDirectory, config: Config) -> None:
     """Tie the directory to the configuration, or refuse a configuration it isn't tied to."""
     if run.config.exists():
-        stored = yaml.safe_load(run.config.read_text("utf-8"))
-        changed = differences(config.bound(stored), config.bound(config.tree()))
+        try:
+            stored = yaml.safe_load(run.config.read_text("utf-8"))
+            changed = differences(config.bound(stored), config.bound(config.tree()))
+        except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+            raise InputError(f"{run.config}: is damaged; restore it from a copy") from None
         if changed:
             raise InputError(
                 f"{', '.join(changed)}: differs from the run in {run.path}; restore it, or give "

@@ -183,6 +183,12 @@ def test_workers_come_from_none_and_go_again(tree: dict[str, Any], tmp_path: Pat
                 "disable_node_updaters": True,
                 "disable_launch_config_check": True,
             },
+            "setup_commands": [],
+            "head_setup_commands": [],
+            "worker_setup_commands": [],
+            "initialization_commands": [],
+            "head_start_ray_commands": [],
+            "worker_start_ray_commands": [],
             "head_node_type": "ray.head.default",
             "available_node_types": {
                 "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},

@@ -199,9 +199,8 @@ def test_addresses_that_no_driver_can_join_are_refused(address: str) -> None:
         "from pe_ray.cluster import connected\nfrom pe_ray.config import ResourcesConfig\n"
         f"with connected(ResourcesConfig(address='{address}')): pass"
     )
-    environment = os.environ | {"RAY_raylet_start_wait_time_s": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=100
     )
     last = done.stderr.strip().splitlines()[-1]
     expected = "a Ray client" if address.startswith("ray://") else "no Ray cluster at"

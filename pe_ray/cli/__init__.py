@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from pe_ray.cli import looking, running, watching
+from pe_ray.cli import attacking, looking, running, watching
 from pe_ray.errors import InputError
 
 
@@ -68,6 +68,6 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command)
         return added
 
-    for module in (running, looking, watching):
+    for module in (running, looking, watching, attacking):
         module.add_verbs(verb)
     return parser

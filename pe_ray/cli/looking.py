@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from pe_ray.cli.printing import AddVerb, guarantee, print_json
+from pe_ray.errors import InputError
+
+PRIVATE = "PRIVATE: computed on private records without noise; do not publish"
 
 
 def add_verbs(verb: AddVerb) -> None:
-    """report, ledger, audit."""
+    """report, compare, ledger, audit."""
     verb("report", _report, "Write RUN/report.html, samples and metrics.").add_argument(
         "run", metavar="RUN"
     )
+    compare = verb(
+        "compare", _compare, "Show several runs side by side: epsilon, quality, samples."
+    )
+    compare.add_argument("runs", nargs="+", metavar="RUN")
+    compare.add_argument("--output", metavar="PAGE", help="write an HTML page with samples too")
+    compare.add_argument(
+        "--scores",
+        action="append",
+        default=[],
+        metavar="RUN=FILE",
+        help="show the output of `pe-ray audit RUN --json`: PRIVATE, as is the result then",
+    )
+    compare.add_argument("--json", action="store_true")
     ledger = verb("ledger", _ledger, "Print what was released and the (epsilon, delta) spent.")
     audit = verb(
         "audit", _audit, "Score a finished run on private records (never publish the output)."
@@ -26,6 +43,33 @@ def _report(options: argparse.Namespace) -> None:
     from pe_ray.report import write_report
 
     print(f"report      {write_report(options.run)}")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from pe_ray.report.comparison import compare, table_of, tree_of, write_comparison
+
+    scores = {}
+    for given in options.scores:
+        run, equals, file = given.rpartition("=")
+        if not equals or not run or not file:
+            raise InputError(f"--scores {given}: write it as RUN=FILE")
+        scores[run] = Path(file)
+    runs = compare(options.runs, scores)
+    if scores:
+        print(PRIVATE, file=sys.stderr)
+    if options.json:
+        print_json(tree_of(runs))
+    else:
+        lines = table_of(runs)
+        widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+        for line in lines:
+            cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+            print("  ".join(cells).rstrip())
+        if len({(run.facts.budget.unit, run.facts.budget.delta) for run in runs}) > 1:
+            print("units or deltas differ: these epsilons can't be compared")
+    if options.output:
+        page = write_comparison(runs, Path(options.output))
+        print(f"page        {page}", file=sys.stderr if options.json else sys.stdout)
 
 
 def _ledger(options: argparse.Namespace) -> None:
@@ -76,6 +120,6 @@ def _audit(options: argparse.Namespace) -> None:
     if options.json:
         print_json(scores)
         return
-    print("PRIVATE: computed on private records without noise; do not publish", file=sys.stderr)
+    print(PRIVATE, file=sys.stderr)
     for name, score in scores.items():
         print(f"{name:<28}{score:.4f}")

@@ -153,9 +153,13 @@ def _quiet(pipeline: Any) -> Any:
 def _check(checkpoint: Checkpoint, index: dict[str, Any], safety_checker: bool) -> bool:
     """Refuse what can't run as it should; returns whether there is a safety checker."""
     family = index.get("_class_name")
-    if family not in _PIPELINES:
+    if not isinstance(family, str) or family not in _PIPELINES:
         raise checkpoint.wrong(f"is a {family}; give a Stable Diffusion 1, 2 or XL checkpoint")
-    parts = {name: value for name, value in index.items() if isinstance(value, list) and value[0]}
+    parts = {name: value for name, value in index.items() if isinstance(value, list)}
+    parts = {name: value for name, value in parts.items() if value != [None, None]}
+    pairs = all(len(value) == 2 for value in parts.values())
+    if not pairs or not all(isinstance(word, str) for value in parts.values() for word in value):
+        raise checkpoint.wrong(f"has a damaged {_INDEX}; copy it again")
     has_checker = "safety_checker" in parts
     if safety_checker and not has_checker:
         raise InputError(f"generator.safety_checker: {checkpoint.name} has none; set it to false")
@@ -189,7 +193,7 @@ def _index(checkpoint: Checkpoint, local_files_only: bool) -> dict[str, Any]:
         raise checkpoint.wrong(f"has no {_INDEX}; give the folder of a diffusers pipeline")
     try:
         return dict(json.loads(file.read_bytes()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise checkpoint.wrong(f"has a damaged {_INDEX}; copy it again") from error
 
 

@@ -22,7 +22,7 @@ from pe_ray import plugins
 from pe_ray.cluster import on_nodes, require_object_store
 from pe_ray.config import PrivateConfig
 from pe_ray.errors import InputError, RecordError
-from pe_ray.private.sources import PrivateSlice, joined, list_slices, read_batches
+from pe_ray.private.sources import PrivateSlice, SourceError, joined, list_slices, read_batches
 from pe_ray.storage import location, version
 from pe_ray.values import ImageShape
 
@@ -210,8 +210,8 @@ def _embed_task(
     num_pieces: int,
 ) -> tuple[Any, ...]:
     """(report, empty, piece 0, ...): pieces split by user, or one piece; the report is None, a bad
-    record's (row, reason), or why the embedder or the cache can't be used; empty: whether no
-    record was kept.
+    record's (row, reason), or why the embedder, the cache or the file can't be used; empty:
+    whether no record was kept.
     """
     try:
         embedded = embed_slice(part, config, channels, embedder_kind, embedder_options)
@@ -219,7 +219,7 @@ def _embed_task(
         return ((error.row, error.reason), None, *[None] * num_pieces)
     except _EmbedderError as error:
         return (f"embedder: {error}", None, *[None] * num_pieces)
-    except _CacheError as error:
+    except (_CacheError, SourceError) as error:
         return (str(error), None, *[None] * num_pieces)
     except Exception as error:
         where = f"private.data: shard {part.shard}"

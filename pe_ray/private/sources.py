@@ -22,6 +22,10 @@ DIGITS = "sklearn:digits"
 _READ_ROWS = 64  # decoded at a time: photographs of 12 megapixels take 36 MB each
 
 
+class SourceError(InputError):
+    """A file of records is damaged; says which shard, and nothing that it holds."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrivateSlice:
     """What one task reads: rows start..stop-1 of shard `shard` (a file, or a class folder)."""
@@ -98,7 +102,7 @@ def _parquet_rows(file: Location, config: PrivateConfig) -> int:
     try:
         with pq.ParquetFile(seekable(file)) as parquet:
             num_rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
-    except (OSError, pa.ArrowException):
+    except (OSError, pa.ArrowException, UnicodeError):
         raise InputError(f"private.data: {file} is not a readable parquet file") from None
     columns = schema.names
     wanted = {
@@ -162,8 +166,18 @@ def read_batches(part: PrivateSlice, config: PrivateConfig, channels: int) -> It
     """The slice's records in order, 64 at a time, so that images needn't all fit in memory; the
     rows before a bad one come first.
 
-    Guarantee: as `read_slice`.
+    Guarantee: as `read_slice`; SourceError where the file itself is damaged.
     """
+    try:
+        yield from _batches(part, config, channels)
+    except (OSError, pa.ArrowException, UnicodeError) as error:  # their texts may quote records
+        raise SourceError(
+            f"private.data: shard {part.shard} can't be read ({type(error).__name__}): the file is "
+            "damaged; copy it again (nothing was spent)"
+        ) from None
+
+
+def _batches(part: PrivateSlice, config: PrivateConfig, channels: int) -> Iterator[RawRecords]:
     for table, cells, rows in _cells(part, config):
         labels = table if isinstance(table, list) else _column(table, config.label_column)
         users = None if isinstance(table, list) else _column(table, config.user_column)

@@ -9,6 +9,7 @@ returned for ever. Times are for readers; nothing depends on them.
 from __future__ import annotations
 
 import hashlib
+import math
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
@@ -232,7 +233,11 @@ _COLUMNS = "key, kind, iteration, votes_per_unit, sigma"
 
 
 def _release(row: Sequence[Any]) -> Release:
-    return Release(key=row[0], kind=row[1], iteration=row[2], votes_per_unit=row[3], sigma=row[4])
+    key, kind, iteration, ones, sigma = row[:5]
+    types = [type(value) for value in (key, kind, iteration, ones, sigma)]
+    if types != [str, str, int, int, float] or ones < 1 or not 0 <= sigma < math.inf:
+        raise InputError("ledger: a release's parameters are damaged; restore a copy")
+    return Release(key=key, kind=kind, iteration=iteration, votes_per_unit=ones, sigma=sigma)
 
 
 def _entries(database: sqlite3.Connection) -> list[LedgerEntry]:

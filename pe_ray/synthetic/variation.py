@@ -312,5 +312,7 @@ def write_final(
 
 def layout_of(directory: Location) -> LabelLayout | None:
     """The layout of a complete population on disk, None where there is none."""
-    manifest = writer.manifest_of(directory)
-    return LabelLayout(counts=tuple(manifest["label_counts"])) if manifest else None
+    counts = (writer.manifest_of(directory) or {}).get("label_counts")
+    if not isinstance(counts, list) or not all(type(count) is int for count in counts):
+        return None
+    return LabelLayout(counts=tuple(counts))

@@ -105,8 +105,8 @@ def manifest_of(directory: Location) -> dict[str, Any] | None:
     try:
         manifest = json.loads((directory / MANIFEST).read_bytes())
         sizes = storage.sizes(directory)
-        whole = all(sizes.get(part["file"]) == part["num_bytes"] for part in manifest["parts"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        whole = all(sizes.get(part["file"]) == Part(**part).num_bytes for part in manifest["parts"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return manifest if whole else None
 
@@ -181,6 +181,20 @@ def read_population(directory: Location, ids: NDArray[np.int64], options: Genera
             tables.append(table.take(wanted[low:high] - part.start))
     table = pa.concat_tables(tables) if tables else schema.empty_table()
     return {name: _numpy(table, name, options.image_shape)[back] for name in schema.names}
+
+
+def read_parents(directory: Location, start: int, stop: int) -> NDArray[np.int64]:
+    """Parents of rows start..stop-1 of a complete population, int64 [stop - start]; -1 for none."""
+    found = [np.empty(0, dtype=np.int64)]
+    for part in parts_of(directory):
+        low, high = max(start, part.start), min(stop, part.stop)
+        if low < high:
+            table = pq.read_table(
+                storage.whole(directory / part.file), columns=["parent"], partitioning=None
+            )
+            parents = np.asarray(table.column("parent").fill_null(-1))
+            found.append(parents[low - part.start : high - part.start])
+    return np.concatenate(found)
 
 
 def _numpy(table: pa.Table, name: str, shape: ImageShape) -> NDArray[Any]:

@@ -1,0 +1,177 @@
+"""Lower bounds on epsilon from guesses about canaries that a run included by fair coins.
+
+Every bound answers one question: the ledger claims noise of certain sigmas; by which factor must
+they be scaled down before what was seen becomes plausible? The claim's trade-off function f (least
+rate of misses at each rate of false alarms; Dong, Roth, Su 2022) is that of the composed discrete
+Gaussians at the scaled sigmas, the family that f-DP auditing needs as its hypothesis. The measured
+epsilon is what the ledger would print for those sigmas.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+from dp_accounting.pld import privacy_loss_distribution as pld
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
+from scipy.stats import beta, binom
+
+from pe_ray.release.accounting import epsilon_of
+from pe_ray.values import Release
+
+Tradeoff = Callable[[float], float]
+Refuted = Callable[[Tradeoff], bool]
+
+_CONTINUOUS = 10.0  # from this sigma on the lattice changes mu by less than 1 in 2,000
+_LOSSES = 400  # points of the loss grid in one mu
+_STEPS = 12  # halvings of the logarithm of a scale: to 1 part in 800
+_LEAST, _MOST = 2.0**-6, 2.0**3  # scales looked at
+
+
+def tradeoff(releases: Sequence[Release], scale: float) -> Tradeoff:
+    """f of all `releases` together with sigmas scaled by `scale`: false alarms -> least misses.
+
+    Never above the true one: the supremum of the lines (1 - delta(e)) - exp(e) x and their mirror
+    images over a grid of e, with delta(e) a pessimistic privacy loss distribution of dp_accounting.
+    Where all sigmas are at least 10 it is the Gaussian one, mu a little raised for the lattice: the
+    discrete Gaussian's corners lie 1 / (24 sigma^2) beyond it, relative to mu.
+    """
+    times = Counter((r.sigma * scale, r.votes_per_unit) for r in releases)
+    merged: Counter[float] = Counter()
+    for (sigma, ones), count in times.items():
+        merged[sigma] += ones * count
+    return _tradeoff(tuple(sorted(merged.items())))
+
+
+@lru_cache(maxsize=512)
+def _tradeoff(times: tuple[tuple[float, int], ...]) -> Tradeoff:
+    least = times[0][0]
+    mu = math.sqrt(math.fsum(count / sigma**2 for sigma, count in times))
+    if least >= _CONTINUOUS:
+        mu *= 1 + 1 / (12 * least**2)
+        return lambda x: float(ndtr(ndtri(1.0 - x) - mu))
+    # A part of the loss lattice where there is one, so that f's corners are on the grid.
+    step = min(mu, 1.0) / _LOSSES
+    if len(times) == 1:
+        step = 0.5 / least**2 / math.ceil(0.5 / least**2 / step)
+    step = max(step, mu * (mu / 2 + 8) / 50_000)
+    composed = None
+    for sigma, count in times:
+        one = pld.from_discrete_gaussian_mechanism(
+            sigma, value_discretization_interval=step, use_connect_dots=True
+        ).self_compose(count)
+        composed = one if composed is None else composed.compose(one)
+    assert composed is not None
+    epsilons = step * np.arange(math.ceil(mu * (mu / 2 + 8) / step) + 2)
+    deltas = np.asarray(composed.get_delta_for_epsilon(epsilons))
+    steep, flat = np.exp(np.minimum(epsilons, 700.0)), np.exp(-epsilons)
+
+    def function(x: float) -> float:
+        lines = max(float((1 - deltas - steep * x).max()), float((flat * (1 - deltas - x)).max()))
+        return max(lines, 0.0)
+
+    return function
+
+
+def measured_epsilon(releases: Sequence[Release], delta: float, refuted: Refuted) -> float:
+    """Epsilon at `delta` of the least scale at which `refuted` still refutes; 0 if none does.
+
+    Guarantee: a lower bound on the epsilon of whatever scaled discrete Gaussian the mechanism is,
+    with the confidence of `refuted`, which must refute every larger scale when it refutes one.
+    """
+    low, high = math.log(_LEAST), math.log(_MOST)
+    if not refuted(tradeoff(releases, math.exp(high))):
+        return 0.0
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        low, high = (
+            (low, middle) if refuted(tradeoff(releases, math.exp(middle))) else (middle, high)
+        )
+    return epsilon_of([replace(r, sigma=r.sigma * math.exp(high)) for r in releases], delta)
+
+
+def refutes_in_one_run(f: Tradeoff, m: int, guesses: int, right: int, alpha: float) -> bool:
+    """Whether at least `right` of `guesses` right has a chance below `alpha` for every f-DP run.
+
+    m canaries, each included by a fair coin; the number of guesses is fixed before the run, whose
+    they are is not. Mahloujifar, Melis, Chaudhuri 2024 (arXiv 2410.22235). Derivation: flipping
+    coin i, with all other coins and the output fixed, makes a right guess about i wrong and the
+    count of right ones smaller by 1. f-DP for canary i and f's convexity (Jensen, over i and over
+    both kinds of guess) give h(j - 1) >= f(1 - r(j)), where, p(l) being the chance of l right
+    guesses, r(j) = sum over l >= j of p(l) l / m and h(j) = sum over l >= j of p(l) (g - l) / m.
+    Given P(right or more) = alpha, the recursion below takes the least mass at each count from
+    there down that satisfies this; if it needs more than there is (r + h > g / m), the
+    distribution is impossible. The possible ones form a convex set that holds one of chance 0, so
+    no chance above alpha is possible either. Nothing is assumed about how canaries interact.
+    """
+    wrong_mass, right_mass = alpha * (guesses - right) / m, alpha * right / m
+    for count in range(right - 1, -1, -1):
+        needed = f(1.0 - right_mass)
+        if needed <= wrong_mass:
+            return False
+        right_mass += count / (guesses - count) * (needed - wrong_mass)
+        wrong_mass = needed
+        if right_mass + wrong_mass > guesses / m:
+            return True
+    return False
+
+
+def refutes_independent(
+    f: Tradeoff, included: int, misses: int, excluded: int, false_alarms: int, alpha: float
+) -> bool:
+    """Whether `misses` of `included` canaries and `false_alarms` of `excluded` ones are too few.
+
+    Clopper and Pearson's (1934) upper bounds, each at alpha / 2, against f. Assumes that given the
+    coins the canaries' scores are independent and, among included and among excluded ones, alike.
+    """
+    if not included or not excluded:
+        return False
+    most_misses = _upper(misses, included, alpha / 2)
+    return most_misses < f(_upper(false_alarms, excluded, alpha / 2))
+
+
+def _upper(hits: int, trials: int, alpha: float) -> float:
+    return 1.0 if hits >= trials else float(beta.isf(alpha, hits + 1, trials - hits))
+
+
+def approximate_dp_epsilon(m: int, guesses: int, right: int, delta: float, alpha: float) -> float:
+    """Largest epsilon whose (epsilon, delta)-DP the guesses refute, without a hypothesis on f.
+
+    Steinke, Nasr, Jagielski 2023 (arXiv 2305.08846), Theorem 5.2 as their Appendix D computes it:
+    P(right or more) <= P(B >= right) + 2 m delta max over i of P(right > B >= right - i) / i, with
+    B binomial(guesses, e^epsilon / (1 + e^epsilon)).
+    """
+
+    def chance(epsilon: float) -> float:
+        accuracy = 1 / (1 + math.exp(-epsilon))
+        tail = float(binom.sf(right - 1, guesses, accuracy))
+        steps = np.arange(1, right + 1)
+        below = binom.sf(right - steps - 1, guesses, accuracy) - tail
+        worst = float((below / steps).max()) if right else 0.0
+        return tail + 2 * m * delta * worst
+
+    if chance(0.0) >= alpha:
+        return 0.0
+    low, high = 0.0, 1.0
+    while chance(high) < alpha:
+        low, high = high, 2 * high
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if chance(middle) < alpha else (low, middle)
+    return low
+
+
+def right_guesses(scores: NDArray[np.float64], coins: NDArray[np.bool_], guesses: int) -> int:
+    """How many of `guesses` guesses are right: in for the higher half of them, out for the lower.
+
+    Ties go by position, which says nothing about the coins.
+    """
+    order = np.argsort(scores, kind="stable")
+    lowest = guesses // 2
+    highest = guesses - lowest
+    return int((~coins[order[:lowest]]).sum() + coins[order[len(order) - highest :]].sum())

@@ -1,0 +1,192 @@
+"""The page: what it claims is what the ledger says, and nothing is fetched from anywhere."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy.stats import norm
+
+from pe_ray import Config, evolve
+from pe_ray.release.accounting import epsilon_of, gaussian_epsilon
+from pe_ray.release.ledger import Ledger
+from pe_ray.report import write_report
+from pe_ray.report.facts import (
+    LARGE_DELTAS,
+    gather,
+    guessing_bound,
+    most_right,
+    privacy_curve,
+    stage_times,
+)
+from pe_ray.report.page import run_page
+from pe_ray.run_directory import RunDirectory
+from pe_ray.synthetic.writer import MANIFEST, manifest_of, parts_of
+
+
+class Elements(HTMLParser):
+    """All elements of a page, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, *tags: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.found if tag in tags]
+
+
+def test_the_page_requests_nothing_and_is_accessible(finished: Path) -> None:
+    page = write_report(finished).read_text()
+    elements = Elements(page)
+    assert not elements.all("script", "link", "iframe", "object", "base")
+    addresses = [e[key] for _, e in elements.found for key in ("src", "href", "srcset") if key in e]
+    assert all(str(address).startswith(("data:image/", "#")) for address in addresses)
+    assert "url(" not in page
+    assert "@import" not in page
+    policy = [m.get("content") for m in elements.all("meta") if "http-equiv" in m]
+    assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
+    assert elements.all("html")[0]["lang"] == "en"
+    assert len(elements.all("main")) == len(elements.all("header")) == len(elements.all("h1")) == 1
+    levels = [int(tag[1]) for tag, _ in elements.found if re.fullmatch("h[1-6]", tag)]
+    assert all(b <= a + 1 for a, b in pairwise(levels))
+    assert all(image.get("alt") for image in elements.all("img"))
+    assert all(cell.get("scope") for cell in elements.all("th"))
+    assert all(chart.get("aria-label") for chart in elements.all("svg"))
+    ids = [e["id"] for _, e in elements.found if "id" in e]
+    assert len(set(ids)) == len(ids)
+    links = [str(link["href"])[1:] for link in elements.all("a")]
+    assert set(links) <= set(ids)
+
+
+def test_the_guarantee_is_the_ledgers(finished: Path) -> None:
+    text = Elements(write_report(finished).read_text()).text
+    ledger = Ledger.open(finished / "ledger.sqlite")
+    assert f"(ε = {ledger.spent():.6g}, δ = 0.0001)-differential privacy" in text
+    assert "one is the other with one record added or removed" in text
+    assert len(ledger.entries()) == 4
+    for entry in ledger.entries():
+        assert entry.release.key in text
+        assert f"{entry.release.sigma:g}" in text
+    assert "In progress" not in text
+
+
+def test_the_curve_is_what_the_accountant_says(finished: Path) -> None:
+    facts = gather(finished)
+    curve = privacy_curve(facts)
+    releases = [entry.release for entry in facts.entries]
+    assert (facts.budget.delta, facts.spent) in curve
+    assert all(epsilon == epsilon_of(releases, delta) for delta, epsilon in curve)
+    assert 0.5 < guessing_bound(facts) < 1
+    assert [b for _, b in curve] == sorted(b for _, b in curve)
+
+
+@pytest.mark.parametrize("mu", [0.1, 0.5, 1.0, 3.0])
+def test_the_guessing_bound_is_an_upper_bound_and_near(mu: float) -> None:
+    bound = most_right([(delta, gaussian_epsilon(mu, delta)) for delta in LARGE_DELTAS])
+    best = norm.cdf(mu / 2)  # the likelihood ratio test of N(0, 1) against N(mu, 1)
+    assert best <= bound <= best + 0.02
+    assert most_right([]) == 1.0
+    assert most_right([(1e-5, 0.0)]) == pytest.approx(0.5, abs=1e-5)
+
+
+def test_names_are_escaped(finished: Path) -> None:
+    facts = gather(finished)
+    names = ("<script>alert(1)</script>", *facts.config.private.labels[1:])
+    private = facts.config.private.model_copy(update={"labels": names})
+    facts = replace(facts, config=facts.config.model_copy(update={"private": private}))
+    page = run_page(facts, [], [], [], [])
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_a_run_in_progress_says_how_far_it_is(copied: Callable[[str], Path]) -> None:
+    run = copied("half")
+    shutil.rmtree(run / "synthetic")
+    shutil.rmtree(run / "populations" / "iter=0003")
+    text = Elements(write_report(run).read_text()).text
+    assert "2 of 3 iterations are done" in text
+    assert "Latest population (iteration 2)" in text
+    shutil.rmtree(run / "populations")
+    text = Elements(write_report(run).read_text()).text
+    assert "0 of 3 iterations are done" in text
+    assert "No population is complete yet." in text
+
+
+def test_without_noise_there_is_no_claim(
+    ray_session: None, tree: dict[str, Any], tmp_path: Path
+) -> None:
+    tree["privacy"]["epsilon"] = math.inf
+    text = Elements(write_report(evolve(Config.from_dict(tree))).read_text()).text
+    assert "protects nobody" in text
+    assert "differential privacy for" not in text
+    assert "may be published" not in text
+
+
+def test_metrics_that_the_run_scored_are_shown(copied: Callable[[str], Path]) -> None:
+    run = copied("scored")
+    (run / "scores").mkdir(exist_ok=True)
+    for iteration, score in ((0, 31.5), (3, 12.25)):
+        file = run / "scores" / f"iter={iteration:04d}.json"
+        file.write_text(json.dumps({"public/fid": score}))
+    page = write_report(run).read_text()
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == [0, 1, 2, 3]
+    assert rows[0] == {"iteration": 0, "public/fid": 31.5}
+    assert rows[3]["public/fid"] == 12.25
+    assert rows[3]["survivors"] > 0
+    assert "From 31.5 in iteration 0 to 12.25 in iteration 3." in page
+
+
+def test_times_and_calls_are_those_of_synthetic_stages(finished: Path) -> None:
+    times = {time.name: time for time in stage_times(gather(finished))}
+    assert list(times)[:3] == ["population 0 (random draws)", "embedding 1", "population 1"]
+    assert len(times) == 4 + 3 + 1
+    assert all(time.rows_made == time.rows for time in times.values())
+    assert all(time.seconds is not None and time.seconds > 0 for time in times.values())
+    assert times["embedding 2"].calls == 2 * 60
+    assert times["population 0 (random draws)"].calls == 60
+    manifest = manifest_of(finished / "populations" / "iter=0002") or {}
+    assert times["population 2"].calls == manifest["variations"] < 60
+    for iteration in (1, 2, 3):  # nothing else is kept: no time of votes or of private records
+        kept = json.loads(RunDirectory(finished).embedding_time(iteration).read_text())
+        assert set(kept) == {"num_rows", "rows_made", "seconds"}
+
+
+def test_an_interrupted_stage_says_what_was_timed(copied: Callable[[str], Path]) -> None:
+    run = copied("again")
+    config = gather(run).config
+    tree = config.model_dump(mode="json")
+    tree["output"]["path"] = str(run)
+    (run / "config.yaml").unlink()
+    lost = parts_of(run / "synthetic")[1]
+    (run / "synthetic" / lost.file).unlink()
+    (run / "synthetic" / MANIFEST).unlink()
+    _rebind(run, Config.from_dict(tree))
+    evolve(Config.from_dict(tree))
+    manifest = manifest_of(run / "synthetic") or {}
+    assert manifest["rows_made"] == lost.stop - lost.start == 17
+    assert "Some stages were interrupted" in write_report(run).read_text()
+
+
+def _rebind(run: Path, config: Config) -> None:
+    """Make the copied ledger that of the copy, whose path is another."""
+    with sqlite3.connect(run / "ledger.sqlite") as database:
+        database.execute("UPDATE budget SET fingerprint = ?", (config.fingerprint,))
