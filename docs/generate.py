@@ -155,9 +155,10 @@ def _bounds(field: FieldInfo) -> str:
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
-    """The one model that a block is, None where it may be several."""
-    is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-    return annotation if is_model else None
+    """The one model that a block is (if it is given), None where it may be several."""
+    given = [kind for kind in get_args(annotation) or (annotation,) if kind is not type(None)]
+    is_model = len(given) == 1 and isinstance(given[0], type) and issubclass(given[0], BaseModel)
+    return given[0] if is_model else None
 
 
 @cache

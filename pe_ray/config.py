@@ -26,7 +26,7 @@ from pe_ray import plugins
 from pe_ray.credentials import refuse_credentials
 from pe_ray.errors import InputError
 from pe_ray.storage import Location, given, location
-from pe_ray.values import Budget, DistanceMetric, ImageShape, Unit
+from pe_ray.values import MAX_SUMS, Budget, DistanceMetric, ImageShape, Unit
 
 
 class Block(BaseModel):
@@ -274,6 +274,20 @@ class PrivacyConfig(Block):
         return Budget(epsilon=self.epsilon, delta=self.delta, unit=self.unit)
 
 
+class TeacherConfig(Block):
+    """One more release after the last vote, with which final images get the labels that the
+    private records give images like them (synthetic/teacher.py). Needs torch, no GPU.
+    """
+
+    share: float = Field(default=0.5, gt=0, lt=1)
+    """Share of sum(1/sigma^2) that this release gets; the votes get the rest."""
+    features: int = Field(default=128, ge=2, le=1024)
+    """Features of the regression; features^2 / 2 noisy numbers are released."""
+    epochs: int = Field(default=2, ge=1)
+    """Passes over the last population when training the network that makes the features: 2 do for
+    60,000 images, a few thousand need more."""
+
+
 class PublicMetricsConfig(Block):
     """Scores of released populations against public images, into metrics.jsonl: free."""
 
@@ -343,6 +357,8 @@ class Config(Block):
     selection: SelectionConfig = SelectionConfig()
     schedule: ScheduleConfig
     privacy: PrivacyConfig
+    teacher: TeacherConfig | None = None
+    """Default: none, so that a final image has the label that it was made for."""
     metrics: MetricsConfig = MetricsConfig()
     resources: ResourcesConfig = ResourcesConfig()
     output: OutputConfig
@@ -387,6 +403,7 @@ class Config(Block):
         self._check_generators()
         self._check_places()
         self._check_public_metrics()
+        self._check_teacher()
         return self
 
     def _check_places(self) -> None:
@@ -437,6 +454,20 @@ class Config(Block):
             used.insert(0, (0, self.schedule.degree_list[0]))
         for iteration, degree in (*used, (last, self.schedule.expansion_degree)):
             self.generator_at(iteration).options.check_degree(degree)
+
+    def _check_teacher(self) -> None:
+        teacher, num_labels = self.teacher, len(self.private.labels)
+        if teacher is None:
+            return
+        if num_labels < 2:
+            raise ValueError("teacher: needs at least two private.labels to tell apart")
+        if min(self.image_shape.height, self.image_shape.width) < 4:
+            raise ValueError("teacher: needs images of at least 4x4")
+        if teacher.features * ((teacher.features + 1) / 2 + num_labels) > MAX_SUMS:
+            raise ValueError("teacher.features: too many for so many labels; lower it")
+        label_counts = self.privacy.label_fractions == "dp"
+        if label_counts and teacher.share + self.privacy.label_count_share >= 1:
+            raise ValueError("teacher.share: with privacy.label_count_share must be below 1")
 
     def generator_at(self, iteration: int) -> Plugin:
         """What makes S_iteration from S_(iteration-1), and draws the lookahead of its votes."""

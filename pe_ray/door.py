@@ -15,6 +15,7 @@ from pe_ray.config import Config, PrivateConfig
 from pe_ray.errors import InputError
 from pe_ray.planning import votes_limit
 from pe_ray.private import records as private_records
+from pe_ray.private.moments import sum_moments
 from pe_ray.private.records import PrivateRecords
 from pe_ray.private.votes import cast_votes, count_labels
 from pe_ray.progress import log_stage
@@ -26,6 +27,7 @@ from pe_ray.storage import delete_tree
 from pe_ray.synthetic import writer
 from pe_ray.synthetic.embedding import EmbeddingWorker, embed, embedding_beside
 from pe_ray.synthetic.population import Population
+from pe_ray.synthetic.teacher import fit_features, layout_of, write_teacher
 from pe_ray.values import NoisyHistogram, Release
 
 
@@ -55,6 +57,7 @@ class Door:
         self._releases = {r.key: charged.get(r.key, r) for r in releases}
         if all(ledger.stored(key) is not None for key in self._releases):
             return
+        self._voters = voters(config, source)
         self.records = open_records(config, source)
         self.aggregator = create_aggregator(ledger.path)
 
@@ -100,6 +103,20 @@ class Door:
         delete_tree(self._run.embedding(iteration))
         return histogram
 
+    def teacher(self, population: Population) -> None:
+        """Release moments of the private records, in features learnt from S_T; solve them."""
+        config, folder = self._config, self._run.teacher
+        features, layout = fit_features(config, folder, population), layout_of(config)
+        sums = self._ledger.released_sums("teacher")
+        if sums is None:
+            channels, release = config.image_shape.channels, self._releases["teacher"]
+            partials = sum_moments(self._voters, channels, features, layout)
+            sums = ray.get(
+                self.aggregator.release_sums.remote(release, layout.num_values, partials)
+            )
+            self._published(release)
+        write_teacher(config, folder, sums)
+
     def _release(
         self, release: Release, num_bins: int, cast: Callable[[], list[ray.ObjectRef]]
     ) -> NoisyHistogram:
@@ -109,18 +126,26 @@ class Door:
         histogram: NoisyHistogram = ray.get(
             self.aggregator.release.remote(release, num_bins, cast())
         )
+        self._published(release)
+        return histogram
+
+    def _published(self, release: Release) -> None:
         update_copy(self._ledger, self._run.ledger_copy)  # before anything is made from it
         # Without the time that it took, which depends on the records.
         log_stage(release.kind, iteration=release.iteration, state="released", sigma=release.sigma)
-        return histogram
+
+
+def voters(config: Config, source: PrivateConfig | None = None) -> PrivateConfig:
+    """Whose records vote, with the user column only where users are the unit."""
+    private = source or config.private
+    user_column = private.user_column if config.privacy.unit == "user" else None
+    return private.model_copy(update={"user_column": user_column})
 
 
 def open_records(config: Config, source: PrivateConfig | None = None) -> PrivateRecords:
     """Read, validate and embed the records that vote; spends nothing (see private.records)."""
-    private = source or config.private
-    user_column = private.user_column if config.privacy.unit == "user" else None
     return private_records.open_records(
-        private.model_copy(update={"user_column": user_column}),
+        voters(config, source),
         channels=config.image_shape.channels,
         embedder_kind=config.embedder.kind,
         embedder_options=config.embedder.options,

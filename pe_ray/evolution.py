@@ -77,7 +77,10 @@ def iterations(config: Config, run: RunDirectory, door: Door) -> Iterator[Popula
         score_population(config, run.scores(iteration), population)
         logger.info("iteration %d of %d: done", iteration, config.schedule.iterations)
         yield population
-    write_final(config, run.synthetic, population, population.layout.num_samples, vary=False)
+    if config.teacher:
+        door.teacher(population)
+    size = population.layout.num_samples
+    write_final(config, run.synthetic, population, size, run.teacher, vary=False)
 
 
 def _fractions(config: Config, door: Door) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ from pe_ray.run_directory import opened, others_cant_write, require_disk
 from pe_ray.storage import Location, atomic_write, given, names, require_writable
 from pe_ray.synthetic.exports import Format, png
 from pe_ray.synthetic.population import Population
+from pe_ray.synthetic.teacher import load as load_teacher
 from pe_ray.synthetic.variation import layout_of, write_final
 from pe_ray.synthetic.writer import read_population
 
@@ -43,6 +44,7 @@ def expand(
     layout = layout_of(run.population(iteration))
     if layout is None:
         raise InputError(f"run {run.path}: not finished; run the same `pe-ray run` command first")
+    load_teacher(config, run.teacher)
     population = Population(iteration=iteration, layout=layout, directory=run.population(iteration))
     directory = given(output, "--output")
     require_writable(directory, "--output")
@@ -53,7 +55,7 @@ def expand(
     require_disk(directory, int(num_rows * row_bytes), "--output")
     with connected(config.resources):
         vary = num_samples is not None
-        write_final(config, directory, population, num_rows, vary=vary, form=form)
+        write_final(config, directory, population, num_rows, run.teacher, vary=vary, form=form)
     return directory
 
 

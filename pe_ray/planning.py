@@ -19,6 +19,7 @@ from pe_ray.values import Price, Release
 
 PROBE_IMAGES = (1, 8, 64)
 PROBE_SECONDS = 0.5
+_TEACHER_BYTES = 8 << 20  # its network and projection, at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,11 +96,15 @@ def votes_shape(config: Config, prefix: str = "") -> list[Release]:
 def planned_releases(config: Config) -> tuple[Release, ...]:
     """Every release of the run, in order, with noise calibrated to the budget."""
     limit = votes_limit(config)
-    weights = config.schedule.relative_sigmas
     releases = votes_shape(config)
-    if config.privacy.label_fractions == "dp":
-        share = config.privacy.label_count_share
-        weight = math.sqrt((1 - share) / (share * sum(w**-2 for w in weights)))
+    by_labels = config.privacy.label_fractions == "dp"
+    label_share = config.privacy.label_count_share if by_labels else 0.0
+    teacher_share = config.teacher.share if config.teacher else 0.0
+    of_votes = (1 - label_share - teacher_share) / sum(
+        relative**-2 for relative in config.schedule.relative_sigmas
+    )
+    if by_labels:
+        weight = math.sqrt(of_votes / label_share)
         ones = 1 if config.privacy.unit == "record" else limit
         first = Release(
             key="label_counts",
@@ -109,6 +114,15 @@ def planned_releases(config: Config) -> tuple[Release, ...]:
             sigma=weight * math.sqrt(ones),
         )
         releases.insert(0, first)
+    if config.teacher:
+        last = Release(
+            key="teacher",
+            kind="sums",
+            iteration=config.schedule.iterations,
+            votes_per_unit=1,
+            sigma=math.sqrt(of_votes / teacher_share),
+        )
+        releases.append(last)
     if math.isinf(config.privacy.epsilon):
         return tuple(replace(release, sigma=0.0) for release in releases)
     return calibrate(releases, config.privacy.budget)
@@ -131,6 +145,7 @@ def plan(config: Config) -> Plan:
     row = shape.num_bytes + 64
     # Of the votes that are cast and, already, of the next.
     kept = 2 * row * config.votes.lookahead * max(sizes) if config.votes.reuse_lookahead else 0
+    taught = _TEACHER_BYTES if config.teacher else 0
     embedded = 4 * config.embedder.options.dim(shape) * max(sizes)
     return Plan(
         epsilon=epsilon_of(releases, config.privacy.delta),
@@ -140,7 +155,7 @@ def plan(config: Config) -> Plan:
         random_calls=drawn,
         variation_calls=sum(calls) - drawn,
         calls=tuple(calls),
-        disk_bytes=row * (sum(sizes) + sizes[-1]) + embedded + kept + 16 * sum(sizes),
+        disk_bytes=row * (sum(sizes) + sizes[-1]) + embedded + kept + 16 * sum(sizes) + taught,
         bills=_bills(config, drawn, calls),
     )
 

@@ -66,6 +66,11 @@ class RunDirectory:
     def report(self) -> Location:
         return self.path / "report.html"
 
+    @property
+    def teacher(self) -> Location:
+        """Feature network and weights, both from released values."""
+        return self.path / "teacher"
+
     def population(self, iteration: int) -> Location:
         return self.path / "populations" / f"iter={iteration:04d}"
 

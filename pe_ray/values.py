@@ -15,6 +15,8 @@ ReleaseKind = Literal["votes", "label_counts", "sums"]
 
 LATTICE = 2**26
 """Sums are released on the lattice of multiples of 1 / LATTICE."""
+MAX_SUMS = 2**20
+"""Values in one release of sums."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,9 +23,12 @@ import yaml
 from PIL import Image, PngImagePlugin
 from tiny_networks import save_clip
 
-from pe_ray import Config, InputError, evolution, evolve, expand
+from pe_ray import Config, InputError, evolution, evolve, expand, plugins
+from pe_ray.private.audit import audit
 from pe_ray.release.ledger import Ledger
 from pe_ray.run_directory import claimed, write_config
+from pe_ray.synthetic.teacher import Teacher
+from pe_ray.synthetic.variation import layout_of
 from pe_ray.synthetic.writer import manifest_of, parts_of
 
 KILLER = """
@@ -50,7 +53,8 @@ def counted(step):
 
 for name in ("make_population", "next_offspring", "write_final", "write_config"):
     setattr(evolution, name, counted(getattr(evolution, name)))
-for name in ("embed", "cast_votes", "create_aggregator"):
+for name in ("embed", "cast_votes", "create_aggregator", "fit_features", "sum_moments",
+             "write_teacher"):
     setattr(door, name, counted(getattr(door, name)))
 door.Door._release = counted(door.Door._release)
 stage.commit = counted(stage.commit)
@@ -135,6 +139,7 @@ def test_reused_lookahead_draws_are_the_children(
 @pytest.mark.slow
 def test_killed_at_every_state_change_it_continues(tree: dict[str, Any], tmp_path: Path) -> None:
     tree["votes"]["reuse_lookahead"] = True
+    tree["teacher"] = {"features": 4, "epochs": 1}
     file, script = tmp_path / "config.yaml", tmp_path / "killer.py"
     file.write_text(yaml.safe_dump(tree))
     script.write_text(KILLER)
@@ -158,7 +163,7 @@ def test_killed_at_every_state_change_it_continues(tree: dict[str, Any], tmp_pat
             break
         assert done.returncode == -9, done.stderr[-2000:]
     assert step >= 3
-    assert set(seen) == {"votes/0001", "votes/0002"}
+    assert set(seen) == {"votes/0001", "votes/0002", "teacher"}
     killed = digests(run)
     import ray
 
@@ -265,6 +270,44 @@ def test_expansion_continues_and_covers_all_parents(
         expand(run, 101, torn)
 
 
+def test_a_teacher_labels_the_final_set_its_expansion_and_the_audit(
+    ray_session: None, tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree["privacy"] |= {"epsilon": 30.0, "label_fractions": "dp"}
+    tree["schedule"]["num_samples"] = 200
+    tree["teacher"] = {"features": 12, "share": 0.4}
+    config = Config.from_dict(tree)
+    run = evolve(config)
+    ledger = Ledger.open(run / "ledger.sqlite")
+    label_counts, *votes, teacher = (entry.release for entry in ledger.entries())
+    assert (teacher.key, teacher.kind, teacher.sensitivity) == ("teacher", "sums", 1)
+    spent = [(release.sensitivity / release.sigma) ** 2 for release in (label_counts, teacher)]
+    total = sum(spent) + sum((release.sensitivity / release.sigma) ** 2 for release in votes)
+    assert [share / total for share in spent] == pytest.approx([0.05, 0.4], rel=1e-3)
+    assert ledger.spent() <= 30
+    labels_of = Teacher(run / "teacher", 12).labels
+    made = {}
+    for name, folder in (("final", run / "synthetic"), ("more", expand(run, 250, tmp_path / "x"))):
+        table = pq.read_table(folder, partitioning=None)
+        images = [np.asarray(Image.open(io.BytesIO(cell))) for cell in table["image"].to_pylist()]
+        made[name] = np.array(table["label"])
+        assert (made[name] == labels_of(np.stack(images)[..., None])).all()
+    drawn_for = layout_of(run.joinpath("populations", "iter=0002")).labels(0, 200)
+    assert 0.1 < (made["final"] == drawn_for).mean() < 1.0
+    seen: list[Any] = []
+    scorer = plugins.load("metric", "classifier")
+    monkeypatch.setattr(scorer, "score", lambda self, x, y, *rest: seen.append(y) or {})
+    audit(run)
+    assert (seen[0] == made["final"]).all()
+    (run / "teacher" / "weights.npz").unlink()
+    for unfinished in (lambda: expand(run, 250, tmp_path / "y"), lambda: audit(run)):
+        with pytest.raises(InputError, match="not finished"):
+            unfinished()
+    evolve(config)
+    assert (labels_of(np.stack(images)[..., None]) == made["more"]).all()
+    assert len(ledger.entries()) == 4
+
+
 @pytest.mark.parametrize("form", ["webdataset", "folder"])
 def test_a_torn_export_is_mended(
     ray_session: None, tree: dict[str, Any], tmp_path: Path, form: Literal["webdataset", "folder"]
@@ -321,6 +364,7 @@ def test_a_canary_record_leaves_no_trace(tree: dict[str, Any], tmp_path: Path, s
         "cache": str(tmp_path / "cache"),
     }
     tree["privacy"]["unit"] = "user"
+    tree["teacher"] = {"features": 4, "epochs": 1}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
     with tempfile.TemporaryDirectory(prefix="c-", dir="/tmp") as home:  # sockets need a short path
         done = subprocess.run(

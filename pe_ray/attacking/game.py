@@ -170,7 +170,8 @@ def _attacked(config: Config, output: Path) -> Config:
     update: dict[str, object] = {
         "output": config.output.model_copy(
             update={"path": str(output.resolve() / "run"), "ledger": None}
-        )
+        ),
+        "teacher": None,  # the attack reads histograms: all of the budget goes to them
     }
     if config.privacy.label_fractions == "dp":
         update["privacy"] = config.privacy.model_copy(update={"label_fractions": "uniform"})

@@ -68,7 +68,11 @@ def _plan(options: argparse.Namespace) -> None:
         return
     print(f"guarantee   {guarantee(made.epsilon, made.delta, made.unit)}")
     for release in made.releases:
-        what = f"votes, iteration {release.iteration}" if release.iteration else "label counts"
+        what = {
+            "votes": f"votes, iteration {release.iteration}",
+            "label_counts": "label counts",
+            "sums": "the teacher's moments",
+        }[release.kind]
         print(f"release     {what}: sigma {release.sigma:g}, sensitivity {release.sensitivity:g}")
     print(f"calls       {made.random_calls:,} random, {made.variation_calls:,} variation")
     print(f"images      {sum(config.schedule.sizes):,} in {len(config.schedule.sizes)} populations")

@@ -16,6 +16,7 @@ from pe_ray.images import resized
 from pe_ray.private.sources import list_slices, read_slice
 from pe_ray.run_directory import opened
 from pe_ray.storage import Location
+from pe_ray.synthetic.teacher import load as load_teacher
 from pe_ray.synthetic.variation import layout_of
 from pe_ray.synthetic.writer import read_population
 from pe_ray.values import ImageShape
@@ -35,6 +36,9 @@ def audit(run_path: str | Location) -> dict[str, float]:
         np.arange(layout.num_samples, dtype=np.int64),
         config.generator_at(iteration).options,
     )
+    teacher = load_teacher(config, run.teacher)
+    if teacher is not None:
+        rows["label"] = teacher.labels(rows["image"])
     private = config.private.model_copy(
         update={
             "data": config.metrics.audit_data or config.private.data,

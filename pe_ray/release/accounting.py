@@ -31,13 +31,11 @@ from scipy.optimize import brentq
 from pe_ray.errors import InputError
 from pe_ray.release.composition import SLACK_PER_COORDINATE, composed_epsilon
 from pe_ray.release.gaussian import MAX_SIGMA, MIN_SIGMA
-from pe_ray.values import LATTICE, Budget, Release
+from pe_ray.values import LATTICE, MAX_SUMS, Budget, Release
 
 _MIXED_MARGIN = 3e-5
 """Share of epsilon left unused when sigmas differ: the bound is then tight to about 1e-5 only, and
 a run must not be refused an early release because its bound happens to be the looser one."""
-MAX_SUMS = 2**20
-"""Values in one release of sums."""
 _MIN_SUMS_SIGMA = 0.25  # keeps the comparison with the continuous Gaussian tight: epsilon + 2e-7
 _MAX_SUMS_SIGMA = MAX_SIGMA / LATTICE
 _SUMS_DEVIATIONS = 14.0

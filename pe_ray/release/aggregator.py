@@ -15,10 +15,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pe_ray.errors import InputError
 from pe_ray.private.sums import RawSums
 from pe_ray.private.votes import RawVotes
-from pe_ray.release.accounting import MAX_SUMS
 from pe_ray.release.gaussian import discrete_gaussian
 from pe_ray.release.ledger import Ledger
-from pe_ray.values import LATTICE, NoisyHistogram, NoisySums, Release
+from pe_ray.values import LATTICE, MAX_SUMS, NoisyHistogram, NoisySums, Release
 
 
 class Aggregator:

@@ -18,6 +18,7 @@ from pe_ray.synthetic import writer
 from pe_ray.synthetic.exports import SUFFIXES, Format, export_part, png
 from pe_ray.synthetic.population import Offspring, Population, lookahead_draws
 from pe_ray.synthetic.stage import PartWorker, Request, loaded, run_stage
+from pe_ray.synthetic.teacher import load as load_teacher
 from pe_ray.synthetic.writer import Part
 from pe_ray.values import LabelLayout
 
@@ -236,7 +237,13 @@ class FinalWorker(PartWorker):
     """Makes parts of the final set or its expansion: PNG images and labels."""
 
     def __init__(
-        self, config: Config, directory: str, population: str, num_parents: int, form: Format
+        self,
+        config: Config,
+        directory: str,
+        population: str,
+        num_parents: int,
+        form: Format,
+        teacher: str,
     ) -> None:
         self._config = config
         self._directory = location(directory)
@@ -245,6 +252,7 @@ class FinalWorker(PartWorker):
         self._form = form
         self._plugin = config.generator_at(config.schedule.iterations)
         self._generator: BatchedGenerator | None = None
+        self._teacher = load_teacher(config, location(teacher))
 
     def make(self, request: Mapping[str, Any]) -> Part:
         config, start, stop = self._config, request["start"], request["stop"]
@@ -259,9 +267,12 @@ class FinalWorker(PartWorker):
             purpose: Purpose = "expansion"
             seeds = row_seeds(config.schedule.seed, purpose, config.schedule.iterations, ids)
             rows = self._generator.vary(rows, config.schedule.expansion_degree, seeds)
+        labels = rows["label"]
+        if self._teacher is not None:
+            labels = self._teacher.labels(rows["image"])
         pngs = [png(image) for image in rows["image"]]
         content = export_part(
-            self._form, self._directory, start, pngs, rows["label"], config.private.labels
+            self._form, self._directory, start, pngs, labels, config.private.labels
         )
         return writer.write_part(self._directory, start, stop, SUFFIXES[self._form], content)
 
@@ -271,13 +282,15 @@ def write_final(
     directory: Location,
     population: Population,
     num_samples: int,
+    teacher: Location,
     *,
     vary: bool,
     form: Format = "parquet",
 ) -> None:
     """The population itself, or `num_samples` further variations of it, for users to read.
 
-    Row i stems from sample i mod |S_T|: any stretch of |S_T| rows covers every label and parent.
+    With `config.teacher`, the one in the folder `teacher` labels the images. Row i stems from
+    sample i mod |S_T|: any stretch of |S_T| rows covers every label and parent.
     """
     row_bytes = config.image_shape.num_bytes
     ranges = writer.part_ranges(num_samples, row_bytes, config.output.rows_per_part)
@@ -288,6 +301,7 @@ def write_final(
         "population": str(population.directory),
         "num_parents": population.layout.num_samples,
         "form": form,
+        "teacher": str(teacher),
     }
     extra = {"fingerprint": config.fingerprint, "labels": list(config.private.labels)}
     name = "expansion" if vary else "final set"

@@ -65,6 +65,8 @@ def check(search: Search) -> None:
     """Raise InputError, before anything is spent, for a search that can't be made."""
     if not isinstance(given(search.config.output.path, "output.path"), Path):
         raise InputError("output.path: a search needs a local folder; copy it from there")
+    if search.config.teacher is not None:
+        raise InputError("teacher: a search has no part of the budget for it; leave the block out")
     check_space(search, lambda settings: trial_config(_job(search, Path("unused")), settings))
     job = _job(search, Path("unused"))
     shared_releases(search)
@@ -222,7 +224,7 @@ def _proxy(job: Job, ledger: Ledger, folder: Path) -> PrivateConfig:
         last = population
     if search.tuning.proxy_voters is not None:
         voters = folder / "voters"
-        write_final(config, voters, last, search.tuning.proxy_voters, vary=True)
+        write_final(config, voters, last, search.tuning.proxy_voters, run.teacher, vary=True)
     return PrivateConfig(
         data=str(voters),
         labels=tuple(str(label) for label in range(len(config.private.labels))),

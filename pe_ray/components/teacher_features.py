@@ -1,0 +1,97 @@
+"""Features for the teacher: a small network trained on released images, whitened, of norm 1.
+
+Whitening on the released images gives every direction that they vary in the same share of the
+norm, and so of the noise; without it most of a record's norm is what all records have in common.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pe_ray import plugins
+from pe_ray.components import convnet
+from pe_ray.images import resized
+from pe_ray.plugins import Images
+from pe_ray.storage import location, whole
+from pe_ray.values import DistanceMetric, ImageShape
+
+KIND = "pe_ray.components.teacher_features:TeacherFeatures"
+_CONSTANT = 0.3  # the constant feature, relative to the norm of the others: the regression's offset
+_FLOOR = 1e-4  # least variance that is whitened, relative to the largest
+
+
+def fit(
+    images: Images, labels: NDArray[np.int32], num_features: int, epochs: int, seed: int
+) -> dict[str, NDArray[Any]]:
+    """Train the network and its projection; arrays that TeacherFeatures reads, W is below 4 MB.
+
+    The same to the last bit for the same arguments, processor and number of threads.
+    """
+    network = convnet.train_network(images, labels, epochs, seed)
+    made = convnet.activations(network, images).astype(np.float64)
+    mean = made.mean(axis=0)
+    covariance = np.cov(made, rowvar=False)
+    variances, directions = np.linalg.eigh(covariance)
+    variances, directions = variances[::-1], directions[:, ::-1]
+    kept = slice(num_features - 1)
+    scales = 1.0 / np.sqrt(np.maximum(variances[kept], _FLOOR * variances[0]) + 1e-30)
+    return {
+        **{f"network.{name}": value.numpy() for name, value in network.state_dict().items()},
+        "projection": (directions[:, kept] * scales).astype(np.float32),
+        "mean": mean.astype(np.float32),
+        "shape": np.array(images.shape[1:], dtype=np.int64),
+    }
+
+
+class TeacherFeaturesOptions(plugins.EmbedderOptions):
+    """Options of TeacherFeatures."""
+
+    file: str
+    """.npz of what `fit` returns."""
+    num_features: int
+
+    def dim(self, shape: ImageShape) -> int:
+        return self.num_features
+
+
+class TeacherFeatures:
+    """Images, brought to the size trained on, to features of norm 1; the last is a constant."""
+
+    Options: ClassVar[type[plugins.EmbedderOptions]] = TeacherFeaturesOptions
+
+    def __init__(self, options: TeacherFeaturesOptions) -> None:
+        import torch
+
+        with np.load(whole(location(options.file)), allow_pickle=False) as stored:
+            arrays = dict(stored)
+        weights = {
+            name.removeprefix("network."): torch.from_numpy(value)
+            for name, value in arrays.items()
+            if name.startswith("network.")
+        }
+        height, width, channels = arrays["shape"].tolist()
+        self._shape = ImageShape(height=height, width=width, channels=channels)
+        self._projection, self._mean = arrays["projection"], arrays["mean"]
+        num_labels = len(weights["10.bias"])
+        self._network = convnet.make_network(channels, num_labels)
+        self._network.load_state_dict(weights)
+        self._network.eval()
+
+    @property
+    def metric(self) -> DistanceMetric:
+        return "cosine"
+
+    def embed(self, images: Images) -> NDArray[np.float32]:
+        """Features, float32 [n, num_features], each of norm 1."""
+        if images.shape[1:3] != (self._shape.height, self._shape.width):
+            images = np.stack([resized(image, self._shape) for image in images])
+        white = (convnet.activations(self._network, images) - self._mean) @ self._projection
+        constant = np.full((len(white), 1), _CONSTANT * np.sqrt(white.shape[1]), dtype=np.float32)
+        features = np.concatenate([white, constant], axis=1)
+        return np.asarray(features / np.linalg.norm(features, axis=1, keepdims=True))
+
+
+TeacherFeatures.Options = TeacherFeaturesOptions

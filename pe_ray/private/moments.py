@@ -1,0 +1,81 @@
+"""Moments of private records' features: what the teacher's release sums up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from pe_ray.cluster import on_nodes
+from pe_ray.components.teacher_features import KIND, TeacherFeaturesOptions
+from pe_ray.config import PrivateConfig
+from pe_ray.moments import Moments
+from pe_ray.private.records import EmbeddedRecords, open_records
+from pe_ray.private.sums import RawSums, clipped_sums
+
+_CHUNK_BYTES = 16 << 20  # of vectors at a time
+
+
+def sum_moments(
+    config: PrivateConfig,
+    channels: int,
+    features: TeacherFeaturesOptions,
+    layout: Moments,
+) -> list[ray.ObjectRef]:
+    """Read the records again, map them to `features` and start summing their moments.
+
+    Returns one reference to RawSums per partition. Nothing is cached: features are of one run.
+
+    Guarantee: adding or removing one unit (user, if `config` names a user column) changes the total
+    over all partitions by a vector of L2 norm at most 1 (`clipped_sums`), since all records of a
+    user are in one partition.
+    """
+    records = open_records(
+        config.model_copy(update={"cache": "none"}),
+        channels=channels,
+        embedder_kind=KIND,
+        embedder_options=features,
+    )
+    task = ray.remote(num_cpus=1, **on_nodes(config.node_label))(_sum_partition)
+    return [task.remote(layout, *pieces) for pieces in records.partitions]
+
+
+def moments_of(pieces: Sequence[EmbeddedRecords], layout: Moments) -> RawSums:
+    """Sum of the packed moments of all records of a partition; of a user's records the mean.
+
+    Guarantee: as `clipped_sums`: a unit gives one vector, clipped to L2 norm 1.
+    """
+    features = np.concatenate([piece.features for piece in pieces]).astype(np.float64)
+    labels = np.concatenate([piece.labels for piece in pieces])
+    users = [piece.users for piece in pieces if piece.users is not None]
+    steps = np.zeros(layout.num_values, dtype=np.int64)
+    size = max(1, _CHUNK_BYTES // (8 * layout.num_values))
+    for rows in _units(len(labels), np.concatenate(users) if users else None, size):
+        if users:
+            total = np.zeros((1, layout.num_values))
+            for start in range(0, len(rows), size):
+                some = rows[start : start + size]
+                total += layout.pack(features[some], labels[some]).sum(axis=0)
+            vectors = total / len(rows)
+        else:
+            vectors = layout.pack(features[rows], labels[rows])
+        steps += clipped_sums(vectors, None).steps
+    return RawSums(steps=steps)
+
+
+def _units(num: int, users: NDArray[np.bytes_] | None, size: int) -> Iterator[NDArray[np.int64]]:
+    """Rows of each user; without users, all rows in groups of `size`."""
+    order, edges = np.arange(num), np.arange(0, num, size)
+    if users is not None:
+        order = np.argsort(users, kind="stable")
+        edges = np.unique(users[order], return_index=True)[1]
+    yield from (rows for rows in np.split(order, edges[1:]) if len(rows))
+
+
+def _sum_partition(layout: Moments, *pieces: EmbeddedRecords) -> RawSums:
+    try:
+        return moments_of(pieces, layout)
+    except Exception as error:
+        raise RuntimeError(f"summing moments failed: {type(error).__name__}") from None

@@ -1,0 +1,131 @@
+"""The teacher: a ridge regression from released moments, which labels final images anew.
+
+Its features come from a network trained on the last released population; its weights are
+W = (F^T F + c I)^-1 F^T Y of the private records' features and labels, both released with noise.
+Everything here is post-processing of releases.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from pe_ray.components import teacher_features
+from pe_ray.config import Config
+from pe_ray.errors import InputError
+from pe_ray.moments import GRAM_SHARE, Floats, Moments
+from pe_ray.plugins import Images
+from pe_ray.storage import Location, atomic_write, location, whole
+from pe_ray.synthetic import writer
+from pe_ray.synthetic.population import Population
+from pe_ray.values import NoisySums
+
+_MOST_IMAGES = 60_000  # trained on, evenly spaced
+_STRENGTH = 0.3  # ridge over the spectral norm of the Gram matrix's noise
+
+
+def layout_of(config: Config) -> Moments:
+    """How the sums of this run's teacher lie in the release."""
+    assert config.teacher is not None
+    return Moments(num_features=config.teacher.features, num_labels=len(config.private.labels))
+
+
+def fit_features(
+    config: Config, folder: Location, population: Population
+) -> teacher_features.TeacherFeaturesOptions:
+    """Train the feature network on `population` in one Ray task, unless that is done.
+
+    Returns the options of the embedder that reads it.
+    """
+    assert config.teacher is not None
+    file = folder / "features.npz"
+    if not file.exists():
+        ray.get(ray.remote(num_cpus=1)(_fit).remote(config, str(file), population))
+    return teacher_features.TeacherFeaturesOptions(
+        file=str(file), num_features=config.teacher.features
+    )
+
+
+def _fit(config: Config, file: str, population: Population) -> None:
+    import torch
+
+    assert config.teacher is not None
+    num = min(_MOST_IMAGES, population.layout.num_samples)
+    ids = np.arange(num, dtype=np.int64) * population.layout.num_samples // num
+    options = config.generator_at(population.iteration).options
+    rows = writer.read_population(population.directory, ids, options)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the order of additions depends on their number
+    try:
+        arrays = teacher_features.fit(
+            rows["image"],
+            rows["label"],
+            config.teacher.features,
+            config.teacher.epochs,
+            config.schedule.seed,
+        )
+    finally:
+        torch.set_num_threads(threads)
+    _write(location(file), arrays)
+
+
+def write_teacher(config: Config, folder: Location, sums: NoisySums) -> None:
+    """Solve for the weights, unless that is done."""
+    file = folder / "weights.npz"
+    if not file.exists():
+        gram, cross = layout_of(config).unpack(sums.sums)
+        _write(file, {"weights": ridge(gram, cross, sums.release.sigma)})
+
+
+def ridge(gram: Floats, cross: Floats, sigma: float) -> Floats:
+    """Weights [num_features, num_labels] from noisy moments of noise `sigma`.
+
+    The noisy Gram matrix is replaced by the nearest positive semidefinite one (negative
+    eigenvalues to 0; Higham 1988). c = 0.3 times 2 s sqrt(d / 2), where s / sqrt(2) is the noise of
+    its off-diagonal entries, hence 2 s sqrt(d / 2) its noise's spectral norm (Wigner).
+    """
+    size = len(gram)
+    values, vectors = np.linalg.eigh(gram)
+    values = np.maximum(values, 0.0)
+    noise = 2.0 * sigma / math.sqrt(GRAM_SHARE) * math.sqrt(size / 2)
+    strength = _STRENGTH * noise + 1e-9 * max(float(values.max()), 1.0)
+    return np.asarray((vectors / (values + strength)) @ (vectors.T @ cross))
+
+
+class Teacher:
+    """Labels images: the largest component of W^T f."""
+
+    def __init__(self, folder: Location, num_features: int) -> None:
+        options = teacher_features.TeacherFeaturesOptions(
+            file=str(folder / "features.npz"), num_features=num_features
+        )
+        self._features = teacher_features.TeacherFeatures(options)
+        with np.load(whole(folder / "weights.npz"), allow_pickle=False) as stored:
+            self._weights = stored["weights"]
+
+    def labels(self, images: Images) -> NDArray[np.int32]:
+        """Labels, int32 [n]."""
+        scores = self._features.embed(images).astype(np.float64) @ self._weights
+        return np.asarray(scores.argmax(axis=1).astype(np.int32))
+
+
+def load(config: Config, folder: Location) -> Teacher | None:
+    """The run's teacher; None where the run has none. InputError where it isn't finished."""
+    if config.teacher is None:
+        return None
+    if not (folder / "weights.npz").exists():
+        raise InputError(
+            f"run: not finished, {folder} holds no weights; run the same `pe-ray run` command first"
+        )
+    return Teacher(folder, config.teacher.features)
+
+
+def _write(file: Location, arrays: dict[str, NDArray[Any]]) -> None:
+    sink = io.BytesIO()
+    np.savez(sink, allow_pickle=False, **arrays)
+    atomic_write(file, sink.getvalue())

@@ -1,0 +1,97 @@
+"""The teacher: solved from noisy moments as from clean ones, and labels as the records do."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pe_ray import Config, InputError
+from pe_ray.components import teacher_features
+from pe_ray.planning import plan
+from pe_ray.synthetic.teacher import ridge
+
+PIPELINES = Path(__file__).parents[2] / "pipelines"
+
+
+def images(num: int, seed: int, size: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Bright on the left (label 0) or the right (label 1)."""
+    rng = np.random.default_rng(seed)
+    labels = (np.arange(num) % 2).astype(np.int32)
+    made = rng.integers(0, 60, (num, size, size, 1))
+    half = size // 2
+    for row, label in enumerate(labels):
+        made[row, :, label * half : (label + 1) * half] += 150
+    return made.astype(np.uint8), labels
+
+
+def test_without_noise_ridge_is_least_squares() -> None:
+    rng = np.random.default_rng(0)
+    features, targets = rng.standard_normal((200, 6)), rng.standard_normal((200, 3))
+    found = ridge(features.T @ features, features.T @ targets, sigma=0.0)
+    assert found == pytest.approx(np.linalg.lstsq(features, targets, rcond=None)[0], abs=1e-6)
+
+
+def test_an_indefinite_noisy_gram_matrix_is_repaired() -> None:
+    gram = np.diag([100.0, 5.0, -40.0])
+    weights = ridge(gram, np.eye(3), sigma=1.0)
+    assert np.isfinite(weights).all()
+    assert (np.diag(weights) > 0).all()
+    assert weights[2, 2] <= 1 / (0.3 * 2 * np.sqrt(3 / 2))
+
+
+def test_features_are_of_norm_one_and_follow_the_images(tmp_path: Path) -> None:
+    shown, labels = images(80, 0)
+    arrays = teacher_features.fit(shown, labels, num_features=6, epochs=4, seed=1)
+    again = teacher_features.fit(shown, labels, num_features=6, epochs=4, seed=1)
+    assert all((arrays[name] == again[name]).all() for name in arrays)
+    sink = io.BytesIO()
+    np.savez(sink, **arrays)
+    file = tmp_path / "features.npz"
+    file.write_bytes(sink.getvalue())
+    options = teacher_features.TeacherFeaturesOptions(file=str(file), num_features=6)
+    embedder = teacher_features.TeacherFeatures(options)
+    other, truth = images(60, 1)
+    features = embedder.embed(other).astype(np.float64)
+    assert features.shape == (60, 6)
+    assert np.linalg.norm(features, axis=1) == pytest.approx(np.ones(60), abs=1e-5)
+    weights = ridge(features.T @ features, features.T @ np.eye(2)[truth], sigma=0.0)
+    assert ((features @ weights).argmax(axis=1) == truth).mean() > 0.9
+    # Images of another size are brought to the size trained on.
+    larger, truth = images(20, 2, size=16)
+    assert ((embedder.embed(larger) @ weights).argmax(axis=1) == truth).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"private": {"data": "x", "labels": ["a"]}}, "at least two"),
+        ({"teacher": {"features": 1024}, "labels": 600}, "features: too many"),
+        ({"teacher": {"share": 0.96}, "fractions": "dp"}, "label_count_share must be below 1"),
+        ({"teacher": {"share": 1.0}}, r"teacher\.share"),
+    ],
+)
+def test_a_teacher_that_cannot_be_is_refused(
+    tree: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    tree["teacher"] = changes.get("teacher", {})
+    tree["private"] = changes.get("private", tree["private"])
+    if "labels" in changes:
+        tree["private"]["labels"] = [str(name) for name in range(changes["labels"])]
+        tree["schedule"]["num_samples"] = 1000
+    tree["privacy"]["label_fractions"] = changes.get("fractions", "uniform")
+    with pytest.raises(InputError, match=message):
+        Config.from_dict(tree)
+
+
+def test_mnist_yaml_spends_half_on_the_teacher() -> None:
+    config = Config.from_yaml(PIPELINES / "mnist.yaml")
+    made = plan(config)
+    *votes, last = made.releases
+    assert (last.key, last.kind, last.iteration) == ("teacher", "sums", 4)
+    of_votes = sum((release.sensitivity / release.sigma) ** 2 for release in votes)
+    assert (last.sensitivity / last.sigma) ** 2 == pytest.approx(of_votes, rel=1e-4)
+    assert 0.999 < made.epsilon <= 1.0
