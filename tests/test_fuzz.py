@@ -20,11 +20,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pe_ray import images
 from pe_ray.components.checkpoints import Checkpoint, _check, _index
 from pe_ray.components.weights import read_weights
 from pe_ray.config import Config, PrivateConfig
 from pe_ray.errors import InputError
-from pe_ray.private import images
 from pe_ray.private.sources import list_slices, read_slice
 from pe_ray.release.ledger import Ledger
 from pe_ray.run_directory import opened

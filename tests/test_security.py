@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from pe_ray import Config, InputError
-from pe_ray.private.records import _checked_cache
+from pe_ray.private.records import checked_cache
 from pe_ray.private.sources import list_slices
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -189,7 +189,7 @@ def test_a_cache_that_others_can_read_is_refused(tree: dict[str, Any], tmp_path:
     cache.mkdir(mode=0o755)
     tree["private"]["cache"] = str(cache)
     with pytest.raises(InputError, match=r"private\.cache: others can read"):
-        _checked_cache(Config.from_dict(tree).private)
+        checked_cache(Config.from_dict(tree).private)
 
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "127.0.0.1:1"])

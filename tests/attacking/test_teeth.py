@@ -18,11 +18,11 @@ import pytest
 import ray
 from numpy.typing import NDArray
 
-from pe_ray import Config, evolution, planning
+from pe_ray import Config, door, evolution, planning
 from pe_ray.attacking.game import Verdict, judged, play, scored
 from pe_ray.private.votes import RawVotes, _users, bounded_votes, nearest_samples
 from pe_ray.release import aggregator
-from pe_ray.release.aggregator import Aggregator, _sum
+from pe_ray.release.aggregator import Aggregator, _sum_votes
 from pe_ray.release.gaussian import discrete_gaussian
 from pe_ray.release.ledger import Ledger
 from pe_ray.run_directory import RunDirectory
@@ -103,7 +103,7 @@ def test_the_real_build_stands_twenty_times(
 def test_halved_noise(
     ray_session: None, tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evolution, "create_aggregator", with_noise(halved))
+    monkeypatch.setattr(door, "create_aggregator", with_noise(halved))
     verdict = attacked(tree, tmp_path / "attack")
     assert verdict.refuted, verdict
 
@@ -112,7 +112,7 @@ def test_noise_drawn_twice_and_averaged(
     ray_session: None, tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A factor sqrt(2) only takes more canaries, and a larger sigma, so that rounding is little."""
-    monkeypatch.setattr(evolution, "create_aggregator", with_noise(averaged))
+    monkeypatch.setattr(door, "create_aggregator", with_noise(averaged))
     tree["privacy"]["epsilon"] = 2.0
     tree["schedule"]["num_samples"] = [16_000, 50]
     verdict = attacked(tree, tmp_path / "attack")
@@ -126,7 +126,7 @@ class LeakyAggregator(Aggregator):
         self, release: Release, num_bins: int, partials: Sequence[ray.ObjectRef]
     ) -> NoisyHistogram:
         noisy = super().release(release, num_bins, partials)
-        return replace(noisy, noisy_votes=_sum(release, num_bins, partials))
+        return replace(noisy, noisy_votes=_sum_votes(release, num_bins, partials))
 
 
 def test_the_clean_histogram_leaked_into_selection(
@@ -134,7 +134,7 @@ def test_the_clean_histogram_leaked_into_selection(
 ) -> None:
     """Every histogram that is published is noisy: it takes the parents to see it."""
     monkeypatch.setattr(
-        evolution,
+        door,
         "create_aggregator",
         lambda path: ray.remote(LeakyAggregator).options(num_cpus=0).remote(path),
     )
@@ -191,7 +191,7 @@ def test_user_votes_bounded_per_label_only(
     tree["schedule"]["num_samples"] = [6000, 50]
     honest = attacked(tree, tmp_path / "honest")
     assert not honest.refuted, honest
-    monkeypatch.setattr(evolution, "cast_votes", cast)
+    monkeypatch.setattr(door, "cast_votes", cast)
     verdict = attacked(tree, tmp_path / "attack")
     assert verdict.refuted, verdict
 
@@ -205,7 +205,7 @@ class RedrawingAggregator(Aggregator):
         super().release(release, num_bins, partials)
         drawn = discrete_gaussian(release.sigma, num_bins)
         return NoisyHistogram(
-            release=release, noisy_votes=_sum(release, num_bins, partials) + drawn
+            release=release, noisy_votes=_sum_votes(release, num_bins, partials) + drawn
         )
 
 
@@ -213,7 +213,7 @@ def test_a_resumed_run_that_redraws(
     ray_session: None, tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        evolution,
+        door,
         "create_aggregator",
         lambda path: ray.remote(RedrawingAggregator).options(num_cpus=0).remote(path),
     )
@@ -239,7 +239,7 @@ def test_the_sensitivity_of_neighbours_forgotten(
     honest = attacked(tree, tmp_path / "honest")
     assert not honest.refuted, honest
     monkeypatch.setattr(evolution, "planned_releases", forgetful)
-    monkeypatch.setattr(evolution, "votes_limit", lambda config: 1)
+    monkeypatch.setattr(door, "votes_limit", lambda config: 1)
     verdict = attacked(tree, tmp_path / "attack")
     assert verdict.refuted, verdict
 
@@ -252,7 +252,7 @@ def test_seeded_noise(
     ray_session: None, tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The attacker knows the seed, as whoever reads the configuration would, and subtracts."""
-    monkeypatch.setattr(evolution, "create_aggregator", with_noise(seeded))
+    monkeypatch.setattr(door, "create_aggregator", with_noise(seeded))
     tree["privacy"]["epsilon"] = 1.0
     game = play(Config.from_dict(tree), tmp_path / "attack", restarts=0)
     cleaned = [

@@ -186,14 +186,15 @@ class Releases(RuleBasedStateMachine):
         charged = key in self.charged()
         try:
             with fused(crash):
-                answer = Ledger.open(self.path).commit(key, np.arange(BINS) * 1000)
+                noisy = Ledger.open(self.path).commit(key, np.arange(BINS) * 1000)
         except Crash:
             return
         except BudgetError:
             assert not charged
             return
         assert charged
-        self.check_answer(answer, self.charged()[key].sigma)
+        release = self.charged()[key]
+        self.check_answer(NoisyHistogram(release=release, noisy_votes=noisy), release.sigma)
 
     @rule(crash=st.integers(0, 20))
     def resume(self, crash: int) -> None:
@@ -244,10 +245,10 @@ class Releases(RuleBasedStateMachine):
     def damaged_release(self, data: st.DataObject) -> None:
         key = data.draw(st.sampled_from(sorted(self.answered)))
         with sqlite3.connect(self.path) as database:
-            row = database.execute("SELECT noisy_votes FROM releases WHERE key = ?", (key,))
+            row = database.execute("SELECT noisy FROM releases WHERE key = ?", (key,))
             blob = row.fetchone()[0]
             flipped = bytes([blob[0] ^ 1]) + blob[1:]
-            database.execute("UPDATE releases SET noisy_votes = ? WHERE key = ?", (flipped, key))
+            database.execute("UPDATE releases SET noisy = ? WHERE key = ?", (flipped, key))
         database.close()
         sigma = self.charged()[key].sigma
         try:
@@ -257,7 +258,7 @@ class Releases(RuleBasedStateMachine):
         else:
             raise AssertionError("a damaged release was returned")
         with sqlite3.connect(self.path) as database:
-            database.execute("UPDATE releases SET noisy_votes = ? WHERE key = ?", (blob, key))
+            database.execute("UPDATE releases SET noisy = ? WHERE key = ?", (blob, key))
         database.close()
 
     # What holds at every step.
