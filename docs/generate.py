@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from pe_ray import config, plugins
+from pe_ray import blocks, config, plugins
 
 PAGE = Path(__file__).with_name("configuration.md")
 
@@ -59,9 +59,9 @@ def page() -> str:
     parts = [_HEAD]
     for name, field in config.Config.model_fields.items():
         model = _model_of(field.annotation)
-        if model is not None and not issubclass(model, config.Plugin):
+        if model is not None and not issubclass(model, blocks.Plugin):
             parts.append(_section(f"## `{name}`", name, model))
-    parts.append(_section("## `generator`, changing by iteration", "generator", config.Switch))
+    parts.append(_section("## `generator`, changing by iteration", "generator", blocks.Switch))
     for plugin_type, words in _PLUGINS.items():
         parts.append(f"## Kinds of {plugin_type}\n\n{words}\n")
         for kind, target in plugins.registered(plugin_type).items():  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ def _section(heading: str, path: str, model: type[BaseModel], said: str | None =
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
     """The models that a field's value may be made of; plugins have sections of their own."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [] if issubclass(annotation, config.Plugin) else [annotation]
+        return [] if issubclass(annotation, blocks.Plugin) else [annotation]
     return [model for argument in get_args(annotation) for model in _models_in(argument)]
 
 
@@ -103,7 +103,7 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True, validated_data={})
     if value is PydanticUndefined:
         return "**required**"
-    if isinstance(value, config.Plugin):
+    if isinstance(value, blocks.Plugin):
         return f"`{{kind: {value.kind}}}`"
     if isinstance(value, BaseModel):
         return "see there"
@@ -126,7 +126,7 @@ def _type(annotation: Any) -> str:
         return f"mapping of {_type(arguments[0])} to {_type(arguments[1])}"
     if annotation is type(None):
         return "null"
-    if isinstance(annotation, type) and issubclass(annotation, config.Plugin):
+    if isinstance(annotation, type) and issubclass(annotation, blocks.Plugin):
         return "`{kind: ..., ...}`"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "{" + ", ".join(annotation.model_fields) + "}"

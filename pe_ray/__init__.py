@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pe_ray.config import Config, ResourcesConfig
+from pe_ray.blocks import ResourcesConfig
+from pe_ray.config import Config
 from pe_ray.errors import BudgetError, InputError, RecordError
 from pe_ray.storage import Location
 

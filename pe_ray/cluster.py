@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pe_ray.config import ResourcesConfig
+from pe_ray.blocks import ResourcesConfig
 from pe_ray.errors import InputError
 
 logger = logging.getLogger(__name__)

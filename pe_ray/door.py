@@ -11,7 +11,8 @@ from pathlib import Path
 
 import ray
 
-from pe_ray.config import Config, PrivateConfig
+from pe_ray.blocks import PrivateConfig
+from pe_ray.config import Config
 from pe_ray.errors import InputError
 from pe_ray.planning import votes_limit
 from pe_ray.private import records as private_records

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from pe_ray.blocks import ResourcesConfig
 from pe_ray.cluster import connected
-from pe_ray.config import Config, ResourcesConfig
+from pe_ray.config import Config
 from pe_ray.errors import InputError
 from pe_ray.run_directory import opened, others_cant_write, require_disk
 from pe_ray.storage import Location, atomic_write, given, names, require_writable

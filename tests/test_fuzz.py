@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pe_ray import images
+from pe_ray.blocks import PrivateConfig
 from pe_ray.components.checkpoints import Checkpoint, _check, _index
 from pe_ray.components.weights import read_weights
-from pe_ray.config import Config, PrivateConfig
+from pe_ray.config import Config
 from pe_ray.errors import InputError
 from pe_ray.private.sources import list_slices, read_slice
 from pe_ray.release.ledger import Ledger

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from pe_ray.config import PrivateConfig
+from pe_ray.blocks import PrivateConfig
 from pe_ray.errors import InputError, RecordError
 from pe_ray.images import Unusable, pixels
 from pe_ray.private import sources

@@ -22,7 +22,8 @@ import ray
 from numpy.typing import NDArray
 from PIL import Image
 
-from pe_ray.config import Config, PrivateConfig
+from pe_ray.blocks import PrivateConfig
+from pe_ray.config import Config
 from pe_ray.errors import InputError
 from pe_ray.planning import label_fractions, votes_limit
 from pe_ray.private.records import EmbeddedRecords, open_records

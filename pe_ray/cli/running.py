@@ -6,8 +6,9 @@ import argparse
 import time
 from dataclasses import asdict
 
+from pe_ray.blocks import ResourcesConfig
 from pe_ray.cli.printing import AddVerb, guarantee, print_json
-from pe_ray.config import Config, ResourcesConfig, read_tree
+from pe_ray.config import Config, read_tree
 
 
 def add_verbs(verb: AddVerb) -> None:

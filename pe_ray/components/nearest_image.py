@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from pe_ray import plugins
+from pe_ray.blocks import EmbedderPlugin, Plugin
 from pe_ray.components.neighbors import write_neighbors
 from pe_ray.components.public_images import PublicImages, entry
-from pe_ray.config import EmbedderPlugin, Plugin
 from pe_ray.errors import InputError
 from pe_ray.plugins import Embedder, GeneratorOptions, Rows
 from pe_ray.seeds import Seeds

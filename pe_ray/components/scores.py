@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pe_ray import plugins
+from pe_ray.blocks import EmbedderPlugin, Plugin
 from pe_ray.components import convnet
 from pe_ray.components.distances import frechet_distance, kernel_distance, precision_and_recall
-from pe_ray.config import EmbedderPlugin, Plugin
 from pe_ray.errors import InputError
 from pe_ray.plugins import Images
 from pe_ray.public_reference import evenly_spaced

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray import plugins
-from pe_ray.config import PrivateConfig
+from pe_ray.blocks import PrivateConfig
 from pe_ray.errors import InputError
 from pe_ray.images import resized
 from pe_ray.private.sources import list_slices, read_slice

@@ -8,9 +8,9 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from pe_ray.blocks import PrivateConfig
 from pe_ray.cluster import on_nodes
 from pe_ray.components.teacher_features import KIND, TeacherFeaturesOptions
-from pe_ray.config import PrivateConfig
 from pe_ray.moments import Moments
 from pe_ray.private.records import EmbeddedRecords, open_records
 from pe_ray.private.sums import RawSums, clipped_sums

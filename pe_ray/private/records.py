@@ -19,8 +19,8 @@ import ray
 from numpy.typing import NDArray
 
 from pe_ray import plugins
+from pe_ray.blocks import PrivateConfig
 from pe_ray.cluster import on_nodes, require_object_store
-from pe_ray.config import PrivateConfig
 from pe_ray.errors import InputError, RecordError
 from pe_ray.private.sources import PrivateSlice, SourceError, joined, list_slices, read_batches
 from pe_ray.storage import location, version

@@ -11,9 +11,9 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from pe_ray.blocks import VotesConfig
 from pe_ray.cluster import on_nodes
 from pe_ray.components.moments import MomentsSpec, moment_vectors
-from pe_ray.config import VotesConfig
 from pe_ray.errors import InputError
 from pe_ray.private.records import EmbeddedRecords, PrivateRecords
 from pe_ray.private.sums import RawSums, clipped_sums

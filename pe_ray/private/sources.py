@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pe_ray import images
-from pe_ray.config import PrivateConfig
+from pe_ray.blocks import PrivateConfig
 from pe_ray.errors import InputError, RecordError
 from pe_ray.storage import Location, files_below, location, reported, seekable
 

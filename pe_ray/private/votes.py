@@ -16,8 +16,8 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from pe_ray.blocks import VotesConfig
 from pe_ray.cluster import capacity, on_nodes
-from pe_ray.config import VotesConfig
 from pe_ray.errors import InputError
 from pe_ray.private.bounds import Precision
 from pe_ray.private.records import EmbeddedRecords, PrivateRecords

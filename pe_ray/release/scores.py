@@ -7,8 +7,8 @@ from typing import Any
 
 import ray
 
+from pe_ray.blocks import VotesConfig
 from pe_ray.components.moments import MomentsSpec
-from pe_ray.config import VotesConfig
 from pe_ray.private.records import PrivateRecords
 from pe_ray.private.scores import cast_closeness, cast_moments
 from pe_ray.storage import Location

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_ray.config import SelectionSettings
+from pe_ray.blocks import SelectionSettings
 from pe_ray.seeds import row_seeds
 from pe_ray.storage import Location
 from pe_ray.synthetic.selection import denoiser, draw, with_fallback

@@ -14,7 +14,8 @@ from typing import Any
 import ray
 
 from pe_ray import plugins
-from pe_ray.config import Config, PublicMetricsConfig
+from pe_ray.blocks import PublicMetricsConfig
+from pe_ray.config import Config
 from pe_ray.errors import InputError
 from pe_ray.public_reference import PublicSource, count_public, evenly_spaced, read_public
 from pe_ray.storage import Location, atomic_write

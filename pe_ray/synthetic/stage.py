@@ -23,8 +23,8 @@ import pyarrow as pa
 import ray
 
 from pe_ray import plugins
+from pe_ray.blocks import Plugin, ResourcesConfig
 from pe_ray.cluster import num_workers
-from pe_ray.config import Plugin, ResourcesConfig
 from pe_ray.errors import InputError
 from pe_ray.progress import Progress
 from pe_ray.storage import Location

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_ray.config import Config, Plugin
+from pe_ray.blocks import Plugin
+from pe_ray.config import Config
 from pe_ray.errors import InputError
 from pe_ray.plugins import Generator, GeneratorOptions, Rows
 from pe_ray.seeds import Purpose, Seeds, row_seeds

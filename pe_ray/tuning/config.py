@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from pe_ray.config import Block, Config, EmbedderPlugin, MetricPlugin, PrivateConfig, read_tree
+from pe_ray.blocks import Block, EmbedderPlugin, MetricPlugin, PrivateConfig
+from pe_ray.config import Config, read_tree
 from pe_ray.errors import InputError
 from pe_ray.release.selection import Repetitions
 

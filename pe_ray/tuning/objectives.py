@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray import plugins
+from pe_ray.blocks import Plugin
 from pe_ray.components.moments import moment_vectors, moments_distance
-from pe_ray.config import Config, Plugin
+from pe_ray.config import Config
 from pe_ray.door import Door
 from pe_ray.errors import InputError
 from pe_ray.plugins import Embedder

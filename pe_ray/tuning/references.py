@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_ray.config import PrivateConfig
+from pe_ray.blocks import PrivateConfig
 from pe_ray.private.audit import read_images
 from pe_ray.values import ImageShape
 

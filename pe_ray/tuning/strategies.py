@@ -16,8 +16,9 @@ from typing import Any
 
 import yaml
 
+from pe_ray.blocks import PrivateConfig, ResourcesConfig
 from pe_ray.cluster import connected
-from pe_ray.config import Config, PrivateConfig, ResourcesConfig, differences
+from pe_ray.config import Config, differences
 from pe_ray.door import Door, open_records
 from pe_ray.errors import InputError
 from pe_ray.evolution import iterations

@@ -19,7 +19,8 @@ import ray
 from numpy.typing import NDArray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pe_ray.config import Config, PrivateConfig
+from pe_ray.blocks import PrivateConfig
+from pe_ray.config import Config
 from pe_ray.door import Door
 from pe_ray.errors import BudgetError, InputError
 from pe_ray.evolution import iterations

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from tiny_networks import save_inception
 
 from pe_ray import InputError, plugins
+from pe_ray.blocks import MetricsConfig
 from pe_ray.components import distances
-from pe_ray.config import MetricsConfig
 
 
 def score(

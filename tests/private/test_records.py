@@ -14,8 +14,8 @@ import pytest
 import ray
 from PIL import Image
 
+from pe_ray.blocks import PrivateConfig
 from pe_ray.components.features import Pixels
-from pe_ray.config import PrivateConfig
 from pe_ray.errors import InputError, RecordError
 from pe_ray.private.records import PrivateRecords, open_records
 from pe_ray.private.sources import list_slices, read_slice

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pe_ray import InputError
-from pe_ray.config import Plugin
+from pe_ray.blocks import Plugin
 from pe_ray.plugins import GeneratorOptions, Rows
 from pe_ray.seeds import Seeds
 from pe_ray.synthetic.variation import BatchedGenerator
