@@ -114,7 +114,7 @@ class RealCluster:
             env={**self.environment, **environment},
             capture_output=True,
             text=True,
-            timeout=150,
+            timeout=400,
         )
 
     def python(self, script: str, *arguments: str) -> str:
