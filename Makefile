@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-slow lint bench clean
+.PHONY: install demo test test-slow lint bench docs clean
 
 install: $(INSTALLED)
 
@@ -38,6 +38,10 @@ bench: install
 	$(BIN)/python -m benchmarks.digits.renderer
 	$(BIN)/python -m benchmarks.digits.pipeline
 	$(BIN)/python -m benchmarks.digits.expansion
+
+# The page that lists every key, from the configuration's models.
+docs: install
+	$(BIN)/python -m docs.generate
 
 clean:
 	rm -rf .venv runs
