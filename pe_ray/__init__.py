@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 from pe_ray.config import Config, ResourcesConfig
-from pe_ray.errors import BudgetError, InputError, RecordError
+from pe_ray.errors import BudgetError, FaultError, InputError, RecordError
 from pe_ray.storage import Location
 
 __version__ = "0.1.0"
 __all__ = [
     "BudgetError",
     "Config",
+    "FaultError",
     "InputError",
     "RecordError",
     "ResourcesConfig",

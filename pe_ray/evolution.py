@@ -111,6 +111,7 @@ class _Door:
             embedder_kind=config.embedder.kind,
             embedder_options=config.embedder.options,
             gpus=config.resources.gpus_per_worker,
+            stall_seconds=config.resources.stall_seconds,
         )
         self._aggregator = create_aggregator(run.ledger)
 
@@ -146,8 +147,9 @@ class _Door:
                 (embedding.directory / part.file, part.start, part.stop)
                 for part in writer.parts_of(embedding.directory)
             ]
-            gpus = config.resources.gpus_per_worker
-            return cast_votes(self._records, parts, layout, config.votes, votes_limit(config), gpus)
+            gpus, stall = config.resources.gpus_per_worker, config.resources.stall_seconds
+            limit = votes_limit(config)
+            return cast_votes(self._records, parts, layout, config.votes, limit, gpus, stall)
 
         release = self._releases[f"votes/{iteration:04d}"]
         histogram = self._release(release, layout.num_samples, cast)
