@@ -32,6 +32,8 @@ sys.path.append(str(REPOSITORY / "tests"))  # the configuration names faulty:Fau
 EVERY = 20.0  # seconds between faults
 PATIENCE = 400.0  # seconds of one run, however many starts it takes: longer stands still
 NODE = ("--num-cpus=1",)
+# Agents belong to a node, which dies with them; the aggregator and idle workers have their turn.
+NOT_WORKERS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::IDLE", "ray::Aggregator")
 
 
 @dataclass
@@ -56,7 +58,7 @@ class Soak:
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
         self._kinds: dict[str, Callable[[], bool]] = {
-            "worker killed": lambda: self._kill("ray::", but=("ray::IDLE", "ray::Aggregator")),
+            "worker killed": lambda: self._kill("ray::", but=NOT_WORKERS),
             "idle worker killed": lambda: self._kill("ray::IDLE"),
             "aggregator killed": lambda: self._kill("ray::Aggregator"),
             "driver killed": self._kill_driver,

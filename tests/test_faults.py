@@ -164,9 +164,6 @@ def test_the_aggregator_killed_at_every_step_of_a_release(
     """It dies five times in each of two releases; each is charged once and stored once."""
     import ray
 
-    for place in PLACES:
-        arm(faults / place, "kill-1")
-
     def mortal(ledger_path: Path) -> Any:
         actor = ray.remote(MortalAggregator)
         options = actor.options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
@@ -176,13 +173,13 @@ def test_the_aggregator_killed_at_every_step_of_a_release(
 
     def armed(*arguments: Any) -> Any:
         for place in PLACES:
-            arm(faults / place, f"kill-{len(list((faults / place).iterdir()))}x")
+            arm(faults / place, f"kill-{taken(faults / place)}")
         return cast(*arguments)
 
     monkeypatch.setattr(evolution, "create_aggregator", mortal)
     monkeypatch.setattr(evolution, "cast_votes", armed)
     evolve(Config.from_dict(tree))
-    assert [taken(faults / place) for place in PLACES] == [3] * len(PLACES)
+    assert [taken(faults / place) for place in PLACES] == [2] * len(PLACES)
     monkeypatch.undo()
     assert_undisturbed(tree)
 
@@ -196,13 +193,13 @@ def test_workers_that_hang_are_ended(
     gpus: float,
 ) -> None:
     """A generator, an embedder of private records and a search, which never return."""
-    tree["resources"] |= {"gpus_per_worker": gpus, "stall_seconds": 4}
+    tree["resources"] |= {"gpus_per_worker": gpus, "stall_seconds": 10}
     for victim in ("generator", "embedder", "search"):
         arm(faults / victim, "hang-1")
     monkeypatch.setattr(votes, "_count_partitions", faulty_count(faults / "search"))
     started = time.monotonic()
     evolve(Config.from_dict(tree))
-    assert time.monotonic() - started >= 12
+    assert time.monotonic() - started >= 30
     assert [taken(faults / victim) for victim in ("generator", "embedder", "search")] == [1, 1, 1]
     assert_undisturbed(tree)
 
