@@ -219,9 +219,9 @@ def main(minutes: float = 30.0, seed: int = 0) -> None:
     print(f"{minutes:g} minutes, seed {seed}, {os.cpu_count()} CPUs", flush=True)
     with real_cluster() as cluster:
         cluster.start_head(*NODE)
-        for _ in range(2):
+        for number in (2, 3):
             cluster.start_worker(*NODE)
-        cluster.wait_for(3)
+            cluster.wait_for(number)
         soak = Soak(cluster, seed)
         until = time.monotonic() + 60 * minutes
         soak.next_fault = time.monotonic() + EVERY

@@ -90,7 +90,7 @@ def assert_undisturbed(
 def test_killed_generator_workers(
     ray_session: None, tree: dict[str, Any], faults: Path, gpus: float
 ) -> None:
-    """Tasks on CPUs, actors on a GPU (in name); one dies three times more than it may at once."""
+    """Tasks on CPUs, actors on a GPU (in name); more deaths than Ray makes up for by itself."""
     tree["resources"]["gpus_per_worker"] = gpus
     arm(faults / "generator", *(f"kill-{number}" for number in range(5)))
     evolve(Config.from_dict(tree))
@@ -257,7 +257,6 @@ def test_a_full_private_cache_is_one_line(
     with pytest.raises(InputError, match=r"private.cache: .* can't be written \(No space left"):
         evolve(Config.from_dict(tree))
     assert not [file for file in cache.iterdir() if file.stat().st_size < 10_000]
-    tree["private"]["cache"] = "none"
 
 
 # Whole programs, killed from outside.
@@ -302,6 +301,7 @@ def test_a_driver_killed_amid_a_stage_and_one_too_many(
     tree: dict[str, Any], tmp_path: Path
 ) -> None:
     """While it runs, the same command is refused in one line; once killed, it goes on at once."""
+    tree["schedule"] |= {"iterations": 1, "degrees": [0.5]}
     tree["generator"]["pause"] = 0.3
     run = command(tree, tmp_path)
     first = start(run)
@@ -318,13 +318,12 @@ def test_a_driver_killed_amid_a_stage_and_one_too_many(
     known = parts(tree, 1)
     before = {part: part.stat().st_mtime_ns for part in known}
     again = start(run)
-    assert again.wait(timeout=80) == 0, again.communicate()[1][-3000:]
+    assert again.wait(timeout=300) == 0, again.communicate()[1][-3000:]
     assert {part: part.stat().st_mtime_ns for part in known} == before  # nothing is made twice
 
     def undisturbed() -> None:
-        subprocess.run(run, env=environment(), check=True, capture_output=True, timeout=80)
+        subprocess.run(run, env=environment(), check=True, capture_output=True, timeout=300)
 
-    tree["generator"]["pause"] = 0.3
     assert_undisturbed(tree, undisturbed)
 
 
@@ -400,13 +399,14 @@ def test_a_node_lost_with_private_blocks_and_one_added(
     cluster.start_worker("--num-cpus=1", f"--labels={LABEL},victim=yes")
     cluster.wait_for(2)
     victim = cluster.started[-1]
+    tree["schedule"] |= {"iterations": 1, "degrees": [0.5]}
     tree["private"]["node_label"] = LABEL
     tree["resources"] = {}
     tree["generator"]["pause"] = 0.3
     run = losing(cluster, tree, tmp_path, victim, 0)
     wait_for(lambda: parts(tree, 0), run)
     cluster.start_worker("--num-cpus=1", f"--labels={LABEL}")  # in place of the one lost
-    out, err = run.communicate(timeout=100)
+    out, err = run.communicate(timeout=300)
     assert run.returncode == 0, err[-3000:]
     seen = json.loads(out.splitlines()[-1])
     assert seen["lost"] >= 1  # blocks that were nowhere else
@@ -428,10 +428,11 @@ def test_actors_that_held_a_lost_node_are_not_waited_for(
     cluster.start_head("--num-cpus=1", "--num-gpus=1")
     cluster.start_worker("--num-cpus=1", "--num-gpus=1", "--labels=victim=yes")
     cluster.wait_for(2)
+    tree["schedule"] |= {"iterations": 1, "degrees": [0.5]}
     tree["resources"] = {"gpus_per_worker": 1, "stall_seconds": 15}
     tree["generator"]["pause"] = 0.3
-    run = losing(cluster, tree, tmp_path, cluster.started[-1], 1)
-    out, err = run.communicate(timeout=150)
+    run = losing(cluster, tree, tmp_path, cluster.started[-1], 0)
+    out, err = run.communicate(timeout=300)
     assert run.returncode == 0, err[-3000:]
     seen = json.loads(out.splitlines()[-1])
     assert seen["parts"] < 8
