@@ -6,13 +6,14 @@ from typing import Literal
 
 from pe_ray.blocks import ResourcesConfig
 from pe_ray.config import Config
-from pe_ray.errors import BudgetError, InputError, RecordError
+from pe_ray.errors import BudgetError, FaultError, InputError, RecordError
 from pe_ray.storage import Location
 
 __version__ = "0.1.0"
 __all__ = [
     "BudgetError",
     "Config",
+    "FaultError",
     "InputError",
     "RecordError",
     "ResourcesConfig",

@@ -19,6 +19,7 @@ from pydantic import (
 
 from pe_ray import plugins
 from pe_ray.values import Budget, DistanceMetric, Unit
+from pe_ray.watchdog import STALL_SECONDS
 
 
 class Block(BaseModel):
@@ -323,6 +324,9 @@ class ResourcesConfig(Block):
     gpus_per_worker: float = Field(default=0.0, ge=0)
     batch_size: int = Field(default=256, ge=1)
     """Images a generator makes at once."""
+    stall_seconds: float = Field(default=STALL_SECONDS, gt=0, le=1e6)
+    """A worker that makes no headway for so long (a part of a population, 64 private records, a
+    block of the search) hangs: it is killed and its work made again. Longer than any part takes."""
 
 
 class OutputConfig(Block):

@@ -94,8 +94,9 @@ class Door:
                 (embedding.directory / part.file, part.start, part.stop)
                 for part in writer.parts_of(embedding.directory)
             ]
-            gpus = config.resources.gpus_per_worker
-            return cast_votes(self.records, parts, layout, config.votes, votes_limit(config), gpus)
+            gpus, stall = config.resources.gpus_per_worker, config.resources.stall_seconds
+            limit = votes_limit(config)
+            return cast_votes(self.records, parts, layout, config.votes, limit, gpus, stall)
 
         release = self._releases[f"{self._prefix}votes/{iteration:04d}"]
         histogram = self._release(release, layout.num_samples, cast)
@@ -151,6 +152,7 @@ def open_records(config: Config, source: PrivateConfig | None = None) -> Private
         embedder_kind=config.embedder.kind,
         embedder_options=config.embedder.options,
         gpus=config.resources.gpus_per_worker,
+        stall_seconds=config.resources.stall_seconds,
     )
 
 

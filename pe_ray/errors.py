@@ -23,5 +23,12 @@ class RecordError(InputError):
         self.reason = reason
 
 
+class FaultError(RuntimeError):
+    """More died or hung than is made up for within one start; the same command continues."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; nothing is lost: the same command continues")
+
+
 class BudgetError(InputError):
     """A release was refused because it would overspend the privacy budget."""

@@ -12,6 +12,7 @@ machine), never from a URI: the configuration, which a run publishes, holds it.
 from __future__ import annotations
 
 import atexit
+import errno
 import io
 import os
 import re
@@ -169,21 +170,35 @@ def require_writable(path: Location, field: str) -> None:
             probe.unlink()
 
 
+@contextmanager
+def room(folder: Location) -> Iterator[None]:
+    """A full disk (or quota) as an InputError; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(
+            f"{folder}: no space left on its disk; free some, then the same command continues"
+        ) from None
+
+
 def atomic_write(path: Location, content: bytes) -> None:
     """Create or replace `path` so that no reader, and no crash, ever sees half of it."""
     if isinstance(path, ObjectPath):
         path.write_bytes(content)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(aside, "wb", opener=_not_for_others_to_change) as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with room(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(aside, "wb", opener=_not_for_others_to_change) as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -199,11 +214,13 @@ def write_many(folder: Location, files: Sequence[tuple[str, bytes]]) -> None:
     """Write (name, content) each; on a disk neither synced nor atomic, so that others must say
     when they are all there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     if isinstance(folder, Path):
-        for name, content in files:
-            (folder / name).write_bytes(content)
+        with room(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, content in files:
+                (folder / name).write_bytes(content)
         return
+    folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(_PUTS_AT_ONCE) as pool:
         list(pool.map(lambda file: (folder / file[0]).write_bytes(file[1]), files))
 

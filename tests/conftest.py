@@ -15,6 +15,9 @@ from tiny_diffusion import save_pipeline
 os.environ |= {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests"}
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# The tests' own plugins (faulty.py), for workers too.
+_PATHS = [str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH", "")]
+os.environ["PYTHONPATH"] = os.pathsep.join(path for path in _PATHS if path)
 
 
 @pytest.fixture(scope="session")

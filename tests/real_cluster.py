@@ -59,12 +59,12 @@ class RealCluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of everything that belongs to the cluster: this checkout, and the token."""
+        """Of everything that belongs to the cluster: this checkout and its tests, and the token."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         return {
             **kept,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")]),
             "OMP_NUM_THREADS": "1",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.home / "token"),

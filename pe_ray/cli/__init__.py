@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from pe_ray.cli import attacking, looking, running, tuning, watching
-from pe_ray.errors import InputError
+from pe_ray.errors import FaultError, InputError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"pe-ray: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except FaultError as error:
+        print(f"pe-ray: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != signal.SIGTERM:  # Ray's own, as it starts
             raise

@@ -21,10 +21,13 @@ from numpy.typing import NDArray
 from pe_ray import plugins
 from pe_ray.blocks import PrivateConfig
 from pe_ray.cluster import on_nodes, require_object_store
-from pe_ray.errors import InputError, RecordError
+from pe_ray.errors import FaultError, InputError, RecordError
 from pe_ray.private.sources import PrivateSlice, SourceError, joined, list_slices, read_batches
 from pe_ray.storage import location, version
 from pe_ray.values import ImageShape
+from pe_ray.watchdog import STALL_SECONDS, headway, limited
+
+RETRIES = 5  # of a task whose worker or node died, and of a slice whose node was lost
 
 _MOST_PARTITIONS = 64  # of users: each slice has as many pieces
 _FORMAT = 2
@@ -85,6 +88,7 @@ def embed_slice(
         features.append(made)
         labels.append(batch.labels)
         users.append(batch.users)
+        headway()
     embedded = EmbeddedRecords(
         features=np.concatenate(features), labels=np.concatenate(labels), users=joined(users)
     )
@@ -135,10 +139,11 @@ def open_records(
     embedder_kind: str,
     embedder_options: plugins.EmbedderOptions,
     gpus: float = 0.0,
+    stall_seconds: float = STALL_SECONDS,
 ) -> PrivateRecords:
     """Read, validate and embed all records in Ray tasks; raises the first bad one's RecordError.
 
-    gpus: of each task.
+    gpus: of each task; stall_seconds: without headway, after which a task is killed and repeated.
 
     Guarantee: nothing private reaches the driver: it gets references and, for a bad record, its
     shard, row and a fixed reason. Spends nothing. All records of a user are in one partition.
@@ -161,13 +166,22 @@ def open_records(
     require_object_store(num_bytes, "private.data", "the private embeddings")
     num_pieces = min(len(slices), _MOST_PARTITIONS) if config.user_column else 1
     returns = num_pieces + 2
-    task = ray.remote(num_cpus=1, num_gpus=gpus, num_returns=returns, **placement)(_embed_task)
+    task = ray.remote(
+        num_cpus=1, num_gpus=gpus, num_returns=returns, max_retries=RETRIES, **placement
+    )(_embed_task)
     results = [
-        task.remote(part, config, channels, embedder_kind, embedder_options, num_pieces)
+        task.remote(
+            part, config, channels, embedder_kind, embedder_options, num_pieces, stall_seconds
+        )
         for part in slices
     ]
     for part, (report, *_) in zip(slices, results, strict=True):
-        bad = ray.get(report)
+        try:
+            bad = ray.get(report)
+        except ray.exceptions.WorkerCrashedError:
+            raise FaultError(
+                f"private.data: shard {part.shard}: its worker died or hung {RETRIES + 1} times"
+            ) from None
         if isinstance(bad, str):
             raise InputError(bad)
         if bad is not None:
@@ -208,13 +222,15 @@ def _embed_task(
     embedder_kind: str,
     embedder_options: plugins.EmbedderOptions,
     num_pieces: int,
+    stall_seconds: float,
 ) -> tuple[Any, ...]:
     """(report, empty, piece 0, ...): pieces split by user, or one piece; the report is None, a bad
     record's (row, reason), or why the embedder, the cache or the file can't be used; empty:
     whether no record was kept.
     """
     try:
-        embedded = embed_slice(part, config, channels, embedder_kind, embedder_options)
+        with limited(stall_seconds):
+            embedded = embed_slice(part, config, channels, embedder_kind, embedder_options)
     except RecordError as error:
         return ((error.row, error.reason), None, *[None] * num_pieces)
     except _EmbedderError as error:
@@ -318,6 +334,13 @@ def _store(file: Path, embedded: EmbeddedRecords) -> None:
     _make_private(file.parent)  # this node's may be another than the one checked at first
     aside = file.with_name(f"{file.name}.{os.getpid()}")
     handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "wb") as sink:
-        np.savez(sink, allow_pickle=False, **arrays)
-    aside.replace(file)
+    try:
+        with os.fdopen(handle, "wb") as sink:
+            np.savez(sink, allow_pickle=False, **arrays)
+        aside.replace(file)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise _CacheError(
+            f"private.cache: {file.parent} can't be written ({error.strerror}); free space, or "
+            "set private.cache to another folder or to none"
+        ) from None

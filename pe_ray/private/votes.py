@@ -20,11 +20,12 @@ from pe_ray.blocks import VotesConfig
 from pe_ray.cluster import capacity, on_nodes
 from pe_ray.errors import InputError
 from pe_ray.private.bounds import Precision
-from pe_ray.private.records import EmbeddedRecords, PrivateRecords
+from pe_ray.private.records import RETRIES, EmbeddedRecords, PrivateRecords
 from pe_ray.private.search import Nearest, Search
 from pe_ray.private.tile_scan import fastest_precision
 from pe_ray.storage import Location, whole
 from pe_ray.values import LabelLayout
+from pe_ray.watchdog import STALL_SECONDS, headway, limited
 
 _TASKS_PER_CORE = 2  # few, since each prepares all samples; more than one, for balance
 _BLOCK_BYTES = 32 << 20  # of samples searched at a time
@@ -83,17 +84,21 @@ def cast_votes(
     settings: VotesConfig,
     limit: int,
     gpus: float = 0.0,
+    stall_seconds: float = STALL_SECONDS,
 ) -> list[ray.ObjectRef]:
     """Start counting; returns references to RawVotes that add up to all votes.
 
     parts: (.npy file, first id, one past last id) of the synthetic embedding, in id order.
-    limit: most bins of a unit; gpus: of each task, searched by faiss if above 0.
+    limit: most bins of a unit; gpus: of each task, searched by faiss if above 0; stall_seconds:
+    without headway, after which a task is killed and repeated.
 
     Guarantee: see `bounded_votes`; a user's records are all in one partition, so the bound holds
     for the sum. How partitions are shared out depends on their number and the cluster only.
     """
     placement = on_nodes(records.node_label)
-    count = ray.remote(num_cpus=1, num_gpus=gpus, **placement)(_count_partitions)
+    count = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES, **placement)(
+        _count_partitions
+    )
     cores = max(1, capacity("GPU" if gpus else "CPU"))
     order = _by_node(records.partitions)
     groups = np.array_split(order, min(len(order), _TASKS_PER_CORE * cores))
@@ -104,6 +109,7 @@ def cast_votes(
             settings,
             limit,
             bool(gpus),
+            stall_seconds,
             *(piece for number in group for piece in records.partitions[number]),
         )
         for group in groups
@@ -184,6 +190,7 @@ def _nearest(
         search = Search(queries, settings.neighbors, settings.metric, precision)
         for first, block in _blocks(parts, *layout.label_range(label), load):
             search.add(block, first)
+            headway()
         ids[chosen] = search.nearest.ids
         distances[chosen] = search.nearest.distances
     return Nearest(distances=distances, ids=ids)
@@ -237,10 +244,12 @@ def _count_partitions(
     settings: VotesConfig,
     limit: int,
     on_gpu: bool,
+    stall_seconds: float,
     *pieces: EmbeddedRecords,
 ) -> RawVotes:
     try:
-        choices = nearest_samples(pieces, parts, layout, settings, on_gpu=on_gpu)
+        with limited(stall_seconds):
+            choices = nearest_samples(pieces, parts, layout, settings, on_gpu=on_gpu)
         return bounded_votes(choices, _users(pieces), limit)
     except InputError:  # of the configuration or the machine; quotes no record
         raise

@@ -12,7 +12,7 @@ import ray
 from numpy.typing import NDArray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pe_ray.errors import InputError
+from pe_ray.errors import FaultError, InputError
 from pe_ray.private.sums import RawSums
 from pe_ray.private.votes import RawVotes
 from pe_ray.release.gaussian import discrete_gaussian
@@ -77,6 +77,10 @@ class Aggregator:
         except InputError:
             raise
         except Exception as error:  # whatever it says, it may quote what was summed
+            if _lost(error):
+                raise FaultError(
+                    f"release {release.key}: its votes were lost too often ({type(error).__name__})"
+                ) from None
             raise RuntimeError(f"release {release.key} failed: {type(error).__name__}") from None
         if len(noisy) != size:
             raise InputError(
@@ -84,6 +88,12 @@ class Aggregator:
                 "the configuration that it was charged for"
             )
         return noisy
+
+
+def _lost(error: Exception) -> bool:
+    """Whether a partition's task or its records died for good, not raised."""
+    died = isinstance(error, ray.exceptions.RayError)
+    return died and not isinstance(error, ray.exceptions.RayTaskError)
 
 
 def _sum_votes(

@@ -327,6 +327,11 @@ def _connect(path: Path, mode: Literal["rw", "rwc"]) -> Iterator[sqlite3.Connect
         database.execute("PRAGMA synchronous = EXTRA")  # syncs the folder as well
         yield database
     except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            raise InputError(
+                f"{path}: no space left on the ledger's disk; free some, then the same command "
+                "continues"
+            ) from None
         raise InputError(f"{path}: the ledger can't be used ({error}); restore a copy") from error
     finally:
         if database is not None:

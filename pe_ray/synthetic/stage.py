@@ -4,6 +4,10 @@ A part is a pure function of its request, so it may be made again anywhere at an
 actor's parts are made again by Ray, a killed driver's by the next start, which asks only for the
 parts that are missing. The driver sees one small row per part.
 
+A worker that hangs ends itself (pe_ray.watchdog). Where Ray can't make up for a loss (a part kills
+its worker again and again, an actor of a lost node fits nowhere), what is missing is shared out
+anew over what is there, until nothing at all is finished three times in a row.
+
 Workers with a GPU are actors, which keep their weights for the stage. Workers without are tasks:
 Ray reuses their processes from stage to stage, so plugins are loaded once per process and run,
 not once per stage (starting an actor pool takes seconds).
@@ -12,6 +16,7 @@ not once per stage (starting an actor pool takes seconds).
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -21,16 +26,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+from ray.data.exceptions import ExecutionTimeoutError
 
 from pe_ray import plugins
 from pe_ray.blocks import Plugin, ResourcesConfig
 from pe_ray.cluster import num_workers
-from pe_ray.errors import InputError
+from pe_ray.errors import FaultError, InputError
 from pe_ray.progress import Progress
-from pe_ray.storage import Location
+from pe_ray.storage import Location, room
 from pe_ray.synthetic.writer import Part, commit, found_parts, manifest_of
+from pe_ray.watchdog import LostNodes, StandsStillError, headway, limited
+
+logger = logging.getLogger(__name__)
 
 _PARTS_PER_BLOCK = 4  # a block costs Ray about 12 ms, a part takes a worker 0.1 s and up
+_ATTEMPTS = 3  # in a row that finish nothing
+_BLOCKS_PATIENCE = 2 * _PARTS_PER_BLOCK  # each of its parts may take stall_seconds
+_DEATHS = 3  # that Ray makes up for by itself: of a task, or of an actor
 
 Request = dict[str, Any]
 """What one part is made from: start, stop (rows) and whatever arrays its worker needs."""
@@ -44,7 +56,10 @@ class PartWorker:
         raise NotImplementedError
 
     def __call__(self, requests: pa.Table) -> pa.Table:
-        made = [self.make(_request(requests, row)) for row in range(requests.num_rows)]
+        made = []
+        for row in range(requests.num_rows):
+            made.append(self.make(_request(requests, row)))
+            headway()
         return pa.Table.from_pylist([asdict(part) for part in made])
 
 
@@ -62,22 +77,29 @@ def _request(requests: pa.Table, row: int) -> Request:
 class _Reporting:
     """A worker whose InputErrors come back as rows, since Ray Data keeps no exception's type."""
 
-    def __init__(self, worker: type[PartWorker], arguments: Mapping[str, Any]) -> None:
+    def __init__(
+        self, worker: type[PartWorker], arguments: Mapping[str, Any], stall_seconds: float
+    ) -> None:
         self._construct = partial(worker, **arguments)
+        self._stall_seconds = stall_seconds
         self._worker: PartWorker | None = None
 
     def __call__(self, requests: pa.Table) -> pa.Table:
         try:
-            self._worker = self._worker or self._construct()
-            return self._worker(requests)
+            with limited(self._stall_seconds):
+                self._worker = self._worker or self._construct()
+                return self._worker(requests)
         except InputError as error:
             return pa.table({"error": [str(error)]})
 
 
 def _make_parts(
-    requests: pa.Table, worker: type[PartWorker], arguments: Mapping[str, Any]
+    requests: pa.Table,
+    worker: type[PartWorker],
+    arguments: Mapping[str, Any],
+    stall_seconds: float,
 ) -> pa.Table:
-    return _Reporting(worker, arguments)(requests)
+    return _Reporting(worker, arguments, stall_seconds)(requests)
 
 
 def run_stage(
@@ -98,22 +120,55 @@ def run_stage(
     """
     if manifest_of(directory) is not None:
         return
-    started, num_made = time.monotonic(), 0
-    directory.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with room(directory):
+        directory.mkdir(parents=True, exist_ok=True)
     ranges = [(request["start"], request["stop"]) for request in requests]
-    found = found_parts(directory, ranges, suffix)
-    made = [part for part in found if part is not None]
-    missing = [request for request, part in zip(requests, found, strict=True) if part is None]
-    if missing:
-        done = sum(part.stop - part.start for part in made)
-        wanted = sum(request["stop"] - request["start"] for request in missing)
-        with Progress(name, done + wanted, done) as progress:
-            for part in _make(missing, worker, arguments, resources):
-                made.append(part)
-                progress.add(part.stop - part.start)
-                num_made += part.stop - part.start
+
+    def found() -> dict[int, Part]:
+        parts = found_parts(directory, ranges, suffix)
+        return {part.start: part for part in parts if part is not None}
+
+    made = found()
+    before = _num_rows(made)
+    if len(made) < len(requests):
+        num_rows = sum(stop - start for start, stop in ranges)
+        with Progress(name, num_rows, _num_rows(made)) as progress:
+            failures = 0
+            while missing := [request for request in requests if request["start"] not in made]:
+                try:
+                    for part in _make(missing, worker, arguments, resources):
+                        made[part.start] = part
+                        progress.add(part.stop - part.start)
+                except Exception as error:
+                    if not _is_fault(error):
+                        raise
+                    known, made = _num_rows(made), found()
+                    progress.add(_num_rows(made) - known)
+                    finished = len(requests) - len(made) < len(missing)
+                    failures = 0 if finished else failures + 1
+                    reason = type(error).__name__
+                    if failures == _ATTEMPTS:
+                        raise FaultError(
+                            f"{name}: workers died or hung, {_ATTEMPTS} times in a row without "
+                            f"finishing a part ({reason}); see Ray's logs of the workers"
+                        ) from None
+                    logger.warning("%s: %s; making what is missing anew", name, reason)
     seconds = round(time.monotonic() - started, 3)
-    commit(directory, made, {**extra, "rows_made": num_made, "seconds": seconds})
+    timed = {"rows_made": _num_rows(made) - before, "seconds": seconds}
+    commit(directory, list(made.values()), {**extra, **timed})
+
+
+def _num_rows(parts: Mapping[int, Part]) -> int:
+    return sum(part.stop - part.start for part in parts.values())
+
+
+def _is_fault(error: Exception) -> bool:
+    """Whether something died, as opposed to an exception of the code that it ran."""
+    died = isinstance(error, ray.exceptions.RayError)
+    raised = isinstance(error, ray.exceptions.RayTaskError)
+    stood = isinstance(error, StandsStillError | ExecutionTimeoutError)
+    return stood or (died and not raised)
 
 
 def _make(
@@ -123,7 +178,7 @@ def _make(
     resources: ResourcesConfig,
 ) -> Iterator[Part]:
     """Parts as they are made, in any order."""
-    workers = num_workers(resources)
+    workers, stall_seconds = num_workers(resources), resources.stall_seconds
     blocks_made = num_blocks(len(requests), workers)
     table = _table(requests)
     edges = np.linspace(0, len(requests), blocks_made + 1).astype(int)
@@ -131,24 +186,34 @@ def _make(
     pool = min(workers, blocks_made)
     common = {"batch_size": 1, "batch_format": "pyarrow", "num_cpus": resources.cpus_per_worker}
     requested = ray.data.from_arrow(blocks)
+    given = {"worker": worker, "arguments": dict(arguments), "stall_seconds": stall_seconds}
+    lost = None
     if resources.gpus_per_worker:
         made = requested.map_batches(
             _Reporting,
-            fn_constructor_kwargs={"worker": worker, "arguments": dict(arguments)},
+            fn_constructor_kwargs=given,
+            max_restarts=_DEATHS,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool, initial_size=pool),
             num_gpus=resources.gpus_per_worker,
             **common,
         )
+        lost = LostNodes(stall_seconds)
+        made.context.custom_execution_callback_classes = [lost.callback()]
     else:
         made = requested.map_batches(
             _make_parts,
-            fn_kwargs={"worker": worker, "arguments": dict(arguments)},
+            fn_kwargs=given,
             compute=ray.data.TaskPoolStrategy(size=pool),
+            max_retries=_DEATHS,
             **common,
         )
+    # Not Ray's half hour, in which a slow generator may finish no block.
+    made.context.execution_no_progress_timeout_s = _BLOCKS_PATIENCE * stall_seconds
     for row in made.iter_rows():
         if row.get("error"):
             raise InputError(row["error"])
+        if lost:
+            lost.finished()
         yield Part(**{field: row[field] for field in Part.__slots__})
 
 

@@ -178,7 +178,7 @@ def test_user_votes_bounded_per_label_only(
     ray_session: None, tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def cast(
-        records: Any, parts: Any, layout: Any, settings: Any, limit: int, gpus: float
+        records: Any, parts: Any, layout: Any, settings: Any, limit: int, *_: Any
     ) -> list[ray.ObjectRef]:
         task = ray.remote(num_cpus=1)(per_label)
         return [

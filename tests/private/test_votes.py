@@ -78,7 +78,7 @@ def test_votes_equal_brute_force_for_any_sharding(
                     EmbeddedRecords(features=features[at], labels=labels[at], users=None)
                     for at in np.array_split(np.arange(shard, 80, shards), 2)
                 ]
-                found = _count_partitions(parts, LAYOUT, settings, neighbors, False, *pieces)
+                found = _count_partitions(parts, LAYOUT, settings, neighbors, False, 60.0, *pieces)
                 np.add.at(total, found.ids, found.counts)
             assert np.array_equal(total, expected)
 
@@ -157,7 +157,7 @@ def all_votes(
             labels=np.array([label for label, _, _ in here], dtype=np.int32),
             users=names if by_user else None,
         )
-        found = _count_partitions(parts, LAYOUT, settings, limit, False, piece)
+        found = _count_partitions(parts, LAYOUT, settings, limit, False, 60.0, piece)
         assert found.l2_sensitivity == pytest.approx(np.sqrt(limit))
         np.add.at(total, found.ids, found.counts)
     return total
@@ -200,7 +200,7 @@ def test_a_users_votes_are_bounded_across_labels(tmp_path: Path) -> None:
         labels=np.array([0, 0, 2, 2, 3, 3], dtype=np.int32),
         users=np.array([b"0" * 32] * 6, dtype="S32"),
     )
-    found = _count_partitions(parts, LAYOUT, VotesConfig(), 2, False, piece)
+    found = _count_partitions(parts, LAYOUT, VotesConfig(), 2, False, 60.0, piece)
     assert found.ids.tolist() == [0, 1]
     assert found.counts.tolist() == [1, 1]
     assert found.l2_sensitivity == pytest.approx(np.sqrt(2))
@@ -212,7 +212,7 @@ def test_labels_without_samples_cast_no_vote(tmp_path: Path) -> None:
         features=np.eye(42, dtype=np.float32)[:3], labels=np.ones(3, dtype=np.int32), users=None
     )
     settings = VotesConfig(neighbors=2)
-    assert _count_partitions(parts, LAYOUT, settings, 2, False, piece).ids.size == 0
+    assert _count_partitions(parts, LAYOUT, settings, 2, False, 60.0, piece).ids.size == 0
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine", "inner_product"])
