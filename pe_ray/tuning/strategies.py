@@ -28,7 +28,7 @@ from pe_ray.release.aggregator import create_aggregator
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.scores import release_moments
 from pe_ray.run_directory import RunDirectory, locked, on_disk, write_config
-from pe_ray.storage import Location, atomic_write, given, names
+from pe_ray.storage import Location, atomic_write, delete_tree, given, names
 from pe_ray.synthetic.population import fractions_of
 from pe_ray.synthetic.variation import write_final
 from pe_ray.tuning.budget import (
@@ -95,7 +95,8 @@ def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
 
     Guarantee: all that OUTPUT holds at any time is (epsilon, delta)-DP for `config.privacy`'s unit
     under adding or removing one unit, search included: it is post-processing of the releases in
-    its ledger, which composes them as the strategy needs it (see docs/tuning.md).
+    its ledger, which composes them as the strategy needs it (see docs/tuning.md). Times in it are
+    no release; those that tell most are gone when it returns.
     """
     check(search)
     concurrent = max_concurrent or search.tuning.max_concurrent
@@ -110,10 +111,15 @@ def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
             folder / "config.yaml", yaml.safe_dump(search.bound(), sort_keys=False).encode()
         )
         result = folder / "result.json"
+        asks = search.tuning.strategy in ("select", "compose")
+        if asks and not result.exists():
+            open_records(search.config)  # a bad record must end this before anything is spent
         job = _prepared(search, run, ledger, folder)
         if not result.exists():
             found = _searched(job, ledger, folder, concurrent)
             atomic_write(result, json.dumps(found, indent=1).encode())
+        if search.tuning.strategy == "compose":
+            delete_tree(folder / "tune")  # its times tell how long the private records took to vote
         found = json.loads(result.read_bytes())
         _finish(job, run, ledger, found["settings"])
         if search.tuning.strategy == "select":

@@ -21,6 +21,7 @@ from PIL import Image
 
 from pe_ray import InputError, cli
 from pe_ray.release.ledger import Ledger
+from pe_ray.status import status
 from pe_ray.synthetic.writer import manifest_of
 from pe_ray.tuning.config import search_of
 from pe_ray.tuning.private_selection import secret_folder
@@ -66,7 +67,7 @@ def test_compose_charges_trials_and_the_final_run_in_one_ledger(
     assert all(entry.state == "committed" for entry in ledger.entries())
     assert 9.9 < ledger.spent() <= 10.0
     assert manifest_of(outcome.path / "synthetic") is not None
-    assert list((outcome.path / "tuning" / "tune").rglob("events.out.tfevents*"))
+    assert not (outcome.path / "tuning" / "tune").exists()  # it says how long votes took
     again = tune(search_of(searched))  # finds everything done
     assert again == outcome
     assert [entry.release.key for entry in ledger.entries()] == keys
@@ -91,6 +92,7 @@ def test_the_ledger_ends_a_search_that_would_overspend(
     assert 9.9 < ledger.spent() <= 10.0
     final_run = [e.release for e in ledger.entries() if not e.release.key.startswith("trial/")]
     assert len(final_run) == (2 if final_share else 0)  # the reserved share was left alone
+    assert status(outcome.path).finished
     assert manifest_of(outcome.path / "synthetic") is not None
 
 
@@ -102,6 +104,7 @@ def test_proxy_pays_for_one_run_and_the_final_one(
     ledger = Ledger.open(outcome.path / "ledger.sqlite")
     keys = [entry.release.key for entry in ledger.entries()]
     assert keys == ["proxy/votes/0001", "proxy/votes/0002", "votes/0001", "votes/0002"]
+    assert list((outcome.path / "tuning" / "tune").rglob("events.out.tfevents*"))
     assert 9.9 < ledger.spent() <= 10.0
 
 
@@ -123,6 +126,11 @@ def test_public_trials_never_open_the_private_records(
     searched["private"]["data"] = "sklearn:digits"
     with pytest.raises(InputError, match="these are the private records"):
         search_of(searched)
+    for private, public in (("/data", "/data/./train"), ("/data/all.parquet", "/data")):
+        searched["private"]["data"] = private
+        searched["tuning"]["public_data"]["data"] = public
+        with pytest.raises(InputError, match="these are the private records"):
+            search_of(searched)
 
 
 def test_select_lets_one_run_out_and_destroys_the_rest(
@@ -192,6 +200,50 @@ def test_a_selection_whose_runs_are_lost_is_refused(
     shutil.rmtree(secret_folder(search))
     with pytest.raises(InputError, match="with its runs is gone"):
         tune(search)
+
+
+@pytest.mark.parametrize("strategy", ["compose", "select"])
+def test_a_bad_record_ends_a_search_before_anything_is_spent(
+    ray_session: None, searched: dict[str, Any], tmp_path: Path, strategy: str
+) -> None:
+    file = tmp_path / "data.parquet"
+    pq.write_table(pa.table({"image": [b"none"], "label": ["3"]}), file)
+    searched["private"] |= {"data": str(file), "cache": str(tmp_path / "cache")}
+    searched["tuning"]["strategy"] = strategy
+    with pytest.raises(InputError, match="shard 0, row 0"):
+        tune(search_of(searched))
+    assert Ledger.open(final(searched) / "ledger.sqlite").spent() == 0.0
+    for path in final(searched).rglob("*"):
+        assert path.is_dir() or b"row 0" not in path.read_bytes()
+
+
+def test_why_private_records_cannot_be_used_is_not_kept(
+    searched: dict[str, Any], tmp_path: Path
+) -> None:
+    from pe_ray.tuning.search import _note, records
+    from pe_ray.tuning.trial import Job
+
+    for ledger, kept in ((tmp_path / "ledger.sqlite", False), (None, True)):
+        job = Job(search=search_of(searched), folder=tmp_path / str(kept), ledger=ledger)
+        _note(job, {"votes.neighbors": 1}, {"failed": "private.data: shard 3, row 17: no image"})
+        _note(job, {"votes.neighbors": 2}, {"failed": "embedder.weights: no such file"})
+        reasons = {record["reason"] for record in records(job.folder)}
+        assert ("private.data: shard 3, row 17: no image" in reasons) == kept
+        assert "embedder.weights: no such file" in reasons
+
+
+def test_a_score_that_is_no_number_is_the_worst(
+    ray_session: None, searched: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best of a selection must not depend on the order in which its runs end."""
+    from pe_ray.tuning import objectives
+    from pe_ray.tuning.trial import Job, run_trial
+
+    monkeypatch.setattr(objectives, "crowding", lambda votes: float("nan"))
+    tuned = search_of(searched)
+    job = Job(search=tuned, folder=final(searched) / "trials", ledger=None)
+    (report,) = run_trial(job, {"votes.neighbors": 1})
+    assert report["score"] == float("inf")
 
 
 @pytest.mark.parametrize(
