@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from pe_ray.config import Config, differences
 from pe_ray.door import Door, open_records
 from pe_ray.errors import InputError
 from pe_ray.evolution import iterations
-from pe_ray.planning import planned_releases, votes_shape
+from pe_ray.planning import plan, planned_releases, require_affordable, votes_shape
 from pe_ray.release.adaptive import adaptive_epsilon, with_mu
 from pe_ray.release.aggregator import create_aggregator
 from pe_ray.release.ledger import Ledger
@@ -68,7 +69,7 @@ def check(search: Search) -> None:
         raise InputError("output.path: a search needs a local folder; copy it from there")
     if search.config.teacher is not None:
         raise InputError("teacher: a search has no part of the budget for it; leave the block out")
-    check_space(search, lambda settings: trial_config(_job(search, Path("unused")), settings))
+    check_space(search, lambda settings: _checked(search, settings))
     job = _job(search, Path("unused"))
     shared_releases(search)
     if search.tuning.strategy == "select":
@@ -90,6 +91,20 @@ def check(search: Search) -> None:
         )
 
 
+def _checked(search: Search, settings: Mapping[str, Any]) -> Config:
+    """A trial's configuration, if its strategy may have it."""
+    config = trial_config(_job(search, Path("unused")), settings)
+    if search.tuning.strategy == "select":
+        for iteration in range(config.schedule.iterations + 1):
+            plugin = config.generator_at(iteration)
+            if plugin.options.call_price is not None:
+                raise InputError(
+                    f"generator: {plugin.kind} hands samples to a service and keeps its answers, "
+                    "but only the best trial of select may leave; use another strategy"
+                )
+    return config
+
+
 def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
     """Run the search and the final run, or continue them.
 
@@ -99,6 +114,7 @@ def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
     no release; those that tell most are gone when it returns.
     """
     check(search)
+    require_affordable(plan(search.config))  # the final run; trials come on top
     concurrent = max_concurrent or search.tuning.max_concurrent
     run, output = on_disk(search.config.output.path), Path(search.config.output.path).resolve()
     with locked(run), connected(_resources(search.config), search.config.private.node_label):

@@ -21,11 +21,12 @@ from PIL import Image
 
 from pe_ray import InputError, cli
 from pe_ray.release.ledger import Ledger
+from pe_ray.report import write_report
 from pe_ray.status import status
 from pe_ray.synthetic.writer import manifest_of
 from pe_ray.tuning.config import search_of
 from pe_ray.tuning.private_selection import secret_folder
-from pe_ray.tuning.strategies import check, tune
+from pe_ray.tuning.strategies import tune
 
 STAND_IN = [str(digit) for digit in range(10)]
 
@@ -44,6 +45,25 @@ def searched(tree: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
         "num_trials": 2,
     }
     return tree
+
+
+def service(max_calls: int, folder: Path) -> dict[str, Any]:
+    """A generator that calls out; nothing listens there."""
+    return {
+        "kind": "image_api",
+        "base_url": "http://localhost:9/v1",
+        "api_key_env": None,
+        "store": str(folder / "store"),
+        "image_size": 64,
+        "prompt": "a digit",
+        "random": {"model": "m", "size": 256},
+        "vary": {"model": "m", "size": 256, "endpoint": "variations"},
+        "on_refusal": "keep",
+        "price": {"random": 0.0, "vary": 0.0},
+        "max_calls": max_calls,
+        "max_cost": 1.0,
+        "concurrency": 1,
+    }
 
 
 def final(tree: dict[str, Any]) -> Path:
@@ -93,6 +113,7 @@ def test_the_ledger_ends_a_search_that_would_overspend(
     final_run = [e.release for e in ledger.entries() if not e.release.key.startswith("trial/")]
     assert len(final_run) == (2 if final_share else 0)  # the reserved share was left alone
     assert status(outcome.path).finished
+    assert write_report(outcome.path).exists()
     assert manifest_of(outcome.path / "synthetic") is not None
 
 
@@ -266,18 +287,22 @@ def test_a_score_that_is_no_number_is_the_worst(
         ({"strategy": "select", "repetitions": {"mean": 3.0}}, "too small for a selection"),
         ({"full_trials": 2}, "too small for one trial"),
         ({"trials": 3}, "tuning.trials: there is no such key"),
+        ({"strategy": "select", "generator": 50_000}, "image_api hands samples to a service"),
+        ({"generator": 1}, "allows 1 calls"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_spent(
-    searched: dict[str, Any], changes: dict[str, Any], message: str
+    searched: dict[str, Any], changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     if changes.get("strategy") == "proxy" and "moments" in str(changes):
         searched["tuning"]["proxy_share"] = 0.5
     if "too small" in message:  # less than the sampler's finite randomness can promise
         searched["privacy"]["delta"] = 1e-36
-    searched["tuning"] |= changes
+    if "generator" in changes:
+        searched["generator"] = service(changes["generator"], tmp_path)
+    searched["tuning"] |= {key: value for key, value in changes.items() if key != "generator"}
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
-        check(search_of(searched))
+        tune(search_of(searched))
     assert not final(searched).exists()
 
 
