@@ -128,10 +128,7 @@ class Config(Block):
         public, private = self.metrics.public, self.private
         if public is None:
             return
-        paths = Path(public.data).resolve(), Path(private.data).resolve()
-        nested = paths[0].is_relative_to(paths[1]) or paths[1].is_relative_to(paths[0])
-        common = public.where.keys() & private.where.keys()
-        if nested and all(public.where[key] == private.where[key] for key in common):
+        if not apart(public.data, public.where, private):
             raise ValueError(
                 "metrics.public.data: is private.data; score private records in metrics.audit, or "
                 "give rows that a common `where` column keeps apart"
@@ -214,6 +211,15 @@ class Config(Block):
         """SHA-256 (hex) of everything that may change the output."""
         bound = self.bound(self.tree())
         return hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()
+
+
+def apart(data: str, where: Mapping[str, Any], private: PrivateConfig) -> bool:
+    """Whether records of `data` that pass `where` are others than the private ones, as far as
+    paths and common columns of `where` tell."""
+    paths = Path(data).resolve(), Path(private.data).resolve()
+    nested = paths[0].is_relative_to(paths[1]) or paths[1].is_relative_to(paths[0])
+    common = where.keys() & private.where.keys()
+    return not nested or any(where[key] != private.where[key] for key in common)
 
 
 def _without(options: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:

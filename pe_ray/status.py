@@ -90,12 +90,15 @@ def _stages(
         yield "label_counts", 0, None, "label_counts" in released
     yield "population", 0, sizes[0], _done(run.population(0), sizes[0])
     for iteration in range(1, config.schedule.iterations + 1):
-        before, voted = sizes[iteration - 1], f"votes/{iteration:04d}" in released
+        before, made = sizes[iteration - 1], _done(run.population(iteration), sizes[iteration])
+        # Of a trial that a search took as its result, the votes have the trial's own keys.
+        voted = f"votes/{iteration:04d}" in released or made == sizes[iteration]
         embedded = before if voted else _done(run.embedding(iteration), before)
         yield "embedding", iteration, before, embedded
         yield "votes", iteration, None, voted
-        made = _done(run.population(iteration), sizes[iteration])
         yield "population", iteration, sizes[iteration], made
+    if config.teacher:
+        yield "teacher", config.schedule.iterations, None, "teacher" in released
     yield "final_set", None, sizes[-1], _done(run.synthetic, sizes[-1])
 
 

@@ -63,6 +63,22 @@ def test_a_run_that_is_finished_stopped_and_running(
     assert votes["rows"] is votes["rows_done"] is None
 
 
+def test_a_teachers_release_is_a_stage(
+    ray_session: None, tree: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree["teacher"] = {"share": 0.5, "features": 4, "epochs": 1}
+    config = Config.from_dict(tree)
+    run = evolve(config)
+    seen = read(str(run), capsys)
+    assert seen["state"] == "finished"
+    assert [s["state"] for s in seen["stages"] if s["stage"] == "teacher"] == ["done"]
+    with sqlite3.connect(run / "ledger.sqlite") as database:
+        database.execute("DELETE FROM releases WHERE key = 'teacher'")
+    seen = read(str(run), capsys)
+    assert seen["left"]["releases"] == 1
+    assert seen["state"] == "stopped"
+
+
 def test_looking_never_makes_a_start_fail(
     ray_session: None, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,8 @@
 The noisy answer is stored in the same transaction that marks its release committed, so the
 releases charged are the releases that exist, after any crash. A reservation is charged from the
 moment it is made and reused by whoever asks for the same key again; a committed answer is the one
-returned for ever. Times are for readers; nothing depends on them.
+returned for ever. Times are for readers; nothing depends on them. A committed release's times are
+both that of the commit: when it was asked for would tell how long the private records took to vote.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ CREATE TABLE IF NOT EXISTS kept (prefix TEXT PRIMARY KEY, releases TEXT NOT NULL
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
-    """One charged release. mu_squared: votes_per_unit / sigma^2, None without noise."""
+    """One charged release. reserved_at: of a committed one the time of the commit; mu_squared:
+    votes_per_unit / sigma^2, None without noise.
+    """
 
     release: Release
     state: Literal["reserved", "committed"]
@@ -220,15 +223,18 @@ class Ledger:
         with self._transaction("DEFERRED") as database:
             return _winner(database)
 
-    def bounds(self) -> dict[str, float]:
-        """Epsilon at the budget's delta by every accounting that holds for what was charged."""
+    def bounds(self, delta: float | None = None) -> dict[str, float]:
+        """Epsilon at `delta` (default: the budget's) by every accounting that holds for what was
+        charged.
+        """
         with self._transaction("DEFERRED") as database:
             entries, selection = _entries(database), _selection(database)
             paid = _winner(database)
         others = [entry.release for entry in entries if entry.release.key not in paid]
-        delta = self.budget.delta
+        delta = self.budget.delta if delta is None else delta
         if selection is None:
-            return {self.accounting: self._total(others, None, ())}
+            total = epsilon_of if self.accounting == "fixed" else adaptive_epsilon
+            return {self.accounting: total(others, delta)}
         found = {"renyi": renyi_epsilon(selection, others, delta)}
         if not others:
             found["privacy_profile"] = profile_epsilon(selection, delta)
@@ -301,9 +307,11 @@ class Ledger:
             database.backup(copy)
             return copy.serialize()
 
-    def spent(self) -> float:
-        """Epsilon at the budget's delta of everything charged, reservations included."""
-        return min(self.bounds().values())
+    def spent(self, delta: float | None = None) -> float:
+        """Epsilon at `delta` (default: the budget's) of everything charged, reservations and a
+        selection included.
+        """
+        return min(self.bounds(delta).values())
 
     @contextmanager
     def _transaction(
@@ -325,6 +333,7 @@ def _connect(path: Path, mode: Literal["rw", "rwc"]) -> Iterator[sqlite3.Connect
         uri = f"{path.resolve().as_uri()}?mode={mode}"
         database = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
         database.execute("PRAGMA synchronous = EXTRA")  # syncs the folder as well
+        database.execute("PRAGMA secure_delete = ON")  # times that were replaced leave no bytes
         yield database
     except sqlite3.Error as error:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
@@ -364,9 +373,9 @@ def _insert(database: sqlite3.Connection, release: Release, now: str) -> None:
 def _store(database: sqlite3.Connection, key: str, noisy: NDArray[np.int64], now: str) -> None:
     blob = zlib.compress(np.ascontiguousarray(noisy, dtype="<i8").tobytes(), 1)
     changed = database.execute(
-        "UPDATE releases SET state = 'committed', committed_at = ?, noisy = ?,"
+        "UPDATE releases SET state = 'committed', reserved_at = ?, committed_at = ?, noisy = ?,"
         " sha256 = ? WHERE key = ? AND state = 'reserved'",
-        (now, blob, hashlib.sha256(blob).hexdigest(), key),
+        (now, now, blob, hashlib.sha256(blob).hexdigest(), key),
     ).rowcount
     if changed != 1:
         raise BudgetError(f"ledger: {key} was never charged, so it can't be released")

@@ -41,6 +41,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import mpmath
 import numpy as np
@@ -161,6 +162,7 @@ def renyi_epsilon(selection: Selection, others: Sequence[Release], delta: float)
     return math.inf if lost_delta(epsilon, mass) > delta * DELTA_SHARE else epsilon * (1 + 1e-12)
 
 
+@lru_cache(maxsize=256)
 def profile_epsilon(selection: Selection, delta: float) -> float:
     """Epsilon at `delta` of the selection alone, from the base's privacy profile.
 

@@ -48,9 +48,11 @@ def score_population(config: Config, file: Location, population: Population) -> 
     scores = ray.get(task.remote(config, public, population))
     if isinstance(scores, str):
         raise InputError(scores)
-    for name, score in scores.items():
-        if not math.isfinite(score):
-            raise ValueError(f"metrics.public: {name} of population {iteration} is not finite")
+    for name in [name for name, score in scores.items() if not math.isfinite(score)]:
+        del scores[name]  # no reason to stop a run whose budget is spent
+        logger.warning(
+            "metrics.public: %s of population %d is not finite: left out", name, iteration
+        )
     atomic_write(file, json.dumps(scores, indent=1).encode())
     found = ", ".join(f"{name} {score:.4g}" for name, score in scores.items())
     logger.info("population %d against public images: %s", iteration, found)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from pe_ray.blocks import Block, EmbedderPlugin, MetricPlugin, PrivateConfig
-from pe_ray.config import Config, read_tree
+from pe_ray.config import Config, apart, read_tree
 from pe_ray.errors import InputError
 from pe_ray.release.selection import Repetitions
 
@@ -225,8 +225,11 @@ def search_of(tree: dict[str, Any]) -> Search:
     if not math.isfinite(config.privacy.epsilon):
         raise InputError("privacy.epsilon: a search inside a budget needs a finite one")
     for name, public in (("public_data", tuning.public_data), ("reference", tuning.reference)):
-        if public and (public.data, public.where) == (config.private.data, config.private.where):
-            raise InputError(f"tuning.{name}: these are the private records; name public ones")
+        if public and not apart(public.data, public.where, config.private):
+            raise InputError(
+                f"tuning.{name}: these are the private records; name public ones, or rows that a "
+                "common `where` column keeps apart"
+            )
     _check_labels(config, tuning)
     return Search(tree=rest, config=config, tuning=tuning)
 

@@ -98,6 +98,8 @@ def run_selection(job: Job, ledger: Ledger, max_concurrent: int) -> None:
         _keep_settings(folder, best, job.folder)
         ledger.commit_selection([(release, noisy) for release, noisy in made if noisy is not None])
     shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        logger.warning("%s can't be removed: delete it, as what it holds must not leave", folder)
 
 
 def secret_folder(search: Search) -> Path:

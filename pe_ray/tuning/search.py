@@ -62,13 +62,22 @@ def _trainable(chosen: dict[str, Any], job: Job, node: str) -> None:
         tune.report({"score": score, "iteration": report["iteration"], "refused": False})
 
 
+_WITHHELD = "the private records can't be used with these settings"
+
+
 def _note(job: Job, settings: dict[str, Any], report: dict[str, Any]) -> None:
-    """Keep why a trial ended early beside what it had."""
+    """Keep why a trial ended early beside what it had.
+
+    Guarantee: what depends on private records is not kept. Each such error begins with the
+    `private` block's key to mend (see private.records.open_records).
+    """
     file = job.folder / trial_id(settings) / RECORD
     record: dict[str, Any] = {"settings": settings, "scores": {}}
     if file.exists():
         record = json.loads(file.read_bytes())
     state, reason = next(iter(report.items()))
+    if job.ledger is not None and reason.startswith("private"):
+        reason = _WITHHELD
     atomic_write(file, json.dumps(record | {"state": state, "reason": reason}).encode())
 
 

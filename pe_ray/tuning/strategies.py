@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,13 @@ from pe_ray.config import Config, differences
 from pe_ray.door import Door, open_records
 from pe_ray.errors import InputError
 from pe_ray.evolution import iterations
-from pe_ray.planning import planned_releases, votes_shape
+from pe_ray.planning import plan, planned_releases, require_affordable, votes_shape
 from pe_ray.release.adaptive import adaptive_epsilon, with_mu
 from pe_ray.release.aggregator import create_aggregator
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.scores import release_moments
 from pe_ray.run_directory import RunDirectory, locked, on_disk, write_config
-from pe_ray.storage import Location, atomic_write, given, names
+from pe_ray.storage import Location, atomic_write, delete_tree, given, names
 from pe_ray.synthetic.population import fractions_of
 from pe_ray.synthetic.variation import write_final
 from pe_ray.tuning.budget import (
@@ -68,7 +69,7 @@ def check(search: Search) -> None:
         raise InputError("output.path: a search needs a local folder; copy it from there")
     if search.config.teacher is not None:
         raise InputError("teacher: a search has no part of the budget for it; leave the block out")
-    check_space(search, lambda settings: trial_config(_job(search, Path("unused")), settings))
+    check_space(search, lambda settings: _checked(search, settings))
     job = _job(search, Path("unused"))
     shared_releases(search)
     if search.tuning.strategy == "select":
@@ -90,14 +91,30 @@ def check(search: Search) -> None:
         )
 
 
+def _checked(search: Search, settings: Mapping[str, Any]) -> Config:
+    """A trial's configuration, if its strategy may have it."""
+    config = trial_config(_job(search, Path("unused")), settings)
+    if search.tuning.strategy == "select":
+        for iteration in range(config.schedule.iterations + 1):
+            plugin = config.generator_at(iteration)
+            if plugin.options.call_price is not None:
+                raise InputError(
+                    f"generator: {plugin.kind} hands samples to a service and keeps its answers, "
+                    "but only the best trial of select may leave; use another strategy"
+                )
+    return config
+
+
 def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
     """Run the search and the final run, or continue them.
 
     Guarantee: all that OUTPUT holds at any time is (epsilon, delta)-DP for `config.privacy`'s unit
     under adding or removing one unit, search included: it is post-processing of the releases in
-    its ledger, which composes them as the strategy needs it (see docs/tuning.md).
+    its ledger, which composes them as the strategy needs it (see docs/tuning.md). Times in it are
+    no release; those that tell most are gone when it returns.
     """
     check(search)
+    require_affordable(plan(search.config))  # the final run; trials come on top
     concurrent = max_concurrent or search.tuning.max_concurrent
     run, output = on_disk(search.config.output.path), Path(search.config.output.path).resolve()
     with locked(run), connected(_resources(search.config), search.config.private.node_label):
@@ -110,10 +127,15 @@ def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
             folder / "config.yaml", yaml.safe_dump(search.bound(), sort_keys=False).encode()
         )
         result = folder / "result.json"
+        asks = search.tuning.strategy in ("select", "compose")
+        if asks and not result.exists():
+            open_records(search.config)  # a bad record must end this before anything is spent
         job = _prepared(search, run, ledger, folder)
         if not result.exists():
             found = _searched(job, ledger, folder, concurrent)
             atomic_write(result, json.dumps(found, indent=1).encode())
+        if search.tuning.strategy == "compose":
+            delete_tree(folder / "tune")  # its times tell how long the private records took to vote
         found = json.loads(result.read_bytes())
         _finish(job, run, ledger, found["settings"])
         if search.tuning.strategy == "select":

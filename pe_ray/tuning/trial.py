@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,9 @@ def final_config(search: Search, settings: Settings, fractions: tuple[float, ...
 def trial_config(job: Job, settings: Settings) -> Config:
     """The configuration of a trial; with the stand-in's records and labels for `public`."""
     config = final_config(job.search, settings, job.fractions)
+    # Scored by the objective; a stand-in may be what the final run is compared with.
+    metrics = config.metrics.model_copy(update={"public": None})
+    config = config.model_copy(update={"metrics": metrics})
     stand_in = job.search.tuning.public_data
     if job.search.tuning.strategy == "public" and stand_in is not None:
         privacy = config.privacy
@@ -145,6 +149,8 @@ def run_trial(
             if number == 0 or not scored:
                 continue
             score = scorer.score(door, keyed, population)
+            if math.isnan(score):  # the best must not depend on the order that trials end in
+                score = math.inf if job.search.tuning.mode == "min" else -math.inf
             record["scores"][str(number)] = score
             record["state"] = "complete" if number == last else "running"
             atomic_write(run.path / RECORD, json.dumps(record).encode())

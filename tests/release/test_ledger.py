@@ -49,6 +49,22 @@ def test_a_reservation_is_charged_once(ledger: Ledger) -> None:
         ledger.reserve(votes("a", sigma=13.0))
 
 
+def test_a_committed_release_does_not_tell_when_it_was_asked_for(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time between would be that of the private records' votes."""
+    times = ["2030-03-03T03:03:03+00:00", "2040-04-04T04:04:04+00:00"]
+    monkeypatch.setattr("pe_ray.release.ledger._now", times.pop)
+    ledger.reserve(votes("a"))
+    assert ledger.entries()[0].reserved_at == "2040-04-04T04:04:04+00:00"
+    ledger.commit("a", np.array([1]))
+    (entry,) = ledger.entries()
+    assert entry.reserved_at == entry.committed_at == "2030-03-03T03:03:03+00:00"
+    for content in ((tmp_path / "ledger.sqlite").read_bytes(), ledger.copied()):
+        assert b"2030-03-03" in content
+        assert b"2040-04-04" not in content
+
+
 def test_overspending_is_refused_and_charges_nothing(ledger: Ledger) -> None:
     ledger.reserve(votes("a", sigma=4.0))
     before = ledger.spent()

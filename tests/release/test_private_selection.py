@@ -6,6 +6,8 @@ import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from pe_ray.release.selection import (
     renyi_epsilon,
     selection_epsilon,
 )
+from pe_ray.report.facts import privacy_curve
 from pe_ray.values import Budget, Release
 
 VOTE = Release(key="votes/0001", kind="votes", iteration=1, votes_per_unit=1, sigma=7.07)
@@ -154,6 +157,9 @@ def test_the_ledger_charges_a_selection_once_and_takes_one_run(tmp_path: Path) -
     ledger.commit_selection([(release, noisy) for release in PLAN])
     ledger.commit_selection([(release, noisy + 1) for release in PLAN])
     assert ledger.spent() == bounds["privacy_profile"]
+    assert ledger.spent(1e-7) > ledger.spent() > epsilon_of(PLAN, 1e-5)
+    facts: Any = SimpleNamespace(ledger=ledger, spent=ledger.spent(), budget=budget)
+    assert dict(privacy_curve(facts))[1e-5] == ledger.spent()  # not that of the best run alone
     stored = ledger.stored("votes/0003")
     assert stored is not None
     assert stored.tolist() == [0, 1, 2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from pe_ray.components.distances import frechet_distance
 from pe_ray.report import write_report
 from pe_ray.seeds import row_seeds
 from pe_ray.synthetic import scoring
+from pe_ray.synthetic.scoring import read_scores, score_population
 from pe_ray.synthetic.writer import read_population
 
 NAMES = [str(digit) for digit in range(10)]
@@ -85,6 +87,22 @@ def test_scores_are_made_once_and_made_again_where_they_are_lost(
     assert (run / "scores" / "iter=0002.json").read_bytes() == before
     shutil.rmtree(run / "scores")
     assert len(rows_of(run)) == 2
+
+
+def test_a_score_that_is_no_number_is_left_out_and_stops_no_run(
+    scored: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made = {"public/a": float("nan"), "public/b": 0.5}
+    task = SimpleNamespace(remote=lambda *arguments: made)
+    ray = SimpleNamespace(remote=lambda **options: lambda _: task, get=lambda answer: answer)
+    monkeypatch.setattr(scoring, "ray", ray)
+    population: Any = SimpleNamespace(iteration=2)
+    score_population(Config.from_dict(scored), tmp_path / "scores.json", population)
+    assert read_scores(tmp_path / "scores.json") == {"public/b": 0.5}
+    assert "public/a of population 2 is not finite" in caplog.text
 
 
 def test_a_reference_that_cant_be_used_is_refused_before_anything_is_spent(

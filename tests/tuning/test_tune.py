@@ -21,10 +21,12 @@ from PIL import Image
 
 from pe_ray import InputError, cli
 from pe_ray.release.ledger import Ledger
+from pe_ray.report import write_report
+from pe_ray.status import status
 from pe_ray.synthetic.writer import manifest_of
 from pe_ray.tuning.config import search_of
 from pe_ray.tuning.private_selection import secret_folder
-from pe_ray.tuning.strategies import check, tune
+from pe_ray.tuning.strategies import tune
 
 STAND_IN = [str(digit) for digit in range(10)]
 
@@ -43,6 +45,25 @@ def searched(tree: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
         "num_trials": 2,
     }
     return tree
+
+
+def service(max_calls: int, folder: Path) -> dict[str, Any]:
+    """A generator that calls out; nothing listens there."""
+    return {
+        "kind": "image_api",
+        "base_url": "http://localhost:9/v1",
+        "api_key_env": None,
+        "store": str(folder / "store"),
+        "image_size": 64,
+        "prompt": "a digit",
+        "random": {"model": "m", "size": 256},
+        "vary": {"model": "m", "size": 256, "endpoint": "variations"},
+        "on_refusal": "keep",
+        "price": {"random": 0.0, "vary": 0.0},
+        "max_calls": max_calls,
+        "max_cost": 1.0,
+        "concurrency": 1,
+    }
 
 
 def final(tree: dict[str, Any]) -> Path:
@@ -66,7 +87,7 @@ def test_compose_charges_trials_and_the_final_run_in_one_ledger(
     assert all(entry.state == "committed" for entry in ledger.entries())
     assert 9.9 < ledger.spent() <= 10.0
     assert manifest_of(outcome.path / "synthetic") is not None
-    assert list((outcome.path / "tuning" / "tune").rglob("events.out.tfevents*"))
+    assert not (outcome.path / "tuning" / "tune").exists()  # it says how long votes took
     again = tune(search_of(searched))  # finds everything done
     assert again == outcome
     assert [entry.release.key for entry in ledger.entries()] == keys
@@ -91,6 +112,8 @@ def test_the_ledger_ends_a_search_that_would_overspend(
     assert 9.9 < ledger.spent() <= 10.0
     final_run = [e.release for e in ledger.entries() if not e.release.key.startswith("trial/")]
     assert len(final_run) == (2 if final_share else 0)  # the reserved share was left alone
+    assert status(outcome.path).finished
+    assert write_report(outcome.path).exists()
     assert manifest_of(outcome.path / "synthetic") is not None
 
 
@@ -102,6 +125,7 @@ def test_proxy_pays_for_one_run_and_the_final_one(
     ledger = Ledger.open(outcome.path / "ledger.sqlite")
     keys = [entry.release.key for entry in ledger.entries()]
     assert keys == ["proxy/votes/0001", "proxy/votes/0002", "votes/0001", "votes/0002"]
+    assert list((outcome.path / "tuning" / "tune").rglob("events.out.tfevents*"))
     assert 9.9 < ledger.spent() <= 10.0
 
 
@@ -123,6 +147,11 @@ def test_public_trials_never_open_the_private_records(
     searched["private"]["data"] = "sklearn:digits"
     with pytest.raises(InputError, match="these are the private records"):
         search_of(searched)
+    for private, public in (("/data", "/data/./train"), ("/data/all.parquet", "/data")):
+        searched["private"]["data"] = private
+        searched["tuning"]["public_data"]["data"] = public
+        with pytest.raises(InputError, match="these are the private records"):
+            search_of(searched)
 
 
 def test_select_lets_one_run_out_and_destroys_the_rest(
@@ -194,6 +223,50 @@ def test_a_selection_whose_runs_are_lost_is_refused(
         tune(search)
 
 
+@pytest.mark.parametrize("strategy", ["compose", "select"])
+def test_a_bad_record_ends_a_search_before_anything_is_spent(
+    ray_session: None, searched: dict[str, Any], tmp_path: Path, strategy: str
+) -> None:
+    file = tmp_path / "data.parquet"
+    pq.write_table(pa.table({"image": [b"none"], "label": ["3"]}), file)
+    searched["private"] |= {"data": str(file), "cache": str(tmp_path / "cache")}
+    searched["tuning"]["strategy"] = strategy
+    with pytest.raises(InputError, match="shard 0, row 0"):
+        tune(search_of(searched))
+    assert Ledger.open(final(searched) / "ledger.sqlite").spent() == 0.0
+    for path in final(searched).rglob("*"):
+        assert path.is_dir() or b"row 0" not in path.read_bytes()
+
+
+def test_why_private_records_cannot_be_used_is_not_kept(
+    searched: dict[str, Any], tmp_path: Path
+) -> None:
+    from pe_ray.tuning.search import _note, records
+    from pe_ray.tuning.trial import Job
+
+    for ledger, kept in ((tmp_path / "ledger.sqlite", False), (None, True)):
+        job = Job(search=search_of(searched), folder=tmp_path / str(kept), ledger=ledger)
+        _note(job, {"votes.neighbors": 1}, {"failed": "private.data: shard 3, row 17: no image"})
+        _note(job, {"votes.neighbors": 2}, {"failed": "embedder.weights: no such file"})
+        reasons = {record["reason"] for record in records(job.folder)}
+        assert ("private.data: shard 3, row 17: no image" in reasons) == kept
+        assert "embedder.weights: no such file" in reasons
+
+
+def test_a_score_that_is_no_number_is_the_worst(
+    ray_session: None, searched: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best of a selection must not depend on the order in which its runs end."""
+    from pe_ray.tuning import objectives
+    from pe_ray.tuning.trial import Job, run_trial
+
+    monkeypatch.setattr(objectives, "crowding", lambda votes: float("nan"))
+    tuned = search_of(searched)
+    job = Job(search=tuned, folder=final(searched) / "trials", ledger=None)
+    (report,) = run_trial(job, {"votes.neighbors": 1})
+    assert report["score"] == float("inf")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -214,18 +287,22 @@ def test_a_selection_whose_runs_are_lost_is_refused(
         ({"strategy": "select", "repetitions": {"mean": 3.0}}, "too small for a selection"),
         ({"full_trials": 2}, "too small for one trial"),
         ({"trials": 3}, "tuning.trials: there is no such key"),
+        ({"strategy": "select", "generator": 50_000}, "image_api hands samples to a service"),
+        ({"generator": 1}, "allows 1 calls"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_spent(
-    searched: dict[str, Any], changes: dict[str, Any], message: str
+    searched: dict[str, Any], changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     if changes.get("strategy") == "proxy" and "moments" in str(changes):
         searched["tuning"]["proxy_share"] = 0.5
     if "too small" in message:  # less than the sampler's finite randomness can promise
         searched["privacy"]["delta"] = 1e-36
-    searched["tuning"] |= changes
+    if "generator" in changes:
+        searched["generator"] = service(changes["generator"], tmp_path)
+    searched["tuning"] |= {key: value for key, value in changes.items() if key != "generator"}
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
-        check(search_of(searched))
+        tune(search_of(searched))
     assert not final(searched).exists()
 
 
