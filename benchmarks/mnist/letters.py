@@ -118,7 +118,7 @@ def main() -> None:
     if not Path(options.population).exists():
         made = evolve(records, record_labels, 1 - options.share, options.seed)
         np.savez(options.population, images=made[0], labels=made[1])
-    with np.load(options.population) as stored:
+    with np.load(options.population, allow_pickle=False) as stored:
         images, labels = stored["images"], stored["labels"]
 
     def report(name: str, train_on: Any, targets: NDArray[np.int32]) -> None:

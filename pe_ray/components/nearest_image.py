@@ -144,7 +144,7 @@ class NearestImage:
                     aside / "neighbors.npy", self._embedded(members), width
                 ),
             )
-            table = np.load(made / "neighbors.npy", mmap_mode="r")
+            table = np.load(made / "neighbors.npy", mmap_mode="r", allow_pickle=False)
             self._tables[key] = table
         return table
 

@@ -63,8 +63,10 @@ class PublicImages:
             _write(folder, rows, _count(files), size, channels)
 
         made = entry(self.folder / "images", make)
-        self.images: NDArray[np.uint8] = np.load(made / "images.npy", mmap_mode="r")
-        self.class_of: NDArray[np.int32] = np.load(made / "class_of.npy")
+        self.images: NDArray[np.uint8] = np.load(
+            made / "images.npy", mmap_mode="r", allow_pickle=False
+        )
+        self.class_of: NDArray[np.int32] = np.load(made / "class_of.npy", allow_pickle=False)
         self.classes: list[str] = json.loads((made / "classes.json").read_text())
 
 
