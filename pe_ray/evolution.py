@@ -14,6 +14,7 @@ import ray
 
 from pe_ray.cluster import connected, require_object_store
 from pe_ray.config import Config
+from pe_ray.errors import FaultError, InputError
 from pe_ray.planning import (
     label_fractions,
     plan,
@@ -163,9 +164,14 @@ class _Door:
         stored = self._ledger.released(release.key)
         if stored is not None:
             return stored
-        histogram: NoisyHistogram = ray.get(
-            self._aggregator.release.remote(release, num_bins, cast())
-        )
+        try:
+            histogram: NoisyHistogram = ray.get(
+                self._aggregator.release.remote(release, num_bins, cast())
+            )
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, InputError | FaultError):  # one line, without Ray's trace
+                raise error.cause from None
+            raise
         update_copy(self._ledger, self._run.ledger_copy)  # before anything is made from it
         # Without the time that it took, which depends on the records.
         log_stage(release.kind, iteration=release.iteration, state="released", sigma=release.sigma)
