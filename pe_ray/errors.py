@@ -27,7 +27,10 @@ class FaultError(RuntimeError):
     """More died or hung than is made up for within one start; the same command continues."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"{what}; nothing is lost: the same command continues")
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}; nothing is lost: the same command continues"
 
 
 class BudgetError(InputError):

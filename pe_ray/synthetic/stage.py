@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -27,6 +28,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 from ray.data.exceptions import ExecutionTimeoutError
+from ray.util.annotations import RayDeprecationWarning
 
 from pe_ray import plugins
 from pe_ray.blocks import Plugin, ResourcesConfig
@@ -185,6 +187,8 @@ def _make(
     blocks = [table.slice(a, b - a) for a, b in itertools.pairwise(edges)]
     pool = min(workers, blocks_made)
     common = {"batch_size": 1, "batch_format": "pyarrow", "num_cpus": resources.cpus_per_worker}
+    # Ray Data has no other name for max_restarts and max_retries, but warns of such arguments.
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", RayDeprecationWarning)
     requested = ray.data.from_arrow(blocks)
     given = {"worker": worker, "arguments": dict(arguments), "stall_seconds": stall_seconds}
     lost = None
