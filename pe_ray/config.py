@@ -143,6 +143,13 @@ class Config(Block):
             used.insert(0, (0, self.schedule.degree_list[0]))
         for iteration, degree in (*used, (last, self.schedule.expansion_degree)):
             self.generator_at(iteration).options.check_degree(degree)
+        for iteration in range(last + 1):
+            shown = self.generator_at(iteration).options.shown_data
+            if shown is not None and not apart(shown, {}, self.private):
+                raise ValueError(
+                    "generator.data: is private.data, whose records would be published as they "
+                    "are; give a public image set"
+                )
 
     def _check_teacher(self) -> None:
         teacher, num_labels = self.teacher, len(self.private.labels)

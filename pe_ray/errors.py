@@ -16,8 +16,7 @@ class RecordError(InputError):
 
     def __init__(self, *, shard: int, row: int, reason: str) -> None:
         super().__init__(
-            f"private.data: shard {shard}, row {row}: {reason}; "
-            "mend or remove that record (nothing was spent)"
+            f"private.data: shard {shard}, row {row}: {reason}; mend or remove that record"
         )
         self.row = row
         self.reason = reason

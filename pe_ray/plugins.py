@@ -59,6 +59,11 @@ class GeneratorOptions(Options):
         """What calls cost and the caps on them; None: nothing. What costs is never only timed."""
         return None
 
+    @property
+    def shown_data(self) -> str | None:
+        """Where images are that samples show as they are; private data are refused there."""
+        return None
+
     def check_degree(self, degree: float) -> None:
         """Raise ValueError where `vary` can't run at `degree`; called before a run starts."""
 

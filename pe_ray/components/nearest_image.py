@@ -66,6 +66,10 @@ class NearestImageOptions(GeneratorOptions):
         return {"public_image": ("int64", 1)}
 
     @property
+    def shown_data(self) -> str:
+        return self.data
+
+    @property
     def unbound(self) -> frozenset[str]:
         return frozenset({"cache"})
 

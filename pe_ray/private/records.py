@@ -189,7 +189,7 @@ def open_records(
     if ray.get(
         ray.remote(num_cpus=0, **placement)(_all).remote(*(empty for _, empty, *_ in results))
     ):
-        raise InputError("private.where: keeps no record; mend its values (nothing was spent)")
+        raise InputError("private.where: keeps no record; mend its values")
     partitions = [list(pieces) for _, _, *pieces in results]
     if config.user_column:
         partitions = [list(pieces) for pieces in zip(*partitions, strict=True)]

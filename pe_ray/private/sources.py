@@ -173,7 +173,7 @@ def read_batches(part: PrivateSlice, config: PrivateConfig, channels: int) -> It
     except (OSError, pa.ArrowException, UnicodeError) as error:  # their texts may quote records
         raise SourceError(
             f"private.data: shard {part.shard} can't be read ({type(error).__name__}): the file is "
-            "damaged; copy it again (nothing was spent)"
+            "damaged; copy it again"
         ) from None
 
 

@@ -220,3 +220,17 @@ def test_a_run_on_public_images(ray_session: None, tree: dict[str, Any], tmp_pat
     tree["generator"]["classes"] = "random"
     with pytest.raises(InputError, match=r"generator\.classes: differs from the run"):
         evolve(Config.from_dict(tree))
+
+
+@pytest.mark.parametrize("public", ["/data/letters", "/data/./letters/part.parquet", "/data"])
+def test_the_private_records_are_no_public_images(tree: dict[str, Any], public: str) -> None:
+    """They would be published as they are."""
+    tree["private"]["data"] = "/data/letters"
+    made = {"kind": "nearest_image", "data": public, "image_size": 12, "channels": 1}
+    other = made | {"data": "/data/other"}
+    stages = [{"start": 0, "generator": other}, {"start": 1, "generator": made}]
+    tree["schedule"]["degrees"] = [1, 1]
+    for generator in (made, {"kind": "switch", "stages": stages}):
+        with pytest.raises(InputError, match=r"generator\.data: is private\.data"):
+            Config.from_dict(tree | {"generator": generator})
+    Config.from_dict(tree | {"generator": other})
