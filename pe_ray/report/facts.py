@@ -137,8 +137,8 @@ def _stage(name: str, rows: int, calls: int, made: dict[str, Any]) -> StageTime:
         name=name,
         rows=rows,
         calls=calls,
-        rows_made=made.get("rows_made"),
-        seconds=made.get("seconds"),
+        rows_made=made.get("rows_made") or None,  # 0: made by another stage's workers, in its time
+        seconds=made.get("seconds") if made.get("rows_made") else None,
     )
 
 

@@ -159,8 +159,10 @@ def test_times_and_calls_are_those_of_synthetic_stages(finished: Path) -> None:
     times = {time.name: time for time in stage_times(gather(finished))}
     assert list(times)[:3] == ["population 0 (random draws)", "embedding 1", "population 1"]
     assert len(times) == 4 + 3 + 1
-    assert all(time.rows_made == time.rows for time in times.values())
-    assert all(time.seconds is not None and time.seconds > 0 for time in times.values())
+    for name, time in times.items():
+        beside = name.startswith("embedding")  # made by the workers that make the population
+        assert time.rows_made == (None if beside else time.rows)
+        assert (time.seconds is None) if beside else (time.seconds or 0) > 0
     assert times["embedding 2"].calls == 2 * 60
     assert times["population 0 (random draws)"].calls == 60
     manifest = manifest_of(finished / "populations" / "iter=0002") or {}
