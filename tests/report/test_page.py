@@ -30,7 +30,7 @@ from pe_ray.report.facts import (
     stage_times,
 )
 from pe_ray.report.page import run_page
-from pe_ray.run_directory import RunDirectory
+from pe_ray.run_directory import on_disk
 from pe_ray.synthetic.writer import MANIFEST, manifest_of, parts_of
 
 
@@ -168,7 +168,7 @@ def test_times_and_calls_are_those_of_synthetic_stages(finished: Path) -> None:
     manifest = manifest_of(finished / "populations" / "iter=0002") or {}
     assert times["population 2"].calls == manifest["variations"] < 60
     for iteration in (1, 2, 3):  # nothing else is kept: no time of votes or of private records
-        kept = json.loads(RunDirectory(finished).embedding_time(iteration).read_text())
+        kept = json.loads(on_disk(finished).embedding_time(iteration).read_text())
         assert set(kept) == {"num_rows", "rows_made", "seconds"}
 
 
