@@ -32,7 +32,7 @@ def content(*folders: Path) -> dict[str, bytes]:
     return {
         f"{folder.name}/{file.name}": file.read_bytes()
         for folder in folders
-        for file in sorted(folder.glob("*"))
+        for file in sorted(folder.glob("part-*"))  # manifests hold times
     }
 
 
