@@ -217,9 +217,8 @@ def test_a_resumed_run_that_redraws(
         "create_aggregator",
         lambda path: ray.remote(RedrawingAggregator).options(num_cpus=0).remote(path),
     )
-    monkeypatch.setattr(
-        Ledger, "released", lambda self, key: None
-    )  # the loop's look, not the actor's
+    for look in ("released", "stored"):  # the loop's look, not the actor's
+        monkeypatch.setattr(Ledger, look, lambda self, key: None)
     verdict = attacked(tree, tmp_path / "attack", restarts=3)
     assert verdict.refuted, verdict
 
