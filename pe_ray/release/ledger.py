@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
@@ -427,9 +426,15 @@ _COLUMNS = "key, kind, iteration, votes_per_unit, sigma"
 def _release(row: Sequence[Any]) -> Release:
     key, kind, iteration, ones, sigma = row[:5]
     types = [type(value) for value in (key, kind, iteration, ones, sigma)]
-    if types != [str, str, int, int, float] or ones < 1 or not 0 <= sigma < math.inf:
-        raise InputError("ledger: a release's parameters are damaged; restore a copy")
-    return Release(key=key, kind=kind, iteration=iteration, votes_per_unit=ones, sigma=sigma)
+    damaged = InputError("ledger: a release's parameters are damaged; restore a copy")
+    if types != [str, str, int, int, float]:
+        raise damaged
+    release = Release(key=key, kind=kind, iteration=iteration, votes_per_unit=ones, sigma=sigma)
+    try:
+        check(release)  # nothing else was ever charged
+    except InputError:
+        raise damaged from None
+    return release
 
 
 def _entries(database: sqlite3.Connection) -> list[LedgerEntry]:
