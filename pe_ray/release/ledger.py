@@ -79,7 +79,7 @@ class Ledger:
     """One ledger file; any number of processes may use it at once."""
 
     def __init__(self, path: Path) -> None:
-        self.path = self._path = path
+        self.path = path
         with self._transaction("DEFERRED") as database:
             row = database.execute(
                 "SELECT epsilon, delta, unit, fingerprint FROM budget"
@@ -302,7 +302,7 @@ class Ledger:
 
     def copied(self) -> bytes:
         """A ledger file with the same content, consistent whoever writes meanwhile."""
-        with _connect(self._path, "rw") as database, closing(sqlite3.connect(":memory:")) as copy:
+        with _connect(self.path, "rw") as database, closing(sqlite3.connect(":memory:")) as copy:
             database.backup(copy)
             return copy.serialize()
 
@@ -317,9 +317,9 @@ class Ledger:
         self, kind: Literal["IMMEDIATE", "DEFERRED"] = "IMMEDIATE"
     ) -> Iterator[sqlite3.Connection]:
         """All or nothing; deferred for readers, which then need no write access."""
-        with _connect(self._path, "rw") as database:
+        with _connect(self.path, "rw") as database:
             database.execute(f"BEGIN {kind}")
-            _check_version(database, self._path)
+            _check_version(database, self.path)
             yield database
             database.execute("COMMIT")
 
