@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,15 @@ _PATHS = [str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH", "")]
 os.environ["PYTHONPATH"] = os.pathsep.join(path for path in _PATHS if path)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_keeps_the_process() -> Iterator[None]:
+    """A thread that is no daemon and never ends would keep this process after the last test."""
+    yield
+    main = threading.main_thread()
+    left = [thread.name for thread in threading.enumerate() if not thread.daemon and thread != main]
+    assert not left, f"threads that outlive the tests: {left}"
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     import ray
@@ -30,6 +40,14 @@ def ray_session() -> Iterator[None]:
     ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`compile` traces networks and runs traces as they are: making C++ of them takes minutes."""
+    import torch
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
 
 
 @pytest.fixture(scope="session")

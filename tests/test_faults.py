@@ -282,12 +282,12 @@ def environment() -> dict[str, str]:
 
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> None:
-    for _ in range(1200):
+    for _ in range(6000):
         if condition():
             return
         assert process is None or process.poll() is None, process.communicate()[1][-3000:]
         time.sleep(0.05)
-    raise AssertionError("waited for a minute in vain")
+    raise AssertionError("waited for five minutes in vain")
 
 
 def parts(tree: dict[str, Any], iteration: int) -> list[Path]:
@@ -308,13 +308,17 @@ def start(arguments: list[str], **more: str) -> subprocess.Popen[str]:
 def test_a_driver_killed_amid_a_stage_and_one_too_many(
     tree: dict[str, Any], tmp_path: Path
 ) -> None:
-    """While it runs, the same command is refused in one line; once killed, it goes on at once."""
+    """While it runs, the same command is refused in one line; once killed, it goes on at once.
+
+    It is stopped meanwhile, lest it end before the other has started.
+    """
     tree["schedule"] |= {"iterations": 1, "degrees": [0.5]}
     tree["generator"]["pause"] = 0.3
     run = command(tree, tmp_path)
     first = start(run)
     wait_for(lambda: parts(tree, 1), first)
-    second = subprocess.run(run, env=environment(), capture_output=True, text=True, timeout=60)
+    first.send_signal(signal.SIGSTOP)
+    second = subprocess.run(run, env=environment(), capture_output=True, text=True, timeout=300)
     assert second.returncode == 2
     assert second.stderr.strip().splitlines()[-1] == (
         f"pe-ray: output.path: {tree['output']['path']} is in use by another pe-ray; "

@@ -334,7 +334,7 @@ def _connect(path: Path, mode: Literal["rw", "rwc"]) -> Iterator[sqlite3.Connect
         database.execute("PRAGMA synchronous = EXTRA")  # syncs the folder as well
         database.execute("PRAGMA secure_delete = ON")  # times that were replaced leave no bytes
         yield database
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter: of a damaged schema
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
             raise InputError(
                 f"{path}: no space left on the ledger's disk; free some, then the same command "

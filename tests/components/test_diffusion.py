@@ -298,7 +298,9 @@ def test_an_overflow_is_an_error_and_no_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_network_makes_the_same_images(improved: dict[str, Any], pipeline: str) -> None:
+def test_a_compiled_network_makes_the_same_images(
+    traced: None, improved: dict[str, Any], pipeline: str
+) -> None:
     for made, options in (
         (ImprovedDiffusionGenerator, ImprovedDiffusionOptions(**improved)),
         (UNetGenerator, UNetOptions(checkpoint=pipeline, steps=3)),

@@ -133,7 +133,7 @@ def test_guidance_and_negative_prompt_count(checkpoint: Checkpoint) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_networks_make_the_same_images(checkpoint: Checkpoint) -> None:
+def test_compiled_networks_make_the_same_images(traced: None, checkpoint: Checkpoint) -> None:
     plain, made = generator(checkpoint("sd")), generator(checkpoint("sd"), compile=True)
     rows = drawn(plain)
     assert apart(drawn(made), rows) <= ROUNDING

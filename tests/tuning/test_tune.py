@@ -328,7 +328,6 @@ def test_killed_it_is_restored_without_paying_twice(
     searched: dict[str, Any], tmp_path: Path
 ) -> None:
     file = tmp_path / "config.yaml"
-    searched["tuning"]["num_trials"] = 3
     file.write_text(yaml.safe_dump(searched))
     command = [sys.executable, "-m", "pe_ray", "tune", str(file)]
     seen: dict[str, list[int]] = {}
@@ -348,7 +347,7 @@ def test_killed_it_is_restored_without_paying_twice(
                 assert seen.setdefault(entry.release.key, stored.tolist()) == stored.tolist()
         return len(seen)
 
-    for wanted in (1, 3):  # in the first trial, then in a later one
+    for wanted in (1, 3):  # in the first trial, then in the second
         process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
         while watch() < wanted and process.poll() is None:
             time.sleep(0.1)
