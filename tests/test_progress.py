@@ -91,6 +91,7 @@ def _heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.slow
 def test_an_interrupt_stops_cleanly_and_the_same_command_continues(
     tree: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -229,13 +229,13 @@ def calibrate_selection(
     high = math.log(most)
     low = high
     while excess(low) > 0:
-        low -= 0.5
-        if low < high - 12:
+        low -= 1
+        if low < high - 8:  # 3,000 times the noise: accounting for more takes seconds a step
             raise InputError(
                 "tuning.strategy: the budget is too small for a selection; raise privacy.epsilon, "
                 "lower tuning.repetitions.mean or use another strategy"
             )
-    for _ in range(9):
+    for _ in range(10):
         middle = (low + high) / 2
         low, high = (low, middle) if excess(middle) > 0 else (middle, high)
     return at(low)

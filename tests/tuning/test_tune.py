@@ -98,6 +98,7 @@ def test_compose_charges_trials_and_the_final_run_in_one_ledger(
         tune(search_of(searched))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("final_share", [0.0, 0.5])
 def test_the_ledger_ends_a_search_that_would_overspend(
     ray_session: None, searched: dict[str, Any], final_share: float
@@ -117,6 +118,7 @@ def test_the_ledger_ends_a_search_that_would_overspend(
     assert manifest_of(outcome.path / "synthetic") is not None
 
 
+@pytest.mark.slow
 def test_proxy_pays_for_one_run_and_the_final_one(
     ray_session: None, searched: dict[str, Any]
 ) -> None:
@@ -362,6 +364,7 @@ def test_killed_it_is_restored_without_paying_twice(
     assert all(trial["state"] == "complete" for trial in result["trials"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["compose", "select"])
 def test_a_canary_record_leaves_no_trace(
     ray_session: None,
