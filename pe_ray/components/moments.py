@@ -5,8 +5,8 @@ to norm `radius` and divided by it, and then to the vector
 
     (1_l, 1_l (x) z, svec(z z^T)) / sqrt(3),
 
-1_l the indicator of the label, svec the upper triangle with off-diagonals times sqrt(2), so that
-its norm is that of z z^T, |z|^2. The whole has L2 norm sqrt((1 + |z|^2 + |z|^4) / 3) <= 1.
+1_l the indicator of the label, svec (pe_ray.moments) of norm |z|^2. The whole has L2 norm
+sqrt((1 + |z|^2 + |z|^4) / 3) <= 1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from pe_ray.moments import Floats, smat, svec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +49,7 @@ def moment_vectors(
     vectors[rows, labels] = 1.0
     means = vectors[:, spec.num_labels : spec.num_labels * (1 + dim)]
     means.reshape(len(points), spec.num_labels, dim)[rows, labels] = points
-    upper, other = np.triu_indices(dim)
-    scale = np.where(upper == other, 1.0, math.sqrt(2.0))
-    vectors[:, spec.num_labels * (1 + dim) :] = points[:, upper] * points[:, other] * scale
+    vectors[:, spec.num_labels * (1 + dim) :] = svec(points)
     return vectors / math.sqrt(3.0)
 
 
@@ -76,11 +74,7 @@ def _moments(sums: Floats, spec: MomentsSpec) -> tuple[Floats, Floats, Floats]:
     means = scaled[spec.num_labels : spec.num_labels * (1 + spec.dim)]
     means = means.reshape(spec.num_labels, spec.dim) / safe[:, None]
     means /= np.maximum(np.sqrt(np.square(means).sum(axis=1, keepdims=True)), 1.0)
-    upper, other = np.triu_indices(spec.dim)
-    second = np.zeros((spec.dim, spec.dim))
-    scale = np.where(upper == other, 1.0, math.sqrt(0.5))
-    second[upper, other] = scaled[spec.num_labels * (1 + spec.dim) :] * scale
-    second[other, upper] = second[upper, other]
+    second = smat(scaled[spec.num_labels * (1 + spec.dim) :], spec.dim)
     total = safe.sum()
     return counts, means, second / total - (means.T * safe) @ means / total
 
