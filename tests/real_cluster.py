@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -11,9 +12,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -25,6 +27,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def printed(out: str) -> Any:
+    """The JSON that a driver printed last; Ray's warnings of lost nodes may come after it."""
+    for line in reversed(out.splitlines()):
+        with suppress(json.JSONDecodeError):
+            return json.loads(line)
+    raise AssertionError(f"no JSON in {out!r}")
 
 
 _WAIT = """

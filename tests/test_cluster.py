@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from real_cluster import RAY, RealCluster, real_cluster
+from real_cluster import RAY, RealCluster, printed, real_cluster
 
 from pe_ray.release.ledger import Ledger
 
@@ -123,7 +123,7 @@ def test_private_records_are_on_labelled_nodes_only(
     tree["privacy"]["label_fractions"] = "dp"
     tree["private"]["node_label"] = label
     config = written(tree, tmp_path)
-    seen = json.loads(cluster.python(WHERE, str(config), cluster.job_server).splitlines()[-1])
+    seen = printed(cluster.python(WHERE, str(config), cluster.job_server))
     places: dict[str, set[str]] = {}
     for name, place in seen["tasks"]:
         places.setdefault(name, set()).add(place)
@@ -222,7 +222,7 @@ def test_workers_come_from_none_and_go_again(tree: dict[str, Any], tmp_path: Pat
         config = written(tree, tmp_path)
         tree["resources"] = {"workers": 2, "gpus_per_worker": 1}
         config.write_text(yaml.safe_dump(tree))
-        before, during, after = json.loads(cluster.python(GROW, str(config)).splitlines()[-1])
+        before, during, after = printed(cluster.python(GROW, str(config)))
         assert before == 0
         assert during >= 1
         assert after == 0

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import yaml
 from faulty import MortalAggregator, arm, faulty_count, taken
-from real_cluster import REPOSITORY, RealCluster, real_cluster
+from real_cluster import REPOSITORY, RealCluster, printed, real_cluster
 
 from pe_ray import Config, FaultError, InputError, door, evolution, evolve
 from pe_ray.private import votes
@@ -420,7 +420,7 @@ def test_a_node_lost_with_private_blocks_and_one_added(
     cluster.start_worker("--num-cpus=1", f"--labels={LABEL}")  # in place of the one lost
     out, err = run.communicate(timeout=300)
     assert run.returncode == 0, err[-3000:]
-    seen = json.loads(out.splitlines()[-1])
+    seen = printed(out)
     assert seen["lost"] >= 1  # blocks that were nowhere else
     assert seen["parts"] < 8
     assert seen["alive"] == 2
@@ -446,7 +446,7 @@ def test_actors_that_held_a_lost_node_are_not_waited_for(
     run = losing(cluster, tree, tmp_path, cluster.started[-1], 0)
     out, err = run.communicate(timeout=300)
     assert run.returncode == 0, err[-3000:]
-    seen = json.loads(out.splitlines()[-1])
+    seen = printed(out)
     assert seen["parts"] < 8
     assert seen["alive"] == 1
 
