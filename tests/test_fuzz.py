@@ -38,6 +38,12 @@ few = functools.partial(settings, deadline=None, suppress_health_check=list(Heal
 SECRET = b"SECRET-5f1c"
 
 
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all examples: each writes its file anew."""
+    return tmp_path_factory.mktemp("fuzz")
+
+
 def told(kind: type[Exception], call: Callable[[], Any]) -> Exception | None:
     """The error of this kind that the call ends in, None if it ends well; others pass."""
     try:
@@ -120,10 +126,8 @@ def test_configuration_trees(changes: list[tuple[tuple[Any, ...], Any]]) -> None
 
 @few(max_examples=40)
 @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode), st.text(max_size=30))
-def test_configuration_files(
-    tmp_path_factory: pytest.TempPathFactory, content: bytes, override: str
-) -> None:
-    file = tmp_path_factory.getbasetemp() / "config.yaml"
+def test_configuration_files(scratch: Path, content: bytes, override: str) -> None:
+    file = scratch / "config.yaml"
     file.write_bytes(content)
     with pytest.raises(InputError):
         Config.from_yaml(file)
@@ -162,10 +166,8 @@ cuts = st.just(1.0) | st.floats(0, 1)
 
 @few(max_examples=80)
 @given(edits, cuts)
-def test_parquet(
-    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[float, int]], kept: float
-) -> None:
-    file = tmp_path_factory.getbasetemp() / "records.parquet"
+def test_parquet(scratch: Path, changes: list[tuple[float, int]], kept: float) -> None:
+    file = scratch / "records.parquet"
     file.write_bytes(edited(records(), changes, kept))
     config = PrivateConfig(
         data=str(file), labels=("0", "1"), user_column="user", cache="none", where={"label": "1"}
@@ -224,13 +226,13 @@ def weights(suffix: str) -> bytes:
 @few(max_examples=40)
 @given(st.sampled_from([".safetensors", ".pt"]), edits, cuts, st.booleans())
 def test_weights(
-    tmp_path_factory: pytest.TempPathFactory,
+    scratch: Path,
     suffix: str,
     changes: list[tuple[float, int]],
     kept: float,
     noise: bool,
 ) -> None:
-    file = tmp_path_factory.getbasetemp() / f"model{suffix}"
+    file = scratch / f"model{suffix}"
     content = edited(weights(suffix), changes, kept)
     file.write_bytes(content[::-1] if noise else content)
     error = told(InputError, lambda: read_weights(file, "generator: weights"))
@@ -243,10 +245,8 @@ def test_weights(
     trees | st.just("StableDiffusionPipeline"),
     trees,
 )
-def test_checkpoint_indexes(
-    tmp_path_factory: pytest.TempPathFactory, content: bytes, family: Any, part: Any
-) -> None:
-    folder = tmp_path_factory.getbasetemp() / "checkpoint"
+def test_checkpoint_indexes(scratch: Path, content: bytes, family: Any, part: Any) -> None:
+    folder = scratch / "checkpoint"
     folder.mkdir(exist_ok=True)
     checkpoint = Checkpoint("generator.checkpoint", str(folder), None)
     known = json.dumps({"_class_name": family, "unet": part}).encode()
@@ -275,11 +275,9 @@ manifests = st.fixed_dictionaries(
 
 @few(max_examples=80)
 @given(manifests | trees, st.binary(max_size=20) | st.none())
-def test_manifests(
-    tmp_path_factory: pytest.TempPathFactory, tree: Any, instead: bytes | None
-) -> None:
+def test_manifests(scratch: Path, tree: Any, instead: bytes | None) -> None:
     """A manifest that isn't ours counts as none: the stage is made again."""
-    folder = tmp_path_factory.getbasetemp() / "stage"
+    folder = scratch / "stage"
     part = write_part(folder, 0, 2, "npy", b"xy")
     commit(folder, [part], {"label_counts": [2]})
     assert layout_of(folder) is not None
@@ -310,12 +308,9 @@ def ledger_bytes(folder: Path) -> bytes:
 @few(max_examples=60)
 @given(edits, cuts)
 @example([(0.09375, 128)], 1.0)  # SQLite's own error is no UTF-8 then
-def test_ledgers(
-    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[float, int]], kept: float
-) -> None:
-    folder = tmp_path_factory.getbasetemp()
-    file = folder / "ledger.sqlite"
-    file.write_bytes(edited(ledger_bytes(folder), changes, kept))
+def test_ledgers(scratch: Path, changes: list[tuple[float, int]], kept: float) -> None:
+    file = scratch / "ledger.sqlite"
+    file.write_bytes(edited(ledger_bytes(scratch), changes, kept))
 
     def read() -> None:
         ledger = Ledger.open(file)
@@ -335,12 +330,9 @@ COLUMNS = ("votes_per_unit", "sigma", "iteration", "kind", "key", "sensitivity",
     st.sampled_from(COLUMNS),
     st.none() | st.text(max_size=5) | st.binary(max_size=5) | st.floats() | st.integers(-3, 3),
 )
-def test_ledgers_with_other_values(
-    tmp_path_factory: pytest.TempPathFactory, column: str, value: Any
-) -> None:
-    folder = tmp_path_factory.getbasetemp()
-    file = folder / "changed.sqlite"
-    file.write_bytes(ledger_bytes(folder))
+def test_ledgers_with_other_values(scratch: Path, column: str, value: Any) -> None:
+    file = scratch / "changed.sqlite"
+    file.write_bytes(ledger_bytes(scratch))
     with sqlite3.connect(file) as database:
         try:
             database.execute(f"UPDATE releases SET {column} = ? WHERE position = 1", (value,))
@@ -361,8 +353,8 @@ def test_ledgers_with_other_values(
 
 @few(max_examples=40)
 @given(st.binary(max_size=40) | trees.map(lambda tree: yaml.safe_dump(tree).encode()))
-def test_run_directories(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
-    run = tmp_path_factory.getbasetemp() / "run"
+def test_run_directories(scratch: Path, content: bytes) -> None:
+    run = scratch / "run"
     run.mkdir(exist_ok=True)
     (run / "config.yaml").write_bytes(content)
     (run / "ledger.sqlite").write_bytes(b"")
