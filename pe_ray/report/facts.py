@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pe_ray.config import Config
-from pe_ray.release.ledger import Ledger, LedgerEntry
+from pe_ray.release.ledger import Ledger
+from pe_ray.release.ledger_file import LedgerEntry
 from pe_ray.run_directory import RunDirectory, opened
 from pe_ray.storage import Location
 from pe_ray.synthetic.population import initial_offspring

@@ -10,7 +10,7 @@ from pe_ray.config import Config
 from pe_ray.errors import InputError
 from pe_ray.planning import votes_limit, votes_shape
 from pe_ray.release.adaptive import budget_mu, mu_of, with_mu
-from pe_ray.release.ledger import Accounting
+from pe_ray.release.ledger_file import Accounting
 from pe_ray.tuning.config import MomentsObjective, ScoreObjective, Search
 from pe_ray.values import Release
 

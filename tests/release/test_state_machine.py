@@ -24,7 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pe_ray.errors import BudgetError, InputError
 from pe_ray.private.votes import RawVotes
-from pe_ray.release import aggregator, ledger
+from pe_ray.release import aggregator, ledger_file
 from pe_ray.release.accounting import epsilon_of
 from pe_ray.release.aggregator import Aggregator
 from pe_ray.release.ledger import Ledger
@@ -85,7 +85,7 @@ def fused(left: int | None) -> Iterator[None]:
         return partial
 
     with (
-        mock.patch.object(ledger.sqlite3, "connect", fused_connect),
+        mock.patch.object(ledger_file.sqlite3, "connect", fused_connect),
         mock.patch.object(aggregator.ray, "get", fetched),
     ):
         yield
@@ -114,7 +114,7 @@ class Releases(RuleBasedStateMachine):
         self.maybe: dict[str, float] = {}
         self.clock = "2026-01-01T00:00:00+00:00"
         self.clients: list[Aggregator] = []
-        patch = mock.patch.object(ledger, "_now", side_effect=lambda: self.clock)
+        patch = mock.patch.object(ledger_file, "now", side_effect=lambda: self.clock)
         patch.start()
         self.stop: Callable[[], None] = patch.stop
 

@@ -1,0 +1,282 @@
+"""What a ledger's file holds, and how its rows become values: all of the SQL, none of the rules."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pe_ray.errors import BudgetError, InputError
+from pe_ray.release.accounting import check
+from pe_ray.release.selection import Repetitions, Selection
+from pe_ray.values import Budget, Release
+
+Accounting = Literal["fixed", "adaptive"]
+"""How releases compose: `fixed` is exact and for releases listed before the first is made,
+`adaptive` allows each to be chosen by those before it (see release.adaptive)."""
+
+VERSION = 2
+BUSY_SECONDS = 120.0
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS budget (
+  one INTEGER PRIMARY KEY CHECK (one = 1), epsilon REAL NOT NULL, delta REAL NOT NULL,
+  unit TEXT NOT NULL, fingerprint TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS releases (
+  position INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE, kind TEXT NOT NULL,
+  iteration INTEGER NOT NULL, mechanism TEXT NOT NULL, votes_per_unit INTEGER NOT NULL,
+  sensitivity REAL NOT NULL, sigma REAL NOT NULL, mu_squared REAL,
+  state TEXT NOT NULL CHECK (state IN ('reserved', 'committed')),
+  reserved_at TEXT NOT NULL, committed_at TEXT, noisy BLOB, sha256 TEXT);
+"""
+_SEARCH_SCHEMA = """
+CREATE TABLE IF NOT EXISTS accounting (one INTEGER PRIMARY KEY CHECK (one = 1), rule TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS selection (
+  one INTEGER PRIMARY KEY CHECK (one = 1), mechanism TEXT NOT NULL, mean REAL NOT NULL,
+  shape TEXT NOT NULL, plans TEXT NOT NULL, winner TEXT, time TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS kept (prefix TEXT PRIMARY KEY, releases TEXT NOT NULL);
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerEntry:
+    """One charged release. reserved_at: of a committed one the time of the commit; mu_squared:
+    votes_per_unit / sigma^2, None without noise.
+    """
+
+    release: Release
+    state: Literal["reserved", "committed"]
+    reserved_at: str
+    committed_at: str | None
+    mu_squared: float | None
+
+
+def make(path: Path, budget: Budget, fingerprint: str, accounting: Accounting) -> None:
+    """Make the file at `path` where there is none; one that is there stays as it is."""
+    with _connect(path, "rwc") as database:
+        database.execute("BEGIN IMMEDIATE")
+        if not database.execute("SELECT 1 FROM sqlite_schema").fetchone():
+            for statement in (_SCHEMA + _SEARCH_SCHEMA).split(";\n"):
+                database.execute(statement)
+            database.execute("INSERT INTO accounting VALUES (1, ?)", (accounting,))
+            database.execute(f"PRAGMA user_version = {VERSION}")
+        _check_version(database, path)
+        database.execute(
+            "INSERT OR IGNORE INTO budget VALUES (1, ?, ?, ?, ?)",
+            (budget.epsilon, budget.delta, budget.unit, fingerprint),
+        )
+        database.execute("COMMIT")
+
+
+@contextmanager
+def transaction(
+    path: Path, kind: Literal["IMMEDIATE", "DEFERRED"] = "IMMEDIATE"
+) -> Iterator[sqlite3.Connection]:
+    """All or nothing; deferred for readers, which then need no write access."""
+    with _connect(path, "rw") as database:
+        database.execute(f"BEGIN {kind}")
+        _check_version(database, path)
+        yield database
+        database.execute("COMMIT")
+
+
+def copied(path: Path) -> bytes:
+    """A file with the same content, consistent whoever writes meanwhile."""
+    with _connect(path, "rw") as database, closing(sqlite3.connect(":memory:")) as copy:
+        database.backup(copy)
+        return copy.serialize()
+
+
+@contextmanager
+def _connect(path: Path, mode: Literal["rw", "rwc"]) -> Iterator[sqlite3.Connection]:
+    """A connection of its own, since they must not survive a fork; closing rolls back."""
+    database = None
+    try:
+        uri = f"{path.resolve().as_uri()}?mode={mode}"
+        database = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+        database.execute("PRAGMA synchronous = EXTRA")  # syncs the folder as well
+        database.execute("PRAGMA secure_delete = ON")  # times that were replaced leave no bytes
+        yield database
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter: of a damaged schema
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            raise InputError(
+                f"{path}: no space left on the ledger's disk; free some, then the same command "
+                "continues"
+            ) from None
+        raise InputError(f"{path}: the ledger can't be used ({error}); restore a copy") from error
+    finally:
+        if database is not None:
+            database.close()
+
+
+def _check_version(database: sqlite3.Connection, path: Path) -> None:
+    if database.execute("PRAGMA user_version").fetchone()[0] != VERSION:
+        raise InputError(f"{path}: isn't a ledger of this version of pe_ray; restore a copy")
+
+
+def budget(database: sqlite3.Connection) -> tuple[Budget, str] | None:
+    """The budget and the configuration's fingerprint that the file was made for."""
+    row = database.execute("SELECT epsilon, delta, unit, fingerprint FROM budget").fetchone()
+    return None if row is None else (Budget(epsilon=row[0], delta=row[1], unit=row[2]), row[3])
+
+
+def insert(database: sqlite3.Connection, release: Release, now: str) -> None:
+    """Charge `release`."""
+    database.execute(
+        "INSERT INTO releases (key, kind, iteration, mechanism, votes_per_unit,"
+        " sensitivity, sigma, mu_squared, state, reserved_at)"
+        " VALUES (?, ?, ?, 'discrete_gaussian', ?, ?, ?, ?, 'reserved', ?)",
+        (
+            release.key,
+            release.kind,
+            release.iteration,
+            release.votes_per_unit,
+            release.sensitivity,
+            release.sigma,
+            release.votes_per_unit / release.sigma**2 if release.sigma else None,
+            now,
+        ),
+    )
+
+
+def store(database: sqlite3.Connection, key: str, noisy: NDArray[np.int64], now: str) -> None:
+    """Commit the release of `key`, its answer with it; BudgetError where it isn't reserved."""
+    blob = zlib.compress(np.ascontiguousarray(noisy, dtype="<i8").tobytes(), 1)
+    changed = database.execute(
+        "UPDATE releases SET state = 'committed', reserved_at = ?, committed_at = ?, noisy = ?,"
+        " sha256 = ? WHERE key = ? AND state = 'reserved'",
+        (now, now, blob, hashlib.sha256(blob).hexdigest(), key),
+    ).rowcount
+    if changed != 1:
+        raise BudgetError(f"ledger: {key} was never charged, so it can't be released")
+
+
+def _has(database: sqlite3.Connection, table: str) -> bool:
+    """Ledgers made before there was a search lack its tables."""
+    found = database.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,)).fetchone()
+    return found is not None
+
+
+def insert_selection(database: sqlite3.Connection, selection: Selection, now: str) -> None:
+    """Charge `selection`."""
+    plans = [[asdict(release) for release in plan] for plan in selection.plans]
+    repetitions = selection.repetitions
+    database.execute(
+        "INSERT INTO selection VALUES (1, 'repeat_and_select', ?, ?, ?, NULL, ?)",
+        (repetitions.mean, str(repetitions.shape), json.dumps(plans), now),
+    )
+
+
+def store_winner(database: sqlite3.Connection, keys: Sequence[str], now: str) -> None:
+    """The selection paid for the releases of `keys`; all times become `now`."""
+    database.execute("UPDATE selection SET winner = ?, time = ?", (json.dumps(keys), now))
+    database.execute("UPDATE releases SET reserved_at = ?, committed_at = ?", (now, now))
+
+
+def keep(database: sqlite3.Connection, prefix: str, releases: Sequence[Release]) -> None:
+    """Keys that start with `prefix` must leave room for `releases`; the first call counts."""
+    rows = json.dumps([asdict(release) for release in releases])
+    database.execute("INSERT OR IGNORE INTO kept VALUES (?, ?)", (prefix, rows))
+
+
+def accounting(database: sqlite3.Connection) -> Accounting:
+    """The rule by which releases compose."""
+    if not _has(database, "accounting"):
+        return "fixed"
+    row = database.execute("SELECT rule FROM accounting").fetchone()
+    if row is None:
+        raise InputError("ledger: its accounting rule is missing; restore a copy")
+    rule: Accounting = row[0]
+    return rule
+
+
+def selection(database: sqlite3.Connection) -> Selection | None:
+    """The selection that was charged, None without one."""
+    if not _has(database, "selection"):
+        return None
+    row = database.execute("SELECT mean, shape, plans FROM selection").fetchone()
+    if row is None:
+        return None
+    plans = tuple(tuple(Release(**release) for release in plan) for plan in json.loads(row[2]))
+    return Selection(repetitions=Repetitions(mean=row[0], shape=float(row[1])), plans=plans)
+
+
+def kept(database: sqlite3.Connection, key: str) -> list[Release]:
+    """What must still be affordable after `key` is charged."""
+    if not _has(database, "kept"):
+        return []
+    rows = database.execute("SELECT prefix, releases FROM kept").fetchall()
+    texts = [text for prefix, text in rows if key.startswith(prefix)]
+    return [Release(**release) for text in texts for release in json.loads(text)]
+
+
+def winner(database: sqlite3.Connection) -> tuple[str, ...]:
+    """Keys of the releases that the selection paid for; none before it is committed."""
+    if not _has(database, "selection"):
+        return ()
+    row = database.execute("SELECT winner FROM selection").fetchone()
+    return tuple(json.loads(row[0])) if row is not None and row[0] else ()
+
+
+_COLUMNS = "key, kind, iteration, votes_per_unit, sigma"
+
+
+def _release(row: Sequence[Any]) -> Release:
+    key, kind, iteration, ones, sigma = row[:5]
+    types = [type(value) for value in (key, kind, iteration, ones, sigma)]
+    damaged = InputError("ledger: a release's parameters are damaged; restore a copy")
+    if types != [str, str, int, int, float]:
+        raise damaged
+    release = Release(key=key, kind=kind, iteration=iteration, votes_per_unit=ones, sigma=sigma)
+    try:
+        check(release)  # nothing else was ever charged
+    except InputError:
+        raise damaged from None
+    return release
+
+
+def entries(database: sqlite3.Connection) -> list[LedgerEntry]:
+    """All charged releases, in order; InputError where one is damaged."""
+    rows = database.execute(
+        f"SELECT {_COLUMNS}, state, reserved_at, committed_at, mu_squared"
+        " FROM releases ORDER BY position"
+    ).fetchall()
+    return [
+        LedgerEntry(
+            release=_release(row),
+            state=row[5],
+            reserved_at=row[6],
+            committed_at=row[7],
+            mu_squared=row[8],
+        )
+        for row in rows
+    ]
+
+
+def stored(database: sqlite3.Connection, key: str) -> tuple[Release, NDArray[np.int64]] | None:
+    """The committed release of `key` and its answer; InputError where they are damaged."""
+    row = database.execute(
+        f"SELECT {_COLUMNS}, noisy, sha256 FROM releases WHERE key = ? AND state = 'committed'",
+        (key,),
+    ).fetchone()
+    if row is None:
+        return None
+    if hashlib.sha256(row[5]).hexdigest() != row[6]:
+        raise InputError(f"ledger: the stored release {key} is damaged; restore a copy")
+    noisy = np.frombuffer(zlib.decompress(row[5]), dtype="<i8").astype(np.int64)
+    return _release(row), noisy
+
+
+def now() -> str:
+    """The time, for readers, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
