@@ -189,12 +189,7 @@ class Config(Block):
         try:
             return cls.model_validate(tree)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            message = first["msg"].removeprefix("Value error, ")
-            if first["type"] == "extra_forbidden":
-                message = "there is no such key"
-            raise InputError(f"config: {where + ': ' if where else ''}{message}") from None
+            raise first_fault(error) from None
 
     def tree(self) -> dict[str, Any]:
         """Plain values, resources and places left out: what a run is bound to."""
@@ -218,6 +213,15 @@ class Config(Block):
         """SHA-256 (hex) of everything that may change the output."""
         bound = self.bound(self.tree())
         return hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()
+
+
+def first_fault(error: ValidationError, blocks: str = "") -> InputError:
+    """The first of a configuration's faults; blocks: dotted, what stands before its key."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    unknown = first["type"] == "extra_forbidden"
+    message = "there is no such key" if unknown else first["msg"].removeprefix("Value error, ")
+    return InputError(f"config: {blocks}{where + ': ' if where else ''}{message}")
 
 
 def apart(data: str, where: Mapping[str, Any], private: PrivateConfig) -> bool:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from pe_ray.blocks import Block, EmbedderPlugin, MetricPlugin, PrivateConfig
-from pe_ray.config import Config, apart, read_tree
+from pe_ray.config import Config, apart, first_fault, read_tree
 from pe_ray.errors import InputError
 from pe_ray.release.selection import Repetitions
 
@@ -216,12 +216,7 @@ def search_of(tree: dict[str, Any]) -> Search:
     try:
         tuning = TuningConfig.model_validate(tree["tuning"])
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            message = "there is no such key"
-        raise InputError(f"config: tuning.{where + ': ' if where else ''}{message}") from None
+        raise first_fault(error, "tuning.") from None
     if not math.isfinite(config.privacy.epsilon):
         raise InputError("privacy.epsilon: a search inside a budget needs a finite one")
     for name, public in (("public_data", tuning.public_data), ("reference", tuning.reference)):
