@@ -23,7 +23,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(path for path in _PATHS if path)
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_keeps_the_process() -> Iterator[None]:
-    """A thread that is no daemon and never ends would keep this process after the last test."""
+    """A thread that is no daemon and never ends keeps this process after the last test: it is named
+    here, since nothing is printed any more while the interpreter waits for it."""
     yield
     main = threading.main_thread()
     left = [thread.name for thread in threading.enumerate() if not thread.daemon and thread != main]

@@ -319,14 +319,15 @@ def test_a_driver_killed_amid_a_stage_and_one_too_many(
     wait_for(lambda: parts(tree, 1), first)
     first.send_signal(signal.SIGSTOP)
     second = subprocess.run(run, env=environment(), capture_output=True, text=True, timeout=300)
+    still_there = first.poll() is None
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert still_there
     assert second.returncode == 2
     assert second.stderr.strip().splitlines()[-1] == (
         f"pe-ray: output.path: {tree['output']['path']} is in use by another pe-ray; "
         "wait for it or stop it"
     )
-    assert first.poll() is None
-    first.send_signal(signal.SIGKILL)
-    first.wait()
     known = parts(tree, 1)
     before = {part: part.stat().st_mtime_ns for part in known}
     again = start(run)

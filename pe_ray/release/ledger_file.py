@@ -1,4 +1,7 @@
-"""What a ledger's file holds, and how its rows become values: all of the SQL, none of the rules."""
+"""What a ledger's file holds, and how its rows become values: all of the SQL.
+
+What may be charged and what is answered is decided in release.ledger, within its transactions.
+"""
 
 from __future__ import annotations
 
@@ -161,12 +164,6 @@ def store(database: sqlite3.Connection, key: str, noisy: NDArray[np.int64], now:
         raise BudgetError(f"ledger: {key} was never charged, so it can't be released")
 
 
-def _has(database: sqlite3.Connection, table: str) -> bool:
-    """Ledgers made before there was a search lack its tables."""
-    found = database.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,)).fetchone()
-    return found is not None
-
-
 def insert_selection(database: sqlite3.Connection, selection: Selection, now: str) -> None:
     """Charge `selection`."""
     plans = [[asdict(release) for release in plan] for plan in selection.plans]
@@ -187,6 +184,12 @@ def keep(database: sqlite3.Connection, prefix: str, releases: Sequence[Release])
     """Keys that start with `prefix` must leave room for `releases`; the first call counts."""
     rows = json.dumps([asdict(release) for release in releases])
     database.execute("INSERT OR IGNORE INTO kept VALUES (?, ?)", (prefix, rows))
+
+
+def _has(database: sqlite3.Connection, table: str) -> bool:
+    """Ledgers made before there was a search lack its tables."""
+    found = database.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,)).fetchone()
+    return found is not None
 
 
 def accounting(database: sqlite3.Connection) -> Accounting:

@@ -121,6 +121,10 @@ def test_damage_and_mix_ups_are_named(ledger: Ledger, tmp_path: Path) -> None:
         ledger.released("a")
     with pytest.raises(InputError, match="another configuration"):
         Ledger.create(path, BUDGET, "other")
+    with sqlite3.connect(path) as database:
+        database.execute("DELETE FROM accounting")
+    with pytest.raises(InputError, match="accounting rule is missing"):
+        Ledger.open(path)
     (tmp_path / "torn").write_bytes(b"not a database at all, and long enough to be read as one")
     with pytest.raises(InputError, match="can't be used"):
         Ledger.open(tmp_path / "torn")
