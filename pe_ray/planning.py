@@ -93,19 +93,39 @@ def votes_shape(config: Config, prefix: str = "") -> list[Release]:
     ]
 
 
+def run_shape(config: Config, prefix: str = "", beside: float = 0.0) -> list[Release]:
+    """The votes and, where there is one, the teacher's moments, sigmas up to a common factor.
+
+    beside: share of sum(1/sigma^2) that goes to what is released besides.
+    """
+    releases = votes_shape(config, prefix)
+    if config.teacher:
+        teacher = Release(
+            key=f"{prefix}teacher",
+            kind="sums",
+            iteration=config.schedule.iterations,
+            votes_per_unit=1,
+            sigma=math.sqrt(_of_votes(config, beside) / config.teacher.share),
+        )
+        releases.append(teacher)
+    return releases
+
+
+def _of_votes(config: Config, beside: float) -> float:
+    """Share of sum(1/sigma^2) of a vote with relative sigma 1."""
+    of_teacher = config.teacher.share if config.teacher else 0.0
+    weights = sum(relative**-2 for relative in config.schedule.relative_sigmas)
+    return (1 - beside - of_teacher) / weights
+
+
 def planned_releases(config: Config) -> tuple[Release, ...]:
     """Every release of the run, in order, with noise calibrated to the budget."""
-    limit = votes_limit(config)
-    releases = votes_shape(config)
     by_labels = config.privacy.label_fractions == "dp"
     label_share = config.privacy.label_count_share if by_labels else 0.0
-    teacher_share = config.teacher.share if config.teacher else 0.0
-    of_votes = (1 - label_share - teacher_share) / sum(
-        relative**-2 for relative in config.schedule.relative_sigmas
-    )
+    releases = run_shape(config, beside=label_share)
     if by_labels:
-        weight = math.sqrt(of_votes / label_share)
-        ones = 1 if config.privacy.unit == "record" else limit
+        weight = math.sqrt(_of_votes(config, label_share) / label_share)
+        ones = 1 if config.privacy.unit == "record" else votes_limit(config)
         first = Release(
             key="label_counts",
             kind="label_counts",
@@ -114,15 +134,6 @@ def planned_releases(config: Config) -> tuple[Release, ...]:
             sigma=weight * math.sqrt(ones),
         )
         releases.insert(0, first)
-    if config.teacher:
-        last = Release(
-            key="teacher",
-            kind="sums",
-            iteration=config.schedule.iterations,
-            votes_per_unit=1,
-            sigma=math.sqrt(of_votes / teacher_share),
-        )
-        releases.append(last)
     if math.isinf(config.privacy.epsilon):
         return tuple(replace(release, sigma=0.0) for release in releases)
     return calibrate(releases, config.privacy.budget)

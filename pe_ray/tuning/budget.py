@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pe_ray.components.moments import MomentsSpec
 from pe_ray.config import Config
 from pe_ray.errors import InputError
-from pe_ray.planning import votes_limit, votes_shape
+from pe_ray.planning import run_shape, votes_limit, votes_shape
 from pe_ray.release.adaptive import budget_mu, mu_of, with_mu
 from pe_ray.release.ledger_file import Accounting
 from pe_ray.tuning.config import MomentsObjective, ScoreObjective, Search
@@ -108,5 +108,5 @@ def trial_shape(search: Search, config: Config, prefix: str) -> tuple[Release, .
 def final_releases(
     search: Search, config: Config, charged: Sequence[Release]
 ) -> tuple[Release, ...]:
-    """The final run's votes, with all that `charged` left."""
-    return with_mu(votes_shape(config), left(search, charged))
+    """The final run's votes and its teacher's moments, with all that `charged` left."""
+    return with_mu(run_shape(config), left(search, charged))

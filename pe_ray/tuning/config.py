@@ -23,6 +23,11 @@ from pe_ray.release.selection import Repetitions
 Strategy = Literal["public", "proxy", "select", "compose"]
 Mode = Literal["min", "max"]
 
+NO_FINAL_RUN = (
+    "it is released in a final run, which this search doesn't make; leave the block out, or take "
+    "public, proxy, or compose with final_share above 0"
+)
+
 
 class Range(Block):
     """Numbers from `low` to `high`."""
@@ -171,6 +176,13 @@ class TuningConfig(Block):
         if isinstance(objective, PublicObjective):
             return objective.mode
         return "max" if objective.kind == "score" else "min"
+
+    @property
+    def final_run(self) -> bool:
+        """Whether a run with the best settings follows; if not, the best trial is the result."""
+        if self.strategy == "compose":
+            return self.final_share > 0
+        return self.strategy != "select"
 
     @property
     def reference(self) -> PrivateConfig | None:

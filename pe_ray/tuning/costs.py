@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
 from pe_ray.errors import InputError
-from pe_ray.planning import planned_releases, votes_shape
+from pe_ray.planning import planned_releases, run_shape, votes_shape
 from pe_ray.release.accounting import gaussian_epsilon
 from pe_ray.release.adaptive import mu_of, with_mu
 from pe_ray.release.selection import profile_epsilon, renyi_epsilon
 from pe_ray.tuning.budget import accounting_of, final_mu, shared_releases, total_mu, trial_mu
-from pe_ray.tuning.config import ScoreObjective, Search, Strategy
+from pe_ray.tuning.config import NO_FINAL_RUN, ScoreObjective, Search, Strategy
 from pe_ray.tuning.private_selection import planned_selection
+from pe_ray.values import Release
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,7 @@ def costs(search: Search) -> list[Cost]:
 
 
 def _costs(search: Search) -> Iterator[Cost]:
-    alone = planned_releases(search.config)[-1].sigma
+    alone = _last_sigma(planned_releases(search.config))
     for strategy in get_args(Strategy):
         changes = {"strategy": strategy}
         if strategy == "select":
@@ -66,6 +67,8 @@ def _impossible(search: Search) -> str | None:
         return "needs tuning.public_data"
     if tuning.strategy in ("public", "proxy") and isinstance(tuning.objective, ScoreObjective):
         return "its trials must not ask the private records for a score"
+    if search.config.teacher and not tuning.final_run:
+        return f"teacher: {NO_FINAL_RUN}"
     return None
 
 
@@ -79,7 +82,7 @@ def _cost(search: Search, strategy: Strategy, alone: float) -> Cost:
         bounds = {"renyi": renyi_epsilon(selection, others, delta)}
         if not others:
             bounds["privacy_profile"] = profile_epsilon(selection, delta)
-        last = with_mu(votes_shape(config), mu_of(votes))[-1].sigma
+        last = _last_sigma(with_mu(votes_shape(config), mu_of(votes)))
         scores = [release.sigma for release in plan if release.kind == "sums"]
         return Cost(
             strategy=strategy,
@@ -91,16 +94,15 @@ def _cost(search: Search, strategy: Strategy, alone: float) -> Cost:
             bounds=bounds,
         )
     if accounting_of(search) == "fixed":
-        final = [r for r in planned_releases(config) if r.kind == "votes"]
         return Cost(
             strategy=strategy,
             search_share=0.0,
             final_epsilon=config.privacy.epsilon,
-            final_sigma=final[-1].sigma,
+            final_sigma=alone,
             noise=1.0,
         )
     mu = final_mu(search) or trial_mu(search)
-    last = with_mu(votes_shape(config), mu)[-1].sigma
+    last = _last_sigma(with_mu(run_shape(config), mu))
     objective, score_sigma = search.tuning.objective, None
     if isinstance(objective, ScoreObjective):
         times = config.schedule.iterations if search.tuning.scheduler == "asha" else 1
@@ -113,6 +115,11 @@ def _cost(search: Search, strategy: Strategy, alone: float) -> Cost:
         noise=last / alone,
         score_sigma=score_sigma,
     )
+
+
+def _last_sigma(releases: Sequence[Release]) -> float:
+    """Noise of the last votes."""
+    return [release.sigma for release in releases if release.kind == "votes"][-1]
 
 
 def recommended(found: list[Cost]) -> tuple[Strategy, str]:

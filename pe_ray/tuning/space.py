@@ -25,6 +25,7 @@ _FIXED = {
     "metrics": "audits are no part of a run",
     "resources": "they change speed only",
     "output": "the search names its folders itself",
+    "teacher": "trials have none; it is released once, in the final run",
     "tuning": "a search can't search itself",
 }
 _DIGITS = 6

@@ -23,7 +23,7 @@ from pe_ray.config import Config, differences
 from pe_ray.door import Door, open_records
 from pe_ray.errors import InputError
 from pe_ray.evolution import iterations
-from pe_ray.planning import plan, planned_releases, require_affordable, votes_shape
+from pe_ray.planning import plan, planned_releases, require_affordable, run_shape, votes_shape
 from pe_ray.release.adaptive import adaptive_epsilon, with_mu
 from pe_ray.release.aggregator import create_aggregator
 from pe_ray.release.ledger import Ledger
@@ -43,7 +43,7 @@ from pe_ray.tuning.budget import (
     shared_releases,
     trial_mu,
 )
-from pe_ray.tuning.config import MomentsObjective, Search
+from pe_ray.tuning.config import NO_FINAL_RUN, MomentsObjective, Search
 from pe_ray.tuning.objectives import moments_plugin
 from pe_ray.tuning.private_selection import planned_selection, run_selection
 from pe_ray.tuning.space import check_space, trial_id
@@ -67,8 +67,8 @@ def check(search: Search) -> None:
     """Raise InputError, before anything is spent, for a search that can't be made."""
     if not isinstance(given(search.config.output.path, "output.path"), Path):
         raise InputError("output.path: a search needs a local folder; copy it from there")
-    if search.config.teacher is not None:
-        raise InputError("teacher: a search has no part of the budget for it; leave the block out")
+    if search.config.teacher and not search.tuning.final_run:
+        raise InputError(f"teacher: {NO_FINAL_RUN}")
     check_space(search, lambda settings: _checked(search, settings))
     job = _job(search, Path("unused"))
     shared_releases(search)
@@ -81,7 +81,7 @@ def check(search: Search) -> None:
     if search.tuning.strategy == "proxy":
         planned += with_mu(votes_shape(search.config, "proxy/"), proxy_mu(search))
     if final_mu(search):
-        planned += with_mu(votes_shape(search.config), final_mu(search))
+        planned += with_mu(run_shape(search.config), final_mu(search))
     privacy = search.config.privacy
     if accounting_of(search) == "fixed":
         planned_releases(search.config)
@@ -222,8 +222,8 @@ def _searched(job: Job, ledger: Ledger, folder: Path, concurrent: int) -> dict[s
         if search.tuning.strategy == "compose":
             # Trials that share what is left for one of them might all be refused half-way.
             concurrent = min(concurrent, int(search.tuning.full_trials or search.tuning.num_trials))
-            if search.tuning.final_share:
-                final = with_mu(votes_shape(search.config, "kept/"), final_mu(search))
+            if search.tuning.final_run:
+                final = with_mu(run_shape(search.config, "kept/"), final_mu(search))
                 ledger.keep_room("trial/", final)
         run_search(job, folder / "tune", concurrent)
     found = records(job.folder)
@@ -239,7 +239,7 @@ def _proxy(job: Job, ledger: Ledger, folder: Path) -> PrivateConfig:
     search = job.search
     config = final_config(search, {}, job.fractions)
     output = config.output.model_copy(update={"path": str(folder)})
-    config = config.model_copy(update={"output": output})
+    config = config.model_copy(update={"output": output, "teacher": None})
     run = on_disk(folder)
     releases = with_mu(votes_shape(config, "proxy/"), proxy_mu(search))
     voters: Location = run.synthetic
@@ -265,13 +265,13 @@ def _finish(job: Job, run: RunDirectory, ledger: Ledger, settings: dict[str, Any
         stored = [entry.release for entry in ledger.entries()]
         paid = ledger.paid_by_selection()
         releases = tuple(r for r in stored if r.key in paid and r.kind == "votes")
-    elif strategy == "compose" and not search.tuning.final_share:
+    elif not search.tuning.final_run:
         prefix = f"trial/{trial_id(settings)}/"
         releases = with_mu(votes_shape(config, prefix), trial_mu(search))  # all stored by now
     elif accounting_of(search) == "fixed":
         releases = planned_releases(config)
     else:
-        own = {release.key for release in votes_shape(config)}
+        own = {release.key for release in run_shape(config)}
         others = [e.release for e in ledger.entries() if e.release.key not in own]
         releases = final_releases(search, config, others)
     for _ in iterations(config, run, Door(config, run, ledger, releases, prefix=prefix)):

@@ -25,7 +25,7 @@ from pe_ray.config import Config
 from pe_ray.door import Door
 from pe_ray.errors import BudgetError, InputError
 from pe_ray.evolution import iterations
-from pe_ray.planning import planned_releases
+from pe_ray.planning import planned_releases, run_shape
 from pe_ray.release.adaptive import with_mu
 from pe_ray.release.ledger import Ledger
 from pe_ray.run_directory import locked, on_disk, write_config
@@ -71,11 +71,14 @@ def final_config(search: Search, settings: Settings, fractions: tuple[float, ...
 
 
 def trial_config(job: Job, settings: Settings) -> Config:
-    """The configuration of a trial; with the stand-in's records and labels for `public`."""
+    """The configuration of a trial; with the stand-in's records and labels for `public`.
+
+    Scored by the objective alone (a stand-in may be what the final run is compared with), and
+    without the teacher, which relabels the final set and is released once.
+    """
     config = final_config(job.search, settings, job.fractions)
-    # Scored by the objective; a stand-in may be what the final run is compared with.
     metrics = config.metrics.model_copy(update={"public": None})
-    config = config.model_copy(update={"metrics": metrics})
+    config = config.model_copy(update={"metrics": metrics, "teacher": None})
     stand_in = job.search.tuning.public_data
     if job.search.tuning.strategy == "public" and stand_in is not None:
         privacy = config.privacy
@@ -102,12 +105,17 @@ def trial_config(job: Job, settings: Settings) -> Config:
 
 
 def trial_releases(job: Job, config: Config, prefix: str) -> tuple[Release, ...]:
-    """Every release of a trial."""
-    strategy = job.search.tuning.strategy
-    if strategy == "public" and accounting_of(job.search) == "fixed":
-        return planned_releases(config)  # the noise that the final run will have
-    mu = final_mu(job.search) if strategy in ("public", "proxy") else trial_mu(job.search)
-    return with_mu(trial_shape(job.search, config, prefix), mu)
+    """Every release of a trial. Where trials are free, their votes have the final run's noise."""
+    search = job.search
+    if search.tuning.strategy not in ("public", "proxy"):
+        return with_mu(trial_shape(search, config, prefix), trial_mu(search))
+    final = config.model_copy(update={"teacher": search.config.teacher})
+    releases = (
+        planned_releases(final)
+        if accounting_of(search) == "fixed"
+        else with_mu(run_shape(final, prefix), final_mu(search))
+    )
+    return tuple(release for release in releases if release.kind != "sums")
 
 
 def run_trial(

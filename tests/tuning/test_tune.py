@@ -20,13 +20,17 @@ import yaml
 from PIL import Image
 
 from pe_ray import InputError, cli
+from pe_ray.planning import planned_releases, run_shape
+from pe_ray.release.adaptive import mu_of, with_mu
 from pe_ray.release.ledger import Ledger
 from pe_ray.report import write_report
 from pe_ray.status import status
 from pe_ray.synthetic.writer import manifest_of
+from pe_ray.tuning.budget import final_mu
 from pe_ray.tuning.config import search_of
 from pe_ray.tuning.private_selection import secret_folder
 from pe_ray.tuning.strategies import tune
+from pe_ray.tuning.trial import Job, trial_config, trial_releases
 
 STAND_IN = [str(digit) for digit in range(10)]
 
@@ -78,11 +82,14 @@ def test_compose_charges_trials_and_the_final_run_in_one_ledger(
         "scheduler": "asha",
         "num_trials": 2,
     }
+    searched["teacher"] = {"features": 4, "epochs": 1}
     outcome = tune(search_of(searched))
     ledger = Ledger.open(outcome.path / "ledger.sqlite")
     assert ledger.accounting == "adaptive"
     keys = [entry.release.key for entry in ledger.entries()]
-    assert keys[-2:] == ["votes/0001", "votes/0002"]
+    assert keys[-3:] == ["votes/0001", "votes/0002", "teacher"]
+    assert [key for key in keys if "teacher" in key] == ["teacher"]  # trials have none
+    assert (outcome.path / "teacher" / "weights.npz").exists()
     assert sum(key.startswith("trial/") and "/score/" in key for key in keys) >= 2
     assert all(entry.state == "committed" for entry in ledger.entries())
     assert 9.9 < ledger.spent() <= 10.0
@@ -96,6 +103,31 @@ def test_compose_charges_trials_and_the_final_run_in_one_ledger(
     searched["tuning"]["num_trials"] = 3
     with pytest.raises(InputError, match=r"tuning.num_trials: differs from the search"):
         tune(search_of(searched))
+
+
+@pytest.mark.parametrize("strategy", ["public", "public, moments", "proxy"])
+def test_free_trials_have_the_noise_of_the_final_runs_votes(
+    searched: dict[str, Any], strategy: str, tmp_path: Path
+) -> None:
+    searched["teacher"] = {"share": 0.75, "features": 4}
+    searched["tuning"] |= {
+        "strategy": strategy.split(",")[0],
+        "public_data": {"data": "/public", "labels": STAND_IN},
+        "objective": {"kind": "moments" if "moments" in strategy else "released"},
+    }
+    search = search_of(searched)
+    job = Job(search=search, folder=tmp_path, ledger=None)
+    config = trial_config(job, {})
+    trial = trial_releases(job, config, "")
+    fixed = strategy == "public"
+    final = planned_releases(search.config)
+    if not fixed:
+        final = with_mu(run_shape(search.config), final_mu(search))
+    assert config.teacher is None
+    assert [release.key for release in final] == ["votes/0001", "votes/0002", "teacher"]
+    assert [release.key for release in trial] == ["votes/0001", "votes/0002"]
+    assert [release.sigma for release in trial] == [release.sigma for release in final[:2]]
+    assert mu_of(final[2:]) ** 2 == pytest.approx(0.75 * mu_of(final) ** 2, rel=0.02)
 
 
 @pytest.mark.slow
@@ -244,7 +276,6 @@ def test_why_private_records_cannot_be_used_is_not_kept(
     searched: dict[str, Any], tmp_path: Path
 ) -> None:
     from pe_ray.tuning.search import _note, records
-    from pe_ray.tuning.trial import Job
 
     for ledger, kept in ((tmp_path / "ledger.sqlite", False), (None, True)):
         job = Job(search=search_of(searched), folder=tmp_path / str(kept), ledger=ledger)
@@ -260,7 +291,7 @@ def test_a_score_that_is_no_number_is_the_worst(
 ) -> None:
     """The best of a selection must not depend on the order in which its runs end."""
     from pe_ray.tuning import objectives
-    from pe_ray.tuning.trial import Job, run_trial
+    from pe_ray.tuning.trial import run_trial
 
     monkeypatch.setattr(objectives, "crowding", lambda votes: float("nan"))
     tuned = search_of(searched)
@@ -289,6 +320,9 @@ def test_a_score_that_is_no_number_is_the_worst(
         ({"strategy": "select", "repetitions": {"mean": 3.0}}, "too small for a selection"),
         ({"full_trials": 2}, "too small for one trial"),
         ({"trials": 3}, "tuning.trials: there is no such key"),
+        ({"space": {"teacher.share": [0.5]}}, "teacher.share: can't be searched: trials have none"),
+        ({"strategy": "select", "teacher": {}}, "teacher: it is released in a final run"),
+        ({"final_share": 0, "teacher": {}}, "teacher: it is released in a final run"),
         ({"strategy": "select", "generator": 50_000}, "image_api hands samples to a service"),
         ({"generator": 1}, "allows 1 calls"),
     ],
@@ -302,7 +336,10 @@ def test_bad_input_is_refused_before_anything_is_spent(
         searched["privacy"]["delta"] = 1e-36
     if "generator" in changes:
         searched["generator"] = service(changes["generator"], tmp_path)
-    searched["tuning"] |= {key: value for key, value in changes.items() if key != "generator"}
+    if "teacher" in changes:
+        searched["teacher"] = changes["teacher"]
+    apart = ("generator", "teacher")
+    searched["tuning"] |= {key: value for key, value in changes.items() if key not in apart}
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
         tune(search_of(searched))
     assert not final(searched).exists()
