@@ -12,10 +12,11 @@ from pydantic import Field, field_validator
 
 from pe_ray import plugins
 from pe_ray.blocks import EmbedderPlugin, Plugin
+from pe_ray.components.cached_images import CachedImages, entry
 from pe_ray.components.neighbors import write_neighbors
-from pe_ray.components.public_images import PublicImages, entry
 from pe_ray.errors import InputError
 from pe_ray.plugins import Embedder, GeneratorOptions, Rows
+from pe_ray.public_images import PublicSource
 from pe_ray.seeds import Seeds
 from pe_ray.values import ImageShape
 
@@ -95,14 +96,13 @@ class NearestImage:
 
     def __init__(self, options: NearestImageOptions, label_names: Sequence[str]) -> None:
         self._options = options
-        self._public = PublicImages(
+        source = PublicSource(
+            block="generator",
             data=options.data,
             image_column=options.image_column,
             label_column=options.label_column,
-            size=options.image_size,
-            channels=options.channels,
-            cache=options.cache,
         )
+        self._public = CachedImages(source, options.image_size, options.channels, options.cache)
         self._members = _members(options, self._public, label_names)
         self._tables: dict[str, NDArray[np.int32]] = {}
 
@@ -174,7 +174,7 @@ class NearestImage:
 
 
 def _members(
-    options: NearestImageOptions, public: PublicImages, label_names: Sequence[str]
+    options: NearestImageOptions, public: CachedImages, label_names: Sequence[str]
 ) -> list[NDArray[np.int64]]:
     """Ascending row numbers of the public images that stand for each label; none empty."""
     if options.classes == "random":

@@ -14,7 +14,7 @@ from pe_ray.components import convnet
 from pe_ray.components.distances import frechet_distance, kernel_distance, precision_and_recall
 from pe_ray.errors import InputError
 from pe_ray.plugins import Images
-from pe_ray.public_reference import evenly_spaced
+from pe_ray.public_images import evenly_spaced
 
 Labels = NDArray[np.int32]
 

@@ -17,7 +17,7 @@ from pe_ray import plugins
 from pe_ray.blocks import PublicMetricsConfig
 from pe_ray.config import Config
 from pe_ray.errors import InputError
-from pe_ray.public_reference import PublicSource, count_public, evenly_spaced, read_public
+from pe_ray.public_images import PublicSource, count_images, evenly_spaced, read_public
 from pe_ray.storage import Location, atomic_write
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.writer import read_population
@@ -31,7 +31,7 @@ PREFIX = "public/"
 def check_reference(config: Config) -> None:
     """Raise InputError where the public images can't be there; decodes none."""
     if config.metrics.public is not None:
-        count_public(_source(config, config.metrics.public))
+        count_images(_source(config.metrics.public))
 
 
 def score_population(config: Config, file: Location, population: Population) -> None:
@@ -82,7 +82,9 @@ def _scores(
     ids = evenly_spaced(population.layout.num_samples, public.max_images)
     options = config.generator_at(population.iteration).options
     rows = read_population(population.directory, ids, options)
-    reference = read_public(_source(config, public), config.image_shape, public.max_images)
+    reference = read_public(
+        _source(public), config.private.labels, config.image_shape, public.max_images
+    )
     scores: dict[str, float] = {}
     for metric in public.metrics:
         scorer: Any = plugins.load("metric", metric.kind)(metric.options)
@@ -91,11 +93,10 @@ def _scores(
     return scores
 
 
-def _source(config: Config, public: PublicMetricsConfig) -> PublicSource:
+def _source(public: PublicMetricsConfig) -> PublicSource:
     return PublicSource(
-        field="metrics.public",
+        block="metrics.public",
         data=public.data,
-        labels=config.private.labels,
         image_column=public.image_column,
         label_column=public.label_column,
         where=public.where,

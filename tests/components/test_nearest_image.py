@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 from tiny_public import pictures, save_parquet, save_public
 
-from pe_ray import Config, InputError, evolve
-from pe_ray.components import nearest_image, public_images
+from pe_ray import Config, InputError, evolve, images
+from pe_ray.components import nearest_image
+from pe_ray.components.cached_images import resized
 from pe_ray.components.features import Pixels, PixelsOptions
 from pe_ray.components.nearest_image import NearestImage, NearestImageOptions
 from pe_ray.components.neighbors import write_neighbors
-from pe_ray.components.public_images import resized
 from pe_ray.seeds import row_seeds
 from pe_ray.synthetic.writer import read_population
 
@@ -156,7 +156,7 @@ def test_images_and_neighbours_are_worked_out_once(
     seeds = row_seeds(0, "variation", 1, rows["public_image"])
     first = made(folder).vary(rows, 6, seeds)
     monkeypatch.setattr(nearest_image, "write_neighbors", None)
-    monkeypatch.setattr(public_images.images, "pixels", None)
+    monkeypatch.setattr(images, "pixels", None)
     again = made(folder)
     assert np.array_equal(again.vary(rows, 6, seeds)["image"], first["image"])
     assert np.array_equal(again.vary(rows, 2, seeds)["public_image"] < 20, [True] * 20)

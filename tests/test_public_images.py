@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pe_ray import InputError
-from pe_ray.public_reference import PublicSource, count_public, evenly_spaced, read_public
+from pe_ray.public_images import PublicSource, count_images, evenly_spaced, read_public
 from pe_ray.values import ImageShape
 
 SHAPE = ImageShape(height=5, width=4, channels=3)
@@ -29,9 +29,7 @@ def png(image: np.ndarray) -> bytes:
 
 
 def source(data: Path | str, **changes: Any) -> PublicSource:
-    return PublicSource(
-        field="metrics.public", data=str(data), **{"labels": NAMES, "where": {}, **changes}
-    )
+    return PublicSource(block="metrics.public", data=str(data), **changes)
 
 
 def parquet(folder: Path, **columns: Any) -> Path:
@@ -58,10 +56,10 @@ def test_every_layout_reads_the_same(tmp_path: Path, kind: str) -> None:
         for number, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
             (tmp_path / NAMES[label]).mkdir(exist_ok=True)
             (tmp_path / NAMES[label] / f"{number:03d}.png").write_bytes(png(image))
-    assert count_public(source(tmp_path)) == 200
+    assert count_images(source(tmp_path)) == 200
     for most in (1000, 200, 7):
         chosen = order[evenly_spaced(200, most)]
-        read = read_public(source(tmp_path), SHAPE, most)
+        read = read_public(source(tmp_path), NAMES, SHAPE, most)
         assert np.array_equal(read.images, IMAGES[chosen])
         assert np.array_equal(read.labels, LABELS[chosen])
 
@@ -71,10 +69,10 @@ def test_where_chooses_rows_and_images_are_brought_to_the_shape(tmp_path: Path) 
     parquet(tmp_path, split=splits, fold=np.arange(200) % 2)
     kept = source(tmp_path, where={"split": "train", "fold": 0})
     rows = np.flatnonzero((splits == "train") & (np.arange(200) % 2 == 0))
-    read = read_public(kept, SHAPE, 1000)
+    read = read_public(kept, NAMES, SHAPE, 1000)
     assert np.array_equal(read.images, IMAGES[rows])
     small = ImageShape(height=3, width=3, channels=1)
-    grey = read_public(source(tmp_path, label_column=None), small, 10)
+    grey = read_public(source(tmp_path, label_column=None), NAMES, small, 10)
     assert grey.images.shape == (10, 3, 3, 1)
     assert grey.labels.tolist() == [-1] * 10
     expected = Image.fromarray(IMAGES[0]).convert("L").resize((3, 3), Image.Resampling.BICUBIC)
@@ -85,10 +83,10 @@ def test_where_chooses_rows_and_images_are_brought_to_the_shape(tmp_path: Path) 
     ("changes", "message"),
     [
         ({"data": "/nowhere"}, r"metrics.public.data: /nowhere does not exist"),
-        ({"image_column": "img"}, "metrics.public.image_column: 'img' is not in the data"),
+        ({"image_column": "img"}, "metrics.public.image_column: 'img' is not in .*a.parquet"),
         ({"label_column": "class"}, "metrics.public.label_column: 'class'"),
         ({"where": {"split": "test"}}, "metrics.public.where.split"),
-        ({"where": {"label": "one"}}, "metrics.public: can't be read"),
+        ({"where": {"label": "one"}}, "metrics.public: .*a.parquet can't be read"),
         ({"where": {"label": 7}}, "holds no image that passes `where`"),
         ({"image_column": "label"}, "metrics.public.image_column: 'label' holds int64"),
         ({"labels": ("cat", "0")}, None),
@@ -98,22 +96,39 @@ def test_where_chooses_rows_and_images_are_brought_to_the_shape(tmp_path: Path) 
 def test_wrong_settings_are_named(
     tmp_path: Path, changes: dict[str, Any], message: str | None
 ) -> None:
-    given = source(**{"data": parquet(tmp_path), **changes})
+    names = changes.get("labels", NAMES)
+    settings = {name: value for name, value in changes.items() if name != "labels"}
+    given = source(**{"data": parquet(tmp_path), **settings})
     if message is None:
-        assert read_public(given, SHAPE, 4).labels.max() <= 1
+        assert read_public(given, names, SHAPE, 4).labels.max() <= 1
         return
     with pytest.raises(InputError, match=message):
-        read_public(given, SHAPE, 200)
+        read_public(given, names, SHAPE, 200)
 
 
 def test_a_corrupt_image_and_an_empty_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no image"):
-        count_public(source(tmp_path))
+        count_images(source(tmp_path))
     encoded = [png(image) for image in IMAGES]
     encoded[140] = b"no image"
     parquet(tmp_path, image=encoded)
-    with pytest.raises(InputError, match="image 140: image can't be decoded"):
-        read_public(source(tmp_path), SHAPE, 200)
+    with pytest.raises(InputError, match=r"b\.parquet, row 10: image can't be decoded"):
+        read_public(source(tmp_path), NAMES, SHAPE, 200)
     (tmp_path / "a.parquet").write_bytes(b"torn")
     with pytest.raises(InputError, match="is not readable parquet"):
-        count_public(source(tmp_path))
+        count_images(source(tmp_path))
+
+
+def test_every_image_is_read_whatever_the_files_hold(tmp_path: Path) -> None:
+    """An image beside the class folders has no class; a file without the columns is named."""
+    Image.fromarray(IMAGES[0]).save(tmp_path / "0.png")
+    (tmp_path / "cat").mkdir()
+    Image.fromarray(IMAGES[1]).save(tmp_path / "cat" / "1.png")
+    unlabelled = source(tmp_path, label_column=None)
+    assert np.array_equal(read_public(unlabelled, NAMES, SHAPE, 9).images, IMAGES[:2])
+    with pytest.raises(InputError, match="label None is not one of"):
+        read_public(source(tmp_path), NAMES, SHAPE, 9)
+    parquet(tmp_path)
+    pq.write_table(pa.table({"image": [png(IMAGES[0])]}), tmp_path / "c.parquet")
+    with pytest.raises(InputError, match=r"label_column: 'label' is not in .*c\.parquet"):
+        count_images(source(tmp_path))
