@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from tiny_diffusion import save_pipeline
 
+# Its assertions say what differs, as those in tests do.
+pytest.register_assert_rewrite("undisturbed")
+
 # Of the tests' own store (test_storage.py), before Ray's workers start: they inherit it.
 os.environ |= {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests"}
 

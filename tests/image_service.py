@@ -1,4 +1,5 @@
-"""A local image service with the OpenAI images interface, and the faults that real ones have."""
+"""A local image service with the OpenAI images interface, the faults that real ones have, and a
+generator that calls it."""
 
 from __future__ import annotations
 
@@ -13,12 +14,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from pe_ray.components.image_api import ImageApi, ImageApiOptions
+from pe_ray.components.paid_calls import PaidCalls
+from pe_ray.seeds import row_seeds
+
 KEY = "sk-test-not-a-real-key-31415926"
+
+NAMES = ("cat", "dog")
+LABELS = np.array([0, 1, 1, 0], dtype=np.int32)
+ROWS = np.arange(4, dtype=np.int64)
+SEEDS = row_seeds(1, "random", 0, ROWS)
+VARIED = row_seeds(1, "variation", 1, ROWS)
 
 Fault = Callable[["Handler"], bool]
 """Answers in the place of the service; False: let it answer."""
@@ -214,3 +226,12 @@ def serving() -> Iterator[Service]:
 
 def digest(image: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+def made(service: Service, store: Path, **changes: Any) -> ImageApi:
+    return ImageApi(ImageApiOptions(**service.options(store, **changes)), NAMES)
+
+
+def spent(store: Path) -> tuple[int, float]:
+    found = PaidCalls(store, max_calls=0, max_cost=0).spent()
+    return found.calls, round(found.cost, 9)

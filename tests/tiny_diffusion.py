@@ -1,4 +1,5 @@
-"""Tiny Stable Diffusion checkpoints with random weights, written in seconds without a network."""
+"""Tiny Stable Diffusion checkpoints with random weights, written in seconds without a network,
+and a generator on them."""
 
 from __future__ import annotations
 
@@ -6,6 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pe_ray.components.stable_diffusion import StableDiffusion, StableDiffusionOptions
+
+NAMES = ("cat", "dog", "owl")
 MAX_TOKENS = 24
 SCALE = 4  # image pixels per latent, a side
 
@@ -141,3 +145,10 @@ def save_pipeline(folder: Path, kind: str, seed: int = 0) -> str:
         made = made_of(**parts, unet=unet, requires_safety_checker=False)
     made.save_pretrained(folder)
     return str(folder)
+
+
+def generator(checkpoint: str, **options: Any) -> StableDiffusion:
+    small = {"image_size": 32, "random": {"steps": 3}, "vary": {"steps": 4}}
+    return StableDiffusion(
+        StableDiffusionOptions(checkpoint=checkpoint, **{**small, **options}), NAMES
+    )

@@ -1,4 +1,4 @@
-"""Searches end to end: budgets hold, kills cost nothing, losers and canaries leave no trace."""
+"""Searches end to end: budgets hold, kills cost nothing, canaries leave no trace."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
+from tiny_search import STAND_IN, final
 
 from pe_ray import InputError, cli
 from pe_ray.planning import planned_releases, run_shape
@@ -28,50 +29,8 @@ from pe_ray.status import status
 from pe_ray.synthetic.writer import manifest_of
 from pe_ray.tuning.budget import final_mu
 from pe_ray.tuning.config import search_of
-from pe_ray.tuning.private_selection import secret_folder
 from pe_ray.tuning.strategies import tune
 from pe_ray.tuning.trial import Job, trial_config, trial_releases
-
-STAND_IN = [str(digit) for digit in range(10)]
-
-
-@pytest.fixture
-def searched(tree: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    """Two settings, both cheap; every trial is scored by released votes."""
-    tree["votes"] = {}
-    tree["privacy"]["epsilon"] = 10.0
-    tree["schedule"] |= {"iterations": 2, "num_samples": 20}
-    tree["generator"]["image_size"] = 8
-    tree["tuning"] = {
-        "strategy": "compose",
-        "space": {"votes.neighbors": [1, 2], "selection.denoise": ["threshold", "simplex"]},
-        "objective": {"kind": "released"},
-        "num_trials": 2,
-    }
-    return tree
-
-
-def service(max_calls: int, folder: Path) -> dict[str, Any]:
-    """A generator that calls out; nothing listens there."""
-    return {
-        "kind": "image_api",
-        "base_url": "http://localhost:9/v1",
-        "api_key_env": None,
-        "store": str(folder / "store"),
-        "image_size": 64,
-        "prompt": "a digit",
-        "random": {"model": "m", "size": 256},
-        "vary": {"model": "m", "size": 256, "endpoint": "variations"},
-        "on_refusal": "keep",
-        "price": {"random": 0.0, "vary": 0.0},
-        "max_calls": max_calls,
-        "max_cost": 1.0,
-        "concurrency": 1,
-    }
-
-
-def final(tree: dict[str, Any]) -> Path:
-    return Path(tree["output"]["path"])
 
 
 def test_compose_charges_trials_and_the_final_run_in_one_ledger(
@@ -188,90 +147,6 @@ def test_public_trials_never_open_the_private_records(
             search_of(searched)
 
 
-def test_select_lets_one_run_out_and_destroys_the_rest(
-    ray_session: None,
-    searched: dict[str, Any],
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from pe_ray.release.selection import Repetitions
-    from pe_ray.tuning import private_selection
-
-    monkeypatch.setattr(Repetitions, "draw", lambda self: 3)
-    searched["tuning"] |= {"strategy": "select", "repetitions": {"mean": 3.0}}
-    search = search_of(searched)
-    secret = secret_folder(search)
-    kept: list[dict[str, Any]] = []
-    best = private_selection._best
-
-    def watched(*arguments: Any) -> str:
-        name = best(*arguments)
-        kept.extend(json.loads(f.read_bytes()) for f in sorted(secret.glob("*/trial.json")))
-        assert secret.stat().st_mode & 0o077 == 0
-        assert len(kept) == 3
-        return name
-
-    monkeypatch.setattr(private_selection, "_best", watched)
-    outcome = tune(search)
-    assert not secret.exists()
-    assert len(outcome.trials) == 1
-    ledger = Ledger.open(outcome.path / "ledger.sqlite")
-    assert ledger.paid_by_selection() == ("votes/0001", "votes/0002")
-    assert ledger.spent() <= 10.0
-    assert ledger.spent() == min(ledger.bounds().values())
-    assert manifest_of(outcome.path / "synthetic") is not None
-    losers = {
-        str(score)
-        for record in kept
-        for score in record["scores"].values()
-        if score != outcome.score
-    }
-    written = [path.read_bytes() for path in outcome.path.rglob("*") if path.is_file()]
-    out, err = capfd.readouterr()
-    for text in (*written, out.encode(), err.encode()):
-        assert not any(loser.encode() in text for loser in losers)
-    assert not (outcome.path / "tuning" / "tune").exists()
-    assert tune(search) == outcome
-
-
-def test_a_selection_whose_runs_are_lost_is_refused(
-    ray_session: None, searched: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import shutil
-
-    from pe_ray.tuning import private_selection
-
-    searched["tuning"] |= {"strategy": "select", "repetitions": {"mean": 2.0}}
-    search = search_of(searched)
-
-    def dies(*arguments: Any) -> str:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(private_selection, "_best", dies)
-        with pytest.raises(KeyboardInterrupt):
-            tune(search)
-    shutil.rmtree(secret_folder(search))
-    with pytest.raises(InputError, match="with its runs is gone"):
-        tune(search)
-
-
-@pytest.mark.parametrize("strategy", ["compose", "select"])
-def test_a_bad_record_ends_a_search_before_anything_is_spent(
-    ray_session: None, searched: dict[str, Any], tmp_path: Path, strategy: str
-) -> None:
-    file = tmp_path / "data.parquet"
-    pq.write_table(pa.table({"image": [b"none"], "label": ["3"]}), file)
-    searched["private"] |= {"data": str(file), "cache": str(tmp_path / "cache")}
-    searched["tuning"]["strategy"] = strategy
-    with pytest.raises(InputError, match="shard 0, row 0"):
-        tune(search_of(searched))
-    assert Ledger.open(final(searched) / "ledger.sqlite").spent() == 0.0
-    for path in final(searched).rglob("*"):
-        assert path.is_dir() or b"row 0" not in path.read_bytes()
-
-
 def test_why_private_records_cannot_be_used_is_not_kept(
     searched: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -284,82 +159,6 @@ def test_why_private_records_cannot_be_used_is_not_kept(
         reasons = {record["reason"] for record in records(job.folder)}
         assert ("private.data: shard 3, row 17: no image" in reasons) == kept
         assert "embedder.weights: no such file" in reasons
-
-
-def test_a_score_that_is_no_number_is_the_worst(
-    ray_session: None, searched: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The best of a selection must not depend on the order in which its runs end."""
-    from pe_ray.tuning import objectives
-    from pe_ray.tuning.trial import run_trial
-
-    monkeypatch.setattr(objectives, "crowding", lambda votes: float("nan"))
-    tuned = search_of(searched)
-    job = Job(search=tuned, folder=final(searched) / "trials", ledger=None)
-    (report,) = run_trial(job, {"votes.neighbors": 1})
-    assert report["score"] == float("inf")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"space": {"votes.neighbours": [1]}}, "votes.neighbours: there is no such key"),
-        ({"space": {"privacy.unit": ["user"]}}, "tuning.space.privacy.unit: can't be searched"),
-        ({"space": {"private.user_column": ["who"]}}, "private.user_column: can't be searched"),
-        ({"space": {"votes.neighbors": [0]}}, "votes.neighbors"),
-        ({"space": {}}, "tuning.space"),
-        ({"strategy": "public"}, "public_data: needed"),
-        ({"strategy": "select", "search": "optuna"}, "independent of each other"),
-        ({"strategy": "select", "scheduler": "asha"}, "independent of each other"),
-        ({"strategy": "proxy", "objective": {"kind": "score", "clip": 1.0}}, "must not"),
-        (
-            {"objective": {"kind": "public", "mode": "max", "metric": {"kind": "classifier"}}},
-            "objective.reference: needed",
-        ),
-        ({"objective": {"kind": "moments", "share": 0.9}, "strategy": "proxy"}, "proxy_share"),
-        ({"strategy": "select", "repetitions": {"mean": 3.0}}, "too small for a selection"),
-        ({"full_trials": 2}, "too small for one trial"),
-        ({"trials": 3}, "tuning.trials: there is no such key"),
-        ({"space": {"teacher.share": [0.5]}}, "teacher.share: can't be searched: trials have none"),
-        ({"strategy": "select", "teacher": {}}, "teacher: it is released in a final run"),
-        ({"final_share": 0, "teacher": {}}, "teacher: it is released in a final run"),
-        ({"strategy": "select", "generator": 50_000}, "image_api hands samples to a service"),
-        ({"generator": 1}, "allows 1 calls"),
-    ],
-)
-def test_bad_input_is_refused_before_anything_is_spent(
-    searched: dict[str, Any], changes: dict[str, Any], message: str, tmp_path: Path
-) -> None:
-    if changes.get("strategy") == "proxy" and "moments" in str(changes):
-        searched["tuning"]["proxy_share"] = 0.5
-    if "too small" in message:  # less than the sampler's finite randomness can promise
-        searched["privacy"]["delta"] = 1e-36
-    if "generator" in changes:
-        searched["generator"] = service(changes["generator"], tmp_path)
-    if "teacher" in changes:
-        searched["teacher"] = changes["teacher"]
-    apart = ("generator", "teacher")
-    searched["tuning"] |= {key: value for key, value in changes.items() if key not in apart}
-    with pytest.raises(InputError, match=message.replace("(", r"\(")):
-        tune(search_of(searched))
-    assert not final(searched).exists()
-
-
-def test_the_plan_shows_all_strategies(
-    searched: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    searched["tuning"]["public_data"] = {"data": "/public", "labels": STAND_IN}
-    file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(searched))
-    assert cli.main(["plan", str(file), "--json"]) == 0
-    shown = json.loads(capsys.readouterr().out)
-    found = {cost["strategy"]: cost for cost in shown["strategies"]}
-    assert shown["recommended"] == "public"
-    assert found["public"]["noise"] == 1.0
-    assert found["proxy"]["search_share"] == pytest.approx(0.2, abs=0.01)
-    assert found["compose"]["search_share"] == pytest.approx(0.5, abs=0.01)
-    assert max(found["select"]["bounds"].values()) > 0
-    assert not final(searched).exists()
 
 
 @pytest.mark.slow

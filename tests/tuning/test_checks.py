@@ -1,0 +1,114 @@
+"""What a search can't use is refused before anything is spent, and its plan says what it costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from tiny_search import STAND_IN, final
+
+from pe_ray import InputError, cli
+from pe_ray.release.ledger import Ledger
+from pe_ray.tuning.config import search_of
+from pe_ray.tuning.strategies import tune
+
+
+def service(max_calls: int, folder: Path) -> dict[str, Any]:
+    """A generator that calls out; nothing listens there."""
+    return {
+        "kind": "image_api",
+        "base_url": "http://localhost:9/v1",
+        "api_key_env": None,
+        "store": str(folder / "store"),
+        "image_size": 64,
+        "prompt": "a digit",
+        "random": {"model": "m", "size": 256},
+        "vary": {"model": "m", "size": 256, "endpoint": "variations"},
+        "on_refusal": "keep",
+        "price": {"random": 0.0, "vary": 0.0},
+        "max_calls": max_calls,
+        "max_cost": 1.0,
+        "concurrency": 1,
+    }
+
+
+@pytest.mark.parametrize("strategy", ["compose", "select"])
+def test_a_bad_record_ends_a_search_before_anything_is_spent(
+    ray_session: None, searched: dict[str, Any], tmp_path: Path, strategy: str
+) -> None:
+    file = tmp_path / "data.parquet"
+    pq.write_table(pa.table({"image": [b"none"], "label": ["3"]}), file)
+    searched["private"] |= {"data": str(file), "cache": str(tmp_path / "cache")}
+    searched["tuning"]["strategy"] = strategy
+    with pytest.raises(InputError, match="shard 0, row 0"):
+        tune(search_of(searched))
+    assert Ledger.open(final(searched) / "ledger.sqlite").spent() == 0.0
+    for path in final(searched).rglob("*"):
+        assert path.is_dir() or b"row 0" not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"space": {"votes.neighbours": [1]}}, "votes.neighbours: there is no such key"),
+        ({"space": {"privacy.unit": ["user"]}}, "tuning.space.privacy.unit: can't be searched"),
+        ({"space": {"private.user_column": ["who"]}}, "private.user_column: can't be searched"),
+        ({"space": {"votes.neighbors": [0]}}, "votes.neighbors"),
+        ({"space": {}}, "tuning.space"),
+        ({"strategy": "public"}, "public_data: needed"),
+        ({"strategy": "select", "search": "optuna"}, "independent of each other"),
+        ({"strategy": "select", "scheduler": "asha"}, "independent of each other"),
+        ({"strategy": "proxy", "objective": {"kind": "score", "clip": 1.0}}, "must not"),
+        (
+            {"objective": {"kind": "public", "mode": "max", "metric": {"kind": "classifier"}}},
+            "objective.reference: needed",
+        ),
+        ({"objective": {"kind": "moments", "share": 0.9}, "strategy": "proxy"}, "proxy_share"),
+        ({"strategy": "select", "repetitions": {"mean": 3.0}}, "too small for a selection"),
+        ({"full_trials": 2}, "too small for one trial"),
+        ({"trials": 3}, "tuning.trials: there is no such key"),
+        ({"space": {"teacher.share": [0.5]}}, "teacher.share: can't be searched: trials have none"),
+        ({"strategy": "select", "teacher": {}}, "teacher: it is released in a final run"),
+        ({"final_share": 0, "teacher": {}}, "teacher: it is released in a final run"),
+        ({"strategy": "select", "generator": 50_000}, "image_api hands samples to a service"),
+        ({"generator": 1}, "allows 1 calls"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_spent(
+    searched: dict[str, Any], changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    if changes.get("strategy") == "proxy" and "moments" in str(changes):
+        searched["tuning"]["proxy_share"] = 0.5
+    if "too small" in message:  # less than the sampler's finite randomness can promise
+        searched["privacy"]["delta"] = 1e-36
+    if "generator" in changes:
+        searched["generator"] = service(changes["generator"], tmp_path)
+    if "teacher" in changes:
+        searched["teacher"] = changes["teacher"]
+    apart = ("generator", "teacher")
+    searched["tuning"] |= {key: value for key, value in changes.items() if key not in apart}
+    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+        tune(search_of(searched))
+    assert not final(searched).exists()
+
+
+def test_the_plan_shows_all_strategies(
+    searched: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    searched["tuning"]["public_data"] = {"data": "/public", "labels": STAND_IN}
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(searched))
+    assert cli.main(["plan", str(file), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    found = {cost["strategy"]: cost for cost in shown["strategies"]}
+    assert shown["recommended"] == "public"
+    assert found["public"]["noise"] == 1.0
+    assert found["proxy"]["search_share"] == pytest.approx(0.2, abs=0.01)
+    assert found["compose"]["search_share"] == pytest.approx(0.5, abs=0.01)
+    assert max(found["select"]["bounds"].values()) > 0
+    assert not final(searched).exists()
