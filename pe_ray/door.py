@@ -95,9 +95,8 @@ class Door:
                 (embedding.directory / part.file, part.start, part.stop)
                 for part in writer.parts_of(embedding.directory)
             ]
-            gpus, stall = config.resources.gpus_per_worker, config.resources.stall_seconds
-            limit = votes_limit(config)
-            return cast_votes(self.records, parts, layout, config.votes, limit, gpus, stall)
+            gpus, limit = config.resources.gpus_per_worker, votes_limit(config)
+            return cast_votes(self.records, parts, layout, config.votes, limit, gpus)
 
         release = self._releases[f"{self._prefix}votes/{iteration:04d}"]
         histogram = self._release(release, layout.num_samples, cast)
@@ -113,7 +112,8 @@ class Door:
         sums = self._ledger.released_sums("teacher")
         if sums is None:
             channels, release = config.image_shape.channels, self._releases["teacher"]
-            partials = sum_moments(self._voters, channels, features, layout)
+            stall = config.resources.stall_seconds
+            partials = sum_moments(self._voters, channels, features, layout, stall)
             sums = _answer(
                 self.aggregator.release_sums.remote(release, layout.num_values, partials)
             )

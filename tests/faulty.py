@@ -22,6 +22,7 @@ from pe_ray.private import votes
 from pe_ray.release.aggregator import Aggregator
 from pe_ray.release.ledger import Ledger
 from pe_ray.seeds import Seeds
+from pe_ray.watchdog import limited
 
 
 def arm(folder: Path, *faults: str) -> None:
@@ -99,7 +100,7 @@ def faulty_count(folder: Path) -> Any:
     """The search task, which may die or hang."""
 
     def count(*arguments: Any) -> votes.RawVotes:
-        with votes.limited(arguments[5]):
+        with limited(arguments[5]):
             suffer(folder)
         return _count(*arguments)
 

@@ -9,11 +9,12 @@ import ray
 from numpy.typing import NDArray
 
 from pe_ray.blocks import PrivateConfig
-from pe_ray.cluster import on_nodes
 from pe_ray.components.teacher_features import KIND, TeacherFeaturesOptions
 from pe_ray.moments import Moments
 from pe_ray.private.records import EmbeddedRecords, open_records
 from pe_ray.private.sums import RawSums, clipped_sums
+from pe_ray.private.tasks import guarded, private_task
+from pe_ray.watchdog import headway
 
 _CHUNK_BYTES = 16 << 20  # of vectors at a time
 
@@ -23,10 +24,12 @@ def sum_moments(
     channels: int,
     features: TeacherFeaturesOptions,
     layout: Moments,
+    stall_seconds: float,
 ) -> list[ray.ObjectRef]:
     """Read the records again, map them to `features` and start summing their moments.
 
     Returns one reference to RawSums per partition. Nothing is cached: features are of one run.
+    stall_seconds: as in `open_records`.
 
     Guarantee: adding or removing one unit (user, if `config` names a user column) changes the total
     over all partitions by a vector of L2 norm at most 1 (`clipped_sums`), since all records of a
@@ -37,9 +40,10 @@ def sum_moments(
         channels=channels,
         embedder_kind=KIND,
         embedder_options=features,
+        stall_seconds=stall_seconds,
     )
-    task = ray.remote(num_cpus=1, **on_nodes(config.node_label))(_sum_partition)
-    return [task.remote(layout, *pieces) for pieces in records.partitions]
+    task = private_task(_sum_partition, config.node_label)
+    return [task.remote(layout, stall_seconds, *pieces) for pieces in records.partitions]
 
 
 def moments_of(pieces: Sequence[EmbeddedRecords], layout: Moments) -> RawSums:
@@ -62,6 +66,7 @@ def moments_of(pieces: Sequence[EmbeddedRecords], layout: Moments) -> RawSums:
         else:
             vectors = layout.pack(features[rows], labels[rows])
         steps += clipped_sums(vectors, None).steps
+        headway()
     return RawSums(steps=steps)
 
 
@@ -74,8 +79,6 @@ def _units(num: int, users: NDArray[np.bytes_] | None, size: int) -> Iterator[ND
     yield from (rows for rows in np.split(order, edges[1:]) if len(rows))
 
 
-def _sum_partition(layout: Moments, *pieces: EmbeddedRecords) -> RawSums:
-    try:
+def _sum_partition(layout: Moments, stall_seconds: float, *pieces: EmbeddedRecords) -> RawSums:
+    with guarded("summing moments", stall_seconds):
         return moments_of(pieces, layout)
-    except Exception as error:
-        raise RuntimeError(f"summing moments failed: {type(error).__name__}") from None

@@ -23,11 +23,10 @@ from pe_ray.blocks import PrivateConfig
 from pe_ray.cluster import on_nodes, require_object_store
 from pe_ray.errors import FaultError, InputError, RecordError
 from pe_ray.private.sources import PrivateSlice, SourceError, joined, list_slices, read_batches
+from pe_ray.private.tasks import RETRIES, private_task
 from pe_ray.storage import location, version
 from pe_ray.values import ImageShape
 from pe_ray.watchdog import STALL_SECONDS, headway, limited
-
-RETRIES = 5  # of a task whose worker or node died, and of a slice whose node was lost
 
 _MOST_PARTITIONS = 64  # of users: each slice has as many pieces
 _FORMAT = 2
@@ -51,11 +50,13 @@ class EmbeddedRecords:
 class PrivateRecords:
     """References to EmbeddedRecords: partition -> pieces; a user is in one partition only.
 
-    node_label: of the nodes that may hold them; None for all.
+    node_label: of the nodes that may hold them; None for all. stall_seconds: without headway, after
+    which a task on them is killed and repeated.
     """
 
     partitions: list[list[ray.ObjectRef]]
     node_label: str | None
+    stall_seconds: float
 
 
 def embed_slice(
@@ -165,10 +166,7 @@ def open_records(
     num_bytes = 4 * dim * sum(part.stop - part.start for part in slices)
     require_object_store(num_bytes, "private.data", "the private embeddings")
     num_pieces = min(len(slices), _MOST_PARTITIONS) if config.user_column else 1
-    returns = num_pieces + 2
-    task = ray.remote(
-        num_cpus=1, num_gpus=gpus, num_returns=returns, max_retries=RETRIES, **placement
-    )(_embed_task)
+    task = private_task(_embed_task, config.node_label, gpus=gpus, num_returns=num_pieces + 2)
     results = [
         task.remote(
             part, config, channels, embedder_kind, embedder_options, num_pieces, stall_seconds
@@ -193,7 +191,9 @@ def open_records(
     partitions = [list(pieces) for _, _, *pieces in results]
     if config.user_column:
         partitions = [list(pieces) for pieces in zip(*partitions, strict=True)]
-    return PrivateRecords(partitions=partitions, node_label=config.node_label)
+    return PrivateRecords(
+        partitions=partitions, node_label=config.node_label, stall_seconds=stall_seconds
+    )
 
 
 def _prepare(config: PrivateConfig) -> tuple[PrivateConfig, list[PrivateSlice]]:

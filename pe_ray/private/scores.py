@@ -12,11 +12,10 @@ import ray
 from numpy.typing import NDArray
 
 from pe_ray.blocks import VotesConfig
-from pe_ray.cluster import on_nodes
 from pe_ray.components.moments import MomentsSpec, moment_vectors
-from pe_ray.errors import InputError
 from pe_ray.private.records import EmbeddedRecords, PrivateRecords
 from pe_ray.private.sums import RawSums, clipped_sums
+from pe_ray.private.tasks import guarded, private_task
 from pe_ray.private.votes import nearest_distances
 from pe_ray.storage import Location
 from pe_ray.values import LabelLayout
@@ -58,14 +57,12 @@ def _cast(
     records: PrivateRecords,
     vectors: Callable[[Sequence[EmbeddedRecords]], NDArray[np.float64]],
 ) -> list[ray.ObjectRef]:
+    stall_seconds = records.stall_seconds
+
     def summed(*pieces: EmbeddedRecords) -> RawSums:
-        try:
+        with guarded("summing", stall_seconds):
             users = [piece.users for piece in pieces if piece.users is not None]
             return clipped_sums(vectors(pieces), np.concatenate(users) if users else None)
-        except InputError:  # of the configuration or the machine; quotes no record
-            raise
-        except Exception as error:
-            raise RuntimeError(f"summing failed: {type(error).__name__}") from None
 
-    task = ray.remote(num_cpus=1, **on_nodes(records.node_label))(summed)
+    task = private_task(summed, records.node_label)
     return [task.remote(*pieces) for pieces in records.partitions]

@@ -17,15 +17,15 @@ import ray
 from numpy.typing import NDArray
 
 from pe_ray.blocks import VotesConfig
-from pe_ray.cluster import capacity, on_nodes
-from pe_ray.errors import InputError
+from pe_ray.cluster import capacity
 from pe_ray.private.bounds import Precision
-from pe_ray.private.records import RETRIES, EmbeddedRecords, PrivateRecords
+from pe_ray.private.records import EmbeddedRecords, PrivateRecords
 from pe_ray.private.search import Nearest, Search
+from pe_ray.private.tasks import guarded, private_task
 from pe_ray.private.tile_scan import fastest_precision
 from pe_ray.storage import Location, whole
 from pe_ray.values import LabelLayout
-from pe_ray.watchdog import STALL_SECONDS, headway, limited
+from pe_ray.watchdog import headway
 
 _TASKS_PER_CORE = 2  # few, since each prepares all samples; more than one, for balance
 _BLOCK_BYTES = 32 << 20  # of samples searched at a time
@@ -84,21 +84,16 @@ def cast_votes(
     settings: VotesConfig,
     limit: int,
     gpus: float = 0.0,
-    stall_seconds: float = STALL_SECONDS,
 ) -> list[ray.ObjectRef]:
     """Start counting; returns references to RawVotes that add up to all votes.
 
     parts: (.npy file, first id, one past last id) of the synthetic embedding, in id order.
-    limit: most bins of a unit; gpus: of each task, searched by faiss if above 0; stall_seconds:
-    without headway, after which a task is killed and repeated.
+    limit: most bins of a unit; gpus: of each task, searched by faiss if above 0.
 
     Guarantee: see `bounded_votes`; a user's records are all in one partition, so the bound holds
     for the sum. How partitions are shared out depends on their number and the cluster only.
     """
-    placement = on_nodes(records.node_label)
-    count = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES, **placement)(
-        _count_partitions
-    )
+    count = private_task(_count_partitions, records.node_label, gpus=gpus)
     cores = max(1, capacity("GPU" if gpus else "CPU"))
     order = _by_node(records.partitions)
     groups = np.array_split(order, min(len(order), _TASKS_PER_CORE * cores))
@@ -109,7 +104,7 @@ def cast_votes(
             settings,
             limit,
             bool(gpus),
-            stall_seconds,
+            records.stall_seconds,
             *(piece for number in group for piece in records.partitions[number]),
         )
         for group in groups
@@ -132,8 +127,8 @@ def count_labels(records: PrivateRecords, limit: int) -> list[ray.ObjectRef]:
 
     Guarantee: see `bounded_votes`; record level counts each record once (limit 1).
     """
-    count = ray.remote(num_cpus=1, **on_nodes(records.node_label))(_count_labels)
-    return [count.remote(limit, *pieces) for pieces in records.partitions]
+    count = private_task(_count_labels, records.node_label)
+    return [count.remote(limit, records.stall_seconds, *some) for some in records.partitions]
 
 
 def nearest_samples(
@@ -247,22 +242,15 @@ def _count_partitions(
     stall_seconds: float,
     *pieces: EmbeddedRecords,
 ) -> RawVotes:
-    try:
-        with limited(stall_seconds):
-            choices = nearest_samples(pieces, parts, layout, settings, on_gpu=on_gpu)
+    with guarded("counting votes", stall_seconds):
+        choices = nearest_samples(pieces, parts, layout, settings, on_gpu=on_gpu)
         return bounded_votes(choices, _users(pieces), limit)
-    except InputError:  # of the configuration or the machine; quotes no record
-        raise
-    except Exception as error:
-        raise RuntimeError(f"counting votes failed: {type(error).__name__}") from None
 
 
-def _count_labels(limit: int, *pieces: EmbeddedRecords) -> RawVotes:
-    try:
+def _count_labels(limit: int, stall_seconds: float, *pieces: EmbeddedRecords) -> RawVotes:
+    with guarded("counting labels", stall_seconds):
         labels = np.concatenate([piece.labels for piece in pieces]).astype(np.int64)
         return bounded_votes(labels[:, None], _users(pieces), limit)
-    except Exception as error:
-        raise RuntimeError(f"counting labels failed: {type(error).__name__}") from None
 
 
 def _users(pieces: Sequence[EmbeddedRecords]) -> NDArray[np.bytes_] | None:
