@@ -5,10 +5,11 @@ A fault is a file `kill-...` or `hang-...` in a folder. Whoever takes it (only o
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +19,6 @@ from numpy.typing import NDArray
 from pe_ray.components.features import Pixels, PixelsOptions
 from pe_ray.components.simulators import RenderedText, RenderedTextOptions
 from pe_ray.plugins import EmbedderOptions, GeneratorOptions, Images, Rows
-from pe_ray.private import votes
 from pe_ray.release.aggregator import Aggregator
 from pe_ray.release.ledger import Ledger
 from pe_ray.seeds import Seeds
@@ -93,18 +93,16 @@ class FaultyPixels(Pixels):
         return super().embed(images)
 
 
-_count = votes._count_partitions
+def faulty_task(task: Callable[..., Any], folder: Path) -> Callable[..., Any]:
+    """A task on private records that may die or hang."""
+    parameters = list(inspect.signature(task).parameters)
 
-
-def faulty_count(folder: Path) -> Any:
-    """The search task, which may die or hang."""
-
-    def count(*arguments: Any) -> votes.RawVotes:
-        with limited(arguments[5]):
+    def faulty(*arguments: Any) -> Any:
+        with limited(arguments[parameters.index("stall_seconds")]):
             suffer(folder)
-        return _count(*arguments)
+        return task(*arguments)
 
-    return count
+    return faulty
 
 
 class _MortalLedger:

@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faulty import MortalAggregator, arm, faulty_count, taken
+from faulty import MortalAggregator, arm, faulty_task, taken
 from undisturbed import assert_undisturbed, with_faults
 
 from pe_ray import Config, FaultError, InputError, door, evolution, evolve
-from pe_ray.private import votes
+from pe_ray.private import moments, votes
 
 pytestmark = pytest.mark.slow
+
+LABELS, SEARCH, SUMS = votes._count_labels, votes._count_partitions, moments._sum_partition
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ def test_killed_search_tasks(
     ray_session: None, tree: dict[str, Any], faults: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arm(faults / "search", "kill-1", "kill-2", "kill-3")
-    monkeypatch.setattr(votes, "_count_partitions", faulty_count(faults / "search"))
+    monkeypatch.setattr(votes, "_count_partitions", faulty_task(SEARCH, faults / "search"))
     evolve(Config.from_dict(tree))
     assert taken(faults / "search") == 3
     assert_undisturbed(tree)
@@ -91,7 +93,7 @@ def test_a_search_that_always_dies_is_one_line_and_charges_once(
     ray_session: None, tree: dict[str, Any], faults: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arm(faults / "search", *(f"kill-{number:03d}" for number in range(60)))
-    monkeypatch.setattr(votes, "_count_partitions", faulty_count(faults / "search"))
+    monkeypatch.setattr(votes, "_count_partitions", faulty_task(SEARCH, faults / "search"))
     with pytest.raises(FaultError, match=r"release votes/0001: its votes were lost .* continues"):
         evolve(Config.from_dict(tree))
     shutil.rmtree(faults)
@@ -136,15 +138,20 @@ def test_workers_that_hang_are_ended(
     monkeypatch: pytest.MonkeyPatch,
     gpus: float,
 ) -> None:
-    """A generator, an embedder of private records and a search, which never return."""
+    """A generator, an embedder of private records and what counts and sums them never return."""
     tree["resources"] |= {"gpus_per_worker": gpus, "stall_seconds": 10}
-    for victim in ("generator", "embedder", "search"):
+    tree["privacy"]["label_fractions"] = "dp"
+    tree["teacher"] = {"features": 4, "epochs": 1}
+    victims = ("generator", "embedder", "labels", "search", "sums")
+    for victim in victims:
         arm(faults / victim, "hang-1")
-    monkeypatch.setattr(votes, "_count_partitions", faulty_count(faults / "search"))
+    monkeypatch.setattr(votes, "_count_labels", faulty_task(LABELS, faults / "labels"))
+    monkeypatch.setattr(votes, "_count_partitions", faulty_task(SEARCH, faults / "search"))
+    monkeypatch.setattr(moments, "_sum_partition", faulty_task(SUMS, faults / "sums"))
     started = time.monotonic()
     evolve(Config.from_dict(tree))
-    assert time.monotonic() - started >= 30
-    assert [taken(faults / victim) for victim in ("generator", "embedder", "search")] == [1, 1, 1]
+    assert time.monotonic() - started >= 50
+    assert [taken(faults / victim) for victim in victims] == [1] * len(victims)
     assert_undisturbed(tree)
 
 
