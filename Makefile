@@ -1,6 +1,8 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+# Two processes, each with a Ray of its own, since tests wait for Ray more than they compute.
+PYTEST := $(BIN)/python -m pytest -n 2
 INSTALLED := .venv/.installed
 
 .PHONY: install demo test test-slow lint bench docs clean
@@ -17,11 +19,11 @@ demo: install
 	$(BIN)/pe-ray run pipelines/digits.yaml
 
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) --dist loadfile -m "not slow"
 
 # Apart, since these tests start and kill whole programs with a Ray of their own.
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: install
 	$(BIN)/ruff check .
