@@ -23,9 +23,7 @@ from pe_ray.release.adaptive import adaptive_epsilon
 from pe_ray.release.ledger_file import Accounting, LedgerEntry
 from pe_ray.release.selection import (
     Selection,
-    profile_epsilon,
-    renyi_epsilon,
-    selection_epsilon,
+    selection_bounds,
 )
 from pe_ray.values import LATTICE, Budget, NoisyHistogram, NoisySums, Release
 
@@ -161,15 +159,8 @@ class Ledger:
         with file.transaction(self.path, "DEFERRED") as database:
             entries, selection = file.entries(database), file.selection(database)
             paid = file.winner(database)
-        others = [entry.release for entry in entries if entry.release.key not in paid]
-        delta = self.budget.delta if delta is None else delta
-        if selection is None:
-            total = epsilon_of if self.accounting == "fixed" else adaptive_epsilon
-            return {self.accounting: total(others, delta)}
-        found = {"renyi": renyi_epsilon(selection, others, delta)}
-        if not others:
-            found["privacy_profile"] = profile_epsilon(selection, delta)
-        return found
+        charged = [entry.release for entry in entries]
+        return self._bounds(charged, selection, paid, self.budget.delta if delta is None else delta)
 
     def _require_room(
         self,
@@ -178,22 +169,26 @@ class Ledger:
         selection: Selection | None,
         paid: Sequence[str],
     ) -> None:
-        total = self._total(charged, selection, paid)
+        total = min(self._bounds(charged, selection, paid, self.budget.delta).values())
         if total > self.budget.epsilon:
             raise BudgetError(
                 f"privacy.epsilon: {key} would bring the total to {total:.6g}, over "
                 f"the budget of {self.budget.epsilon:.6g}; raise the budget in a new run"
             )
 
-    def _total(
-        self, charged: Sequence[Release], selection: Selection | None, paid: Sequence[str]
-    ) -> float:
-        """Epsilon of the selection and all `charged` releases but those that it paid for."""
+    def _bounds(
+        self,
+        charged: Sequence[Release],
+        selection: Selection | None,
+        paid: Sequence[str],
+        delta: float,
+    ) -> dict[str, float]:
+        """Of the selection and all `charged` releases but those that it paid for."""
         others = [release for release in charged if release.key not in paid]
         if selection is not None:
-            return selection_epsilon(selection, others, self.budget.delta)
+            return selection_bounds(selection, others, delta)
         total = epsilon_of if self.accounting == "fixed" else adaptive_epsilon
-        return total(others, self.budget.delta)
+        return {self.accounting: total(others, delta)}
 
     def commit(self, key: str, noisy: NDArray[np.int64]) -> NDArray[np.int64]:
         """Store the release of `key`, unless one is stored already; returns the stored one.

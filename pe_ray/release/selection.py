@@ -195,13 +195,17 @@ def profile_epsilon(selection: Selection, delta: float) -> float:
     return (base(delta / repetitions.mean) + float(best.fun)) * (1 + 1e-12)
 
 
-def selection_epsilon(selection: Selection, others: Sequence[Release], delta: float) -> float:
-    """The smaller of the bounds that hold for the selection with `others`.
+def selection_bounds(
+    selection: Selection, others: Sequence[Release], delta: float
+) -> dict[str, float]:
+    """Epsilon of the selection with `others` by every accounting that holds for them.
 
-    Guarantee: an upper bound for adding or removing one unit.
+    Guarantee: each is an upper bound for adding or removing one unit.
     """
-    renyi = renyi_epsilon(selection, others, delta)
-    return renyi if others else min(renyi, profile_epsilon(selection, delta))
+    found = {"renyi": renyi_epsilon(selection, others, delta)}
+    if not others:
+        found["privacy_profile"] = profile_epsilon(selection, delta)
+    return found
 
 
 def calibrate_selection(
@@ -211,7 +215,7 @@ def calibrate_selection(
     epsilon: float,
     delta: float,
 ) -> Selection:
-    """The selection with the least noise for which selection_epsilon is within `epsilon`.
+    """The selection with the least noise for which the smallest bound is within `epsilon`.
 
     shapes: releases with relative sigmas, of each plan that a trial may have; all get the same mu.
     """
@@ -224,7 +228,7 @@ def calibrate_selection(
         )
 
     def excess(log_mu: float) -> float:
-        return selection_epsilon(at(log_mu), others, delta) - epsilon
+        return min(selection_bounds(at(log_mu), others, delta).values()) - epsilon
 
     high = math.log(most)
     low = high

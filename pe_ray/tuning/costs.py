@@ -11,7 +11,7 @@ from pe_ray.errors import InputError
 from pe_ray.planning import planned_releases, run_shape, votes_shape
 from pe_ray.release.accounting import gaussian_epsilon
 from pe_ray.release.adaptive import mu_of, with_mu
-from pe_ray.release.selection import profile_epsilon, renyi_epsilon
+from pe_ray.release.selection import selection_bounds
 from pe_ray.tuning.budget import accounting_of, final_mu, shared_releases, total_mu, trial_mu
 from pe_ray.tuning.config import NO_FINAL_RUN, ScoreObjective, Search, Strategy
 from pe_ray.tuning.private_selection import planned_selection
@@ -79,9 +79,7 @@ def _cost(search: Search, strategy: Strategy, alone: float) -> Cost:
         plan = max(selection.plans, key=mu_of)
         votes = [release for release in plan if release.kind == "votes"]
         others = shared_releases(search)
-        bounds = {"renyi": renyi_epsilon(selection, others, delta)}
-        if not others:
-            bounds["privacy_profile"] = profile_epsilon(selection, delta)
+        bounds = selection_bounds(selection, others, delta)
         last = _last_sigma(with_mu(votes_shape(config), mu_of(votes)))
         scores = [release.sigma for release in plan if release.kind == "sums"]
         return Cost(
