@@ -3,7 +3,7 @@
     python -m benchmarks.mnist.ideas LETTERS.parquet [--letters ABCDEFGHIJ] [--seeds 3] [--rows ...]
 
 `pipelines/mnist.yaml` with the letters as private records, votes alone unless a row says otherwise.
-S_1 to S_3 are as much smaller than for MNIST as there are fewer records, so a sample gets as many
+Populations are as much smaller than for MNIST as there are fewer records, so a sample gets as many
 votes under the same noise. LETTERS.parquet: columns image, label (0..25) and split; the train split
 is private, the audit tests on all of both splits. Seeds are those of the public randomness.
 """
@@ -81,14 +81,14 @@ def write_letters(data: Path, letters: str, file: Path) -> dict[str, int]:
 
 def settings(file: Path, letters: str, records: int, row: str, seed: int) -> dict[str, Any]:
     tree: dict[str, Any] = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))
-    small = round(20_000 * records / 60_000)
     tree["private"] |= {
         "data": str(file),
         "labels": list(letters),
         "cache": str(file.parent / "cache"),
     }
     tree["generator"]["texts"] = {letter: [letter, letter.lower()] for letter in letters}
-    tree["schedule"] |= {"num_samples": [60_000, small, small, small, 60_000], "seed": seed}
+    sizes = [round(size * records / 60_000) for size in tree["schedule"]["num_samples"]]
+    tree["schedule"] |= {"num_samples": sizes, "seed": seed}
     tree["metrics"] = {"audit_where": {}, "audit": [{"kind": "cnn"}]}
     tree["teacher"] = None
     for key, value in ROWS[row].items():
