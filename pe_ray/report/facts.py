@@ -8,11 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
+
 from pe_ray.config import Config
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_file import LedgerEntry
 from pe_ray.run_directory import RunDirectory, opened
-from pe_ray.storage import Location
+from pe_ray.storage import Location, seekable
 from pe_ray.synthetic.population import initial_offspring
 from pe_ray.synthetic.variation import layout_of
 from pe_ray.synthetic.writer import manifest_of
@@ -43,8 +46,22 @@ class Facts:
     num_final: int | None
 
     def votes(self, iteration: int) -> NoisyHistogram | None:
-        """The released votes of `iteration`, on the samples of S_(iteration-1)."""
-        return self.ledger.released(f"votes/{iteration:04d}")
+        """The released votes of `iteration`, on the samples of S_(iteration-1).
+
+        Of a trial that a search took as its result, the votes have the trial's own keys: they are
+        those that this run exports.
+        """
+        key = f"votes/{iteration:04d}"
+        found, file = self.ledger.released(key), self.run.histogram(iteration)
+        if found is not None or not file.exists():
+            return found
+        exported = pq.read_table(seekable(file), columns=["noisy_votes"])["noisy_votes"].to_numpy()
+        for entry in self.entries:
+            if entry.release.key.endswith(f"/{key}"):
+                found = self.ledger.released(entry.release.key)
+                if found is not None and np.array_equal(found.noisy_votes, exported):
+                    return found
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

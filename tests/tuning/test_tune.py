@@ -105,7 +105,8 @@ def test_the_ledger_ends_a_search_that_would_overspend(
     final_run = [e.release for e in ledger.entries() if not e.release.key.startswith("trial/")]
     assert len(final_run) == (2 if final_share else 0)  # the reserved share was left alone
     assert status(outcome.path).finished
-    assert write_report(outcome.path).exists()
+    page = write_report(outcome.path).read_text()
+    assert "Share of all votes held by the heaviest" in page  # with a trial's votes as with a run's
     assert manifest_of(outcome.path / "synthetic") is not None
 
 
