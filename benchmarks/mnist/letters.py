@@ -135,7 +135,8 @@ def main() -> None:
     )
     embedder = teacher_features.TeacherFeatures(settings)
     of_records = embedder.embed(records).astype(np.float64)
-    weights = ridge(*noisy_moments(of_records, record_labels, options.share, options.seed))
+    moments = noisy_moments(of_records, record_labels, options.share, options.seed)
+    weights = ridge(*moments, arrays["prior"])
     relabelled = (embedder.embed(images) @ weights).argmax(axis=1).astype(np.int32)
     alone = np.mean((embedder.embed(whole) @ weights).argmax(axis=1) == truth)
     kept = relabelled == labels

@@ -20,14 +20,17 @@ from pe_ray.values import DistanceMetric, ImageShape
 
 KIND = "pe_ray.components.teacher_features:TeacherFeatures"
 _CONSTANT = 0.3  # the constant feature, relative to the norm of the others: the regression's offset
+_OWN_RIDGE = 1e-3  # of `prior`, relative to the features' mean square
 _FLOOR = 1e-4  # least variance that is whitened, relative to the largest
 
 
 def fit(
     images: Images, labels: NDArray[np.int32], num_features: int, epochs: int, seed: int
 ) -> dict[str, NDArray[Any]]:
-    """Train the network and its projection; arrays that TeacherFeatures reads, W is below 4 MB.
+    """Train the network and its projection; arrays that TeacherFeatures reads, below 4 MB.
 
+    `prior` among them, float64 [num_features, largest label + 1]: the least squares weights that
+    give the images their own labels (with a ridge of a thousandth of the features' mean square).
     The same to the last bit for the same arguments, processor and number of threads.
     """
     network = convnet.train_network(images, labels, epochs, seed)
@@ -38,12 +41,31 @@ def fit(
     variances, directions = variances[::-1], directions[:, ::-1]
     kept = slice(num_features - 1)
     scales = 1.0 / np.sqrt(np.maximum(variances[kept], _FLOOR * variances[0]) + 1e-30)
+    projection = (directions[:, kept] * scales).astype(np.float32)
+    features = _features(made.astype(np.float32), mean.astype(np.float32), projection)
     return {
         **{f"network.{name}": value.numpy() for name, value in network.state_dict().items()},
-        "projection": (directions[:, kept] * scales).astype(np.float32),
+        "projection": projection,
         "mean": mean.astype(np.float32),
         "shape": np.array(images.shape[1:], dtype=np.int64),
+        "prior": _own_labels(features.astype(np.float64), labels),
     }
+
+
+def _features(
+    activations: NDArray[np.float32], mean: NDArray[np.float32], projection: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Whitened activations and a constant, each row of norm 1."""
+    white = (activations - mean) @ projection
+    constant = np.full((len(white), 1), _CONSTANT * np.sqrt(white.shape[1]), dtype=np.float32)
+    features = np.concatenate([white, constant], axis=1)
+    return np.asarray(features / np.linalg.norm(features, axis=1, keepdims=True))
+
+
+def _own_labels(features: NDArray[np.float64], labels: NDArray[np.int32]) -> NDArray[np.float64]:
+    num, size = features.shape
+    gram = features.T @ features + _OWN_RIDGE * num / size * np.eye(size)
+    return np.linalg.solve(gram, features.T @ np.eye(int(labels.max()) + 1)[labels])
 
 
 class TeacherFeaturesOptions(plugins.EmbedderOptions):
@@ -88,10 +110,7 @@ class TeacherFeatures:
         """Features, float32 [n, num_features], each of norm 1."""
         if images.shape[1:3] != (self._shape.height, self._shape.width):
             images = np.stack([resized(image, self._shape) for image in images])
-        white = (convnet.activations(self._network, images) - self._mean) @ self._projection
-        constant = np.full((len(white), 1), _CONSTANT * np.sqrt(white.shape[1]), dtype=np.float32)
-        features = np.concatenate([white, constant], axis=1)
-        return np.asarray(features / np.linalg.norm(features, axis=1, keepdims=True))
+        return _features(convnet.activations(self._network, images), self._mean, self._projection)
 
 
 TeacherFeatures.Options = TeacherFeaturesOptions

@@ -1,8 +1,9 @@
 """The teacher: a ridge regression from released moments, which labels final images anew.
 
-Its features come from a network trained on the last released population; its weights are
-W = (F^T F + c I)^-1 F^T Y of the private records' features and labels, both released with noise.
-Everything here is post-processing of releases.
+Its features come from a network trained on the last released population. Its weights W minimise
+|F W - Y|^2 + c |W - P|^2 over the private records' features F and labels Y, of which F^T F and
+F^T Y are released with noise; P gives the population's images the labels that they were made for.
+So the noisier the release, the more labels stay as they were. Everything here is post-processing.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pe_ray.synthetic.population import Population
 from pe_ray.values import NoisySums
 
 _MOST_IMAGES = 60_000  # trained on, evenly spaced
-_STRENGTH = 0.3  # ridge over the spectral norm of the Gram matrix's noise
+_STRENGTH = 1.0  # ridge over the spectral norm of the Gram matrix's noise (benchmarks/mnist)
 
 
 def layout_of(config: Config) -> Moments:
@@ -79,22 +80,28 @@ def write_teacher(config: Config, folder: Location, sums: NoisySums) -> None:
     file = folder / "weights.npz"
     if not file.exists():
         gram, cross = layout_of(config).unpack(sums.sums)
-        _write(file, {"weights": ridge(gram, cross, sums.release.sigma)})
+        prior = np.zeros_like(cross)
+        with np.load(whole(folder / "features.npz"), allow_pickle=False) as stored:
+            prior[:, : stored["prior"].shape[1]] = stored["prior"]
+        _write(file, {"weights": ridge(gram, cross, sums.release.sigma, prior)})
 
 
-def ridge(gram: Floats, cross: Floats, sigma: float) -> Floats:
-    """Weights [num_features, num_labels] from noisy moments of noise `sigma`.
+def ridge(gram: Floats, cross: Floats, sigma: float, prior: Floats) -> Floats:
+    """Weights [num_features, num_labels] from noisy moments of noise `sigma`, drawn to `prior`.
 
-    The noisy Gram matrix is replaced by the nearest positive semidefinite one (negative
-    eigenvalues to 0; Higham 1988). c = 0.3 times 2 s sqrt(d / 2), where s / sqrt(2) is the noise of
-    its off-diagonal entries, hence 2 s sqrt(d / 2) its noise's spectral norm (Wigner).
+    W = P + (G + c I)^-1 (C - G P) of G = F^T F, C = F^T Y. The noisy G is replaced by the nearest
+    positive semidefinite matrix (negative eigenvalues to 0; Higham 1988). c = 2 s sqrt(d / 2), s /
+    sqrt(2) the noise of its off-diagonal entries: the spectral norm of its noise (Wigner).
     """
     size = len(gram)
     values, vectors = np.linalg.eigh(gram)
     values = np.maximum(values, 0.0)
     noise = 2.0 * sigma / math.sqrt(GRAM_SHARE) * math.sqrt(size / 2)
     strength = _STRENGTH * noise + 1e-9 * max(float(values.max()), 1.0)
-    return np.asarray((vectors / (values + strength)) @ (vectors.T @ cross))
+    rotated = vectors.T @ prior
+    return np.asarray(
+        prior + (vectors / (values + strength)) @ (vectors.T @ cross - values[:, None] * rotated)
+    )
 
 
 class Teacher:

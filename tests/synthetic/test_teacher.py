@@ -11,6 +11,7 @@ import pytest
 
 from pe_ray import Config, InputError
 from pe_ray.components import teacher_features
+from pe_ray.moments import GRAM_SHARE
 from pe_ray.planning import plan
 from pe_ray.synthetic.teacher import ridge
 
@@ -31,16 +32,36 @@ def images(num: int, seed: int, size: int = 8) -> tuple[np.ndarray, np.ndarray]:
 def test_without_noise_ridge_is_least_squares() -> None:
     rng = np.random.default_rng(0)
     features, targets = rng.standard_normal((200, 6)), rng.standard_normal((200, 3))
-    found = ridge(features.T @ features, features.T @ targets, sigma=0.0)
+    prior = rng.standard_normal((6, 3))
+    found = ridge(features.T @ features, features.T @ targets, 0.0, prior)
     assert found == pytest.approx(np.linalg.lstsq(features, targets, rcond=None)[0], abs=1e-6)
+
+
+def test_the_more_noise_the_closer_to_the_prior() -> None:
+    rng = np.random.default_rng(0)
+    features, targets = rng.standard_normal((200, 6)), rng.standard_normal((200, 3))
+    gram, cross, prior = features.T @ features, features.T @ targets, rng.standard_normal((6, 3))
+    away = [np.linalg.norm(ridge(gram, cross, sigma, prior) - prior) for sigma in (0, 10, 100, 1e6)]
+    assert away == sorted(away, reverse=True)
+    assert away[-1] < 1e-3
+    # Of the definition: nothing near the found weights does better.
+    weights = ridge(gram, cross, 10.0, prior)
+    strength = 2 * 10.0 / np.sqrt(GRAM_SHARE) * np.sqrt(6 / 2)
+
+    def loss(given: np.ndarray) -> float:
+        fit = ((features @ given - targets) ** 2).sum()
+        return float(fit + strength * ((given - prior) ** 2).sum())
+
+    for _ in range(20):
+        assert loss(weights) <= loss(weights + 1e-3 * rng.standard_normal((6, 3)))
 
 
 def test_an_indefinite_noisy_gram_matrix_is_repaired() -> None:
     gram = np.diag([100.0, 5.0, -40.0])
-    weights = ridge(gram, np.eye(3), sigma=1.0)
+    weights = ridge(gram, np.eye(3), 1.0, np.zeros((3, 3)))
     assert np.isfinite(weights).all()
     assert (np.diag(weights) > 0).all()
-    assert weights[2, 2] <= 1 / (0.3 * 2 * np.sqrt(3 / 2))
+    assert weights[2, 2] <= 1 / (2 * np.sqrt(3 / 2))
 
 
 def test_features_are_of_norm_one_and_follow_the_images(tmp_path: Path) -> None:
@@ -58,7 +79,8 @@ def test_features_are_of_norm_one_and_follow_the_images(tmp_path: Path) -> None:
     features = embedder.embed(other).astype(np.float64)
     assert features.shape == (60, 6)
     assert np.linalg.norm(features, axis=1) == pytest.approx(np.ones(60), abs=1e-5)
-    weights = ridge(features.T @ features, features.T @ np.eye(2)[truth], sigma=0.0)
+    assert ((features @ arrays["prior"]).argmax(axis=1) == truth).mean() > 0.9
+    weights = ridge(features.T @ features, features.T @ np.eye(2)[truth], 0.0, arrays["prior"])
     assert ((features @ weights).argmax(axis=1) == truth).mean() > 0.9
     # Images of another size are brought to the size trained on.
     larger, truth = images(20, 2, size=16)
