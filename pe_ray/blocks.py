@@ -326,7 +326,8 @@ class ResourcesConfig(Block):
     """Images a generator makes at once."""
     stall_seconds: float = Field(default=STALL_SECONDS, gt=0, le=1e6)
     """A worker that makes no headway for so long (a part of a population, 64 private records, a
-    block of the search) hangs: it is killed and its work made again. Longer than any part takes."""
+    block of the search or of a sum) hangs: it is killed and its work made again. Longer than any
+    part takes."""
 
 
 class OutputConfig(Block):

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import ray
 
 from pe_ray.blocks import PrivateConfig
 from pe_ray.config import Config
-from pe_ray.errors import FaultError, InputError
+from pe_ray.errors import InputError
 from pe_ray.planning import votes_limit
 from pe_ray.private import records as private_records
 from pe_ray.private.moments import sum_moments
 from pe_ray.private.records import PrivateRecords
 from pe_ray.private.votes import cast_votes, count_labels
 from pe_ray.progress import log_stage
-from pe_ray.release.aggregator import create_aggregator
+from pe_ray.release.aggregator import answer, create_aggregator
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_copy import update_copy
 from pe_ray.run_directory import RunDirectory
@@ -114,9 +113,7 @@ class Door:
             channels, release = config.image_shape.channels, self._releases["teacher"]
             stall = config.resources.stall_seconds
             partials = sum_moments(self._voters, channels, features, layout, stall)
-            sums = _answer(
-                self.aggregator.release_sums.remote(release, layout.num_values, partials)
-            )
+            sums = answer(self.aggregator.release_sums.remote(release, layout.num_values, partials))
             self._published(release)
         write_teacher(config, folder, sums)
 
@@ -126,7 +123,7 @@ class Door:
         stored = self._ledger.released(release.key)
         if stored is not None:
             return stored
-        histogram: NoisyHistogram = _answer(
+        histogram: NoisyHistogram = answer(
             self.aggregator.release.remote(release, num_bins, cast())
         )
         self._published(release)
@@ -136,16 +133,6 @@ class Door:
         update_copy(self._ledger, self._run.ledger_copy)  # before anything is made from it
         # Without the time that it took, which depends on the records.
         log_stage(release.kind, iteration=release.iteration, state="released", sigma=release.sigma)
-
-
-def _answer(reference: ray.ObjectRef) -> Any:
-    """What the aggregator answers; what it says to the user is raised without Ray's trace."""
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, InputError | FaultError):
-            raise error.cause from None
-        raise
 
 
 def voters(config: Config, source: PrivateConfig | None = None) -> PrivateConfig:

@@ -68,6 +68,11 @@ def votes_limit(config: Config) -> int:
     return config.votes.max_votes_per_user if by_user else config.votes.neighbors
 
 
+def labels_limit(config: Config) -> int:
+    """Most labels that one unit counts for."""
+    return 1 if config.privacy.unit == "record" else votes_limit(config)
+
+
 def label_fractions(config: Config) -> tuple[float, ...] | None:
     """Public share of each label, None when it is to be released."""
     fractions = config.privacy.label_fractions
@@ -125,7 +130,7 @@ def planned_releases(config: Config) -> tuple[Release, ...]:
     releases = run_shape(config, beside=label_share)
     if by_labels:
         weight = math.sqrt(_of_votes(config, label_share) / label_share)
-        ones = 1 if config.privacy.unit == "record" else votes_limit(config)
+        ones = labels_limit(config)
         first = Release(
             key="label_counts",
             kind="label_counts",

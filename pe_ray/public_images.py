@@ -57,7 +57,10 @@ def files_of(source: PublicSource) -> list[Path]:
         raise InputError(f"{source.block}.data: {path} does not exist on this machine")
     if path.is_file():
         return [path]
-    return sorted(path.rglob("*.parquet")) or images.image_files(path)
+    files = sorted(path.rglob("*.parquet")) or images.image_files(path)
+    if not files:
+        raise InputError(f"{source.block}.data: {path} holds neither .parquet files nor images")
+    return files
 
 
 def count_images(source: PublicSource) -> int:
@@ -68,8 +71,18 @@ def count_images(source: PublicSource) -> int:
     else:
         count = sum(_count(source, file) for file in files)
     if not count:
-        raise InputError(f"{source.block}: {source.data} holds no image that passes `where`")
+        passes = " that passes `where`" if source.where else ""
+        raise InputError(f"{source.block}.data: {source.data} holds no image{passes}")
     return count
+
+
+def check_public(source: PublicSource, names: Sequence[str]) -> None:
+    """Raise InputError where the images can't be there, or a folder is none of `names`."""
+    count_images(source)
+    files = files_of(source)
+    if source.label_column is not None and _is_folder_of_images(source, files):
+        for label in dict.fromkeys(_folder(source, file) for file in files):
+            _position(source, label, names)
 
 
 def image_rows(
@@ -79,12 +92,11 @@ def image_rows(
 
     wanted: ascending numbers in this order of those to give; None: all.
     """
-    files, root = files_of(source), Path(source.data)
+    files = files_of(source)
     if _is_folder_of_images(source, files):
         for number in range(len(files)) if wanted is None else wanted:
-            below = files[number].relative_to(root).parts
-            label = below[0] if len(below) > 1 else None
-            yield str(files[number]), files[number].read_bytes(), label
+            file = files[number]
+            yield str(file), file.read_bytes(), _folder(source, file)
         return
     names = [name for name in (source.image_column, source.label_column) if name is not None]
     first = 0
@@ -133,19 +145,26 @@ def decoded(source: PublicSource, where: str, stored: Any, channels: int) -> NDA
 def _position(source: PublicSource, label: Any, names: Sequence[str]) -> int:
     position = images.label_position(label, names)
     if position is None:
+        which = "an image has no label" if label is None else f"the label {label!r} is not one"
         raise InputError(
-            f"{source.block}: the label {label!r} is not one of private.labels; leave those images "
-            "out by `where`, or set label_column: null"
+            f"{source.block}.data: {which} of private.labels; leave those images out, or set "
+            "label_column: null"
         )
     return position
 
 
 def _is_folder_of_images(source: PublicSource, files: Sequence[Path]) -> bool:
-    if not files or files[0].suffix.lower() not in images.SUFFIXES:
+    if files[0].suffix.lower() not in images.SUFFIXES:
         return False
     if source.where:
         raise InputError(f"{source.block}.where: image folders have no columns")
     return True
+
+
+def _folder(source: PublicSource, file: Path) -> str | None:
+    """The image's folder at the top; None where it is in none."""
+    below = file.relative_to(source.data).parts
+    return below[0] if len(below) > 1 else None
 
 
 def _count(source: PublicSource, file: Path) -> int:

@@ -5,11 +5,11 @@ A fault is a file `kill-...` or `hang-...` in a folder. Whoever takes it (only o
 
 from __future__ import annotations
 
-import inspect
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +22,6 @@ from pe_ray.plugins import EmbedderOptions, GeneratorOptions, Images, Rows
 from pe_ray.release.aggregator import Aggregator
 from pe_ray.release.ledger import Ledger
 from pe_ray.seeds import Seeds
-from pe_ray.watchdog import limited
 
 
 def arm(folder: Path, *faults: str) -> None:
@@ -94,13 +93,23 @@ class FaultyPixels(Pixels):
 
 
 def faulty_task(task: Callable[..., Any], folder: Path) -> Callable[..., Any]:
-    """A task on private records that may die or hang."""
-    parameters = list(inspect.signature(task).parameters)
+    """A task on private records that may die or hang, guarded as the task itself is."""
 
     def faulty(*arguments: Any) -> Any:
-        with limited(arguments[parameters.index("stall_seconds")]):
-            suffer(folder)
-        return task(*arguments)
+        known = task.__globals__
+        guarded = known["guarded"]
+
+        @contextmanager
+        def suffering(*given: Any) -> Iterator[None]:
+            with guarded(*given):
+                suffer(folder)
+                yield
+
+        known["guarded"] = suffering
+        try:
+            return task(*arguments)
+        finally:
+            known["guarded"] = guarded
 
     return faulty
 

@@ -94,7 +94,7 @@ def test_a_search_that_always_dies_is_one_line_and_charges_once(
 ) -> None:
     arm(faults / "search", *(f"kill-{number:03d}" for number in range(60)))
     monkeypatch.setattr(votes, "_count_partitions", faulty_task(SEARCH, faults / "search"))
-    with pytest.raises(FaultError, match=r"release votes/0001: its votes were lost .* continues"):
+    with pytest.raises(FaultError, match=r"votes/0001: what it adds up was lost .* continues"):
         evolve(Config.from_dict(tree))
     shutil.rmtree(faults)
     evolve(Config.from_dict(tree))

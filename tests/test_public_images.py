@@ -13,7 +13,13 @@ import pytest
 from PIL import Image
 
 from pe_ray import InputError
-from pe_ray.public_images import PublicSource, count_images, evenly_spaced, read_public
+from pe_ray.public_images import (
+    PublicSource,
+    check_public,
+    count_images,
+    evenly_spaced,
+    read_public,
+)
 from pe_ray.values import ImageShape
 
 SHAPE = ImageShape(height=5, width=4, channels=3)
@@ -107,7 +113,7 @@ def test_wrong_settings_are_named(
 
 
 def test_a_corrupt_image_and_an_empty_folder_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no image"):
+    with pytest.raises(InputError, match=r"holds neither \.parquet files nor images"):
         count_images(source(tmp_path))
     encoded = [png(image) for image in IMAGES]
     encoded[140] = b"no image"
@@ -126,8 +132,13 @@ def test_every_image_is_read_whatever_the_files_hold(tmp_path: Path) -> None:
     Image.fromarray(IMAGES[1]).save(tmp_path / "cat" / "1.png")
     unlabelled = source(tmp_path, label_column=None)
     assert np.array_equal(read_public(unlabelled, NAMES, SHAPE, 9).images, IMAGES[:2])
-    with pytest.raises(InputError, match="label None is not one of"):
-        read_public(source(tmp_path), NAMES, SHAPE, 9)
+    with pytest.raises(InputError, match=r"an image has no label of private\.labels"):
+        check_public(source(tmp_path), NAMES)
+    check_public(unlabelled, NAMES)
+    (tmp_path / "0.png").unlink()
+    check_public(source(tmp_path), NAMES)
+    with pytest.raises(InputError, match=r"the label 'cat' is not one of private\.labels"):
+        check_public(source(tmp_path), ("dog",))
     parquet(tmp_path)
     pq.write_table(pa.table({"image": [png(IMAGES[0])]}), tmp_path / "c.parquet")
     with pytest.raises(InputError, match=r"label_column: 'label' is not in .*c\.parquet"):

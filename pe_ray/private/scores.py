@@ -19,6 +19,7 @@ from pe_ray.private.tasks import guarded, private_task
 from pe_ray.private.votes import nearest_distances
 from pe_ray.storage import Location
 from pe_ray.values import LabelLayout
+from pe_ray.watchdog import headway
 
 
 def cast_closeness(
@@ -48,7 +49,11 @@ def cast_moments(records: PrivateRecords, spec: MomentsSpec) -> list[ray.ObjectR
     """
 
     def moments(pieces: Sequence[EmbeddedRecords]) -> NDArray[np.float64]:
-        return np.concatenate([moment_vectors(p.features, p.labels, spec) for p in pieces])
+        made = []
+        for piece in pieces:
+            made.append(moment_vectors(piece.features, piece.labels, spec))
+            headway()
+        return np.concatenate(made)
 
     return _cast(records, moments)
 

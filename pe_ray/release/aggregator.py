@@ -79,7 +79,8 @@ class Aggregator:
         except Exception as error:  # whatever it says, it may quote what was summed
             if _lost(error):
                 raise FaultError(
-                    f"release {release.key}: its votes were lost too often ({type(error).__name__})"
+                    f"release {release.key}: what it adds up was lost too often "
+                    f"({type(error).__name__})"
                 ) from None
             raise RuntimeError(f"release {release.key} failed: {type(error).__name__}") from None
         if len(noisy) != size:
@@ -122,6 +123,16 @@ def _sum_sums(
             raise InputError(f"release {release.key}: a partition summed other than {num_values}")
         total += sums.steps
     return total
+
+
+def answer(reference: ray.ObjectRef) -> Any:
+    """What the aggregator answers; what it says to the user is raised without Ray's trace."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError | FaultError):
+            raise error.cause from None
+        raise
 
 
 def create_aggregator(ledger_path: Path) -> Any:

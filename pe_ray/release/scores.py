@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import ray
-
 from pe_ray.blocks import VotesConfig
 from pe_ray.components.moments import MomentsSpec
 from pe_ray.private.records import PrivateRecords
 from pe_ray.private.scores import cast_closeness, cast_moments
+from pe_ray.release.aggregator import answer
 from pe_ray.storage import Location
 from pe_ray.values import LabelLayout, NoisySums, Release
 
@@ -30,7 +29,7 @@ def release_closeness(
     noise of `release.sigma`, charged before it is drawn.
     """
     partials = cast_closeness(records, parts, layout, votes, clip)
-    noisy: NoisySums = ray.get(aggregator.release_sums.remote(release, 1, partials))
+    noisy: NoisySums = answer(aggregator.release_sums.remote(release, 1, partials))
     return noisy
 
 
@@ -43,5 +42,5 @@ def release_moments(
     Gaussian noise of `release.sigma` on each value, charged before it is drawn.
     """
     partials = cast_moments(records, spec)
-    noisy: NoisySums = ray.get(aggregator.release_sums.remote(release, spec.num_values, partials))
+    noisy: NoisySums = answer(aggregator.release_sums.remote(release, spec.num_values, partials))
     return noisy

@@ -17,7 +17,7 @@ from pe_ray import plugins
 from pe_ray.blocks import PublicMetricsConfig
 from pe_ray.config import Config
 from pe_ray.errors import InputError
-from pe_ray.public_images import PublicSource, count_images, evenly_spaced, read_public
+from pe_ray.public_images import PublicSource, check_public, evenly_spaced, read_public
 from pe_ray.storage import Location, atomic_write
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.writer import read_population
@@ -31,7 +31,7 @@ PREFIX = "public/"
 def check_reference(config: Config) -> None:
     """Raise InputError where the public images can't be there; decodes none."""
     if config.metrics.public is not None:
-        count_images(_source(config.metrics.public))
+        check_public(_source(config.metrics.public), config.private.labels)
 
 
 def score_population(config: Config, file: Location, population: Population) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pe_ray.components.moments import MomentsSpec
 from pe_ray.config import Config
 from pe_ray.errors import InputError
-from pe_ray.planning import run_shape, votes_limit, votes_shape
+from pe_ray.planning import labels_limit, run_shape, votes_shape
 from pe_ray.release.adaptive import budget_mu, mu_of, with_mu
 from pe_ray.release.ledger_file import Accounting
 from pe_ray.tuning.config import MomentsObjective, ScoreObjective, Search
@@ -36,8 +36,7 @@ def shared_releases(search: Search) -> tuple[Release, ...]:
     found: list[Release] = []
     privacy, objective, whole = search.config.privacy, search.tuning.objective, total_mu(search)
     if privacy.label_fractions == "dp":
-        ones = 1 if privacy.unit == "record" else votes_limit(search.config)
-        shape = _release(LABEL_COUNTS, "label_counts", ones)
+        shape = _release(LABEL_COUNTS, "label_counts", labels_limit(search.config))
         found += with_mu([shape], whole * math.sqrt(privacy.label_count_share))
     if isinstance(objective, MomentsObjective):
         found += with_mu([_release(MOMENTS, "sums", 1)], whole * math.sqrt(objective.share))

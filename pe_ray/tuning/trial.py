@@ -11,7 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from pe_ray.config import Config
 from pe_ray.door import Door
 from pe_ray.errors import BudgetError, InputError
 from pe_ray.evolution import iterations
-from pe_ray.planning import planned_releases, run_shape
+from pe_ray.planning import labels_limit, planned_releases, run_shape, votes_limit
 from pe_ray.release.adaptive import with_mu
 from pe_ray.release.ledger import Ledger
 from pe_ray.run_directory import locked, on_disk, write_config
@@ -109,13 +109,16 @@ def trial_releases(job: Job, config: Config, prefix: str) -> tuple[Release, ...]
     search = job.search
     if search.tuning.strategy not in ("public", "proxy"):
         return with_mu(trial_shape(search, config, prefix), trial_mu(search))
-    final = config.model_copy(update={"teacher": search.config.teacher})
+    privacy = config.privacy.model_copy(update={"unit": search.config.privacy.unit})
+    final = config.model_copy(update={"teacher": search.config.teacher, "privacy": privacy})
     releases = (
         planned_releases(final)
         if accounting_of(search) == "fixed"
         else with_mu(run_shape(final, prefix), final_mu(search))
     )
-    return tuple(release for release in releases if release.kind != "sums")
+    # A stand-in without users votes as records do.
+    ones = {"votes": votes_limit(config), "label_counts": labels_limit(config)}
+    return tuple(replace(r, votes_per_unit=ones[r.kind]) for r in releases if r.kind != "sums")
 
 
 def run_trial(

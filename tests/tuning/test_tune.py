@@ -64,10 +64,15 @@ def test_compose_charges_trials_and_the_final_run_in_one_ledger(
         tune(search_of(searched))
 
 
+@pytest.mark.parametrize("unit", ["record", "user"])
 @pytest.mark.parametrize("strategy", ["public", "public, moments", "proxy"])
 def test_free_trials_have_the_noise_of_the_final_runs_votes(
-    searched: dict[str, Any], strategy: str, tmp_path: Path
+    searched: dict[str, Any], strategy: str, unit: str, tmp_path: Path
 ) -> None:
+    """Though a stand-in has no users."""
+    searched["private"] |= {"data": "/private", "user_column": "who"}
+    searched["privacy"]["unit"] = unit
+    searched["votes"]["max_votes_per_user"] = 9 if unit == "user" else 1
     searched["teacher"] = {"share": 0.75, "features": 4}
     searched["tuning"] |= {
         "strategy": strategy.split(",")[0],
