@@ -26,8 +26,8 @@ from pe_ray.synthetic import writer
 from pe_ray.synthetic.population import Population
 from pe_ray.values import NoisySums
 
+_LEAST = 1e-3  # mean eigenvalue, in records: noise may leave less, or none
 _MOST_IMAGES = 60_000  # trained on, evenly spaced
-_STRENGTH = 1.0  # ridge over the spectral norm of the Gram matrix's noise (benchmarks/mnist)
 
 
 def layout_of(config: Config) -> Moments:
@@ -90,14 +90,17 @@ def ridge(gram: Floats, cross: Floats, sigma: float, prior: Floats) -> Floats:
     """Weights [num_features, num_labels] from noisy moments of noise `sigma`, drawn to `prior`.
 
     W = P + (G + c I)^-1 (C - G P) of G = F^T F, C = F^T Y. The noisy G is replaced by the nearest
-    positive semidefinite matrix (negative eigenvalues to 0; Higham 1988). c = 2 s sqrt(d / 2), s /
-    sqrt(2) the noise of its off-diagonal entries: the spectral norm of its noise (Wigner).
+    positive semidefinite matrix (negative eigenvalues to 0; Higham 1988). c = z^2 / g: g is the
+    mean of its eigenvalues, z = 2 s sqrt(d / 2) the spectral norm of its noise, s / sqrt(2) that of
+    its off-diagonal entries (Wigner). So c / g, how far a typical direction is drawn to P, falls
+    as the square of the noise (benchmarks/mnist says what else was tried).
     """
     size = len(gram)
     values, vectors = np.linalg.eigh(gram)
     values = np.maximum(values, 0.0)
     noise = 2.0 * sigma / math.sqrt(GRAM_SHARE) * math.sqrt(size / 2)
-    strength = _STRENGTH * noise + 1e-9 * max(float(values.max()), 1.0)
+    typical = max(float(np.trace(gram)) / size, _LEAST)
+    strength = noise**2 / typical + 1e-9 * max(float(values.max()), 1.0)
     rotated = vectors.T @ prior
     return np.asarray(
         prior + (vectors / (values + strength)) @ (vectors.T @ cross - values[:, None] * rotated)

@@ -46,7 +46,7 @@ def test_the_more_noise_the_closer_to_the_prior() -> None:
     assert away[-1] < 1e-3
     # Of the definition: nothing near the found weights does better.
     weights = ridge(gram, cross, 10.0, prior)
-    strength = 2 * 10.0 / np.sqrt(GRAM_SHARE) * np.sqrt(6 / 2)
+    strength = (2 * 10.0 / np.sqrt(GRAM_SHARE)) ** 2 * (6 / 2) / (np.trace(gram) / 6)
 
     def loss(given: np.ndarray) -> float:
         fit = ((features @ given - targets) ** 2).sum()
@@ -61,7 +61,9 @@ def test_an_indefinite_noisy_gram_matrix_is_repaired() -> None:
     weights = ridge(gram, np.eye(3), 1.0, np.zeros((3, 3)))
     assert np.isfinite(weights).all()
     assert (np.diag(weights) > 0).all()
-    assert weights[2, 2] <= 1 / (2 * np.sqrt(3 / 2))
+    assert weights[2, 2] <= 1 / (4 / GRAM_SHARE * (3 / 2) / (65 / 3)) + 1e-9
+    lost = ridge(np.diag([-5.0, 1.0, 2.0]), np.eye(3), 9.0, 7 * np.eye(3))  # nothing but noise
+    assert lost == pytest.approx(7 * np.eye(3), abs=0.01)
 
 
 def test_features_are_of_norm_one_and_follow_the_images(tmp_path: Path) -> None:
