@@ -34,7 +34,7 @@ TUNED_ON = "ABDEGHMNQR"
 
 ROWS: dict[str, dict[str, Any]] = {
     "votes": {},
-    "teacher": {"teacher": {"share": 0.5, "features": 128}},
+    "teacher": {"teacher": {}},
     "threshold": {"selection": {"denoise": "threshold"}},
     "none": {"selection": {"denoise": "none"}},
     "empirical_bayes": {},

@@ -183,7 +183,7 @@ class Ledger:
         paid: Sequence[str],
         delta: float,
     ) -> dict[str, float]:
-        """Of the selection and all `charged` releases but those that it paid for."""
+        """Epsilon of the selection and all `charged` releases but those that it paid for."""
         others = [release for release in charged if release.key not in paid]
         if selection is not None:
             return selection_bounds(selection, others, delta)
