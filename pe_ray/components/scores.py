@@ -185,6 +185,7 @@ class ConvnetOptions(plugins.Options):
 class ConvnetAccuracy:
     """Accuracy on the reference of a small convolutional network trained on the synthetic set.
 
+    Six 3x3 convolutions (16 to 64 channels, batch normalisation), Adam with a step that falls to 0.
     Nothing is chosen on the reference: the weights are those after the last epoch. Score:
     `accuracy_train_synthetic/cnn`. On the CPU; images of at least 4x4 pixels.
     """
@@ -197,6 +198,7 @@ class ConvnetAccuracy:
     def score(
         self, images: Images, labels: Labels, reference_images: Images, reference_labels: Labels
     ) -> dict[str, float]:
+        _need("cnn", 2, images)
         _need_labels("cnn", reference_labels)
         classify = convnet.train(images, labels, self._options.epochs, self._options.seed)
         right = classify(reference_images) == reference_labels

@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 
 from pe_ray import plugins
 from pe_ray.components import convnet
+from pe_ray.errors import InputError
 from pe_ray.images import resized
 from pe_ray.plugins import Images
-from pe_ray.storage import location, whole
+from pe_ray.storage import Location, location, whole
 from pe_ray.values import DistanceMetric, ImageShape
 
 KIND = "pe_ray.components.teacher_features:TeacherFeatures"
 _CONSTANT = 0.3  # the constant feature, relative to the norm of the others: the regression's offset
 _OWN_RIDGE = 1e-3  # of `prior`, relative to the features' mean square
 _FLOOR = 1e-4  # least variance that is whitened, relative to the largest
+_FORMAT = 2  # of the arrays; 1: another network
 
 
 def fit(
@@ -49,7 +51,18 @@ def fit(
         "mean": mean.astype(np.float32),
         "shape": np.array(images.shape[1:], dtype=np.int64),
         "prior": _own_labels(features.astype(np.float64), labels),
+        "format": np.array(_FORMAT),
     }
+
+
+def read(file: Location) -> dict[str, NDArray[Any]]:
+    """The arrays that `fit` returned; InputError where another version wrote them."""
+    with np.load(whole(file), allow_pickle=False) as stored:
+        if "format" not in stored or stored["format"] != _FORMAT:
+            raise InputError(
+                f"{file}: of another version of pe_ray; finish and expand this run with that one"
+            )
+        return dict(stored)
 
 
 def _features(
@@ -87,8 +100,7 @@ class TeacherFeatures:
     def __init__(self, options: TeacherFeaturesOptions) -> None:
         import torch
 
-        with np.load(whole(location(options.file)), allow_pickle=False) as stored:
-            arrays = dict(stored)
+        arrays = read(location(options.file))
         weights = {
             name.removeprefix("network."): torch.from_numpy(value)
             for name, value in arrays.items()
@@ -97,8 +109,7 @@ class TeacherFeatures:
         height, width, channels = arrays["shape"].tolist()
         self._shape = ImageShape(height=height, width=width, channels=channels)
         self._projection, self._mean = arrays["projection"], arrays["mean"]
-        num_labels = len(weights["10.bias"])
-        self._network = convnet.make_network(channels, num_labels)
+        self._network = convnet.make_network(channels, arrays["prior"].shape[1])
         self._network.load_state_dict(weights)
         self._network.eval()
 

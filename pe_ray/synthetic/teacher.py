@@ -45,7 +45,9 @@ def fit_features(
     """
     assert config.teacher is not None
     file = folder / "features.npz"
-    if not file.exists():
+    if file.exists():
+        teacher_features.read(file)
+    else:
         ray.get(ray.remote(num_cpus=1)(_fit).remote(config, str(file), population))
     return teacher_features.TeacherFeaturesOptions(
         file=str(file), num_features=config.teacher.features
@@ -81,8 +83,8 @@ def write_teacher(config: Config, folder: Location, sums: NoisySums) -> None:
     if not file.exists():
         gram, cross = layout_of(config).unpack(sums.sums)
         prior = np.zeros_like(cross)
-        with np.load(whole(folder / "features.npz"), allow_pickle=False) as stored:
-            prior[:, : stored["prior"].shape[1]] = stored["prior"]
+        given = teacher_features.read(folder / "features.npz")["prior"]
+        prior[:, : given.shape[1]] = given
         _write(file, {"weights": ridge(gram, cross, sums.release.sigma, prior)})
 
 

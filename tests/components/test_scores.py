@@ -143,6 +143,14 @@ def test_cnn_is_fixed_by_its_seed_and_leaves_the_global_one_alone() -> None:
     assert first != other
 
 
+def test_cnn_takes_any_number_of_images_from_two_and_refuses_one() -> None:
+    for num in (2, 129):  # 129: one more than a batch
+        images, labels = random_images(num), np.zeros(num, dtype=np.int32)
+        assert score("cnn", images, images, labels, labels)["accuracy_train_synthetic/cnn"] == 1.0
+    with pytest.raises(InputError, match="cnn: needs at least 2"):
+        score("cnn", images[:1], images, labels[:1], labels)
+
+
 def test_labels_that_were_never_trained_on_are_wrong_not_an_error() -> None:
     images, labels = random_images(40), np.zeros(40, dtype=np.int32)
     for kind, name in (("cnn", "accuracy_train_synthetic/cnn"),):

@@ -89,6 +89,18 @@ def test_features_are_of_norm_one_and_follow_the_images(tmp_path: Path) -> None:
     assert ((embedder.embed(larger) @ weights).argmax(axis=1) == truth).mean() > 0.9
 
 
+def test_features_of_another_version_are_refused(tmp_path: Path) -> None:
+    shown, labels = images(80, 0)
+    arrays = teacher_features.fit(shown, labels, num_features=6, epochs=1, seed=1)
+    for change in ({}, {"format": np.array(1)}):
+        file = tmp_path / "features.npz"
+        np.savez(file, **{k: v for k, v in arrays.items() if k != "format"} | change)
+        with pytest.raises(InputError, match=r"features\.npz: of another version"):
+            teacher_features.TeacherFeatures(
+                teacher_features.TeacherFeaturesOptions(file=str(file), num_features=6)
+            )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
