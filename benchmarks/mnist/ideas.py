@@ -86,7 +86,6 @@ def settings(file: Path, letters: str, records: int, row: str, seed: int) -> dic
         "labels": list(letters),
         "cache": str(file.parent / "cache"),
     }
-    tree["generator"]["texts"] = {letter: [letter, letter.lower()] for letter in letters}
     sizes = [round(size * records / 60_000) for size in tree["schedule"]["num_samples"]]
     tree["schedule"] |= {"num_samples": sizes, "seed": seed}
     tree["metrics"] = {"audit_where": {}, "audit": [{"kind": "cnn"}]}

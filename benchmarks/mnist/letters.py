@@ -59,9 +59,7 @@ def evolve(
     import faiss
 
     config = Config.from_yaml(PIPELINE)
-    options = config.generator.options.model_copy(
-        update={"texts": {name: (name, name.lower()) for name in LETTERS}}
-    )
+    options = config.generator.options
     generator = plugins.load("generator", "rendered_text")(options, list(LETTERS))
     embedder = plugins.load("embedder", "pixels")(config.embedder.options)
     schedule, k = config.schedule, config.votes.neighbors

@@ -42,6 +42,12 @@ def _positive(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+def _own_texts(name: str, label_names: Sequence[str]) -> tuple[str, ...]:
+    other = name.swapcase()
+    both = len(name) == len(other) == 1 and other not in label_names
+    return (name, other) if both else (name,)
+
+
 class RenderedTextOptions(GeneratorOptions):
     """Options of RenderedText; ranges are [low, high] of a uniform draw."""
 
@@ -51,7 +57,8 @@ class RenderedTextOptions(GeneratorOptions):
     inverted: bool = False
     """Black on white; default white on black."""
     texts: dict[str, tuple[str, ...]] | None = None
-    """Label name -> strings to draw, equally likely; a label not named here draws its own name."""
+    """Label name -> strings to draw, equally likely. A label not named here draws its own name; one
+    of a single letter its other case too, unless that is another label: the votes decide."""
     fonts: str | None = None
     """Folder with .ttf and .otf files, searched recursively; `system`: all fonts installed here and
     matplotlib's (the same on every machine of a run); default: matplotlib's text faces."""
@@ -154,7 +161,7 @@ class RenderedText:
         unknown = sorted(set(given) - set(label_names))
         if unknown:
             raise InputError(f"generator.texts: {unknown[0]!r} is not a label")
-        by_label = [given.get(name, (name,)) for name in label_names]
+        by_label = [given.get(name) or _own_texts(name, label_names) for name in label_names]
         if not all(text.strip() for texts in by_label for text in texts):
             raise InputError("generator.texts: give a string for the label whose name is blank")
         self._options = options

@@ -168,6 +168,26 @@ def test_ranges_hold_after_many_variations() -> None:
     assert set(rows["text"][rows["label"] != 1]) == {0}
 
 
+def test_a_single_letter_is_drawn_in_both_cases_unless_they_are_two_labels() -> None:
+    def strings(names: list[str], **options: Any) -> list[set[int]]:
+        rows = draw(make(names, **options), 60 * len(names), len(names))
+        return [set(rows["text"][rows["label"] == label]) for label in range(len(names))]
+
+    assert strings(["A", "b", "7", "cat", "\u00df"]) == [{0, 1}, {0, 1}, {0}, {0}, {0}]  # SS is two
+    assert strings(["A", "a", "B"]) == [{0}, {0}, {0, 1}]
+    assert strings(["A", "B"], texts={"A": ("A",)}) == [{0}, {0, 1}]
+    upper, lower, both = make(["A", "a"]), make(["a", "A"]), make(["A"])
+    for text, single in enumerate((upper, lower)):
+        rows = draw(both, 40, 1)
+        rows = take(rows, rows["text"] == text)
+        again = {**rows, "text": np.zeros_like(rows["text"])}
+        num = len(rows["label"])
+        assert_same(
+            {"image": both.vary(rows, 0.0, seeds(num))["image"]},
+            {"image": single.vary(again, 0.0, seeds(num))["image"]},
+        )
+
+
 def test_every_label_and_font_draws_something() -> None:
     generator = make(texts={"3": ("3", "cat")})
     rows = draw(generator, 10)
@@ -276,7 +296,7 @@ def test_a_large_image_of_a_long_text() -> None:
 
 
 def test_dots_survive_thinning() -> None:
-    rows = draw(make([".", "i", "o i"], forms=("skeleton",), fit=False), 90, 3)
+    rows = draw(make([".", "i", "o i"], texts={"i": ("i",)}, forms=("skeleton",), fit=False), 90, 3)
     image = rows["image"][..., 0] > 60
     assert image.any(axis=(1, 2)).all()
     letter = image[rows["label"] == 1].any(axis=2)
