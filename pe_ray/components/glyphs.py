@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,7 @@ Form = Literal["outline", "skeleton"]
 FRAME = 1.5  # side of a master, in lengths of its glyph's box
 SYSTEM = "system"
 """As a folder of fonts: all that this machine has installed, and matplotlib's."""
-_SUFFIXES = (".ttf", ".otf")
+_SUFFIXES = (".ttf", ".otf", ".ttc")  # of a collection, its first font
 QUANTUM = 2.0**-15  # of a master's int16 values, in lengths of its glyph's box
 
 
@@ -69,8 +70,7 @@ class Faces:
     ) -> None:
         self._texts, self._forms, self._cells = texts, forms, cells
         self._paths = _font_paths(folder)
-        unreadable_too = folder == SYSTEM  # nobody chose each of these
-        able = np.array([_drawable(path, texts, unreadable_too) for path in self._paths])
+        able = np.array([_drawable(path, texts, folder) for path in self._paths])
         able = able.reshape(-1, len(texts))
         of_text = [np.repeat(fonts, len(forms)).nonzero()[0] for fonts in able.T]
         named = {None: "matplotlib's bundle", SYSTEM: "this machine's font folders"}
@@ -170,17 +170,30 @@ def _bundled() -> list[Path]:
     return sorted(path for path in found if "Display" not in path.name)
 
 
-def _drawable(path: Path, texts: tuple[str, ...], unreadable_too: bool) -> list[bool]:
+def drawable(folder: str | None, texts: Collection[str]) -> set[str]:
+    """Those of `texts` that at least one of the folder's fonts can draw."""
+    missing = set(texts)
+    for path in _font_paths(folder):
+        if not missing:
+            break
+        left = tuple(missing)
+        able = _drawable(path, left, folder)
+        missing -= {text for text, here in zip(left, able, strict=True) if here}
+    return set(texts) - missing
+
+
+def _drawable(path: Path, texts: tuple[str, ...], folder: str | None) -> list[bool]:
     """For each text, whether the font has all its characters, none blank (but white space).
 
-    unreadable_too: a font that can't be opened draws nothing; else it is an error.
+    A font that can't be opened is an error, but for the machine's own, which nobody chose: those
+    draw nothing.
     """
     from matplotlib.ft2font import FT2Font, LoadFlags
 
     try:
         font = FT2Font(str(path))
     except RuntimeError as error:
-        if unreadable_too:
+        if folder == SYSTEM:
             return [False] * len(texts)
         raise InputError(f"generator.fonts: can't open {path}; remove it") from error
 

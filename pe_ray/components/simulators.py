@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
 
-from pe_ray.components.glyphs import FRAME, QUANTUM, Form, faces
+from pe_ray.components.glyphs import FRAME, QUANTUM, Form, drawable, faces
 from pe_ray.errors import InputError
 from pe_ray.plugins import GeneratorOptions, Rows
 from pe_ray.seeds import Seeds, uniforms
@@ -42,10 +42,15 @@ def _positive(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
-def _own_texts(name: str, label_names: Sequence[str]) -> tuple[str, ...]:
-    other = name.swapcase()
-    both = len(name) == len(other) == 1 and other not in label_names
-    return (name, other) if both else (name,)
+def _own_texts(label_names: Sequence[str], fonts: str | None) -> dict[str, tuple[str, ...]]:
+    """Label name -> itself and, for a letter, its other case: none that is another label, or that
+    no font has (few have Georgian capitals)."""
+    cases = {name: name.swapcase() for name in label_names if len(name) == 1}
+    wanted = [case for case in cases.values() if len(case) == 1 and case not in label_names]
+    others = drawable(fonts, wanted)
+    return {
+        name: (name, cases[name]) if cases.get(name) in others else (name,) for name in label_names
+    }
 
 
 class RenderedTextOptions(GeneratorOptions):
@@ -58,10 +63,11 @@ class RenderedTextOptions(GeneratorOptions):
     """Black on white; default white on black."""
     texts: dict[str, tuple[str, ...]] | None = None
     """Label name -> strings to draw, equally likely. A label not named here draws its own name; one
-    of a single letter its other case too, unless that is another label: the votes decide."""
+    of a single letter its other case too, unless that is another label or no font has it: the votes
+    decide."""
     fonts: str | None = None
-    """Folder with .ttf and .otf files, searched recursively; `system`: all fonts installed here and
-    matplotlib's (the same on every machine of a run); default: matplotlib's text faces."""
+    """Folder with .ttf, .otf and .ttc files, searched recursively; `system`: all fonts installed
+    here and matplotlib's (the same on every machine of a run); default: matplotlib's text faces."""
     forms: tuple[Form, ...] = Field(default=("outline", "skeleton"), min_length=1)
     """outline keeps a font's thick and thin parts; skeleton draws its centre lines evenly."""
     box: Annotated[tuple[float, float], AfterValidator(_positive)] = (0.72, 0.72)
@@ -161,7 +167,7 @@ class RenderedText:
         unknown = sorted(set(given) - set(label_names))
         if unknown:
             raise InputError(f"generator.texts: {unknown[0]!r} is not a label")
-        by_label = [given.get(name) or _own_texts(name, label_names) for name in label_names]
+        by_label = list({**_own_texts(label_names, options.fonts), **given}.values())
         if not all(text.strip() for texts in by_label for text in texts):
             raise InputError("generator.texts: give a string for the label whose name is blank")
         self._options = options

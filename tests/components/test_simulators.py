@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fontTools.ttLib import TTCollection, TTFont
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
@@ -176,6 +177,7 @@ def test_a_single_letter_is_drawn_in_both_cases_unless_they_are_two_labels() -> 
     assert strings(["A", "b", "7", "cat", "\u00df"]) == [{0, 1}, {0, 1}, {0}, {0}, {0}]  # SS is two
     assert strings(["A", "a", "B"]) == [{0}, {0}, {0, 1}]
     assert strings(["A", "B"], texts={"A": ("A",)}) == [{0}, {0, 1}]
+    assert strings(["\u10d0", "A"]) == [{0}, {0, 1}]  # no font here has Georgian capitals
     both = make(["A"])
     for text, single in enumerate((make(["A", "a"]), make(["a", "A"]))):
         rows = draw(both, 40, 1)
@@ -316,6 +318,16 @@ def test_fonts_of_a_folder(tmp_path: Path) -> None:
     rows = draw(generator, 60)
     assert set(rows["font"]) == {0, 2}, "STIXNonUni has no digits"
     assert (rows["image"] > 100).mean(axis=(1, 2, 3)).min() > 0.01
+
+
+def test_collections_of_fonts_are_read(tmp_path: Path) -> None:
+    collection = TTCollection()
+    collection.fonts = [TTFont(BUNDLE / name) for name in ("cmr10.ttf", "DejaVuSans.ttf")]
+    folder = tmp_path / "collection"
+    folder.mkdir()
+    collection.save(folder / "both.ttc")
+    alone = copy_fonts(tmp_path / "alone", "cmr10.ttf")
+    assert_same(draw(make(fonts=str(folder)), 20), draw(make(fonts=alone), 20))
 
 
 def test_a_font_without_a_character_is_skipped_for_that_text_only(tmp_path: Path) -> None:
