@@ -118,11 +118,14 @@ def pixels(value: bytes | NDArray[Any] | None, channels: int) -> NDArray[np.uint
     if value is None:
         raise Unusable("image is missing")
     image = _decoded(value) if isinstance(value, bytes) else _from_tensor(value)
-    if image.has_transparency_data:
-        image = Image.alpha_composite(
-            Image.new("RGBA", image.size, (0, 0, 0, 255)), image.convert("RGBA")
-        )
-    converted = image.convert("L" if channels == 1 else "RGB")
+    try:
+        if image.has_transparency_data:
+            image = Image.alpha_composite(
+                Image.new("RGBA", image.size, (0, 0, 0, 255)), image.convert("RGBA")
+            )
+        converted = image.convert("L" if channels == 1 else "RGB")
+    except ValueError:  # PIL has no way from CIELAB, for one
+        raise Unusable("image's colours can't be converted") from None
     return np.asarray(converted).reshape(image.height, image.width, channels)
 
 

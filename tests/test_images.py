@@ -51,6 +51,13 @@ def test_orientation_is_applied() -> None:
     assert pixels(encoded(image, exif=exif), 1).shape == (3, 2, 1)
 
 
+def test_colours_that_pil_cant_convert_are_named() -> None:
+    sink = io.BytesIO()
+    Image.new("LAB", (4, 4)).save(sink, format="TIFF")
+    with pytest.raises(Unusable, match="colours can't be converted"):
+        pixels(sink.getvalue(), 1)
+
+
 def test_no_outside_program_and_no_other_file_is_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

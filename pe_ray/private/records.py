@@ -29,7 +29,7 @@ from pe_ray.values import ImageShape
 from pe_ray.watchdog import STALL_SECONDS, headway, limited
 
 _MOST_PARTITIONS = 64  # of users: each slice has as many pieces
-_FORMAT = 2
+_FORMAT = 3  # of cached embeddings; 2: of tensors misread beyond the first slice of a file
 _SENT_ALONG = 100 << 10  # bytes: smaller results go to the caller (max_direct_call_object_size)
 
 
@@ -260,7 +260,8 @@ def _embed_task(
     )
 
 
-def _cache_folder(config: PrivateConfig) -> Path | None:
+def cache_folder(config: PrivateConfig) -> Path | None:
+    """Where this process keeps private embeddings; None for nowhere."""
     if config.cache == "none":
         return None
     if config.cache:
@@ -274,7 +275,7 @@ def checked_cache(config: PrivateConfig) -> str:
 
     Resolved once: workers may have another environment.
     """
-    folder = _cache_folder(config)
+    folder = cache_folder(config)
     if folder is None:
         return "none"
     _make_private(folder)
@@ -299,7 +300,7 @@ def _cache_file(
     embedder_kind: str,
     embedder_options: plugins.EmbedderOptions,
 ) -> Path | None:
-    folder = _cache_folder(config)
+    folder = cache_folder(config)
     source = location(part.source)
     if folder is None or not source.is_file():
         return None

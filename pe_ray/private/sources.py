@@ -51,7 +51,10 @@ def list_slices(config: PrivateConfig) -> list[PrivateSlice]:
 
     Guarantee: reads no record; raises InputError naming the field where the data can't be there.
     """
-    shards = list(_shards(config))
+    try:
+        shards = list(_shards(config))
+    except PermissionError:
+        raise InputError(f"private.data: {config.data}: no permission to read it") from None
     total = sum(rows for _, rows in shards)
     if total == 0:
         raise InputError(f"private.data: {config.data} holds no records")
@@ -130,8 +133,8 @@ def _check_types(schema: pa.Schema, config: PrivateConfig) -> None:
             raise InputError(f"private.label_column: holds {kind}; use integers or strings")
     if config.user_column is not None:
         kind = _plain(schema.field(config.user_column).type)
-        custom = isinstance(kind, pa.BaseExtensionType)  # may run code when its values are read
-        if custom or pa.types.is_nested(kind) or pa.types.is_null(kind):
+        # Others may write a user differently in another file (7.0 for 7), or run code when read.
+        if not (pa.types.is_integer(kind) or _is_string(kind)):
             raise InputError(f"private.user_column: holds {kind}; use integers or strings")
     tests = {bool: pa.types.is_boolean, int: pa.types.is_integer, str: _is_string}
     for name, value in config.where.items():
@@ -178,17 +181,15 @@ def read_batches(part: PrivateSlice, config: PrivateConfig, channels: int) -> It
 
 
 def _batches(part: PrivateSlice, config: PrivateConfig, channels: int) -> Iterator[RawRecords]:
-    for table, cells, rows in _cells(part, config):
-        labels = table if isinstance(table, list) else _column(table, config.label_column)
-        users = None if isinstance(table, list) else _column(table, config.user_column)
+    for labels, users, cells, rows in _cells(part, config):
         good: list[NDArray[np.uint8]] = []
         numbers: list[int] = []
         digests: list[bytes] = []
         bad = None
-        for position, (cell, row) in enumerate(zip(cells, rows, strict=True)):
+        for label, user, cell, row in zip(labels, users, cells, rows, strict=True):
             try:
-                number = 0 if labels is None else _label(labels[position], config)
-                digest = b"" if users is None else _digest(users[position])
+                number = _label(label, config)
+                digest = b"" if config.user_column is None else _digest(user)
                 good.append(images.pixels(cell, channels))
             except images.Unusable as error:
                 bad = RecordError(shard=part.shard, row=int(row), reason=error.reason)
@@ -205,14 +206,13 @@ def _batches(part: PrivateSlice, config: PrivateConfig, channels: int) -> Iterat
             raise bad
 
 
-def _cells(
-    part: PrivateSlice, config: PrivateConfig
-) -> Iterator[tuple[pa.Table | list[Any], Sequence[Any], NDArray[np.int64]]]:
-    """(table, or labels where there is none; images as they are stored; row numbers)."""
+_Cells = tuple[list[Any], list[Any], Sequence[Any], NDArray[np.int64]]
+"""Labels, users, images as they are stored, row numbers; None for a column that isn't used."""
+
+
+def _cells(part: PrivateSlice, config: PrivateConfig) -> Iterator[_Cells]:
     if part.source != DIGITS and location(part.source).is_file():
-        for table, rows in _parquet_batches(part, config):
-            column = table.column(config.image_column).combine_chunks()
-            yield table, images.values_of(column), rows
+        yield from _parquet_cells(part, config)
         return
     if part.source == DIGITS:
         from sklearn.datasets import load_digits
@@ -228,7 +228,8 @@ def _cells(
         span = slice(start, min(part.stop, start + _READ_ROWS))
         cells = [_content(cell) if isinstance(cell, Path) else cell for cell in stored[span]]
         rows = np.arange(span.start, span.stop, dtype=np.int64)
-        yield names[span] if config.label_column else [None] * len(cells), cells, rows
+        labels = names[span] if config.label_column else [None] * len(cells)
+        yield labels, [None] * len(cells), cells, rows
 
 
 def _content(file: Path) -> bytes | None:
@@ -238,10 +239,12 @@ def _content(file: Path) -> bytes | None:
         return None
 
 
-def _parquet_batches(
-    part: PrivateSlice, config: PrivateConfig
-) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
-    """The slice's rows that pass `where`, and their row numbers in the file."""
+def _parquet_cells(part: PrivateSlice, config: PrivateConfig) -> Iterator[_Cells]:
+    """The slice's rows that pass `where`, by their numbers in the file.
+
+    Rows are chosen from the lists of a whole batch, not by Arrow: `take` on a slice of nested
+    fixed-size lists (tensors) answers with whatever lies in memory (pyarrow 26).
+    """
     names = {config.image_column, config.label_column, config.user_column, *config.where}
     columns = sorted(name for name in names if name is not None)
     with pq.ParquetFile(seekable(location(part.source))) as file:
@@ -250,20 +253,26 @@ def _parquet_batches(
         groups = np.flatnonzero((edges[:-1] < part.stop) & (edges[1:] > part.start))
         first = int(edges[groups[0]])
         for batch in file.iter_batches(_READ_ROWS, row_groups=groups.tolist(), columns=columns):
-            low, high = max(part.start, first), min(part.stop, first + batch.num_rows)
-            if low < high:
-                table = pa.Table.from_batches([batch.slice(low - first, high - low)])
-                keep = np.ones(table.num_rows, dtype=bool)
-                for name, value in config.where.items():
-                    keep &= np.array([cell == value for cell in table.column(name).to_pylist()])
-                yield table.take(pa.array(np.flatnonzero(keep))), np.arange(low, high)[keep]
+            rows = np.arange(first, first + batch.num_rows)
             first += batch.num_rows
+            keep = inside = (rows >= part.start) & (rows < part.stop)
+            for name, value in config.where.items():
+                keep = keep & [cell == value for cell in batch.column(name).to_pylist()]
+            if inside.any():
+                stored: tuple[Sequence[Any], ...] = (
+                    _column(batch, config.label_column),
+                    _column(batch, config.user_column),
+                    images.values_of(batch.column(config.image_column)),
+                )
+                chosen = np.flatnonzero(keep).tolist()
+                labels, users, cells = ([column[i] for i in chosen] for column in stored)
+                yield labels, users, cells, rows[keep]
             if first >= part.stop:
                 break
 
 
-def _column(table: pa.Table, name: str | None) -> list[Any] | None:
-    return None if name is None else table.column(name).to_pylist()
+def _column(batch: pa.RecordBatch, name: str | None) -> list[Any]:
+    return [None] * batch.num_rows if name is None else batch.column(name).to_pylist()
 
 
 def joined(users: Sequence[NDArray[np.bytes_] | None]) -> NDArray[np.bytes_] | None:

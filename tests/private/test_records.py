@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import io
 import stat
 from pathlib import Path
@@ -186,6 +187,42 @@ def test_wrong_settings_are_named(tmp_path: Path, changes: dict[str, Any], messa
     data = parquet(tmp_path, image=[png(image) for image in IMAGES])
     with pytest.raises(InputError, match=message):
         list_slices(config(data).model_copy(update=changes))
+
+
+def nested(images: np.ndarray, missing: set[int] = frozenset()) -> pa.Array:
+    cells = [None if i in missing else image.tolist() for i, image in enumerate(images)]
+    return pa.array(cells, pa.list_(pa.list_(pa.uint8(), images.shape[2]), images.shape[1]))
+
+
+@pytest.mark.parametrize("stored", [tensors, nested])
+def test_slices_of_a_large_file_read_their_own_rows(tmp_path: Path, stored: Any) -> None:
+    """Slices of 375 rows start off the reader's batches of 64."""
+    images = np.random.default_rng(0).integers(0, 256, (3000, 6, 5), dtype=np.uint8)
+    labels, kept = np.arange(3000) % 2, np.arange(3000) % 3 > 0
+    table = pa.table({"image": stored(images), "label": labels, "kept": kept})
+    pq.write_table(table, tmp_path / "records.parquet", row_group_size=2000)
+    found, its_labels = read_all(config(tmp_path), channels=1)
+    assert np.array_equal(found[..., 0], images)
+    assert its_labels == labels.tolist()
+    found, its_labels = read_all(config(tmp_path, where={"kept": True}), channels=1)
+    assert np.array_equal(found[..., 0], images[kept])
+    assert its_labels == labels[kept].tolist()
+
+
+def test_a_missing_tensor_is_found_in_its_row(tmp_path: Path) -> None:
+    images = np.zeros((3000, 6, 5), dtype=np.uint8)
+    table = pa.table({"image": nested(images, {2077}), "label": [0] * 3000})
+    pq.write_table(table, tmp_path / "records.parquet")
+    with pytest.raises(RecordError, match="row 2077: image is missing"):
+        read_all(config(tmp_path), channels=1)
+
+
+@pytest.mark.parametrize("user", [7.0, dt.date(2020, 1, 1), b"7", True])
+def test_users_are_integers_or_strings(tmp_path: Path, user: Any) -> None:
+    """7 in one file and 7.0 in another would be two users."""
+    data = parquet(tmp_path, image=[png(image) for image in IMAGES], who=[user] * 6)
+    with pytest.raises(InputError, match=r"user_column: holds .*; use integers or strings"):
+        list_slices(config(data, user_column="who"))
 
 
 def test_real_digits_and_packs(packs: Path) -> None:
