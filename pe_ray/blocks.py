@@ -21,6 +21,8 @@ from pe_ray import plugins
 from pe_ray.values import Budget, DistanceMetric, Unit
 from pe_ray.watchdog import STALL_SECONDS
 
+_MOST_SAMPLES = 10**12
+
 
 class Block(BaseModel):
     """Base of every block: frozen, unknown keys refused."""
@@ -141,7 +143,7 @@ class VotesConfig(Block):
     reuse_lookahead: bool = False
     """Take a parent's first `lookahead` children from the variations that it was embedded by: saves
     their calls, costs disk for `lookahead` images a sample during an iteration."""
-    max_votes_per_user: int = Field(default=1, ge=1)
+    max_votes_per_user: int = Field(default=1, ge=1, le=1_000_000)
     """`unit: user` only: a user votes for at most this many samples, over all labels together."""
 
 
@@ -202,16 +204,16 @@ class ScheduleConfig(Block):
             raise ValueError(
                 f"num_samples: give one number or iterations + 1 = {self.iterations + 1}"
             )
-        if min(self.sizes) < 1:
-            raise ValueError("num_samples: must be at least 1")
+        if not all(1 <= size <= _MOST_SAMPLES for size in self.sizes):
+            raise ValueError(f"num_samples: must be from 1 to {_MOST_SAMPLES:,}")
         for name in ("degrees", "noise"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != self.iterations:
                 raise ValueError(f"{name}: give one number or iterations = {self.iterations}")
         if not all(math.isfinite(degree) and degree >= 0 for degree in self.degree_list):
             raise ValueError("degrees: must be finite and not negative")
-        if not all(math.isfinite(weight) and weight > 0 for weight in self.relative_sigmas):
-            raise ValueError("noise: must be finite and above 0")
+        if not all(1e-6 <= weight <= 1e6 for weight in self.relative_sigmas):
+            raise ValueError("noise: must be from 1e-6 to 1e6")
         return self
 
     @property
@@ -243,8 +245,8 @@ class ScheduleConfig(Block):
         if isinstance(self.noise, tuple):
             return self.noise
         ratio = 1.0 if self.noise == "constant" else float(self.noise)
-        if ratio <= 0:
-            raise ValueError("noise: must be finite and above 0")
+        if not 1e-6 <= ratio <= 1e6:
+            raise ValueError("noise: must be from 1e-6 to 1e6")
         last = max(1, self.iterations - 1)
         return tuple(ratio ** (t / last) for t in range(self.iterations))
 
@@ -259,7 +261,7 @@ class PrivacyConfig(Block):
     """What is added or removed between neighbouring data sets: one record, or all of a user's."""
     label_fractions: Literal["uniform", "dp"] | tuple[float, ...]
     """Share of each label in the population: uniform, given here (public), or released (dp)."""
-    label_count_share: float = Field(default=0.05, gt=0, lt=1)
+    label_count_share: float = Field(default=0.05, ge=1e-6, lt=1)
     """`label_fractions: dp` only: share of sum(1/sigma^2) that the label counts get."""
 
     @property
@@ -272,7 +274,7 @@ class TeacherConfig(Block):
     private records give images like them (synthetic/teacher.py). Needs torch, no GPU.
     """
 
-    share: float = Field(default=0.5, gt=0, lt=1)
+    share: float = Field(default=0.5, ge=1e-6, lt=1)
     """Share of sum(1/sigma^2) that this release gets; the votes get the rest."""
     features: int = Field(default=128, ge=2, le=1024)
     """Features of the regression; features^2 / 2 noisy numbers are released."""

@@ -190,6 +190,8 @@ class Config(Block):
             return cls.model_validate(tree)
         except ValidationError as error:
             raise first_fault(error) from None
+        except RecursionError:
+            raise InputError("config: refers to itself; mend its YAML anchors") from None
 
     def tree(self) -> dict[str, Any]:
         """Plain values, resources and places left out: what a run is bound to."""
@@ -197,7 +199,12 @@ class Config(Block):
         return self.model_dump(mode="json", exclude={"resources": True, **places})
 
     def bound(self, tree: Mapping[str, Any]) -> dict[str, Any]:
-        """`tree`, this one's or a stored one, without what changes no output."""
+        """`tree`, this one's or a stored one, without what changes no output: options of generators
+        that say so, the cache of private embeddings, and what an audit scores.
+        """
+        private = _without(tree["private"], frozenset({"cache"}))
+        audit = frozenset({"audit", "audit_data", "audit_where"})
+        tree = {**tree, "private": private, "metrics": _without(tree["metrics"], audit)}
         made, given = self.generator, tree["generator"]
         if isinstance(made, Plugin):
             given = _without(given, made.options.unbound)
@@ -227,10 +234,22 @@ def first_fault(error: ValidationError, blocks: str = "") -> InputError:
 def apart(data: str, where: Mapping[str, Any], private: PrivateConfig) -> bool:
     """Whether records of `data` that pass `where` are others than the private ones, as far as
     paths and common columns of `where` tell."""
-    paths = Path(data).resolve(), Path(private.data).resolve()
-    nested = paths[0].is_relative_to(paths[1]) or paths[1].is_relative_to(paths[0])
+    ours, theirs = _parts(data), _parts(private.data)
+    shorter = min(len(ours), len(theirs))
+    nested = ours[:shorter] == theirs[:shorter]
     common = where.keys() & private.where.keys()
     return not nested or any(where[key] != private.where[key] for key in common)
+
+
+def _parts(place: str) -> tuple[str, ...]:
+    """Where `place` is, from the root or the bucket on, however it is written."""
+    try:
+        found = location(place)
+    except ValueError:  # whoever reads it says so
+        return (place,)
+    if isinstance(found, Path):
+        return found.resolve().parts
+    return (found.scheme, *(part for part in found.key.split("/") if part))
 
 
 def _without(options: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:

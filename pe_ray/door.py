@@ -24,7 +24,7 @@ from pe_ray.release.aggregator import answer, create_aggregator
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_copy import update_copy
 from pe_ray.run_directory import RunDirectory
-from pe_ray.storage import delete_tree
+from pe_ray.storage import delete_tree, location
 from pe_ray.synthetic import writer
 from pe_ray.synthetic.embedding import EmbeddingWorker, embed, embedding_beside
 from pe_ray.synthetic.population import Population
@@ -144,6 +144,11 @@ def voters(config: Config, source: PrivateConfig | None = None) -> PrivateConfig
 
 def open_records(config: Config, source: PrivateConfig | None = None) -> PrivateRecords:
     """Read, validate and embed the records that vote; spends nothing (see private.records)."""
+    cache, run = private_records.cache_folder(config.private), location(config.output.path)
+    if cache and isinstance(run, Path) and cache.resolve().is_relative_to(run.resolve()):
+        raise InputError(
+            f"private.cache: {cache} lies in output.path, which is publishable; name another folder"
+        )
     return private_records.open_records(
         voters(config, source),
         channels=config.image_shape.channels,

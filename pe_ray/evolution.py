@@ -26,7 +26,12 @@ from pe_ray.synthetic.population import (
     next_offspring,
 )
 from pe_ray.synthetic.scoring import check_reference, score_population
-from pe_ray.synthetic.variation import REQUEST_BYTES, make_population, write_final
+from pe_ray.synthetic.variation import (
+    REQUEST_BYTES,
+    check_generators,
+    make_population,
+    write_final,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +54,8 @@ def evolve(config: Config) -> Location:
         ledger = Ledger.create(run.ledger, config.privacy.budget, config.fingerprint)
         write_config(run, config)
         update_copy(ledger, run.ledger_copy)
+        if not ledger.charged:
+            check_generators(config)
         for _ in iterations(config, run, Door(config, run, ledger, releases)):
             pass
     return run.path

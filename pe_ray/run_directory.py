@@ -218,7 +218,9 @@ def _bind(run: RunDirectory, config: Config) -> None:
             changed = differences(config.bound(stored), config.bound(config.tree()))
         except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
             raise InputError(f"{run.config}: is damaged; restore it from a copy") from None
-        if changed:
+        # Where nothing was made yet a mistake may be mended, unless the ledger was charged, which
+        # then refuses the change.
+        if changed and made_in(run.path) - {"config.yaml", LEDGER}:
             raise InputError(
                 f"{', '.join(changed)}: differs from the run in {run.path}; restore it, or give "
                 "another output.path (a new run spends anew)"
@@ -234,8 +236,20 @@ def _bind(run: RunDirectory, config: Config) -> None:
                 f"output.path: {run.path} has a configuration but no ledger.sqlite; restore the "
                 "ledger, since without it what was spent is unknown, or give another output.path"
             )
-    elif not run.ledger.exists() and any(not name.startswith(".") for name in names(run.path)):
+    elif not run.ledger.exists() and made_in(run.path):
         raise InputError(f"output.path: {run.path} holds other files; give an empty or new folder")
+
+
+def made_in(folder: Location) -> set[str]:
+    """Names in `folder` that are files or hold some; without dotted ones."""
+
+    def holds_files(name: str) -> bool:
+        below = folder / name
+        return not isinstance(below, Path) or any(
+            path.is_file() for path in (below, *below.rglob("*"))
+        )
+
+    return {name for name in names(folder) if name[0] != "." and holds_files(name)}
 
 
 def ledger_folder(config: Config) -> Path:

@@ -91,8 +91,12 @@ class ObjectPath:
         with self.store.open_output_stream(self.key) as file:
             file.write(content)
 
-    def unlink(self) -> None:
-        self.store.delete_file(self.key)
+    def unlink(self, missing_ok: bool = False) -> None:
+        try:
+            self.store.delete_file(self.key)
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
 
 
 Location = Path | ObjectPath

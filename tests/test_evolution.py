@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ import pytest
 import yaml
 from PIL import Image
 from tiny_networks import save_clip
+from tiny_public import save_parquet
 
 from pe_ray import Config, InputError, evolution, evolve, expand, plugins
 from pe_ray.private.audit import audit
@@ -218,13 +220,17 @@ def test_anything_but_resources_is_bound(ray_session: None, tree: dict[str, Any]
     ],
 )
 def test_every_change_but_resources_is_refused_by_name(
-    tree: dict[str, Any], key: str, value: Any
+    tree: dict[str, Any], tmp_path: Path, key: str, value: Any
 ) -> None:
     config = Config.from_dict(tree)
     with claimed(config) as run:
         Ledger.create(run.ledger, config.privacy.budget, config.fingerprint)
         write_config(run, config)
+        (tmp_path / "run" / "populations").mkdir()
+        (tmp_path / "run" / "populations" / "part").write_bytes(b"made")
     tree["resources"] = {"workers": 7, "batch_size": 3, "num_cpus": 5}
+    tree["private"]["cache"] = str(tmp_path / "elsewhere")
+    tree["metrics"] = {"audit": [{"kind": "classifier"}], "audit_where": {"split": "test"}}
     with claimed(Config.from_dict(tree)):
         pass
     block, name = key.split(".")
@@ -234,6 +240,26 @@ def test_every_change_but_resources_is_refused_by_name(
         claimed(Config.from_dict(tree)),
     ):
         pass
+
+
+def test_a_first_mistake_is_mended_in_place(
+    ray_session: None, tree: dict[str, Any], tmp_path: Path
+) -> None:
+    kept = deepcopy(tree)
+    kept["output"]["path"] = str(tmp_path / "fresh")
+    kept["privacy"]["epsilon"] = float("inf")
+    for mistake in ({"label_column": "lable"}, {"where": {"label": "none"}}):
+        wrong = deepcopy(tree)
+        wrong["private"] |= {"data": str(save_parquet(tmp_path, [*"0123456789"], 1)), **mistake}
+        with pytest.raises(InputError, match=r"^private\."):
+            evolve(Config.from_dict(wrong))
+    wrong = deepcopy(tree)
+    wrong["generator"]["fonts"] = "/nowhere"
+    with pytest.raises(InputError, match=r"^generator\.fonts"):
+        evolve(Config.from_dict(wrong))
+    mended = deepcopy(tree)
+    mended["privacy"]["epsilon"] = float("inf")
+    assert digests(evolve(Config.from_dict(mended))) == digests(evolve(Config.from_dict(kept)))
 
 
 def test_every_option_of_the_main_path_runs(ray_session: None, tree: dict[str, Any]) -> None:

@@ -18,6 +18,9 @@ import pytest
 import yaml
 
 from pe_ray import Config, InputError
+from pe_ray.blocks import PrivateConfig
+from pe_ray.config import apart
+from pe_ray.door import open_records
 from pe_ray.private.records import checked_cache
 from pe_ray.private.sources import list_slices
 
@@ -122,6 +125,33 @@ def test_credentials_in_a_uri_are_refused_and_not_quoted(
         Config.from_dict(tree)
     assert "hunter2" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("public", "private", "same"),
+    [
+        ("/d", "file:///d", True),
+        ("/d/../d/x.parquet", "/d", True),
+        ("/d2", "/d", False),
+        ("s3://b/x", "s3://b/x?region=eu", True),
+        ("s3://b/x/part", "s3://b/x/", True),
+        ("s3://b/xy", "s3://b/x", False),
+        ("gs://b/x", "s3://b/x", False),
+        ("/b/x", "s3://b/x", False),
+    ],
+)
+def test_private_data_are_known_however_they_are_written(
+    public: str, private: str, same: bool
+) -> None:
+    assert apart(public, {}, PrivateConfig(data=private, labels=("a",))) is not same
+
+
+def test_the_default_cache_is_never_in_the_run(
+    tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "run" / ".cache"))
+    with pytest.raises(InputError, match=r"private\.cache: .* lies in output\.path"):
+        open_records(Config.from_dict(tree))
 
 
 def test_plain_uris_are_no_credentials(tree: dict[str, Any]) -> None:

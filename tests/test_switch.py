@@ -15,6 +15,7 @@ from pe_ray import Config, InputError, evolve, expand
 from pe_ray.cli import main
 from pe_ray.planning import plan, worker_seconds
 from pe_ray.private.audit import audit
+from pe_ray.release.ledger import Ledger
 from pe_ray.report import write_report
 from pe_ray.synthetic.writer import parts_of
 
@@ -117,6 +118,20 @@ def test_the_plan_times_each_generator(tree: dict[str, Any], tmp_path: Path) -> 
         update={"resources": config.resources.model_copy(update={"gpus_per_worker": 1.0})}
     )
     assert worker_seconds(config, made.calls) is None
+
+
+def test_a_later_generator_that_cant_be_built_costs_nothing(
+    ray_session: None, tree: dict[str, Any], tmp_path: Path
+) -> None:
+    tree["generator"] = switch((0, THIN), (2, THICK | {"fonts": "/nowhere"}))
+    with pytest.raises(InputError, match=r"generator\.fonts: /nowhere"):
+        evolve(Config.from_dict(tree))
+    assert not Ledger.open(tmp_path / "run" / "ledger.sqlite").charged
+    tree["generator"] = THIN | {"fonts": "/nowhere"}
+    tree["privacy"]["label_fractions"] = "dp"
+    with pytest.raises(InputError, match=r"generator\.fonts: /nowhere"):
+        evolve(Config.from_dict(tree))
+    assert not Ledger.open(tmp_path / "run" / "ledger.sqlite").charged
 
 
 def test_a_switch_is_bound_like_any_setting(tree: dict[str, Any]) -> None:

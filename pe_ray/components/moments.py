@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ class MomentsSpec:
 
 
 def moment_vectors(
-    features: NDArray[np.float32], labels: NDArray[np.int32], spec: MomentsSpec
+    features: NDArray[np.floating[Any]], labels: NDArray[np.int32], spec: MomentsSpec
 ) -> Floats:
     """The vectors, float64 [n, num_values], of embeddings [n, d] with labels [n]."""
     width, dim = features.shape[1], spec.dim

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import ray
@@ -17,6 +17,9 @@ from pe_ray.private.tasks import guarded, private_task
 from pe_ray.watchdog import headway
 
 _CHUNK_BYTES = 16 << 20  # of vectors at a time
+
+Vectors = Callable[[NDArray[np.float64], NDArray[np.int32]], NDArray[np.float64]]
+"""Features [n, d] and labels [n] -> vectors [n, num_values]."""
 
 
 def sum_moments(
@@ -49,23 +52,32 @@ def sum_moments(
 def moments_of(pieces: Sequence[EmbeddedRecords], layout: Moments) -> RawSums:
     """Sum of the packed moments of all records of a partition; of a user's records the mean.
 
+    Guarantee: as `summed`.
+    """
+    return summed(pieces, layout.pack, layout.num_values)
+
+
+def summed(pieces: Sequence[EmbeddedRecords], vectors: Vectors, num_values: int) -> RawSums:
+    """Sum of the `vectors` of a partition's records, of a user's records their mean; a few at a
+    time, as they may be long.
+
     Guarantee: as `clipped_sums`: a unit gives one vector, clipped to L2 norm 1.
     """
-    features = np.concatenate([piece.features for piece in pieces]).astype(np.float64)
+    features = np.concatenate([piece.features for piece in pieces])
     labels = np.concatenate([piece.labels for piece in pieces])
     users = [piece.users for piece in pieces if piece.users is not None]
-    steps = np.zeros(layout.num_values, dtype=np.int64)
-    size = max(1, _CHUNK_BYTES // (8 * layout.num_values))
+    steps = np.zeros(num_values, dtype=np.int64)
+    size = max(1, _CHUNK_BYTES // (8 * num_values))
     for rows in _units(len(labels), np.concatenate(users) if users else None, size):
         if users:
-            total = np.zeros((1, layout.num_values))
+            total = np.zeros((1, num_values))
             for start in range(0, len(rows), size):
                 some = rows[start : start + size]
-                total += layout.pack(features[some], labels[some]).sum(axis=0)
-            vectors = total / len(rows)
+                total += vectors(features[some].astype(np.float64), labels[some]).sum(axis=0)
+            made = total / len(rows)
         else:
-            vectors = layout.pack(features[rows], labels[rows])
-        steps += clipped_sums(vectors, None).steps
+            made = vectors(features[rows].astype(np.float64), labels[rows])
+        steps += clipped_sums(made, None).steps
         headway()
     return RawSums(steps=steps)
 

@@ -6,20 +6,21 @@ Counted inside Ray tasks; the driver holds references only, and hands them to th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import ray
-from numpy.typing import NDArray
 
 from pe_ray.blocks import VotesConfig
 from pe_ray.components.moments import MomentsSpec, moment_vectors
+from pe_ray.private.moments import summed
 from pe_ray.private.records import EmbeddedRecords, PrivateRecords
+from pe_ray.private.sources import joined
 from pe_ray.private.sums import RawSums, clipped_sums
 from pe_ray.private.tasks import guarded, private_task
 from pe_ray.private.votes import nearest_distances
 from pe_ray.storage import Location
 from pe_ray.values import LabelLayout
-from pe_ray.watchdog import headway
 
 
 def cast_closeness(
@@ -35,9 +36,10 @@ def cast_closeness(
     Guarantee: a record adds a number in [0, 1], a user the mean of the user's: sensitivity 1.
     """
 
-    def closeness(pieces: Sequence[EmbeddedRecords]) -> NDArray[np.float64]:
+    def closeness(pieces: Sequence[EmbeddedRecords]) -> RawSums:
         distances = nearest_distances(pieces, parts, layout, votes)
-        return 1.0 - np.minimum(distances, clip)[:, None] / clip
+        users = joined([piece.users for piece in pieces])
+        return clipped_sums(1.0 - np.minimum(distances, clip)[:, None] / clip, users)
 
     return _cast(records, closeness)
 
@@ -48,26 +50,20 @@ def cast_moments(records: PrivateRecords, spec: MomentsSpec) -> list[ray.ObjectR
     Guarantee: a record adds a vector of norm at most 1, a user the mean of the user's.
     """
 
-    def moments(pieces: Sequence[EmbeddedRecords]) -> NDArray[np.float64]:
-        made = []
-        for piece in pieces:
-            made.append(moment_vectors(piece.features, piece.labels, spec))
-            headway()
-        return np.concatenate(made)
+    def moments(pieces: Sequence[EmbeddedRecords]) -> RawSums:
+        return summed(pieces, partial(moment_vectors, spec=spec), spec.num_values)
 
     return _cast(records, moments)
 
 
 def _cast(
-    records: PrivateRecords,
-    vectors: Callable[[Sequence[EmbeddedRecords]], NDArray[np.float64]],
+    records: PrivateRecords, add_up: Callable[[Sequence[EmbeddedRecords]], RawSums]
 ) -> list[ray.ObjectRef]:
     stall_seconds = records.stall_seconds
 
-    def summed(*pieces: EmbeddedRecords) -> RawSums:
+    def guarded_sum(*pieces: EmbeddedRecords) -> RawSums:
         with guarded("summing", stall_seconds):
-            users = [piece.users for piece in pieces if piece.users is not None]
-            return clipped_sums(vectors(pieces), np.concatenate(users) if users else None)
+            return add_up(pieces)
 
-    task = private_task(summed, records.node_label)
+    task = private_task(guarded_sum, records.node_label)
     return [task.remote(*pieces) for pieces in records.partitions]

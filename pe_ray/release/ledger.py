@@ -46,9 +46,13 @@ class Ledger:
     ) -> Ledger:
         """Open the ledger at `path`, made for `budget` if there is none.
 
-        Raises InputError where one exists for another budget or configuration.
+        One to which nothing was charged is made anew for another budget or configuration; charged
+        for another, InputError.
         """
         file.make(path, budget, fingerprint, accounting)
+        with file.transaction(path) as database:
+            if not file.charged(database):
+                file.remake(database, budget, fingerprint, accounting)
         ledger = cls(path)
         theirs = {**asdict(ledger.budget), "fingerprint": ledger.fingerprint}
         ours = {**asdict(budget), "fingerprint": fingerprint}
@@ -221,6 +225,12 @@ class Ledger:
         with file.transaction(self.path, "DEFERRED") as database:
             stored = file.stored(database, key)
         return None if stored is None else NoisySums(release=stored[0], sums=stored[1] / LATTICE)
+
+    @property
+    def charged(self) -> bool:
+        """Whether anything was ever charged."""
+        with file.transaction(self.path, "DEFERRED") as database:
+            return file.charged(database)
 
     def entries(self) -> tuple[LedgerEntry, ...]:
         """All charged releases, in order."""

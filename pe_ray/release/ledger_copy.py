@@ -38,6 +38,8 @@ def update_copy(ledger: Ledger, copy: ObjectPath | None) -> None:
 
 def _includes(ledger: Ledger, other: Ledger) -> bool:
     """Whether every release charged in `other` is in `ledger`, with the same histogram."""
+    if not other.charged:
+        return True
     if (ledger.budget, ledger.fingerprint) != (other.budget, other.fingerprint):
         return False
     charged = {entry.release.key: entry.release for entry in ledger.entries()}

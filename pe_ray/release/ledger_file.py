@@ -81,6 +81,24 @@ def make(path: Path, budget: Budget, fingerprint: str, accounting: Accounting) -
         database.execute("COMMIT")
 
 
+def charged(database: sqlite3.Connection) -> bool:
+    """Whether anything was ever charged."""
+    tables = [table for table in ("releases", "selection") if _has(database, table)]
+    return any(database.execute(f"SELECT 1 FROM {table}").fetchone() for table in tables)
+
+
+def remake(
+    database: sqlite3.Connection, budget: Budget, fingerprint: str, accounting: Accounting
+) -> None:
+    """Make a file to which nothing was charged what `make` makes."""
+    for statement in _SEARCH_SCHEMA.split(";\n"):
+        database.execute(statement)
+    made_for = (budget.epsilon, budget.delta, budget.unit, fingerprint)
+    database.execute("REPLACE INTO budget VALUES (1, ?, ?, ?, ?)", made_for)
+    database.execute("REPLACE INTO accounting VALUES (1, ?)", (accounting,))
+    database.execute("DELETE FROM kept")
+
+
 @contextmanager
 def transaction(
     path: Path, kind: Literal["IMMEDIATE", "DEFERRED"] = "IMMEDIATE"

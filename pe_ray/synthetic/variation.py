@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import ray
 from numpy.typing import NDArray
 
 from pe_ray.blocks import Plugin
@@ -104,6 +105,33 @@ class BatchedGenerator:
 def _out_of_memory(error: Exception) -> bool:
     """Whether memory ran out: torch's error is known by its name, since torch isn't loaded here."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def check_generators(config: Config) -> None:
+    """Build each generator that would first be built after something was released, where it will
+    run; what it can't use is an InputError before anything is spent.
+    """
+    names, resources = config.private.labels, config.resources
+    early = None if config.privacy.label_fractions == "dp" else config.generator_at(0)
+    late: list[Plugin] = []
+    for plugin in (config.generator_at(t) for t in range(config.schedule.iterations + 1)):
+        if plugin != early and plugin not in late:
+            late.append(plugin)
+    task = ray.remote(
+        num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_calls=1
+    )(_build)
+    for plugin in late:
+        reason = ray.get(task.remote(plugin, names))
+        if reason is not None:
+            raise InputError(reason)
+
+
+def _build(plugin: Plugin, label_names: tuple[str, ...]) -> str | None:
+    try:
+        loaded(plugin, label_names)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def _merge(rows: Rows, where: NDArray[np.bool_], replacement: Rows) -> None:

@@ -95,7 +95,7 @@ def commit(directory: Location, parts: Sequence[Part], extra: Mapping[str, Any])
     ours = {part.file for part in parts}
     for name in storage.names(directory):
         if "part-" in name and name not in ours:
-            (directory / name).unlink()
+            (directory / name).unlink(missing_ok=True)  # of a worker that outlived its driver
     manifest = {"num_rows": expected, "parts": [asdict(part) for part in parts], **extra}
     atomic_write(directory / MANIFEST, json.dumps(manifest, indent=1).encode())
 

@@ -67,8 +67,8 @@ def check_space(search: Search, configure: Callable[[Settings], Config]) -> None
         try:
             configure(settings)
         except InputError as error:
-            text = str(error).removeprefix("config: ")
-            raise InputError(f"tuning.space: with {json.dumps(settings)}: {text}") from None
+            text, shown = str(error).removeprefix("config: "), json.dumps(settings, default=str)
+            raise InputError(f"tuning.space: with {shown}: {text}") from None
 
 
 def _samples(search: Search) -> Iterator[dict[str, Any]]:

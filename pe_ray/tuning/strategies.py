@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ray
 import yaml
 
 from pe_ray.blocks import PrivateConfig, ResourcesConfig
@@ -28,8 +29,8 @@ from pe_ray.release.adaptive import adaptive_epsilon, with_mu
 from pe_ray.release.aggregator import create_aggregator
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.scores import release_moments
-from pe_ray.run_directory import RunDirectory, locked, on_disk, write_config
-from pe_ray.storage import Location, atomic_write, delete_tree, given, names
+from pe_ray.run_directory import RunDirectory, locked, made_in, on_disk, write_config
+from pe_ray.storage import Location, atomic_write, delete_tree, given
 from pe_ray.synthetic.population import fractions_of
 from pe_ray.synthetic.variation import write_final
 from pe_ray.tuning.budget import (
@@ -127,6 +128,11 @@ def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
             folder / "config.yaml", yaml.safe_dump(search.bound(), sort_keys=False).encode()
         )
         result = folder / "result.json"
+        if search.tuning.strategy == "select" and sum(node["Alive"] for node in ray.nodes()) > 1:
+            raise InputError(
+                "tuning.strategy: select keeps its runs on this machine's disk until the best is "
+                "released; start it on a cluster of one machine, or use another strategy"
+            )
         asks = search.tuning.strategy in ("select", "compose")
         if asks and not result.exists():
             open_records(search.config)  # a bad record must end this before anything is spent
@@ -163,7 +169,7 @@ def _bind(search: Search, run: RunDirectory, folder: Path) -> None:
     file = folder / "config.yaml"
     if file.exists():
         changed = differences(yaml.safe_load(file.read_text(encoding="utf-8")), search.bound())
-        if changed:
+        if changed and made_in(folder) - {"config.yaml"}:  # else the ledger decides
             raise InputError(
                 f"{', '.join(changed)}: differs from the search in {run.path}; restore it, or give "
                 "another output.path (a new search spends anew)"
@@ -173,7 +179,7 @@ def _bind(search: Search, run: RunDirectory, folder: Path) -> None:
                 f"output.path: {run.path} has a search but no ledger.sqlite; restore the ledger, "
                 "since without it what was spent is unknown, or give another output.path"
             )
-    elif not run.ledger.exists() and any(name[0] != "." for name in names(run.path)):
+    elif not run.ledger.exists() and made_in(run.path):
         raise InputError(f"output.path: {run.path} holds other files; give an empty or new folder")
 
 

@@ -134,9 +134,20 @@ def test_damage_and_mix_ups_are_named(ledger: Ledger, tmp_path: Path) -> None:
 
 def test_what_differs_is_named(ledger: Ledger, tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
+    ledger.reserve(votes("a"))
     with pytest.raises(InputError, match=r"epsilon 1\.0, not 2\.0"):
         Ledger.create(path, Budget(epsilon=2.0, delta=1e-5, unit="record"), "print")
     assert Ledger.create(path, BUDGET, "print").budget == BUDGET
+
+
+def test_until_something_is_charged_it_is_made_anew(ledger: Ledger) -> None:
+    ledger.keep_room("trial/", [votes("final", sigma=10.0)])
+    other = Budget(epsilon=2.0, delta=1e-6, unit="user")
+    again = Ledger.create(ledger.path, other, "other", "adaptive")
+    assert (again.budget, again.fingerprint, again.accounting) == (other, "other", "adaptive")
+    again.reserve(votes("trial/1", sigma=3.0))  # the room kept for the first's releases is gone
+    with pytest.raises(InputError, match="another configuration"):
+        Ledger.create(ledger.path, BUDGET, "print")
 
 
 def test_a_ledger_of_another_version_is_left_alone(ledger: Ledger, tmp_path: Path) -> None:
