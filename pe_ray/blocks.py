@@ -153,6 +153,9 @@ class SelectionSettings(Block):
     denoise: Literal["threshold", "simplex", "none"] = "threshold"
     threshold: Annotated[float, Field(allow_inf_nan=False)] | Literal["auto"] = "auto"
     """Votes subtracted from each count before clipping at 0; auto: see synthetic/selection.py."""
+    smooth: int = Field(default=1, ge=1, le=1024)
+    """Before that, average each count over at most this many near samples of its label, as many as
+    the votes and their known noise say is best; 1: none (synthetic/smoothing.py)."""
     method: Literal["systematic", "multinomial", "rank"] = "systematic"
     keep_selected: bool = False
     """Keep each selected parent beside its variations."""

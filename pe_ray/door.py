@@ -24,7 +24,7 @@ from pe_ray.release.aggregator import answer, create_aggregator
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_copy import update_copy
 from pe_ray.run_directory import RunDirectory
-from pe_ray.storage import delete_tree, location
+from pe_ray.storage import location
 from pe_ray.synthetic import writer
 from pe_ray.synthetic.embedding import EmbeddingWorker, embed, embedding_beside
 from pe_ray.synthetic.population import Population
@@ -101,7 +101,6 @@ class Door:
         histogram = self._release(release, layout.num_samples, cast)
         self._run.write_histogram(histogram, layout)
         self._run.keep_embedding_time(iteration)
-        delete_tree(self._run.embedding(iteration))
         return histogram
 
     def teacher(self, population: Population) -> None:

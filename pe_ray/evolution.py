@@ -26,6 +26,7 @@ from pe_ray.synthetic.population import (
     next_offspring,
 )
 from pe_ray.synthetic.scoring import check_reference, score_population
+from pe_ray.synthetic.smoothing import smoothed_votes
 from pe_ray.synthetic.variation import (
     REQUEST_BYTES,
     check_generators,
@@ -73,10 +74,12 @@ def iterations(config: Config, run: RunDirectory, door: Door) -> Iterator[Popula
     for iteration in range(1, config.schedule.iterations + 1):
         histogram = door.votes(iteration, population)
         settings = config.selection.at(iteration)
-        offspring = next_offspring(
-            population, histogram, layouts[iteration], settings, config.schedule.seed
-        )
         draws, then = run.lookahead(iteration), door.embedding(iteration + 1)
+        embedding, smoothed = run.embedding(iteration), run.smoothed(iteration)
+        votes = smoothed_votes(config, histogram, population, embedding, draws, smoothed)
+        delete_tree(embedding)
+        seed = config.schedule.seed
+        offspring = next_offspring(population, votes, layouts[iteration], settings, seed)
         population = make_population(
             config, run.population(iteration), iteration, offspring, population, draws, then
         )

@@ -83,6 +83,10 @@ class RunDirectory:
     def histogram(self, iteration: int) -> Location:
         return self.path / "histograms" / f"iter={iteration:04d}.parquet"
 
+    def smoothed(self, iteration: int) -> Location:
+        """Votes that `selection.smooth` averaged."""
+        return self.path / "smoothed" / f"iter={iteration:04d}.parquet"
+
     def scores(self, iteration: int) -> Location:
         return self.path / "scores" / f"iter={iteration:04d}.json"
 

@@ -52,7 +52,7 @@ def counted(step):
         return result
     return call
 
-for name in ("make_population", "next_offspring", "write_final", "write_config"):
+for name in ("make_population", "smoothed_votes", "next_offspring", "write_final", "write_config"):
     setattr(evolution, name, counted(getattr(evolution, name)))
 for name in ("embed", "cast_votes", "create_aggregator", "fit_features", "sum_moments",
              "write_teacher"):
@@ -67,7 +67,7 @@ print("steps left", left)
 def digests(folder: Path) -> dict[str, str]:
     return {
         str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for part in ("populations", "histograms", "synthetic")
+        for part in ("populations", "histograms", "smoothed", "synthetic")
         for file in sorted((folder / part).rglob("*.parquet"))
     }
 
@@ -146,6 +146,7 @@ def test_killed_at_every_state_change_it_continues(
 
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     tree["votes"]["reuse_lookahead"] = True
+    tree["selection"] = {"smooth": 4}
     tree["teacher"] = {"features": 4, "epochs": 1}
     file, script = tmp_path / "config.yaml", tmp_path / "killer.py"
     file.write_text(yaml.safe_dump(tree))

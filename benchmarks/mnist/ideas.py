@@ -39,6 +39,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "none": {"selection": {"denoise": "none"}},
     "empirical_bayes": {},
     "keep_selected": {"selection": {"denoise": "simplex", "keep_selected": True}},
+    "smooth": {"selection": {"denoise": "simplex", "smooth": 64}},
     "neighbors_1": {"votes": {"neighbors": 1}},
     "late": {"schedule.noise": 0.45},
 }

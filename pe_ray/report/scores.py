@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from pe_ray.report.facts import Facts
 from pe_ray.storage import Location, atomic_write, names
 from pe_ray.synthetic.scoring import read_scores
-from pe_ray.synthetic.selection import denoiser
+from pe_ray.synthetic.selection import denoiser, votes_of
+from pe_ray.synthetic.smoothing import read_smoothed
 from pe_ray.values import LabelLayout, NoisyHistogram
 
 Row = dict[str, Any]
@@ -103,11 +104,15 @@ def _histograms(facts: Facts) -> list[tuple[NoisyHistogram, LabelLayout]]:
 
 def _weights(facts: Facts, histogram: NoisyHistogram, layout: LabelLayout) -> NDArray[np.float64]:
     """Denoised votes, float64 [num_samples], as the selection draws parents by them."""
-    release = histogram.release
-    settings = facts.config.selection.at(release.iteration)
+    iteration = histogram.release.iteration
+    settings = facts.config.selection.at(iteration)
     denoise = denoiser(settings.denoise, settings.threshold)
-    labels = [layout.label_range(label) for label in range(len(layout.counts))]
-    parts = [denoise(histogram.noisy_votes[a:b], release.sigma) for a, b in labels if b > a]
+    votes = read_smoothed(facts.run.smoothed(iteration)) or votes_of(histogram, layout)
+    parts = []
+    for label, sigma in enumerate(votes.sigmas):
+        start, stop = layout.label_range(label)
+        if stop > start:
+            parts.append(denoise(votes.votes[start:stop], sigma))
     return np.concatenate(parts)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pe_ray.blocks import SelectionSettings
 from pe_ray.seeds import row_seeds
 from pe_ray.storage import Location
-from pe_ray.synthetic.selection import denoiser, draw, with_fallback
+from pe_ray.synthetic.selection import Votes, denoiser, draw, with_fallback
 from pe_ray.values import LabelLayout, NoisyHistogram
 
 
@@ -73,24 +73,24 @@ def initial_offspring(layout: LabelLayout, variation_fold: int) -> Offspring:
 
 def next_offspring(
     population: Population,
-    histogram: NoisyHistogram,
+    votes: Votes,
     layout: LabelLayout,
     settings: SelectionSettings,
     run_seed: int,
 ) -> Offspring:
-    """S_t: denoise each label's noisy votes, draw parents in proportion, give each its children."""
+    """S_t: denoise each label's votes, draw parents in proportion, give each its children."""
     denoise = denoiser(settings.denoise, settings.threshold)
     family = settings.next_variation_fold + int(settings.keep_selected)
     label_ids = np.arange(len(layout.counts), dtype=np.int64)
-    seeds = row_seeds(run_seed, "selection", histogram.release.iteration, label_ids)
+    seeds = row_seeds(run_seed, "selection", population.iteration + 1, label_ids)
     parents, copies = [], []
     for label, count in enumerate(layout.counts):
         start, stop = population.layout.label_range(label)
         if count == 0:
             continue
         assert stop > start, "a label with samples keeps samples"
-        votes = histogram.noisy_votes[start:stop]
-        weights = with_fallback(denoise(votes, histogram.release.sigma), votes)
+        own = votes.votes[start:stop]
+        weights = with_fallback(denoise(own, votes.sigmas[label]), own)
         selected = draw(weights, -(-count // family), settings.method, int(seeds[label]))
         parents.append(start + np.repeat(selected, family)[:count])
         first_copy = 0 if settings.keep_selected else 1

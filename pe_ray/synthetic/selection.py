@@ -8,13 +8,32 @@ weigh the same. Both look at the released histogram only.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Counts = NDArray[np.int64]
+from pe_ray.values import LabelLayout, NoisyHistogram
+
+Counts = NDArray[np.int64] | NDArray[np.float64]
 Weights = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Votes:
+    """What parents are drawn by: votes, float64 [num_samples], and the standard deviation of the
+    noise in those of each label.
+    """
+
+    votes: NDArray[np.float64]
+    sigmas: tuple[float, ...]
+
+
+def votes_of(histogram: NoisyHistogram, layout: LabelLayout) -> Votes:
+    """The released votes as they are."""
+    sigmas = (histogram.release.sigma,) * len(layout.counts)
+    return Votes(votes=histogram.noisy_votes.astype(np.float64), sigmas=sigmas)
 
 
 def auto_threshold(noisy_votes: Counts, sigma: float) -> float:

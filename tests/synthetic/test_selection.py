@@ -17,7 +17,14 @@ from pe_ray.synthetic.population import (
     lookahead_draws,
     next_offspring,
 )
-from pe_ray.synthetic.selection import auto_threshold, denoiser, draw, simplex, with_fallback
+from pe_ray.synthetic.selection import (
+    auto_threshold,
+    denoiser,
+    draw,
+    simplex,
+    votes_of,
+    with_fallback,
+)
 from pe_ray.values import LabelLayout, NoisyHistogram, Release
 
 histograms = arrays(np.int64, st.integers(1, 40), elements=st.integers(-50, 50))
@@ -91,9 +98,8 @@ def histogram(votes: list[int]) -> NoisyHistogram:
 def test_families_keep_their_parent_and_label() -> None:
     population = Population(iteration=0, layout=LabelLayout(counts=(2, 3)), directory=None)  # type: ignore[arg-type]
     chosen = SelectionSettings(denoise="none", keep_selected=True, next_variation_fold=2)
-    offspring = next_offspring(
-        population, histogram([0, 4, 0, 0, 9]), LabelLayout(counts=(3, 4)), chosen, 0
-    )
+    votes = votes_of(histogram([0, 4, 0, 0, 9]), population.layout)
+    offspring = next_offspring(population, votes, LabelLayout(counts=(3, 4)), chosen, 0)
     assert offspring.parents.tolist() == [1, 1, 1, 4, 4, 4, 4]
     assert offspring.copies.tolist() == [0, 1, 2, 0, 1, 2, 0]
     first = initial_offspring(LabelLayout(counts=(3, 2)), 1)
@@ -105,7 +111,8 @@ def test_a_label_without_survivors_draws_from_its_positive_counts() -> None:
     population = Population(iteration=0, layout=LabelLayout(counts=(3, 2)), directory=None)  # type: ignore[arg-type]
     chosen = SelectionSettings(denoise="threshold", threshold=1000.0)
     layout = LabelLayout(counts=(4, 4))
-    offspring = next_offspring(population, histogram([0, 7, -5, -2, -9]), layout, chosen, 0)
+    votes = votes_of(histogram([0, 7, -5, -2, -9]), population.layout)
+    offspring = next_offspring(population, votes, layout, chosen, 0)
     assert offspring.parents.tolist() == [1, 1, 1, 1, 3, 3, 4, 4]
 
 

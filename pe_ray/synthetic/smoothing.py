@@ -1,0 +1,139 @@
+"""Noisy votes averaged over near samples, as far as that is estimated to help: post-processing.
+
+Samples that lie close together get about the same votes, while their noise is independent. The
+average of a count and those of its m - 1 nearest samples of the same label has 1/m of the noise's
+variance; what it blurs is for m to decide. m is chosen for each label, among powers of two, by the
+released votes themselves: where they are many against the noise, m is 1 and they stay as they are.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from numpy.typing import NDArray
+
+from pe_ray.components.neighbors import write_neighbors
+from pe_ray.config import Config
+from pe_ray.storage import Location, atomic_write, seekable, whole
+from pe_ray.synthetic import writer
+from pe_ray.synthetic.embedding import embed
+from pe_ray.synthetic.population import Population
+from pe_ray.synthetic.selection import Votes, votes_of
+from pe_ray.values import DistanceMetric, LabelLayout, NoisyHistogram
+
+Floats = NDArray[np.float64]
+_PartRows = tuple[Location, int, int]  # a part of an embedding, its first row and its last's next
+
+
+def smoothed_votes(
+    config: Config,
+    histogram: NoisyHistogram,
+    population: Population,
+    embedding: Location,
+    lookahead: Location,
+    file: Location,
+) -> Votes:
+    """The votes for `population`, smoothed as `selection.smooth` says; kept in `file`.
+
+    Distances are those of the samples' embedding, which is in the folder `embedding` or is made
+    again (`lookahead`: see `embed`). One Ray task a label, which holds that label's embeddings.
+    """
+    iteration, sigma = histogram.release.iteration, histogram.release.sigma
+    layout, most = population.layout, config.selection.at(iteration).smooth
+    if most == 1 or sigma == 0:
+        return votes_of(histogram, layout)
+    kept = read_smoothed(file)
+    if kept is not None:
+        return kept
+    made = embed(config, embedding, iteration, population, lookahead)
+    parts = [(made.directory / p.file, p.start, p.stop) for p in writer.parts_of(made.directory)]
+    task = ray.remote(num_cpus=1)(_smooth_label)
+    tasks = []
+    for label in range(len(layout.counts)):
+        rows = slice(*layout.label_range(label))
+        noisy = histogram.noisy_votes[rows].astype(np.float64)
+        tasks.append(task.remote(parts, rows.start, noisy, sigma, most, config.votes.metric))
+    votes, sigmas = zip(*ray.get(tasks), strict=True)
+    smoothed = Votes(votes=np.concatenate(votes), sigmas=tuple(sigmas))
+    _write(file, smoothed, layout)
+    return smoothed
+
+
+def smooth(
+    noisy: Floats, neighbors: NDArray[np.int32], sigma: float, most: int
+) -> tuple[Floats, float]:
+    """Counts [n] averaged over m samples each, and the noise's standard deviation after it.
+
+    neighbors: of each sample the others, nearest first, [n, most - 1 or more, or all]. m is the
+    power of two, at most `most`, with the least estimated squared error: Stein's unbiased estimate
+    (1981) of the linear smoother S under independent noise `sigma`, |S y - y|^2 + 2 sigma^2 tr(S)
+    + const, tr(S) = n / m as each sample is in its own average. The least m where equal.
+    """
+    num, widest = len(noisy), min(most, neighbors.shape[1] + 1)
+    sums, best, least, m = noisy.copy(), noisy, 2 * sigma**2 * num, 1
+    chosen = 1
+    while 2 * m <= widest:
+        sums = sums + noisy[neighbors[:, m - 1 : 2 * m - 1]].sum(axis=1)
+        m *= 2
+        risk = float(np.square(sums / m - noisy).sum()) + 2 * sigma**2 * num / m
+        if risk < least:
+            best, least, chosen = sums / m, risk, m
+    return best, sigma / chosen**0.5
+
+
+def _smooth_label(
+    parts: Sequence[_PartRows],
+    first: int,
+    noisy: Floats,
+    sigma: float,
+    most: int,
+    metric: DistanceMetric,
+) -> tuple[Floats, float]:
+    """`smooth` of the samples first, first + 1, ..., which are all of one label."""
+    num = len(noisy)
+    if num < 2:
+        return noisy, sigma
+    rows = []
+    for file, start, stop in parts:
+        low, high = max(start, first), min(stop, first + num)
+        if low < high:
+            rows.append(np.load(whole(file), allow_pickle=False)[low - start : high - start])
+    vectors = np.concatenate(rows)
+    if metric == "cosine":
+        norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+        vectors = (vectors / np.where(norms > 0, norms, 1.0)).astype(np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "neighbors.npy"
+        write_neighbors(table, vectors, min(most, num) - 1)
+        return smooth(noisy, np.load(table, allow_pickle=False), sigma, most)
+
+
+def read_smoothed(file: Location) -> Votes | None:
+    """What `smoothed_votes` kept in `file`; None where there is none."""
+    if not file.exists():
+        return None
+    table = pq.read_table(seekable(file))
+    sigmas = json.loads(table.schema.metadata[b"sigmas"])
+    return Votes(votes=table["votes"].to_numpy(), sigmas=tuple(sigmas))
+
+
+def _write(file: Location, votes: Votes, layout: LabelLayout) -> None:
+    count = layout.num_samples
+    table = pa.table(
+        {
+            "id": pa.array(np.arange(count), type=pa.int64()),
+            "label": pa.array(layout.labels(0, count), type=pa.int32()),
+            "votes": pa.array(votes.votes, type=pa.float64()),
+        }
+    ).replace_schema_metadata({"sigmas": json.dumps(votes.sigmas)})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    atomic_write(file, sink.getvalue())
