@@ -34,7 +34,9 @@ checks a file and says what it would cost; `--set block.key=value` overrides a k
 line. There is no default for epsilon, delta, the privacy unit or where label fractions come from.
 `pipelines/` has complete files.
 
-A run is bound to everything but `resources`: start it again with another value and it is refused.
+A run is bound to what it was started with, but for `resources`, `private.node_label`,
+`private.cache`, `output.ledger`, `metrics.audit*` and what generators.md names: start it again with
+another value and it is refused. Until it has made or spent anything, it starts anew instead.
 
 ```yaml
 private: {data: sklearn:digits, labels: ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]}

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from pe_ray import plugins
+from pe_ray.errors import InputError
 from pe_ray.values import Budget, DistanceMetric, Unit
 from pe_ray.watchdog import STALL_SECONDS
 
@@ -49,7 +50,10 @@ def _plugin(plugin_type: plugins.PluginType) -> BeforeValidator:
         if not isinstance(raw, Mapping) or not isinstance(raw.get("kind"), str):
             raise ValueError("needs a `kind`")
         rest = {key: value for key, value in raw.items() if key != "kind"}
-        plugin_class = plugins.load(plugin_type, raw["kind"])
+        try:
+            plugin_class = plugins.load(plugin_type, raw["kind"])
+        except InputError as error:
+            raise ValueError(str(error).removeprefix(f"{plugin_type}.")) from None
         options = plugin_class.Options.model_validate(rest)
         return Plugin(plugin_type=plugin_type, kind=raw["kind"], options=options)
 
@@ -121,12 +125,12 @@ class PrivateConfig(Block):
     image_column: str = "image"
     label_column: str | None = "label"
     user_column: str | None = None
-    """Whose record it is; needed for `privacy.unit: user`."""
+    """Whose record it is, integers or strings; needed for `privacy.unit: user`."""
     where: dict[str, str | int | bool] = {}
     """Keep only rows whose column equals the value, e.g. {split: train}."""
     cache: str | None = None
     """Folder (mode 0700) for private embeddings; default ~/.cache/pe_ray/private; `none` for no
-    cache. Never inside the run directory."""
+    cache. Never inside the run directory. A run isn't bound to it."""
     node_label: str | None = Field(default=None, pattern=r"^[\w./-]+=[\w.-]+$")
     """`name=value`: records are read, embedded and searched only on Ray nodes with this label. Like
     `resources` it changes neither output nor epsilon, so a run isn't bound to it."""
@@ -136,6 +140,7 @@ class VotesConfig(Block):
     """How private records vote."""
 
     metric: DistanceMetric = "l2"
+    """Of embeddings; cosine is what `clip` and `dinov2` are meant for."""
     neighbors: int = Field(default=1, ge=1)
     """Each record votes for this many nearest samples of its label; sensitivity sqrt(neighbors)."""
     lookahead: int = Field(default=0, ge=0, le=1024)
@@ -308,6 +313,7 @@ class MetricsConfig(Block):
 
     public: PublicMetricsConfig | None = None
     audit: tuple[MetricPlugin, ...] = ()
+    """A run isn't bound to this or the next two: on a finished one, `run` takes new ones over."""
     audit_data: str | None = None
     """Reference records of the audit; default: private.data."""
     audit_where: dict[str, str | int | bool] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -84,7 +84,12 @@ class Config(Block):
         for iteration in self.selection.overrides:
             if not 1 <= iteration <= self.schedule.iterations:
                 raise ValueError(f"selection.overrides: there is no iteration {iteration}")
-            self.selection.at(iteration)
+            try:
+                self.selection.at(iteration)
+            except ValidationError as error:
+                changes = self.selection.overrides[iteration]
+                fault = first_fault(error, changes, f"selection.overrides.{iteration}.")
+                raise ValueError(str(fault).removeprefix("config: ")) from None
         if self.votes.neighbors > min(self.schedule.sizes[:-1]):
             raise ValueError(
                 "votes.neighbors: more than the samples voted on "
@@ -189,7 +194,7 @@ class Config(Block):
         try:
             return cls.model_validate(tree)
         except ValidationError as error:
-            raise first_fault(error) from None
+            raise first_fault(error, tree) from None
         except RecursionError:
             raise InputError("config: refers to itself; mend its YAML anchors") from None
 
@@ -222,13 +227,25 @@ class Config(Block):
         return hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()
 
 
-def first_fault(error: ValidationError, blocks: str = "") -> InputError:
-    """The first of a configuration's faults; blocks: dotted, what stands before its key."""
+def first_fault(error: ValidationError, tree: Any, blocks: str = "") -> InputError:
+    """The first fault of a `tree` of plain values; blocks: dotted, what stands before its key."""
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = ".".join(_keys(tree, first["loc"]))
     unknown = first["type"] == "extra_forbidden"
     message = "there is no such key" if unknown else first["msg"].removeprefix("Value error, ")
     return InputError(f"config: {blocks}{where + ': ' if where else ''}{message}")
+
+
+def _keys(tree: Any, place: Sequence[str | int]) -> Iterator[str]:
+    """Where a fault is, without the names that pydantic gives to the branches of a union."""
+    for part in place:
+        if isinstance(tree, list | tuple) and isinstance(part, int):
+            tree = tree[part] if part < len(tree) else None
+        elif isinstance(tree, Mapping) and (part in tree or part == place[-1]):  # or is missing
+            tree = tree.get(part)
+        else:
+            continue
+        yield str(part)
 
 
 def apart(data: str, where: Mapping[str, Any], private: PrivateConfig) -> bool:
@@ -271,6 +288,19 @@ def read_tree(path: str | Location, overrides: Sequence[str] = ()) -> dict[str, 
     for override in overrides:
         set_override(tree, override)
     return tree
+
+
+def resources_of(overrides: Sequence[str]) -> ResourcesConfig:
+    """Resources as `resources.key=value` give them."""
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        set_override(tree, override)
+    if tree.keys() - {"resources"}:
+        raise InputError("--set: only resources.key=value; the rest is the run's")
+    try:
+        return ResourcesConfig.model_validate(tree.get("resources", {}))
+    except ValidationError as error:
+        raise first_fault(error, tree.get("resources"), "resources.") from None
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

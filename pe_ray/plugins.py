@@ -108,7 +108,9 @@ class Embedder(Protocol):
 
     @property
     def metric(self) -> DistanceMetric:
-        """The distance this embedding is meant for."""
+        """The distance this embedding is meant for, which `nearest_image` uses; records vote by
+        `votes.metric`.
+        """
         ...
 
     def embed(self, images: Images) -> NDArray[np.float32]:
@@ -188,9 +190,10 @@ def load(plugin_type: PluginType, kind: str) -> Any:
     target = known.get(kind, kind)
     module_name, _, class_name = target.partition(":")
     if not class_name:
+        switch = {"switch"} if plugin_type == "generator" else set()  # see blocks.Switch
         raise InputError(
-            f"{plugin_type}.kind: {kind!r} is not known; use one of {', '.join(sorted(known))} "
-            "or module:Class"
+            f"{plugin_type}.kind: {kind!r} is not known; use one of "
+            f"{', '.join(sorted(known.keys() | switch))} or module:Class"
         )
     try:
         found = getattr(importlib.import_module(module_name), class_name)

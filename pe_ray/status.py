@@ -135,5 +135,5 @@ def lines(made: RunStatus) -> Iterator[str]:
     yield f"left        {left}"
     epsilon = "inf (not private)" if math.isinf(made.spent) else f"{made.spent:.6g}"
     yield f"spent       epsilon {epsilon} of {made.budget.epsilon:g}, delta {made.budget.delta:g}"
-    if not made.finished and not made.running:
+    if not made.finished and made.running is False:
         yield "continue    repeat the same `pe-ray run` command"

@@ -6,9 +6,8 @@ import argparse
 import time
 from dataclasses import asdict
 
-from pe_ray.blocks import ResourcesConfig
 from pe_ray.cli.printing import AddVerb, guarantee, print_json
-from pe_ray.config import Config, read_tree
+from pe_ray.config import Config, read_tree, resources_of
 
 
 def add_verbs(verb: AddVerb) -> None:
@@ -23,6 +22,7 @@ def add_verbs(verb: AddVerb) -> None:
     expand.add_argument("run", metavar="RUN")
     expand.add_argument("--num-samples", type=int, help="default: the final set itself, unvaried")
     expand.add_argument("--output", required=True)
+    expand.add_argument("--set", action="append", default=[], metavar="resources.key=value")
     expand.add_argument("--format", choices=("parquet", "webdataset", "folder"), default="parquet")
     for added in (run, expand):
         added.add_argument("--address", help="address of a Ray cluster")
@@ -117,6 +117,8 @@ def _run(options: argparse.Namespace) -> None:
 def _expand(options: argparse.Namespace) -> None:
     from pe_ray.expansion import expand
 
-    resources = ResourcesConfig(address=options.address)
+    resources = resources_of(options.set)
+    if options.address:
+        resources = resources.model_copy(update={"address": options.address})
     path = expand(options.run, options.num_samples, options.output, resources, options.format)
     print(f"synthetic   {path}")

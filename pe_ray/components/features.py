@@ -37,6 +37,7 @@ class PixelsOptions(EmbedderOptions):
     projection_seed: int = Field(default=0, ge=0)
     """Of the projection; public."""
     metric: DistanceMetric = "l2"
+    """Only for `nearest_image`: records vote by `votes.metric`."""
 
     def dim(self, shape: ImageShape) -> int:
         if self.projection is not None:

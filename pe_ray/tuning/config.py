@@ -228,10 +228,11 @@ def search_of(tree: dict[str, Any]) -> Search:
     try:
         tuning = TuningConfig.model_validate(tree["tuning"])
     except ValidationError as error:
-        raise first_fault(error, "tuning.") from None
+        raise first_fault(error, tree["tuning"], "tuning.") from None
     if not math.isfinite(config.privacy.epsilon):
         raise InputError("privacy.epsilon: a search inside a budget needs a finite one")
-    for name, public in (("public_data", tuning.public_data), ("reference", tuning.reference)):
+    named = {"public_data": tuning.public_data, "objective.reference": tuning.reference}
+    for name, public in named.items():
         if public and not apart(public.data, public.where, config.private):
             raise InputError(
                 f"tuning.{name}: these are the private records; name public ones, or rows that a "
