@@ -230,18 +230,18 @@ class Config(Block):
 def first_fault(error: ValidationError, tree: Any, blocks: str = "") -> InputError:
     """The first fault of a `tree` of plain values; blocks: dotted, what stands before its key."""
     first = error.errors(include_url=False)[0]
-    where = ".".join(_keys(tree, first["loc"]))
+    where = ".".join(_keys(tree, first["loc"], missing=first["type"] == "missing"))
     unknown = first["type"] == "extra_forbidden"
     message = "there is no such key" if unknown else first["msg"].removeprefix("Value error, ")
     return InputError(f"config: {blocks}{where + ': ' if where else ''}{message}")
 
 
-def _keys(tree: Any, place: Sequence[str | int]) -> Iterator[str]:
+def _keys(tree: Any, place: Sequence[str | int], *, missing: bool) -> Iterator[str]:
     """Where a fault is, without the names that pydantic gives to the branches of a union."""
     for part in place:
         if isinstance(tree, list | tuple) and isinstance(part, int):
             tree = tree[part] if part < len(tree) else None
-        elif isinstance(tree, Mapping) and (part in tree or part == place[-1]):  # or is missing
+        elif isinstance(tree, Mapping) and (part in tree or (missing and part == place[-1])):
             tree = tree.get(part)
         else:
             continue

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -105,6 +106,11 @@ def test_run_ledger_report_audit(
         ("resources.gpus_per_worker=64", "resources: no machine has the 1 CPUs and 64 GPUs"),
         ("resources.cpus_per_worker=4096", "resources: no machine has the 4096 CPUs"),
         ("selection.threshold=.nan", "selection.threshold"),
+        ("selection.overrides={1: {foo: 1}}", "config: selection.overrides.1.foo: there is no"),
+        ("schedule.degrees={start: 1}", "config: schedule.degrees: "),
+        ("privacy.label_fractions=even", "config: privacy.label_fractions: "),
+        ("metrics.audit=[{kind: x}]", "config: metrics.audit.0: kind: 'x' is not known"),
+        ("generator.kind=unheard", "stable_diffusion, switch, unet or module:Class"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
@@ -118,6 +124,19 @@ def test_bad_input_is_one_line_and_status_2(
     assert cli.main(["run", write(tree, tmp_path), "--set", change]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in error
+
+
+def test_expand_takes_resources_and_nothing_else(
+    ray_session: None, tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", write(tree, tmp_path)]) == 0
+    more = ["expand", tree["output"]["path"], "--num-samples", "50", "--output", f"{tmp_path}/more"]
+    assert cli.main([*more, "--set", "votes.neighbors=2"]) == 2
+    assert "only resources.key=value" in capsys.readouterr().err
+    assert cli.main([*more, "--set", "resources.batch_sizes=7"]) == 2
+    assert "resources.batch_sizes: there is no such key" in capsys.readouterr().err
+    assert cli.main([*more, "--set", "resources.batch_size=7"]) == 0
+    assert pq.read_table(tmp_path / "more").num_rows == 50
 
 
 @pytest.mark.parametrize("name", ["epsilon", "delta", "unit", "label_fractions"])
