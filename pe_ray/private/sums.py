@@ -9,6 +9,10 @@ from numpy.typing import NDArray
 
 from pe_ray.values import LATTICE
 
+_ROOM = 2.0**-10
+"""Of the norm, left free for rounding: of norms and means, and of a network, as a record that is
+removed leaves up to 63 others in another batch (docs/privacy.md)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawSums:
@@ -26,8 +30,8 @@ def clipped_sums(vectors: NDArray[np.float64], users: NDArray[np.bytes_] | None)
 
     With `users` (one identity per record) a user adds the mean of the user's clipped vectors.
 
-    Guarantee: see RawSums. Components are rounded towards 0 to the lattice, which shortens a
-    vector; a vector that is not finite counts as 0.
+    Guarantee: see RawSums; a unit's vector gets at most norm 1 - 2^-10. Components are rounded
+    towards 0 to the lattice, which shortens it; one that is not finite counts as 0.
     """
     vectors = np.asarray(vectors, dtype=np.float64)
     finite = np.isfinite(vectors).all(axis=1, keepdims=True)
@@ -36,8 +40,7 @@ def clipped_sums(vectors: NDArray[np.float64], users: NDArray[np.bytes_] | None)
     unit = vectors / np.where(longest > 0, longest, 1.0)
     with np.errstate(over="ignore"):  # divided by infinity, the longest become 0
         lengths = longest * np.sqrt(np.square(unit).sum(axis=1, keepdims=True))
-    # Rounding errors of norms and means (of up to 2**22 records) must not lengthen a vector.
-    vectors = vectors / np.maximum(lengths, 1.0) * (1 - 2.0**-30)
+    vectors = vectors / np.maximum(lengths, 1.0) * (1 - _ROOM)
     if users is not None:
         _, first, user, counts = np.unique(
             users, return_index=True, return_inverse=True, return_counts=True
