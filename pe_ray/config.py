@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -15,6 +15,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from pe_ray.blocks import (
     Block,
@@ -228,24 +229,33 @@ class Config(Block):
 
 
 def first_fault(error: ValidationError, tree: Any, blocks: str = "") -> InputError:
-    """The first fault of a `tree` of plain values; blocks: dotted, what stands before its key."""
-    first = error.errors(include_url=False)[0]
-    where = ".".join(_keys(tree, first["loc"], missing=first["type"] == "missing"))
-    unknown = first["type"] == "extra_forbidden"
-    message = "there is no such key" if unknown else first["msg"].removeprefix("Value error, ")
-    return InputError(f"config: {blocks}{where + ': ' if where else ''}{message}")
+    """The first fault of a `tree` of plain values; blocks: dotted, what stands before its key.
+
+    Of the branches of a union, the one that fits furthest tells.
+    """
+    faults = [(_keys(tree, fault), fault) for fault in error.errors(include_url=False)]
+    top = faults[0][0]
+    keys, fault = max(
+        (pair for pair in faults if pair[0][: len(top)] == top), key=lambda pair: len(pair[0])
+    )
+    where = f"{blocks}{'.'.join(keys)}".rstrip(".")
+    unknown = fault["type"] == "extra_forbidden"
+    message = "there is no such key" if unknown else fault["msg"].removeprefix("Value error, ")
+    return InputError(f"config: {where + ': ' if where else ''}{message}")
 
 
-def _keys(tree: Any, place: Sequence[str | int], *, missing: bool) -> Iterator[str]:
+def _keys(tree: Any, fault: ErrorDetails) -> list[str]:
     """Where a fault is, without the names that pydantic gives to the branches of a union."""
+    keys, place = [], fault["loc"]
     for part in place:
         if isinstance(tree, list | tuple) and isinstance(part, int):
             tree = tree[part] if part < len(tree) else None
-        elif isinstance(tree, Mapping) and (part in tree or (missing and part == place[-1])):
-            tree = tree.get(part)
-        else:
+        elif isinstance(tree, Mapping) and part in tree:
+            tree = tree[part]
+        elif not (fault["type"] == "missing" and part == place[-1]):
             continue
-        yield str(part)
+        keys.append(str(part))
+    return keys
 
 
 def apart(data: str, where: Mapping[str, Any], private: PrivateConfig) -> bool:

@@ -240,8 +240,11 @@ def _bind(run: RunDirectory, config: Config) -> None:
                 f"output.path: {run.path} has a configuration but no ledger.sqlite; restore the "
                 "ledger, since without it what was spent is unknown, or give another output.path"
             )
-    elif not run.ledger.exists() and made_in(run.path):
-        raise InputError(f"output.path: {run.path} holds other files; give an empty or new folder")
+    elif made_in(run.path) - {LEDGER}:
+        raise InputError(
+            f"output.path: {run.path} holds other files, or a run without its config.yaml; restore "
+            "that, or give an empty or new folder"
+        )
 
 
 def made_in(folder: Location) -> set[str]:

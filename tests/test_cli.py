@@ -107,7 +107,7 @@ def test_run_ledger_report_audit(
         ("resources.cpus_per_worker=4096", "resources: no machine has the 4096 CPUs"),
         ("selection.threshold=.nan", "selection.threshold"),
         ("selection.overrides={1: {foo: 1}}", "config: selection.overrides.1.foo: there is no"),
-        ("schedule.degrees={start: 1}", "config: schedule.degrees: "),
+        ("schedule.degrees={start: 1}", "config: schedule.degrees.end: Field required"),
         ("privacy.label_fractions=even", "config: privacy.label_fractions: "),
         ("metrics.audit=[{kind: x}]", "config: metrics.audit.0: kind: 'x' is not known"),
         ("generator.kind=unheard", "stable_diffusion, switch, unet or module:Class"),

@@ -2,10 +2,11 @@
 
     python -m benchmarks.mnist.ideas LETTERS.parquet [--letters ABCDEFGHIJ] [--seeds 3] [--rows ...]
 
-`pipelines/mnist.yaml` with the letters as private records, votes alone unless a row says otherwise.
-Populations are as much smaller than for MNIST as there are fewer records, so a sample gets as many
-votes under the same noise. LETTERS.parquet: columns image, label (0..25) and split; the train split
-is private, the audit tests on all of both splits. Seeds are those of the public randomness.
+`pipelines/mnist.yaml` with the letters as private records; votes alone, denoised to the simplex,
+not smoothed, unless a row says otherwise. Populations are as much smaller than for MNIST as there
+are fewer records, so a sample gets as many votes under the same noise. LETTERS.parquet: columns
+image, label (0..25) and split; the train split is private, the audit tests on all of both splits.
+Seeds are those of the public randomness.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def settings(file: Path, letters: str, records: int, row: str, seed: int) -> dic
     sizes = [round(size * records / 60_000) for size in tree["schedule"]["num_samples"]]
     tree["schedule"] |= {"num_samples": sizes, "seed": seed}
     tree["metrics"] = {"audit_where": {}, "audit": [{"kind": "cnn"}]}
-    tree["teacher"] = None
+    tree |= {"teacher": None, "selection": {"denoise": "simplex"}}
     for key, value in ROWS[row].items():
         block, _, name = key.partition(".")
         if name:

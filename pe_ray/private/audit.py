@@ -50,11 +50,13 @@ def audit(run_path: str | Location) -> dict[str, float]:
     )
     try:
         images, labels = read_images(private, config.image_shape)
-    except InputError as error:
-        if config.metrics.audit_data is None:
-            raise
-        renamed = str(error).replace("private.data", "metrics.audit_data", 1)
-        raise InputError(renamed.replace("private.where", "metrics.audit_where", 1)) from None
+    except InputError as error:  # of the keys that were read in their place
+        text = str(error)
+        if config.metrics.audit_data is not None:
+            text = text.replace("private.data", "metrics.audit_data", 1)
+        if config.metrics.audit_where is not None:
+            text = text.replace("private.where", "metrics.audit_where", 1)
+        raise InputError(text) from None
     if not len(images):
         field = "private.where" if config.metrics.audit_where is None else "metrics.audit_where"
         raise InputError(f"{field}: keeps no record to score on; mend its values")

@@ -12,6 +12,7 @@ from pe_ray.blocks import PrivateConfig
 from pe_ray.components.teacher_features import KIND, TeacherFeaturesOptions
 from pe_ray.moments import Moments
 from pe_ray.private.records import EmbeddedRecords, open_records
+from pe_ray.private.sources import joined
 from pe_ray.private.sums import RawSums, clipped_sums
 from pe_ray.private.tasks import guarded, private_task
 from pe_ray.watchdog import headway
@@ -65,11 +66,11 @@ def summed(pieces: Sequence[EmbeddedRecords], vectors: Vectors, num_values: int)
     """
     features = np.concatenate([piece.features for piece in pieces])
     labels = np.concatenate([piece.labels for piece in pieces])
-    users = [piece.users for piece in pieces if piece.users is not None]
+    users = joined([piece.users for piece in pieces])
     steps = np.zeros(num_values, dtype=np.int64)
     size = max(1, _CHUNK_BYTES // (8 * num_values))
-    for rows in _units(len(labels), np.concatenate(users) if users else None, size):
-        if users:
+    for rows in _units(len(labels), users, size):
+        if users is not None:
             total = np.zeros((1, num_values))
             for start in range(0, len(rows), size):
                 some = rows[start : start + size]

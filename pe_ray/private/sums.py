@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from pe_ray.values import LATTICE
 
 _ROOM = 2.0**-10
-"""Of the norm, left free for rounding: of norms and means, and of a network, as a record that is
-removed leaves up to 63 others in another batch (docs/privacy.md)."""
+"""Of the norm, left free for rounding: of norms and means, and for what a network's rounding moves
+other records' vectors by when a record is removed (docs/privacy.md, section 6)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

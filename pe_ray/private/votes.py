@@ -21,6 +21,7 @@ from pe_ray.cluster import capacity
 from pe_ray.private.bounds import Precision
 from pe_ray.private.records import EmbeddedRecords, PrivateRecords
 from pe_ray.private.search import Nearest, Search
+from pe_ray.private.sources import joined
 from pe_ray.private.tasks import guarded, private_task
 from pe_ray.private.tile_scan import fastest_precision
 from pe_ray.storage import Location, whole
@@ -244,15 +245,10 @@ def _count_partitions(
 ) -> RawVotes:
     with guarded("counting votes", stall_seconds):
         choices = nearest_samples(pieces, parts, layout, settings, on_gpu=on_gpu)
-        return bounded_votes(choices, _users(pieces), limit)
+        return bounded_votes(choices, joined([piece.users for piece in pieces]), limit)
 
 
 def _count_labels(limit: int, stall_seconds: float, *pieces: EmbeddedRecords) -> RawVotes:
     with guarded("counting labels", stall_seconds):
         labels = np.concatenate([piece.labels for piece in pieces]).astype(np.int64)
-        return bounded_votes(labels[:, None], _users(pieces), limit)
-
-
-def _users(pieces: Sequence[EmbeddedRecords]) -> NDArray[np.bytes_] | None:
-    users = [piece.users for piece in pieces if piece.users is not None]
-    return np.concatenate(users) if users else None
+        return bounded_votes(labels[:, None], joined([piece.users for piece in pieces]), limit)

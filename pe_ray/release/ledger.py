@@ -9,6 +9,7 @@ both that of the commit: when it was asked for would tell how long the private r
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -60,8 +61,8 @@ class Ledger:
         for name, value in theirs.items():
             if value != ours[name]:
                 raise InputError(
-                    f"{path}: belongs to another configuration or budget ({name} {value}, not "
-                    f"{ours[name]}); give another output.path"
+                    f"{path}: was charged for another configuration or budget ({name} {value}, not "
+                    f"{ours[name]}); restore the one in config.yaml, or give another output.path"
                 )
         return ledger
 
@@ -80,6 +81,7 @@ class Ledger:
         """
         check(release)
         with file.transaction(self.path) as database:
+            self._require_same(database)
             entries = file.entries(database)
             for entry in entries:
                 if entry.release.key == release.key:
@@ -108,6 +110,7 @@ class Ledger:
         Guarantee: as `reserve`.
         """
         with file.transaction(self.path) as database:
+            self._require_same(database)
             stored = file.selection(database)
             if stored is not None:
                 if stored != selection:
@@ -165,6 +168,13 @@ class Ledger:
             paid = file.winner(database)
         charged = [entry.release for entry in entries]
         return self._bounds(charged, selection, paid, self.budget.delta if delta is None else delta)
+
+    def _require_same(self, database: sqlite3.Connection) -> None:
+        """Refuse to charge a file that was made anew, for another budget, since it was opened."""
+        if file.budget(database) != (self.budget, self.fingerprint):
+            raise BudgetError(
+                f"{self.path}: was made for another run meanwhile; nothing is charged"
+            )
 
     def _require_room(
         self,

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import io
 import json
-import tempfile
+import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,16 +19,18 @@ import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 
-from pe_ray.components.neighbors import write_neighbors
 from pe_ray.config import Config
+from pe_ray.progress import log_stage
 from pe_ray.storage import Location, atomic_write, seekable, whole
 from pe_ray.synthetic import writer
 from pe_ray.synthetic.embedding import embed
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.selection import Votes, votes_of
 from pe_ray.values import DistanceMetric, LabelLayout, NoisyHistogram
+from pe_ray.watchdog import headway, limited
 
 Floats = NDArray[np.float64]
+_QUERIES = 1024  # searched at once
 _PartRows = tuple[Location, int, int]  # a part of an embedding, its first row and its last's next
 
 
@@ -44,7 +45,8 @@ def smoothed_votes(
     """The votes for `population`, smoothed as `selection.smooth` says; kept in `file`.
 
     Distances are those of the samples' embedding, which is in the folder `embedding` or is made
-    again (`lookahead`: see `embed`). One Ray task a label, which holds that label's embeddings.
+    again (`lookahead`: see `embed`). One Ray task of one CPU for each label; it holds the label's
+    embeddings twice and takes about n^2 dim / 10^10 seconds for n samples of `dim` dimensions.
     """
     iteration, sigma = histogram.release.iteration, histogram.release.sigma
     layout, most = population.layout, config.selection.at(iteration).smooth
@@ -54,16 +56,21 @@ def smoothed_votes(
     if kept is not None:
         return kept
     made = embed(config, embedding, iteration, population, lookahead)
+    started, stall_seconds = time.monotonic(), config.resources.stall_seconds
     parts = [(made.directory / p.file, p.start, p.stop) for p in writer.parts_of(made.directory)]
     task = ray.remote(num_cpus=1)(_smooth_label)
     tasks = []
     for label in range(len(layout.counts)):
-        rows = slice(*layout.label_range(label))
-        noisy = histogram.noisy_votes[rows].astype(np.float64)
-        tasks.append(task.remote(parts, rows.start, noisy, sigma, most, config.votes.metric))
+        start, stop = layout.label_range(label)
+        noisy, metric = histogram.noisy_votes[start:stop].astype(np.float64), config.votes.metric
+        tasks.append(task.remote(parts, start, noisy, sigma, most, metric, stall_seconds))
     votes, sigmas = zip(*ray.get(tasks), strict=True)
     smoothed = Votes(votes=np.concatenate(votes), sigmas=tuple(sigmas))
     _write(file, smoothed, layout)
+    seconds = time.monotonic() - started
+    log_stage(
+        "smoothing", iteration=iteration, state="done", rows=layout.num_samples, seconds=seconds
+    )
     return smoothed
 
 
@@ -96,24 +103,46 @@ def _smooth_label(
     sigma: float,
     most: int,
     metric: DistanceMetric,
+    stall_seconds: float,
 ) -> tuple[Floats, float]:
     """`smooth` of the samples first, first + 1, ..., which are all of one label."""
     num = len(noisy)
-    if num < 2:
+    widest = 1 << (min(most, num).bit_length() - 1) if num else 1
+    if widest == 1:
         return noisy, sigma
-    rows = []
-    for file, start, stop in parts:
-        low, high = max(start, first), min(stop, first + num)
-        if low < high:
-            rows.append(np.load(whole(file), allow_pickle=False)[low - start : high - start])
-    vectors = np.concatenate(rows)
+    vectors = np.concatenate(
+        [
+            np.load(whole(file), allow_pickle=False)[max(0, first - start) : first + num - start]
+            for file, start, stop in parts
+            if start < first + num and first < stop
+        ]
+    )
     if metric == "cosine":
-        norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-        vectors = (vectors / np.where(norms > 0, norms, 1.0)).astype(np.float32)
-    with tempfile.TemporaryDirectory() as folder:
-        table = Path(folder) / "neighbors.npy"
-        write_neighbors(table, vectors, min(most, num) - 1)
-        return smooth(noisy, np.load(table, allow_pickle=False), sigma, most)
+        norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+        vectors /= np.where(norms > 0, norms, 1.0).astype(np.float32)[:, None]
+    with limited(stall_seconds):
+        return smooth(noisy, _nearest(vectors, widest - 1), sigma, most)
+
+
+def _nearest(vectors: NDArray[np.float32], count: int) -> NDArray[np.int32]:
+    """Of each row the `count` nearest others, [n, count], by l2 as faiss computes it in float32.
+
+    Always in the same blocks and by one thread, as tasks of one CPU have it, so the same for any
+    workers; near ties may fall otherwise on another processor, and an average takes either.
+    """
+    import faiss
+
+    vectors -= vectors.mean(axis=0, dtype=np.float64).astype(np.float32)  # else norms cost digits
+    index = faiss.IndexFlatL2(vectors.shape[1])
+    index.add(vectors)
+    nearest = np.empty((len(vectors), count), dtype=np.int32)
+    for start in range(0, len(vectors), _QUERIES):
+        found = index.search(vectors[start : start + _QUERIES], count + 1)[1]
+        own = found == np.arange(start, start + len(found))[:, None]
+        own[~own.any(axis=1), -1] = True  # it has more duplicates than that
+        nearest[start : start + _QUERIES] = found[~own].reshape(-1, count)
+        headway()
+    return nearest
 
 
 def read_smoothed(file: Location) -> Votes | None:

@@ -23,6 +23,7 @@ from pe_ray.synthetic.stage import PartWorker, Request, loaded, run_stage
 from pe_ray.synthetic.teacher import load as load_teacher
 from pe_ray.synthetic.writer import Part
 from pe_ray.values import LabelLayout
+from pe_ray.watchdog import limited
 
 logger = logging.getLogger(__name__)
 
@@ -121,14 +122,15 @@ def check_generators(config: Config) -> None:
         num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_calls=1
     )(_build)
     for plugin in late:
-        reason = ray.get(task.remote(plugin, names))
+        reason = ray.get(task.remote(plugin, names, resources.stall_seconds))
         if reason is not None:
             raise InputError(reason)
 
 
-def _build(plugin: Plugin, label_names: tuple[str, ...]) -> str | None:
+def _build(plugin: Plugin, label_names: tuple[str, ...], stall_seconds: float) -> str | None:
     try:
-        loaded(plugin, label_names)
+        with limited(stall_seconds):
+            loaded(plugin, label_names)
     except InputError as error:
         return str(error)
     return None

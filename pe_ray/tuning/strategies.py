@@ -29,10 +29,10 @@ from pe_ray.release.adaptive import adaptive_epsilon, with_mu
 from pe_ray.release.aggregator import create_aggregator
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.scores import release_moments
-from pe_ray.run_directory import RunDirectory, locked, made_in, on_disk, write_config
+from pe_ray.run_directory import LEDGER, RunDirectory, locked, made_in, on_disk, write_config
 from pe_ray.storage import Location, atomic_write, delete_tree, given
 from pe_ray.synthetic.population import fractions_of
-from pe_ray.synthetic.variation import write_final
+from pe_ray.synthetic.variation import check_generators, write_final
 from pe_ray.tuning.budget import (
     LABEL_COUNTS,
     MOMENTS,
@@ -133,6 +133,8 @@ def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
                 "tuning.strategy: select keeps its runs on this machine's disk until the best is "
                 "released; start it on a cluster of one machine, or use another strategy"
             )
+        if not ledger.charged:
+            check_generators(search.config)
         asks = search.tuning.strategy in ("select", "compose")
         if asks and not result.exists():
             open_records(search.config)  # a bad record must end this before anything is spent
@@ -179,8 +181,11 @@ def _bind(search: Search, run: RunDirectory, folder: Path) -> None:
                 f"output.path: {run.path} has a search but no ledger.sqlite; restore the ledger, "
                 "since without it what was spent is unknown, or give another output.path"
             )
-    elif not run.ledger.exists() and made_in(run.path):
-        raise InputError(f"output.path: {run.path} holds other files; give an empty or new folder")
+    elif made_in(run.path) - {LEDGER}:
+        raise InputError(
+            f"output.path: {run.path} holds other files, or a search without its "
+            "tuning/config.yaml; restore that, or give an empty or new folder"
+        )
 
 
 def _job(search: Search, folder: Path) -> Job:

@@ -57,3 +57,21 @@ def test_a_filter_that_keeps_nothing_is_named(
     run = evolve(Config.from_dict(tree))
     with pytest.raises(InputError, match=r"metrics\.audit_where: keeps no record"):
         audit(run)
+
+
+def test_a_finished_run_takes_over_what_to_audit(
+    ray_session: None, tree: dict[str, Any], images: np.ndarray
+) -> None:
+    wanted, tree["metrics"] = tree["metrics"], {}
+    run = evolve(Config.from_dict(tree))
+    with pytest.raises(InputError, match=r"metrics\.audit: names no metric"):
+        audit(run)
+    made = (run / "synthetic" / ".manifest.json").stat().st_mtime_ns
+    tree["metrics"] = wanted | {"audit_data": "/nowhere"}
+    evolve(Config.from_dict(tree))
+    assert (run / "synthetic" / ".manifest.json").stat().st_mtime_ns == made
+    with pytest.raises(InputError, match=r"^metrics\.audit_data: .*nowhere"):
+        audit(run)
+    tree["metrics"] = wanted
+    evolve(Config.from_dict(tree))
+    assert "frechet_distance/pixels" in audit(run)

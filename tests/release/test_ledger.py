@@ -148,6 +148,8 @@ def test_until_something_is_charged_it_is_made_anew(ledger: Ledger) -> None:
     again.reserve(votes("trial/1", sigma=3.0))  # the room kept for the first's releases is gone
     with pytest.raises(InputError, match="another configuration"):
         Ledger.create(ledger.path, BUDGET, "print")
+    with pytest.raises(BudgetError, match="made for another run"):
+        ledger.reserve(votes("a"))  # by whoever opened it before
 
 
 def test_a_ledger_of_another_version_is_left_alone(ledger: Ledger, tmp_path: Path) -> None:

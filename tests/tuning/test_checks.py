@@ -14,6 +14,7 @@ from tiny_search import STAND_IN, final
 
 from pe_ray import InputError, cli
 from pe_ray.release.ledger import Ledger
+from pe_ray.run_directory import claimed, write_config
 from pe_ray.tuning.config import search_of
 from pe_ray.tuning.strategies import tune
 
@@ -95,6 +96,36 @@ def test_bad_input_is_refused_before_anything_is_spent(
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
         tune(search_of(searched))
     assert not final(searched).exists()
+
+
+def test_a_folder_with_a_population_is_no_searchs_place(
+    ray_session: None, searched: dict[str, Any]
+) -> None:
+    """A run that was killed before its first votes: its ledger was never charged."""
+    config = search_of(searched).config
+    with claimed(config) as run:
+        Ledger.create(run.ledger, config.privacy.budget, config.fingerprint)
+        write_config(run, config)
+    with pytest.raises(InputError, match="holds other files, or a search without"):
+        tune(search_of(searched))
+
+
+def test_a_searchs_first_mistake_is_mended_in_place(
+    ray_session: None, searched: dict[str, Any]
+) -> None:
+    kind = searched["generator"]
+    searched["generator"] = {
+        "kind": "switch",
+        "stages": [
+            {"start": 0, "generator": kind},
+            {"start": 1, "generator": kind | {"fonts": "/nowhere"}},
+        ],
+    }
+    with pytest.raises(InputError, match=r"generator\.fonts: /nowhere"):
+        tune(search_of(searched))
+    assert not Ledger.open(final(searched) / "ledger.sqlite").charged
+    searched["generator"] = kind
+    assert tune(search_of(searched)).trials
 
 
 def test_the_plan_shows_all_strategies(
