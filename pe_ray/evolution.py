@@ -52,7 +52,9 @@ def evolve(config: Config) -> Location:
         require_disk(run.path, cost.disk_bytes, "output.path")
         asked = REQUEST_BYTES * max(config.schedule.sizes)
         require_object_store(asked, "schedule.num_samples", "a population's parents and labels")
-        ledger = Ledger.create(run.ledger, config.privacy.budget, config.fingerprint)
+        ledger = Ledger.create(
+            run.ledger, config.privacy.budget, config.fingerprint, renew=run.is_bare
+        )
         write_config(run, config)
         update_copy(ledger, run.ledger_copy)
         if not ledger.charged:

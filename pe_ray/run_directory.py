@@ -55,6 +55,13 @@ class RunDirectory:
         return self.path / LEDGER if isinstance(self.path, ObjectPath) else None
 
     @property
+    def is_bare(self) -> bool:
+        """Whether nothing was made in it yet, so that a mistake in the configuration may be mended:
+        it holds a configuration and a ledger at most.
+        """
+        return not made_in(self.path) - {"config.yaml", LEDGER}
+
+    @property
     def config(self) -> Location:
         return self.path / "config.yaml"
 
@@ -222,9 +229,7 @@ def _bind(run: RunDirectory, config: Config) -> None:
             changed = differences(config.bound(stored), config.bound(config.tree()))
         except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
             raise InputError(f"{run.config}: is damaged; restore it from a copy") from None
-        # Where nothing was made yet a mistake may be mended, unless the ledger was charged, which
-        # then refuses the change.
-        if changed and made_in(run.path) - {"config.yaml", LEDGER}:
+        if changed and not run.is_bare:  # else the ledger refuses, if it was charged
             raise InputError(
                 f"{', '.join(changed)}: differs from the run in {run.path}; restore it, or give "
                 "another output.path (a new run spends anew)"
@@ -240,11 +245,8 @@ def _bind(run: RunDirectory, config: Config) -> None:
                 f"output.path: {run.path} has a configuration but no ledger.sqlite; restore the "
                 "ledger, since without it what was spent is unknown, or give another output.path"
             )
-    elif made_in(run.path) - {LEDGER}:
-        raise InputError(
-            f"output.path: {run.path} holds other files, or a run without its config.yaml; restore "
-            "that, or give an empty or new folder"
-        )
+    elif not run.ledger.exists() and made_in(run.path):
+        raise InputError(f"output.path: {run.path} holds other files; give an empty or new folder")
 
 
 def made_in(folder: Location) -> set[str]:

@@ -243,19 +243,18 @@ def test_every_change_but_resources_is_refused_by_name(
         pass
 
 
-def test_a_population_without_its_configuration_is_nobodys(
-    tree: dict[str, Any], tmp_path: Path
+def test_a_population_of_another_configuration_is_not_taken_over(
+    ray_session: None, tree: dict[str, Any], tmp_path: Path
 ) -> None:
-    """A folder that a killed search, or a run, left before anything was charged."""
+    """Left by a search, say, before anything was charged; a run writes its configuration first."""
     config = Config.from_dict(tree)
     with claimed(config) as run:
         Ledger.create(run.ledger, config.privacy.budget, config.fingerprint)
-    with claimed(config):  # killed before it could write its configuration
-        pass
     (tmp_path / "run" / "populations").mkdir()
     (tmp_path / "run" / "populations" / "part").write_bytes(b"made")
-    with pytest.raises(InputError, match="without its config"), claimed(config):
-        pass
+    tree["schedule"]["seed"] = 1
+    with pytest.raises(InputError, match="belongs to another configuration"):
+        evolve(Config.from_dict(tree))
 
 
 def test_a_first_mistake_is_mended_in_place(

@@ -43,17 +43,24 @@ class Ledger:
 
     @classmethod
     def create(
-        cls, path: Path, budget: Budget, fingerprint: str, accounting: Accounting = "fixed"
+        cls,
+        path: Path,
+        budget: Budget,
+        fingerprint: str,
+        accounting: Accounting = "fixed",
+        *,
+        renew: bool = False,
     ) -> Ledger:
         """Open the ledger at `path`, made for `budget` if there is none.
 
-        One to which nothing was charged is made anew for another budget or configuration; charged
-        for another, InputError.
+        InputError where one exists for another budget or configuration; with `renew`, one to which
+        nothing was charged is made anew.
         """
         file.make(path, budget, fingerprint, accounting)
-        with file.transaction(path) as database:
-            if not file.charged(database):
-                file.remake(database, budget, fingerprint, accounting)
+        if renew:
+            with file.transaction(path) as database:
+                if not file.charged(database):
+                    file.remake(database, budget, fingerprint, accounting)
         ledger = cls(path)
         theirs = {**asdict(ledger.budget), "fingerprint": ledger.fingerprint}
         ours = {**asdict(budget), "fingerprint": fingerprint}
@@ -61,7 +68,7 @@ class Ledger:
         for name, value in theirs.items():
             if value != ours[name]:
                 raise InputError(
-                    f"{path}: was charged for another configuration or budget ({name} {value}, not "
+                    f"{path}: belongs to another configuration or budget ({name} {value}, not "
                     f"{ours[name]}); restore the one in config.yaml, or give another output.path"
                 )
         return ledger

@@ -122,7 +122,11 @@ def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
         folder = output / "tuning"
         _bind(search, run, folder)
         ledger = Ledger.create(
-            run.ledger, search.config.privacy.budget, search.fingerprint, accounting_of(search)
+            run.ledger,
+            search.config.privacy.budget,
+            search.fingerprint,
+            accounting_of(search),
+            renew=_is_bare(run, folder),
         )
         atomic_write(
             folder / "config.yaml", yaml.safe_dump(search.bound(), sort_keys=False).encode()
@@ -166,12 +170,17 @@ def _cpus(config: Config) -> int:
     return config.resources.num_cpus or os.cpu_count() or 1
 
 
+def _is_bare(run: RunDirectory, folder: Path) -> bool:
+    """Whether nothing was made yet: there are a configuration and a ledger at most."""
+    return not (made_in(run.path) - {LEDGER, folder.name} or made_in(folder) - {"config.yaml"})
+
+
 def _bind(search: Search, run: RunDirectory, folder: Path) -> None:
     """Tie the directory to the search, or refuse one that it isn't tied to."""
     file = folder / "config.yaml"
     if file.exists():
         changed = differences(yaml.safe_load(file.read_text(encoding="utf-8")), search.bound())
-        if changed and made_in(folder) - {"config.yaml"}:  # else the ledger decides
+        if changed and not _is_bare(run, folder):  # else the ledger refuses, if it was charged
             raise InputError(
                 f"{', '.join(changed)}: differs from the search in {run.path}; restore it, or give "
                 "another output.path (a new search spends anew)"
@@ -181,11 +190,8 @@ def _bind(search: Search, run: RunDirectory, folder: Path) -> None:
                 f"output.path: {run.path} has a search but no ledger.sqlite; restore the ledger, "
                 "since without it what was spent is unknown, or give another output.path"
             )
-    elif made_in(run.path) - {LEDGER}:
-        raise InputError(
-            f"output.path: {run.path} holds other files, or a search without its "
-            "tuning/config.yaml; restore that, or give an empty or new folder"
-        )
+    elif not run.ledger.exists() and made_in(run.path):
+        raise InputError(f"output.path: {run.path} holds other files; give an empty or new folder")
 
 
 def _job(search: Search, folder: Path) -> Job:

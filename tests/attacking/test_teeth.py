@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from pe_ray import Config, door, evolution, planning
 from pe_ray.attacking.game import Verdict, judged, play, scored
-from pe_ray.private.votes import RawVotes, _users, bounded_votes, nearest_samples
+from pe_ray.private.sources import joined
+from pe_ray.private.votes import RawVotes, bounded_votes, nearest_samples
 from pe_ray.release import aggregator
 from pe_ray.release.aggregator import Aggregator, _sum_votes
 from pe_ray.release.gaussian import discrete_gaussian
@@ -161,7 +162,7 @@ def per_label(
     """Users' votes bounded within each label: the mistake of the reference implementation."""
     choices = nearest_samples(pieces, parts, layout, settings, on_gpu=on_gpu)
     labels = np.concatenate([piece.labels for piece in pieces])
-    users = _users(pieces)
+    users = joined([piece.users for piece in pieces])
     assert users is not None
     found = [
         bounded_votes(choices[labels == label], users[labels == label], limit)

@@ -140,14 +140,16 @@ def test_what_differs_is_named(ledger: Ledger, tmp_path: Path) -> None:
     assert Ledger.create(path, BUDGET, "print").budget == BUDGET
 
 
-def test_until_something_is_charged_it_is_made_anew(ledger: Ledger) -> None:
+def test_until_something_is_charged_it_can_be_made_anew(ledger: Ledger) -> None:
     ledger.keep_room("trial/", [votes("final", sigma=10.0)])
     other = Budget(epsilon=2.0, delta=1e-6, unit="user")
-    again = Ledger.create(ledger.path, other, "other", "adaptive")
+    with pytest.raises(InputError, match="another configuration"):
+        Ledger.create(ledger.path, other, "other", "adaptive")
+    again = Ledger.create(ledger.path, other, "other", "adaptive", renew=True)
     assert (again.budget, again.fingerprint, again.accounting) == (other, "other", "adaptive")
     again.reserve(votes("trial/1", sigma=3.0))  # the room kept for the first's releases is gone
     with pytest.raises(InputError, match="another configuration"):
-        Ledger.create(ledger.path, BUDGET, "print")
+        Ledger.create(ledger.path, BUDGET, "print", renew=True)
     with pytest.raises(BudgetError, match="made for another run"):
         ledger.reserve(votes("a"))  # by whoever opened it before
 

@@ -210,12 +210,12 @@ class Releases(RuleBasedStateMachine):
     def another_configuration(self) -> None:
         charged = bool(self.charged())
         try:
-            Ledger.create(self.path, BUDGET, "another")
+            Ledger.create(self.path, BUDGET, "another", renew=True)
         except InputError:
             assert charged, "nothing was spent for the first configuration"
         else:
             assert not charged, "a charged ledger took a second configuration"
-            Ledger.create(self.path, BUDGET, "print")
+            Ledger.create(self.path, BUDGET, "print", renew=True)
 
     # What happens to the machine.
 

@@ -106,7 +106,7 @@ def test_a_folder_with_a_population_is_no_searchs_place(
     with claimed(config) as run:
         Ledger.create(run.ledger, config.privacy.budget, config.fingerprint)
         write_config(run, config)
-    with pytest.raises(InputError, match="holds other files, or a search without"):
+    with pytest.raises(InputError, match="belongs to another configuration"):
         tune(search_of(searched))
 
 
