@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -170,7 +170,18 @@ def _bundled() -> list[Path]:
     return sorted(path for path in found if "Display" not in path.name)
 
 
-def drawable(folder: str | None, texts: Collection[str]) -> set[str]:
+def own_texts(label_names: Sequence[str], fonts: str | None) -> dict[str, tuple[str, ...]]:
+    """Label name -> itself and, for a letter, its other case: none that is another label, or that
+    no font has (few have Georgian capitals)."""
+    cases = {name: name.swapcase() for name in label_names if len(name) == 1}
+    wanted = [case for case in cases.values() if len(case) == 1 and case not in label_names]
+    others = _any_draws(fonts, wanted)
+    return {
+        name: (name, cases[name]) if cases.get(name) in others else (name,) for name in label_names
+    }
+
+
+def _any_draws(folder: str | None, texts: Collection[str]) -> set[str]:
     """Those of `texts` that at least one of the folder's fonts can draw."""
     missing = set(texts)
     for path in _font_paths(folder):

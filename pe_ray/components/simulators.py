@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
 
-from pe_ray.components.glyphs import FRAME, QUANTUM, Form, drawable, faces
+from pe_ray.components.glyphs import FRAME, QUANTUM, Form, faces, own_texts
 from pe_ray.errors import InputError
 from pe_ray.plugins import GeneratorOptions, Rows
 from pe_ray.seeds import Seeds, uniforms
@@ -40,17 +40,6 @@ def _positive(value: tuple[float, float]) -> tuple[float, float]:
     if not all(0 < side <= 10 for side in value):
         raise ValueError("give [width, height], each above 0 and at most 10")
     return value
-
-
-def _own_texts(label_names: Sequence[str], fonts: str | None) -> dict[str, tuple[str, ...]]:
-    """Label name -> itself and, for a letter, its other case: none that is another label, or that
-    no font has (few have Georgian capitals)."""
-    cases = {name: name.swapcase() for name in label_names if len(name) == 1}
-    wanted = [case for case in cases.values() if len(case) == 1 and case not in label_names]
-    others = drawable(fonts, wanted)
-    return {
-        name: (name, cases[name]) if cases.get(name) in others else (name,) for name in label_names
-    }
 
 
 class RenderedTextOptions(GeneratorOptions):
@@ -167,7 +156,7 @@ class RenderedText:
         unknown = sorted(set(given) - set(label_names))
         if unknown:
             raise InputError(f"generator.texts: {unknown[0]!r} is not a label")
-        by_label = list({**_own_texts(label_names, options.fonts), **given}.values())
+        by_label = list({**own_texts(label_names, options.fonts), **given}.values())
         if not all(text.strip() for texts in by_label for text in texts):
             raise InputError("generator.texts: give a string for the label whose name is blank")
         self._options = options
