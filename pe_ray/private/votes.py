@@ -30,6 +30,7 @@ from pe_ray.watchdog import headway
 
 _TASKS_PER_CORE = 2  # few, since each prepares all samples; more than one, for balance
 _BLOCK_BYTES = 32 << 20  # of samples searched at a time
+_QUERY_BYTES = 64 << 20  # of private embeddings that look at them; a search holds each four times
 _WORTH_TORCH = 5e11  # operations: about 4 seconds of one core in float32
 
 
@@ -176,20 +177,33 @@ def _nearest(
     labels = np.concatenate([piece.labels for piece in pieces])
     ids = np.full((len(labels), settings.neighbors), -1, dtype=np.int64)
     distances = np.full(ids.shape, np.inf)
-    precision = _precision(labels, layout, pieces[0].features.shape[1], on_gpu)
+    dim = pieces[0].features.shape[1]
+    precision = _precision(labels, layout, dim, on_gpu)
+    step = max(1, _QUERY_BYTES // (4 * dim or 1))
     load = lru_cache(maxsize=1)(_rows)  # labels follow one another, so a part is read once
     for label in range(len(layout.counts)):
-        chosen = labels == label
-        if not chosen.any():
-            continue
-        queries = np.concatenate([piece.features[piece.labels == label] for piece in pieces])
-        search = Search(queries, settings.neighbors, settings.metric, precision)
-        for first, block in _blocks(parts, *layout.label_range(label), load):
-            search.add(block, first)
-            headway()
-        ids[chosen] = search.nearest.ids
-        distances[chosen] = search.nearest.distances
+        of_label = np.flatnonzero(labels == label)
+        for start in range(0, len(of_label), step):
+            chosen = of_label[start : start + step]
+            queries = _features(pieces, chosen)
+            search = Search(queries, settings.neighbors, settings.metric, precision)
+            for first, block in _blocks(parts, *layout.label_range(label), load):
+                search.add(block, first)
+                headway()
+            ids[chosen] = search.nearest.ids
+            distances[chosen] = search.nearest.distances
     return Nearest(distances=distances, ids=ids)
+
+
+def _features(pieces: Sequence[EmbeddedRecords], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Embeddings of `rows` (ascending) of all pieces, counted through; [len(rows), d]."""
+    ends = np.cumsum([len(piece.labels) for piece in pieces])
+    cuts = np.searchsorted(rows, ends)
+    found = [
+        piece.features[mine - (end - len(piece.labels))]
+        for piece, end, mine in zip(pieces, ends, np.split(rows, cuts[:-1]), strict=True)
+    ]
+    return np.concatenate(found)
 
 
 def _precision(labels: NDArray[np.int32], layout: LabelLayout, dim: int, on_gpu: bool) -> Precision:

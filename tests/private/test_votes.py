@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def brute_force(
 @pytest.mark.parametrize("metric", ["l2", "cosine", "inner_product"])
 @pytest.mark.parametrize("neighbors", [1, 3, 20])
 def test_votes_equal_brute_force_for_any_sharding(
-    tmp_path: Path, metric: DistanceMetric, neighbors: int
+    tmp_path: Path, metric: DistanceMetric, neighbors: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(7)
     samples = rng.normal(size=(42, 9)).astype(np.float32)
@@ -71,7 +72,8 @@ def test_votes_equal_brute_force_for_any_sharding(
     settings = VotesConfig(metric=metric, neighbors=neighbors)
     for rows in (1, 7, 42):
         parts = write_parts(tmp_path, samples, rows)
-        for shards in (1, 2, 4):
+        for shards, at_once in ((1, 1000), (1, 7), (2, 1), (4, 5)):
+            monkeypatch.setattr(votes, "_QUERY_BYTES", at_once * 9 * 4)
             total = np.zeros(42, dtype=np.int64)
             for shard in range(shards):
                 pieces = [
@@ -213,6 +215,27 @@ def test_labels_without_samples_cast_no_vote(tmp_path: Path) -> None:
     )
     settings = VotesConfig(neighbors=2)
     assert _count_partitions(parts, LAYOUT, settings, 2, False, 60.0, piece).ids.size == 0
+
+
+def test_a_search_holds_a_few_records_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(1)
+    parts = write_parts(tmp_path, rng.normal(size=(25, 64)).astype(np.float32), 25)
+    monkeypatch.setattr(votes, "_QUERY_BYTES", 1000 * 64 * 4)
+
+    def peak(records: int) -> int:
+        features = rng.normal(size=(records, 64)).astype(np.float32)
+        labels = np.zeros(records, dtype=np.int32)
+        piece = EmbeddedRecords(features=features, labels=labels, users=None)
+        tracemalloc.start()
+        nearest_samples([piece], parts, LAYOUT, VotesConfig())
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    more = peak(30_000) - peak(5_000)
+    assert more < 25_000 * 64  # bytes: a quarter of the embeddings' own, for numbers per record
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine", "inner_product"])
