@@ -119,6 +119,13 @@ class Config(Block):
                 raise ValueError(f"{field}: {error}") from None
             if not local and field in ("output.ledger", "private.cache"):
                 raise ValueError(f"{field}: must be a local folder")
+        shown = self.metrics.public.data if self.metrics.public else None
+        for field, data in (("private.data", self.private.data), ("metrics.public.data", shown)):
+            if data is not None and lies_in(self.output.path, data):
+                raise ValueError(
+                    f"output.path: lies in {field}, so the run's own files would be read as data; "
+                    "give a folder elsewhere"
+                )
         run, cache = location(self.output.path), self.private.cache
         if not isinstance(run, Path):
             return
@@ -268,6 +275,12 @@ def apart(data: str, where: Mapping[str, Any], private: PrivateConfig) -> bool:
     return not nested or any(where[key] != private.where[key] for key in common)
 
 
+def lies_in(place: str, folder: str) -> bool:
+    """Whether `place` is `folder`, or below it."""
+    outer = _parts(folder)
+    return _parts(place)[: len(outer)] == outer
+
+
 def _parts(place: str) -> tuple[str, ...]:
     """Where `place` is, from the root or the bucket on, however it is written."""
     try:
@@ -290,7 +303,7 @@ def read_tree(path: str | Location, overrides: Sequence[str] = ()) -> dict[str, 
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"config {path}: can't be read ({type(error).__name__})") from error
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, _UniqueKeys)  # noqa: S506 a SafeLoader
     except yaml.YAMLError as error:
         raise InputError(f"config {path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
@@ -325,14 +338,42 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 def set_override(tree: dict[str, Any], override: str) -> None:
     """Apply one `block.key=value` in place."""
     name, equals, text = override.partition("=")
-    *blocks, key = name.split(".")
-    if not equals or not key:
+    if not equals or not name.rpartition(".")[2]:
         raise InputError(f"--set {override}: write it as block.key=value")
-    for block in blocks:
-        tree = tree.setdefault(block, {})
-        if not isinstance(tree, dict):
-            raise InputError(f"--set {override}: {block} is not a block")
     try:
-        tree[key] = yaml.safe_load(text)
+        value = yaml.load(text, _UniqueKeys)  # noqa: S506 a SafeLoader
     except yaml.YAMLError:
         raise InputError(f"--set {override}: {text!r} is not a YAML value") from None
+    put(tree, name, value, f"--set {override}")
+
+
+def put(tree: dict[str, Any], name: str, value: Any, source: str) -> None:
+    """Set the dotted key `name` in place; source: who asks, for the InputError."""
+    *blocks, last = name.split(".")
+    for block in blocks:
+        tree = tree.setdefault(_key(tree, block), {})
+        if not isinstance(tree, dict):
+            raise InputError(f"{source}: {block} is not a block")
+    tree[_key(tree, last)] = value
+
+
+def _key(tree: Mapping[Any, Any], part: str) -> Any:
+    """The key that is written `part`: YAML reads 1 as a number."""
+    return next((key for key in tree if str(key) == part), part)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML whose mappings name each key once: of two, one would be passed over in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.value in seen:
+                raise yaml.composer.ComposerError(
+                    None, None, f"{key.value} is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return node

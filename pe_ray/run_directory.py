@@ -55,6 +55,11 @@ class RunDirectory:
         return self.path / LEDGER if isinstance(self.path, ObjectPath) else None
 
     @property
+    def has_ledger(self) -> bool:
+        """Whether its ledger is there; an empty file is none, though SQLite would begin one."""
+        return self.ledger.exists() and self.ledger.stat().st_size > 0
+
+    @property
     def is_bare(self) -> bool:
         """Whether nothing was made in it yet, so that a mistake in the configuration may be mended:
         it holds a configuration and a ledger at most.
@@ -234,7 +239,7 @@ def _bind(run: RunDirectory, config: Config) -> None:
                 f"{', '.join(changed)}: differs from the run in {run.path}; restore it, or give "
                 "another output.path (a new run spends anew)"
             )
-        if not run.ledger.exists():
+        if not run.has_ledger:
             if isinstance(run.path, ObjectPath):
                 raise InputError(
                     f"output.ledger: {run.ledger.parent} has no ledger.sqlite, but {run.path} "
@@ -245,7 +250,7 @@ def _bind(run: RunDirectory, config: Config) -> None:
                 f"output.path: {run.path} has a configuration but no ledger.sqlite; restore the "
                 "ledger, since without it what was spent is unknown, or give another output.path"
             )
-    elif not run.ledger.exists() and made_in(run.path):
+    elif not run.has_ledger and made_in(run.path) - {LEDGER}:
         raise InputError(f"output.path: {run.path} holds other files; give an empty or new folder")
 
 
@@ -307,6 +312,15 @@ def opened(path: str | Location) -> tuple[RunDirectory, Config]:
     with reported("run", place):
         if not {"config.yaml", LEDGER} <= names(place):
             raise InputError(f"run {path}: not a run directory (no config.yaml and ledger.sqlite)")
-        ledger = place / LEDGER
-        run = RunDirectory(place, ledger if isinstance(ledger, Path) else fetched(ledger))
+        run = RunDirectory(place, opened_ledger(place))
         return run, Config.from_yaml(run.config)
+
+
+def opened_ledger(path: str | Location) -> Path:
+    """The ledger of an existing run, or of a search that has made no final run yet."""
+    place = given(path, "run")
+    with reported("run", place):
+        if LEDGER not in names(place):
+            raise InputError(f"run {path}: not a run directory (no ledger.sqlite)")
+        ledger = place / LEDGER
+        return ledger if isinstance(ledger, Path) else fetched(ledger)

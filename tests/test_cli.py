@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from pe_ray import cli
-from pe_ray.config import Config
+from pe_ray.config import Config, read_tree, set_override
 from pe_ray.planning import plan
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -110,6 +110,8 @@ def test_run_ledger_report_audit(
         ("schedule.degrees={start: 1}", "config: schedule.degrees.end: Field required"),
         ("privacy.label_fractions=even", "config: privacy.label_fractions: "),
         ("metrics.audit=[{kind: x}]", "config: metrics.audit.0: kind: 'x' is not known"),
+        ("votes={lookahead: 1, neighbors: 2, lookahead: 0}", "is not a YAML value"),
+        ("output.path=PRIVATE/run", "output.path: lies in private.data"),
         ("generator.kind=unheard", "stable_diffusion, switch, unet or module:Class"),
     ],
 )
@@ -121,9 +123,32 @@ def test_bad_input_is_one_line_and_status_2(
     change: str,
     message: str,
 ) -> None:
+    if "PRIVATE" in change:
+        tree["private"]["data"] = str(tmp_path / "data")
+        change = change.replace("PRIVATE", tree["private"]["data"])
     assert cli.main(["run", write(tree, tmp_path), "--set", change]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in error
+
+
+def test_a_key_that_a_file_gives_twice_is_refused(
+    tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path(write(tree, tmp_path))
+    again = "privacy: {epsilon: 8.0, delta: 1.0e-4, unit: record, label_fractions: uniform}\n"
+    file.write_text(file.read_text() + again)
+    assert cli.main(["plan", str(file)]) == 2
+    assert "privacy is given twice" in capsys.readouterr().err
+    merged = "a: &a {x: 1}\nb: {c: &c {<<: *a, x: 2}}\nd: {<<: *c, y: 3}\n"
+    file.write_text(merged)
+    assert read_tree(file)["d"] == {"x": 2, "y": 3}
+
+
+def test_an_override_of_one_iteration_keeps_its_others(tree: dict[str, Any]) -> None:
+    tree["selection"] = {"overrides": {1: {"threshold": 5, "smooth": 4}}}
+    set_override(tree, "selection.overrides.1.denoise=none")
+    kept = {"threshold": 5, "smooth": 4, "denoise": "none"}
+    assert Config.from_dict(tree).selection.overrides == {1: kept}
 
 
 def test_expand_takes_resources_and_nothing_else(

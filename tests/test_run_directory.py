@@ -27,9 +27,12 @@ def test_anything_but_resources_is_bound(ray_session: None, tree: dict[str, Any]
     with pytest.raises(InputError, match=r"votes\.lookahead: differs from the run"):
         evolve(Config.from_dict(tree))
     tree["votes"]["lookahead"] = 1
-    (run / "ledger.sqlite").unlink()
-    with pytest.raises(InputError, match="no ledger"):
-        evolve(Config.from_dict(tree))
+    for lost in (b"", None):  # SQLite would make an empty file anew, and all be spent again
+        (run / "ledger.sqlite").unlink()
+        if lost is not None:
+            (run / "ledger.sqlite").write_bytes(lost)
+        with pytest.raises(InputError, match="no ledger"):
+            evolve(Config.from_dict(tree))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,10 @@ def test_a_first_mistake_is_mended_in_place(
     kept["privacy"]["epsilon"] = float("inf")
     for mistake in ({"label_column": "lable"}, {"where": {"label": "none"}}):
         wrong = deepcopy(tree)
-        wrong["private"] |= {"data": str(save_parquet(tmp_path, [*"0123456789"], 1)), **mistake}
+        wrong["private"] |= {
+            "data": str(save_parquet(tmp_path / "data", [*"0123456789"], 1)),
+            **mistake,
+        }
         with pytest.raises(InputError, match=r"^private\."):
             evolve(Config.from_dict(wrong))
     wrong = deepcopy(tree)

@@ -74,10 +74,9 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _ledger(options: argparse.Namespace) -> None:
     from pe_ray.release.ledger import Ledger
-    from pe_ray.run_directory import opened
+    from pe_ray.run_directory import opened_ledger
 
-    run, _ = opened(options.run)
-    ledger = Ledger.open(run.ledger)
+    ledger = Ledger.open(opened_ledger(options.run))
     budget, bounds, entries = ledger.budget, ledger.bounds(), ledger.entries()
     spent, selection = min(bounds.values()), ledger.selection()
     paid = ledger.paid_by_selection()

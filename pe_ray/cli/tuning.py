@@ -86,8 +86,8 @@ def print_costs(search: Search, as_json: bool) -> None:
     """Every strategy side by side, and the one to take."""
     from dataclasses import asdict
 
+    from pe_ray.tuning.checks import check
     from pe_ray.tuning.costs import costs, recommended
-    from pe_ray.tuning.strategies import check
 
     check(search)
     found = costs(search)

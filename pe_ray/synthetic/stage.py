@@ -236,6 +236,33 @@ def loaded(plugin: Plugin, *arguments: Any) -> Any:
     return _loaded[plugin.plugin_type][1]
 
 
+def check_plugins(
+    given: Sequence[Plugin], label_names: tuple[str, ...], resources: ResourcesConfig
+) -> None:
+    """Build each generator and embedder once, where it will run; InputError where one can't be."""
+    task = ray.remote(
+        num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_calls=1
+    )(_build)
+    distinct = [plugin for number, plugin in enumerate(given) if plugin not in given[:number]]
+    if distinct:
+        reason = ray.get(task.remote(distinct, label_names, resources.stall_seconds))
+        if reason is not None:
+            raise InputError(reason)
+
+
+def _build(
+    given: Sequence[Plugin], label_names: tuple[str, ...], stall_seconds: float
+) -> str | None:
+    try:
+        with limited(stall_seconds):
+            for plugin in given:
+                loaded(plugin, *([label_names] if plugin.plugin_type == "generator" else []))
+                headway()
+    except InputError as error:
+        return str(error)
+    return None
+
+
 def num_blocks(num_parts: int, workers: int) -> int:
     """Blocks of a stage: enough to keep all workers busy and to show progress, none too small."""
     return min(num_parts, max(4 * workers, num_parts // _PARTS_PER_BLOCK))

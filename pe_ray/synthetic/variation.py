@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
 
 from pe_ray.blocks import Plugin
@@ -19,11 +18,10 @@ from pe_ray.storage import Location, location
 from pe_ray.synthetic import writer
 from pe_ray.synthetic.exports import SUFFIXES, Format, export_part, png
 from pe_ray.synthetic.population import Offspring, Population, lookahead_draws
-from pe_ray.synthetic.stage import PartWorker, Request, loaded, run_stage
+from pe_ray.synthetic.stage import PartWorker, Request, check_plugins, loaded, run_stage
 from pe_ray.synthetic.teacher import load as load_teacher
 from pe_ray.synthetic.writer import Part
 from pe_ray.values import LabelLayout
-from pe_ray.watchdog import limited
 
 logger = logging.getLogger(__name__)
 
@@ -112,28 +110,10 @@ def check_generators(config: Config) -> None:
     """Build each generator that would first be built after something was released, where it will
     run; what it can't use is an InputError before anything is spent.
     """
-    names, resources = config.private.labels, config.resources
     early = None if config.privacy.label_fractions == "dp" else config.generator_at(0)
-    late: list[Plugin] = []
-    for plugin in (config.generator_at(t) for t in range(config.schedule.iterations + 1)):
-        if plugin != early and plugin not in late:
-            late.append(plugin)
-    task = ray.remote(
-        num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_calls=1
-    )(_build)
-    for plugin in late:
-        reason = ray.get(task.remote(plugin, names, resources.stall_seconds))
-        if reason is not None:
-            raise InputError(reason)
-
-
-def _build(plugin: Plugin, label_names: tuple[str, ...], stall_seconds: float) -> str | None:
-    try:
-        with limited(stall_seconds):
-            loaded(plugin, label_names)
-    except InputError as error:
-        return str(error)
-    return None
+    made = (config.generator_at(t) for t in range(config.schedule.iterations + 1))
+    late = [plugin for plugin in made if plugin != early]
+    check_plugins(late, config.private.labels, config.resources)
 
 
 def _merge(rows: Rows, where: NDArray[np.bool_], replacement: Rows) -> None:

@@ -200,17 +200,26 @@ class Search:
     config: Config
     tuning: TuningConfig
 
-    def bound(self) -> dict[str, Any]:
-        """Plain values that a search is bound to: all but what changes speed only."""
+    def values(self) -> dict[str, Any]:
+        """Plain values, without what changes speed only."""
         return {
             **self.config.tree(),
             "tuning": self.tuning.model_dump(mode="json", exclude={"max_concurrent"}),
         }
 
+    def bound(self, values: dict[str, Any]) -> dict[str, Any]:
+        """`values`, this search's or stored ones, without what a single run isn't bound to either;
+        but `select` to `private.cache`, where its runs are until the best is known.
+        """
+        bound = self.config.bound(values)
+        return bound | {"private": values["private"]} if self.tuning.strategy == "select" else bound
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that may change the outcome."""
-        return hashlib.sha256(json.dumps(self.bound(), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps(self.bound(self.values()), sort_keys=True).encode()
+        ).hexdigest()
 
 
 def read_search(path: str | Path, overrides: Sequence[str] = ()) -> Search:

@@ -6,6 +6,8 @@ reaches it. `score` is the only objective that asks the private records anything
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -56,9 +58,8 @@ class Scorer:
         self._ledger, self._prefix, self._moments = ledger, prefix, moments
         objective = search.tuning.objective
         if isinstance(objective, PublicObjective):
-            assert search.tuning.reference is not None, "checked with the configuration"
             self._metric = plugins.load("metric", objective.metric.kind)(objective.metric.options)
-            self._reference = public_images(search.tuning.reference, config.image_shape)
+            self._reference = public_images(search.tuning, config.image_shape)
 
     def score(self, door: Door, releases: dict[str, Release], population: Population) -> float:
         """Of S_t, t = population.iteration >= 1."""
@@ -75,12 +76,7 @@ class Scorer:
 
     def _public(self, objective: PublicObjective, population: Population) -> float:
         images, labels = self._images(population, objective.max_images)
-        scores = self._metric.score(images, labels, *self._reference)
-        if objective.score is None and len(scores) == 1:
-            return float(next(iter(scores.values())))
-        if objective.score not in scores:
-            raise InputError(f"tuning.objective.score: name one of {', '.join(scores)}")
-        return float(scores[objective.score])
+        return chosen_score(objective, self._metric.score(images, labels, *self._reference))
 
     def _distance(self, objective: MomentsObjective, population: Population) -> float:
         assert self._moments is not None, "released before the first trial"
@@ -132,6 +128,15 @@ class Scorer:
         options = self._config.generator_at(population.iteration).options
         rows = writer.read_population(population.directory, ids, options)
         return rows["image"], rows["label"]
+
+
+def chosen_score(objective: PublicObjective, scores: Mapping[str, float]) -> float:
+    """The one of a metric's scores that the search goes by."""
+    if objective.score is None and len(scores) == 1:
+        return float(next(iter(scores.values())))
+    if objective.score is None or objective.score not in scores:
+        raise InputError(f"tuning.objective.score: name one of {', '.join(scores)}")
+    return float(scores[objective.score])
 
 
 def crowding(histogram: NoisyHistogram) -> float:

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import ray
 from numpy.typing import NDArray
+from ray.exceptions import ActorDiedError
 
 from pe_ray.config import Config
 from pe_ray.door import private_folder
-from pe_ray.errors import InputError
+from pe_ray.errors import FaultError, InputError
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.selection import Selection, calibrate_selection
 from pe_ray.run_directory import on_disk
@@ -91,6 +92,8 @@ def run_selection(job: Job, ledger: Ledger, max_concurrent: int) -> None:
     if not ledger.selection_done():
         plans = planned_selection(job.search)
         state = _state(job.search, folder, ledger)
+        for settings in state:  # before the charge: a run that can't be made would waste it
+            _plan(job, plans, settings)
         ledger.reserve_selection(plans)
         best = _best(job, plans, folder, state, max_concurrent)
         trial = Ledger.open(on_disk(folder / best).ledger)
@@ -154,15 +157,22 @@ def _best(
             running[actor.step.remote()] = (name, actor)
         done, _ = ray.wait(list(running))
         name, actor = running.pop(done[0])
-        report = ray.get(done[0])
+        report = _step(done[0])
         if report is None or "score" not in report:
             raise InputError(
                 f"tuning: a run of the selection failed: {(report or {}).get('failed')}"
             )
-        if ray.get(actor.step.remote()) is None:  # the final set is written after the last report
+        if _step(actor.step.remote()) is None:  # the final set is written after the last report
             sign = 1.0 if job.search.tuning.mode == "min" else -1.0
             scores.append((sign * report["score"], _content(folder / name), name))
     return min(scores)[2]
+
+
+def _step(report: ray.ObjectRef) -> Any:
+    try:
+        return ray.get(report)
+    except ActorDiedError:
+        raise FaultError("tuning: the process of a run of the selection died") from None
 
 
 def _plan(job: Job, selection: Selection, settings: dict[str, Any]) -> tuple[Release, ...]:

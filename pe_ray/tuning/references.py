@@ -8,16 +8,27 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_ray.blocks import PrivateConfig
+from pe_ray.errors import InputError
 from pe_ray.private.audit import read_images
+from pe_ray.tuning.config import PublicObjective, TuningConfig
 from pe_ray.values import ImageShape
 
 
 def public_images(
-    source: PrivateConfig, shape: ImageShape
+    tuning: TuningConfig, shape: ImageShape
 ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """Images uint8 [n, h, w, c] and labels int32 [n] of a PUBLIC data set.
+    """Images uint8 [n, h, w, c] and labels int32 [n] of the search's PUBLIC reference.
 
     Guarantee: none is needed; whoever names private data here publishes them.
     """
-    return read_images(source.model_copy(update={"user_column": None}), shape)
+    source, objective = tuning.reference, tuning.objective
+    assert source is not None, "checked with the configuration"
+    own = isinstance(objective, PublicObjective) and objective.reference is not None
+    block = "tuning.objective.reference" if own else "tuning.public_data"
+    try:
+        images, labels = read_images(source.model_copy(update={"user_column": None}), shape)
+    except InputError as error:
+        raise InputError(str(error).replace("private.", f"{block}.", 1)) from None
+    if not len(images):
+        raise InputError(f"{block}.where: keeps no record to compare with; mend its values")
+    return images, labels

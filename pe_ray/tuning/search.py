@@ -18,7 +18,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlgorithm, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from pe_ray.errors import InputError
+from pe_ray.errors import FaultError, InputError
 from pe_ray.storage import atomic_write
 from pe_ray.tuning.config import Search
 from pe_ray.tuning.space import distinct_points, ends, ray_space, settings_of, trial_id
@@ -82,12 +82,16 @@ def _note(job: Job, settings: dict[str, Any], report: dict[str, Any]) -> None:
 
 
 def run_search(job: Job, folder: Path, max_concurrent: int) -> None:
-    """Run or restore the search in `folder`; returns when no trial is left or affordable."""
+    """Run or restore the search in `folder`; returns when no trial is left or affordable.
+
+    FaultError where a trial was cut off (its process died, say): the next start goes on with it.
+    """
     search = job.search
     if ray.cluster_resources().get("CPU", 0.0) < 2:
         raise InputError("resources.num_cpus: a search on this cluster needs at least 2 CPUs")
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would take Ctrl-C for a search's end
     trainable = tune.with_resources(
         tune.with_parameters(_trainable, job=job, node=this_node()),
         PlacementGroupFactory([{"CPU": _CPU}]),
@@ -121,7 +125,13 @@ def run_search(job: Job, folder: Path, max_concurrent: int) -> None:
                 ),
             ),
         )
-    tuner.fit()
+    results = tuner.fit()
+    cut_off = len(results) - results.num_terminated
+    if cut_off:
+        why = sorted({type(getattr(e, "cause", None) or e).__name__ for e in results.errors})
+        raise FaultError(
+            f"tuning: {cut_off} of {len(results)} trials cut off ({', '.join(why) or 'stopped'})"
+        )
 
 
 def _name_of(search: Search) -> Any:

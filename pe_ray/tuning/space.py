@@ -8,10 +8,11 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from random import Random
 from typing import Any
 
-from pe_ray.config import Config
+from pe_ray.config import Config, put
 from pe_ray.errors import InputError
 from pe_ray.tuning.config import Range, Search
 
@@ -35,17 +36,8 @@ def with_settings(search: Search, settings: Settings) -> Config:
     """The configuration with `settings` in place; InputError where they don't fit it."""
     tree = copy.deepcopy(search.tree)
     for key, value in settings.items():
-        _put(tree, key, value)
+        put(tree, key, value, f"tuning.space.{key}")
     return Config.from_dict(tree)
-
-
-def _put(tree: dict[str, Any], key: str, value: Any) -> None:
-    *blocks, last = key.split(".")
-    for block in blocks:
-        tree = tree.setdefault(block, {})
-        if not isinstance(tree, dict):
-            raise InputError(f"tuning.space.{key}: {block} is not a block")
-    tree[last] = value
 
 
 def trial_id(settings: Settings) -> str:
@@ -63,17 +55,31 @@ def check_space(search: Search, configure: Callable[[Settings], Config]) -> None
         block = key.partition(".")[0]
         if block in _FIXED:
             raise InputError(f"tuning.space.{key}: can't be searched: {_FIXED[block]}")
-    for settings in _samples(search):
-        try:
+    for settings in samples(search):
+        with with_faults_named(settings):
             configure(settings)
-        except InputError as error:
-            text, shown = str(error).removeprefix("config: "), json.dumps(settings, default=str)
-            raise InputError(f"tuning.space: with {shown}: {text}") from None
 
 
-def _samples(search: Search) -> Iterator[dict[str, Any]]:
-    """All combinations where they are few; else every value once, and some combinations."""
-    values = {key: ends(domain) for key, domain in search.tuning.space.items()}
+@contextmanager
+def with_faults_named(settings: Settings) -> Iterator[None]:
+    """InputErrors say which settings they came with."""
+    try:
+        yield
+    except InputError as error:
+        if not settings:
+            raise
+        text, shown = str(error).removeprefix("config: "), json.dumps(settings, default=str)
+        raise InputError(f"tuning.space: with {shown}: {text}") from None
+
+
+def samples(search: Search) -> Iterator[dict[str, Any]]:
+    """All combinations of choices, ends of ranges and one number within each, where they are few;
+    else every value once, and some combinations.
+    """
+    values = {
+        key: (*ends(domain), _within(domain)) if isinstance(domain, Range) else domain
+        for key, domain in search.tuning.space.items()
+    }
     if math.prod(map(len, values.values())) <= MOST_COMBINATIONS // 8:
         yield from combinations(values)
         return
@@ -98,6 +104,11 @@ def ends(domain: Range | tuple[Any, ...]) -> tuple[Any, ...]:
     return domain
 
 
+def _within(domain: Range) -> float | int:
+    """A number inside a range: a range of whole numbers that isn't `integer` has others."""
+    return _number(domain.low + 0.381966 * (domain.high - domain.low), domain)
+
+
 def _number(value: float, domain: Range) -> float | int:
     if domain.integer:
         return round(value)
@@ -110,11 +121,14 @@ def draw_in_secret(search: Search, rng: Random) -> dict[str, Any]:
     for key, domain in search.tuning.space.items():
         if not isinstance(domain, Range):
             settings[key] = rng.choice(domain)
-        elif domain.integer:
+        elif domain.integer and not domain.log:
             settings[key] = rng.randint(int(domain.low), int(domain.high))
         elif domain.log:
-            drawn = math.exp(rng.uniform(math.log(domain.low), math.log(domain.high)))
-            settings[key] = _number(drawn, domain)
+            # A whole number k stands for [k, k + 1), as in Ray Tune's lograndint.
+            above = domain.high + 1 if domain.integer else domain.high
+            drawn = math.exp(rng.uniform(math.log(domain.low), math.log(above)))
+            whole = min(math.floor(drawn), domain.high) if domain.integer else drawn
+            settings[key] = _number(whole, domain)
         else:
             settings[key] = _number(rng.uniform(domain.low, domain.high), domain)
     return settings
@@ -129,7 +143,8 @@ def ray_space(search: Search) -> dict[str, Any]:
         if not isinstance(domain, Range):
             space[key] = tune.choice([_shown(value) for value in domain])
         elif domain.integer:
-            space[key] = tune.randint(int(domain.low), int(domain.high) + 1)
+            among = tune.lograndint if domain.log else tune.randint
+            space[key] = among(int(domain.low), int(domain.high) + 1)
         elif domain.log:
             space[key] = tune.loguniform(domain.low, domain.high)
         else:

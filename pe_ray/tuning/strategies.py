@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,14 @@ from pe_ray.door import Door, open_records
 from pe_ray.errors import InputError
 from pe_ray.evolution import iterations
 from pe_ray.planning import plan, planned_releases, require_affordable, run_shape, votes_shape
-from pe_ray.release.adaptive import adaptive_epsilon, with_mu
+from pe_ray.release.adaptive import with_mu
 from pe_ray.release.aggregator import create_aggregator
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.scores import release_moments
 from pe_ray.run_directory import LEDGER, RunDirectory, locked, made_in, on_disk, write_config
-from pe_ray.storage import Location, atomic_write, delete_tree, given
+from pe_ray.storage import Location, atomic_write, delete_tree
 from pe_ray.synthetic.population import fractions_of
-from pe_ray.synthetic.variation import check_generators, write_final
+from pe_ray.synthetic.variation import write_final
 from pe_ray.tuning.budget import (
     LABEL_COUNTS,
     MOMENTS,
@@ -44,11 +43,12 @@ from pe_ray.tuning.budget import (
     shared_releases,
     trial_mu,
 )
-from pe_ray.tuning.config import NO_FINAL_RUN, MomentsObjective, Search
+from pe_ray.tuning.checks import check, check_parts
+from pe_ray.tuning.config import MomentsObjective, Search
 from pe_ray.tuning.objectives import moments_plugin
-from pe_ray.tuning.private_selection import planned_selection, run_selection
-from pe_ray.tuning.space import check_space, trial_id
-from pe_ray.tuning.trial import Job, final_config, trial_config, trial_releases
+from pe_ray.tuning.private_selection import run_selection
+from pe_ray.tuning.space import trial_id
+from pe_ray.tuning.trial import Job, final_config
 from pe_ray.values import Release
 
 logger = logging.getLogger(__name__)
@@ -62,48 +62,6 @@ class Outcome:
     settings: dict[str, Any]
     score: float
     trials: tuple[dict[str, Any], ...]
-
-
-def check(search: Search) -> None:
-    """Raise InputError, before anything is spent, for a search that can't be made."""
-    if not isinstance(given(search.config.output.path, "output.path"), Path):
-        raise InputError("output.path: a search needs a local folder; copy it from there")
-    if search.config.teacher and not search.tuning.final_run:
-        raise InputError(f"teacher: {NO_FINAL_RUN}")
-    check_space(search, lambda settings: _checked(search, settings))
-    job = _job(search, Path("unused"))
-    shared_releases(search)
-    if search.tuning.strategy == "select":
-        planned_selection(search)
-        return
-    planned = [*shared_releases(search), *trial_releases(job, search.config, "trial/")]
-    if search.tuning.strategy in ("public", "proxy"):  # there trials are free
-        planned = list(shared_releases(search))
-    if search.tuning.strategy == "proxy":
-        planned += with_mu(votes_shape(search.config, "proxy/"), proxy_mu(search))
-    if final_mu(search):
-        planned += with_mu(run_shape(search.config), final_mu(search))
-    privacy = search.config.privacy
-    if accounting_of(search) == "fixed":
-        planned_releases(search.config)
-    elif adaptive_epsilon(planned, privacy.delta) > privacy.epsilon:
-        raise InputError(
-            "privacy.epsilon: too small for one trial and the final run at this delta; raise either"
-        )
-
-
-def _checked(search: Search, settings: Mapping[str, Any]) -> Config:
-    """A trial's configuration, if its strategy may have it."""
-    config = trial_config(_job(search, Path("unused")), settings)
-    if search.tuning.strategy == "select":
-        for iteration in range(config.schedule.iterations + 1):
-            plugin = config.generator_at(iteration)
-            if plugin.options.call_price is not None:
-                raise InputError(
-                    f"generator: {plugin.kind} hands samples to a service and keeps its answers, "
-                    "but only the best trial of select may leave; use another strategy"
-                )
-    return config
 
 
 def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
@@ -129,7 +87,7 @@ def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
             renew=_is_bare(run, folder),
         )
         atomic_write(
-            folder / "config.yaml", yaml.safe_dump(search.bound(), sort_keys=False).encode()
+            folder / "config.yaml", yaml.safe_dump(search.values(), sort_keys=False).encode()
         )
         result = folder / "result.json"
         if search.tuning.strategy == "select" and sum(node["Alive"] for node in ray.nodes()) > 1:
@@ -137,8 +95,8 @@ def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
                 "tuning.strategy: select keeps its runs on this machine's disk until the best is "
                 "released; start it on a cluster of one machine, or use another strategy"
             )
-        if not ledger.charged:
-            check_generators(search.config)
+        if not ledger.charged and not result.exists():
+            check_parts(search)
         asks = search.tuning.strategy in ("select", "compose")
         if asks and not result.exists():
             open_records(search.config)  # a bad record must end this before anything is spent
@@ -179,23 +137,23 @@ def _bind(search: Search, run: RunDirectory, folder: Path) -> None:
     """Tie the directory to the search, or refuse one that it isn't tied to."""
     file = folder / "config.yaml"
     if file.exists():
-        changed = differences(yaml.safe_load(file.read_text(encoding="utf-8")), search.bound())
+        try:
+            stored = yaml.safe_load(file.read_text(encoding="utf-8"))
+            changed = differences(search.bound(stored), search.bound(search.values()))
+        except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+            raise InputError(f"{file}: is damaged; restore it from a copy") from None
         if changed and not _is_bare(run, folder):  # else the ledger refuses, if it was charged
             raise InputError(
                 f"{', '.join(changed)}: differs from the search in {run.path}; restore it, or give "
                 "another output.path (a new search spends anew)"
             )
-        if not run.ledger.exists():
+        if not run.has_ledger:
             raise InputError(
                 f"output.path: {run.path} has a search but no ledger.sqlite; restore the ledger, "
                 "since without it what was spent is unknown, or give another output.path"
             )
-    elif not run.ledger.exists() and made_in(run.path):
+    elif not run.has_ledger and made_in(run.path) - {LEDGER}:
         raise InputError(f"output.path: {run.path} holds other files; give an empty or new folder")
-
-
-def _job(search: Search, folder: Path) -> Job:
-    return Job(search=search, folder=folder, ledger=None)
 
 
 def _prepared(search: Search, run: RunDirectory, ledger: Ledger, folder: Path) -> Job:

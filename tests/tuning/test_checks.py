@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from tiny_public import save_parquet
 from tiny_search import STAND_IN, final
 
 from pe_ray import InputError, cli
 from pe_ray.release.ledger import Ledger
 from pe_ray.run_directory import claimed, write_config
+from pe_ray.tuning import strategies
+from pe_ray.tuning.checks import check
 from pe_ray.tuning.config import search_of
+from pe_ray.tuning.space import draw_in_secret, ray_space
 from pe_ray.tuning.strategies import tune
 
 
@@ -126,6 +132,105 @@ def test_a_searchs_first_mistake_is_mended_in_place(
     assert not Ledger.open(final(searched) / "ledger.sqlite").charged
     searched["generator"] = kind
     assert tune(search_of(searched)).trials
+
+
+@pytest.mark.parametrize("strategy", ["compose", "select"])
+@pytest.mark.parametrize(
+    ("tuning", "metrics", "message"),
+    [
+        (
+            {"reference": {"data": "/nowhere", "labels": STAND_IN}},
+            {},
+            r"objective\.reference\.data",
+        ),
+        ({"score": "nosuch"}, {}, r"objective\.score: name one of accuracy"),
+        ({}, {"data": "/nowhere", "metrics": [{"kind": "frechet"}]}, r"metrics\.public\.data"),
+        ({"space": "fonts"}, {}, r"tuning\.space: with .*generator\.fonts: /nowhere"),
+    ],
+)
+def test_what_trials_need_is_tried_before_anything_is_spent(
+    ray_session: None,
+    searched: dict[str, Any],
+    tmp_path: Path,
+    strategy: str,
+    tuning: dict[str, Any],
+    metrics: dict[str, Any],
+    message: str,
+) -> None:
+    public = save_parquet(tmp_path / "public", STAND_IN)
+    reference = {"data": str(public), "labels": STAND_IN}
+    searched["tuning"] |= {
+        "strategy": strategy,
+        "objective": {"kind": "public", "mode": "max", "metric": {"kind": "classifier"}}
+        | {"reference": reference}
+        | {key: value for key, value in tuning.items() if key != "space"},
+    }
+    if "space" in tuning:
+        searched["tuning"]["space"] = {"generator.fonts": [None, "/nowhere"]}
+    if metrics:
+        searched["metrics"] = {"public": metrics}
+    with pytest.raises(InputError, match=message):
+        tune(search_of(searched))
+    assert not Ledger.open(final(searched) / "ledger.sqlite").charged
+
+
+@pytest.mark.parametrize("strategy", ["compose", "select"])
+def test_a_range_is_tried_between_its_ends(searched: dict[str, Any], strategy: str) -> None:
+    searched["tuning"] |= {
+        "strategy": strategy,
+        "space": {"selection.smooth": {"low": 1, "high": 8}},
+    }
+    with pytest.raises(InputError, match=r"tuning\.space: with .*selection\.smooth"):
+        tune(search_of(searched))
+    searched["tuning"]["space"]["selection.smooth"]["integer"] = True
+    check(search_of(searched))
+
+
+def test_a_logarithmic_range_of_whole_numbers_is_drawn_evenly_in_its_logarithm(
+    searched: dict[str, Any],
+) -> None:
+    wide = {"low": 1, "high": 999, "log": True, "integer": True}
+    searched["tuning"]["space"] = {"selection.smooth": wide}
+    search = search_of(searched)
+    rng = Random(7)
+    secret = [draw_in_secret(search, rng)["selection.smooth"] for _ in range(3000)]
+    shown = [ray_space(search)["selection.smooth"].sample() for _ in range(3000)]
+    for drawn in (secret, shown):
+        assert all(isinstance(number, int) and 1 <= number <= 999 for number in drawn)
+        for top in (9, 99):  # a third each of 1..9, 10..99, 100..999; five standard deviations
+            share = sum(number <= top for number in drawn) / len(drawn)
+            assert share == pytest.approx(math.log10(top + 1) / 3, abs=0.045)
+
+
+def test_a_search_is_bound_to_what_a_run_is_bound_to(
+    ray_session: None, searched: dict[str, Any], tmp_path: Path
+) -> None:
+    searched["private"]["cache"] = str(tmp_path / "cache")
+    first = search_of(searched).fingerprint
+    searched["metrics"] = {"audit": [{"kind": "classifier"}]}
+    searched["private"]["cache"] = str(tmp_path / "elsewhere")
+    assert search_of(searched).fingerprint == first
+    searched["tuning"] |= {"strategy": "select"}  # its runs are in the cache's folder
+    selected = search_of(searched).fingerprint
+    searched["private"]["cache"] = str(tmp_path / "cache")
+    assert search_of(searched).fingerprint != selected
+
+
+def test_the_ledger_of_an_unfinished_search_can_be_read(
+    ray_session: None,
+    searched: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def dies(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(strategies, "_finish", dies)
+    with pytest.raises(KeyboardInterrupt):
+        tune(search_of(searched))
+    assert cli.main(["ledger", str(final(searched)), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["epsilon"] > 0
+    assert cli.main(["report", str(final(searched))]) == 2
 
 
 def test_the_plan_shows_all_strategies(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -168,9 +169,11 @@ def test_why_private_records_cannot_be_used_is_not_kept(
 
 
 @pytest.mark.slow
-def test_killed_it_is_restored_without_paying_twice(
-    searched: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize("blow", ["all are killed", "Ctrl-C", "the trial is killed"])
+def test_stopped_it_is_restored_without_paying_twice(
+    searched: dict[str, Any], tmp_path: Path, blow: str
 ) -> None:
+    searched["schedule"]["iterations"] = 6  # long enough to be hit in the middle
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(searched))
     command = [sys.executable, "-m", "pe_ray", "tune", str(file)]
@@ -191,12 +194,22 @@ def test_killed_it_is_restored_without_paying_twice(
                 assert seen.setdefault(entry.release.key, stored.tolist()) == stored.tolist()
         return len(seen)
 
-    for wanted in (1, 3):  # in the first trial, then in the second
+    for wanted in (1, 8):  # in the first trial, then in the second
         process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
         while watch() < wanted and process.poll() is None:
             time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        if blow == "all are killed":
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            continue
+        if blow == "Ctrl-C":
+            process.send_signal(signal.SIGINT)
+        else:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                if "TrialActor" in " ".join(child.cmdline()):
+                    child.kill()
+        assert process.wait() == 1
+        assert not (final(searched) / "tuning" / "result.json").exists()
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     watch()
