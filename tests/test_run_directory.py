@@ -95,12 +95,10 @@ def test_a_first_mistake_is_mended_in_place(
     kept = deepcopy(tree)
     kept["output"]["path"] = str(tmp_path / "fresh")
     kept["privacy"]["epsilon"] = float("inf")
+    data = save_parquet(tmp_path / "data", [*"0123456789"], 1)
     for mistake in ({"label_column": "lable"}, {"where": {"label": "none"}}):
         wrong = deepcopy(tree)
-        wrong["private"] |= {
-            "data": str(save_parquet(tmp_path / "data", [*"0123456789"], 1)),
-            **mistake,
-        }
+        wrong["private"] |= {"data": str(data), **mistake}
         with pytest.raises(InputError, match=r"^private\."):
             evolve(Config.from_dict(wrong))
     wrong = deepcopy(tree)

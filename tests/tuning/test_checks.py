@@ -139,7 +139,7 @@ def test_a_searchs_first_mistake_is_mended_in_place(
     ("tuning", "metrics", "message"),
     [
         (
-            {"reference": {"data": "/nowhere", "labels": STAND_IN}},
+            {"reference": {"data": "/no", "labels": STAND_IN}},
             {},
             r"objective\.reference\.data",
         ),
@@ -228,6 +228,7 @@ def test_the_ledger_of_an_unfinished_search_can_be_read(
     monkeypatch.setattr(strategies, "_finish", dies)
     with pytest.raises(KeyboardInterrupt):
         tune(search_of(searched))
+    capsys.readouterr()
     assert cli.main(["ledger", str(final(searched)), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["epsilon"] > 0
     assert cli.main(["report", str(final(searched))]) == 2
