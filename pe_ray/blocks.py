@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -63,6 +64,16 @@ def _plugin(plugin_type: plugins.PluginType) -> BeforeValidator:
 GeneratorPlugin = Annotated[Plugin, _plugin("generator")]
 EmbedderPlugin = Annotated[Plugin, _plugin("embedder")]
 MetricPlugin = Annotated[Plugin, _plugin("metric")]
+
+
+def _not_learnt(embedder: Plugin) -> Plugin:
+    if embedder.options.learnt:
+        raise ValueError(f"{embedder.kind} is learnt by a run, for its votes; name another")
+    return embedder
+
+
+FixedEmbedderPlugin = Annotated[EmbedderPlugin, AfterValidator(_not_learnt)]
+"""An embedder that is the same for every run."""
 
 
 class Stage(Block):

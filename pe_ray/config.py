@@ -102,6 +102,7 @@ class Config(Block):
         self._check_places()
         self._check_public_metrics()
         self._check_teacher()
+        self._check_embedder()
         return self
 
     def _check_places(self) -> None:
@@ -177,6 +178,22 @@ class Config(Block):
         label_counts = self.privacy.label_fractions == "dp"
         if label_counts and teacher.share + self.privacy.label_count_share >= 1:
             raise ValueError("teacher.share: with privacy.label_count_share must be below 1")
+
+    def _check_embedder(self) -> None:
+        if not self.embedder.options.learnt:
+            return
+        kind = self.embedder.kind
+        if len(self.private.labels) < 2:
+            raise ValueError(f"embedder: {kind} needs at least two private.labels to tell apart")
+        if min(self.image_shape.height, self.image_shape.width) < 4:
+            raise ValueError(f"embedder: {kind} needs images of at least 4x4")
+        if self.generator_at(0).options.call_price is not None:
+            raise ValueError(
+                f"embedder: {kind} draws many images more, and this generator's are paid for; "
+                "name another embedder"
+            )
+        if self.votes.metric == "inner_product":
+            raise ValueError(f"votes.metric: l2 or cosine for the embedder {kind}")
 
     def generator_at(self, iteration: int) -> Plugin:
         """What makes S_iteration from S_(iteration-1), and draws the lookahead of its votes."""

@@ -27,6 +27,7 @@ from pe_ray.run_directory import RunDirectory
 from pe_ray.storage import location
 from pe_ray.synthetic import writer
 from pe_ray.synthetic.embedding import EmbeddingWorker, embed, embedding_beside
+from pe_ray.synthetic.features import with_learnt_embedder
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.teacher import fit_features, layout_of, write_teacher
 from pe_ray.values import NoisyHistogram, Release
@@ -148,8 +149,11 @@ def open_records(config: Config, source: PrivateConfig | None = None) -> Private
         raise InputError(
             f"private.cache: {cache} lies in output.path, which is publishable; name another folder"
         )
+    config, private = with_learnt_embedder(config), voters(config, source)
+    if config.embedder.options.learnt:
+        private = private.model_copy(update={"cache": "none"})  # embeddings are of one run
     return private_records.open_records(
-        voters(config, source),
+        private,
         channels=config.image_shape.channels,
         embedder_kind=config.embedder.kind,
         embedder_options=config.embedder.options,

@@ -71,6 +71,11 @@ class GeneratorOptions(Options):
 class EmbedderOptions(Options):
     """Base of an embedder's options."""
 
+    @property
+    def learnt(self) -> bool:
+        """Whether a run learns it, so that its embeddings mean nothing elsewhere."""
+        return False
+
     def dim(self, shape: ImageShape) -> int:
         """Length of the embedding of an image of `shape`."""
         raise NotImplementedError
@@ -160,6 +165,7 @@ _BUILT_IN: Mapping[PluginType, Mapping[str, str]] = {
         "inception": "pe_ray.components.networks:Inception",
         "clip": "pe_ray.components.networks:Clip",
         "dinov2": "pe_ray.components.networks:Dinov2",
+        "label_features": "pe_ray.components.label_features:LabelFeatures",
     },
     "metric": {
         "frechet": "pe_ray.components.scores:FrechetDistance",

@@ -36,6 +36,7 @@ from pe_ray.storage import (
     reported,
     require_writable,
 )
+from pe_ray.synthetic.features import FEATURES
 from pe_ray.synthetic.writer import manifest_of
 from pe_ray.values import LabelLayout, NoisyHistogram
 
@@ -64,7 +65,7 @@ class RunDirectory:
         """Whether nothing was made in it yet, so that a mistake in the configuration may be mended:
         it holds a configuration and a ledger at most.
         """
-        return not made_in(self.path) - {"config.yaml", LEDGER}
+        return not made_in(self.path) - {"config.yaml", LEDGER, FEATURES}
 
     @property
     def config(self) -> Location:

@@ -6,15 +6,15 @@ recompute these numbers.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 Seeds = NDArray[np.uint64]
-Purpose = Literal["random", "variation", "lookahead", "selection", "expansion"]
+Purpose = Literal["random", "variation", "lookahead", "selection", "expansion", "features"]
 
-_PURPOSES: tuple[Purpose, ...] = ("random", "variation", "lookahead", "selection", "expansion")
+_PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pe_ray import plugins
-from pe_ray.components import convnet, teacher_features
+from pe_ray.components import convnet, label_features
 from pe_ray.config import Config
 from pe_ray.moments import GRAM_SHARE
 from pe_ray.seeds import row_seeds
@@ -125,13 +125,11 @@ def main() -> None:
 
     if "votes" in options.rows:
         report("votes alone", images, labels)
-    arrays = teacher_features.fit(images, labels, options.features, epochs=2, seed=options.seed)
+    arrays = label_features.fit(images, labels, options.features, epochs=2, seed=options.seed)
     file = Path(options.population).with_suffix(".features.npz")
     np.savez(file, allow_pickle=False, **arrays)
-    settings = teacher_features.TeacherFeaturesOptions(
-        file=str(file), num_features=options.features
-    )
-    embedder = teacher_features.TeacherFeatures(settings)
+    settings = label_features.LearntFeaturesOptions(file=str(file), num_features=options.features)
+    embedder = label_features.LearntFeatures(settings)
     of_records = embedder.embed(records).astype(np.float64)
     moments = noisy_moments(of_records, record_labels, options.share, options.seed)
     weights = ridge(*moments, arrays["prior"])

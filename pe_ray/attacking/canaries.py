@@ -31,6 +31,7 @@ from pe_ray.private.votes import bounded_votes, nearest_samples
 from pe_ray.storage import Location, atomic_write
 from pe_ray.synthetic import writer
 from pe_ray.synthetic.embedding import embed
+from pe_ray.synthetic.features import with_learnt_embedder
 from pe_ray.synthetic.population import Population, apportion, initial_offspring
 from pe_ray.synthetic.variation import make_population
 from pe_ray.values import LabelLayout
@@ -180,8 +181,9 @@ def _write(
 
 def embedded(config: Config, file: Path) -> NDArray[np.float32]:
     """Embeddings of a canary file's records, in order, made as a run makes them."""
+    config = with_learnt_embedder(config)
     records = open_records(
-        canary_data(config, file).model_copy(update={"user_column": None}),
+        canary_data(config, file).model_copy(update={"user_column": None, "cache": "none"}),
         channels=config.image_shape.channels,
         embedder_kind=config.embedder.kind,
         embedder_options=config.embedder.options,

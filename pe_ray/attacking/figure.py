@@ -15,6 +15,7 @@ from pe_ray.attacking.game import Game, Verdict, scored
 from pe_ray.images import pixels
 from pe_ray.private.search import Search
 from pe_ray.synthetic import writer
+from pe_ray.synthetic.features import with_learnt_embedder
 from pe_ray.synthetic.variation import layout_of
 
 MOST_COMPARED = 4096
@@ -27,7 +28,7 @@ def nearest_distances(game: Game) -> NDArray[np.float64]:
     that lie nearer show that votes had an effect, which they are meant to have; equal distances
     don't show that nothing leaked, since the histograms say far more.
     """
-    config, canaries = game.config, game.canaries
+    config, canaries = with_learnt_embedder(game.config), game.canaries
     embedder = plugins.load("embedder", config.embedder.kind)(config.embedder.options)
     last = config.schedule.iterations
     layout = layout_of(game.run.population(last))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from pe_ray import plugins
-from pe_ray.blocks import EmbedderPlugin, Plugin
+from pe_ray.blocks import FixedEmbedderPlugin, Plugin
 from pe_ray.components.cached_images import CachedImages, entry
 from pe_ray.components.neighbors import write_neighbors
 from pe_ray.errors import InputError
@@ -45,7 +45,7 @@ class NearestImageOptions(GeneratorOptions):
     classes: Literal["match", "random"] | dict[str, tuple[str, ...]] = "match"
     """Which public images stand for a label: those whose class has the label's name (match), all
     (random), or label -> names of public classes. Variations stay among them."""
-    embedder: EmbedderPlugin = Field(default_factory=_pixels)
+    embedder: FixedEmbedderPlugin = Field(default_factory=_pixels)
     """In whose space images are near; its metric l2 or cosine."""
     cache: str | None = None
     """Folder for decoded images and neighbours; default: pe_ray/public in the user's cache."""

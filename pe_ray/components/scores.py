@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pe_ray import plugins
-from pe_ray.blocks import EmbedderPlugin, Plugin
+from pe_ray.blocks import FixedEmbedderPlugin, Plugin
 from pe_ray.components import convnet
 from pe_ray.components.distances import frechet_distance, kernel_distance, precision_and_recall
 from pe_ray.errors import InputError
@@ -42,7 +42,7 @@ def _need_labels(name: str, labels: Labels) -> None:
 class FrechetOptions(plugins.Options):
     """Options of `frechet`."""
 
-    embedder: EmbedderPlugin = Field(default_factory=lambda: _default("pixels"))
+    embedder: FixedEmbedderPlugin = Field(default_factory=lambda: _default("pixels"))
     """{kind: inception} makes it the FID, as clean-fid computes it."""
 
 
@@ -71,7 +71,7 @@ class FrechetDistance:
 class KernelOptions(plugins.Options):
     """Options of `kid`."""
 
-    embedder: EmbedderPlugin = Field(default_factory=lambda: _default("inception"))
+    embedder: FixedEmbedderPlugin = Field(default_factory=lambda: _default("inception"))
     max_images: int = Field(default=10_000, ge=2)
     """Images compared at most, of either set (evenly spaced rows); time grows with its square."""
 
@@ -105,7 +105,7 @@ class KernelDistance:
 class PrecisionRecallOptions(plugins.Options):
     """Options of `precision_recall`."""
 
-    embedder: EmbedderPlugin = Field(default_factory=lambda: _default("pixels"))
+    embedder: FixedEmbedderPlugin = Field(default_factory=lambda: _default("pixels"))
     neighbors: int = Field(default=3, ge=1)
     """A point's ball reaches to this many nearest others of its own set."""
     max_images: int = Field(default=10_000, ge=2)

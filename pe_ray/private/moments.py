@@ -9,7 +9,7 @@ import ray
 from numpy.typing import NDArray
 
 from pe_ray.blocks import PrivateConfig
-from pe_ray.components.teacher_features import KIND, TeacherFeaturesOptions
+from pe_ray.components.label_features import KIND, LearntFeaturesOptions
 from pe_ray.moments import Moments
 from pe_ray.private.records import EmbeddedRecords, open_records
 from pe_ray.private.sources import joined
@@ -26,7 +26,7 @@ Vectors = Callable[[NDArray[np.float64], NDArray[np.int32]], NDArray[np.float64]
 def sum_moments(
     config: PrivateConfig,
     channels: int,
-    features: TeacherFeaturesOptions,
+    features: LearntFeaturesOptions,
     layout: Moments,
     stall_seconds: float,
 ) -> list[ray.ObjectRef]:

@@ -21,6 +21,7 @@ from pe_ray.plugins import Embedder, Rows
 from pe_ray.seeds import row_seeds
 from pe_ray.storage import Location, location
 from pe_ray.synthetic import writer
+from pe_ray.synthetic.features import with_learnt_embedder
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.stage import PartWorker, Request, loaded, run_stage
 from pe_ray.synthetic.variation import BatchedGenerator
@@ -112,6 +113,7 @@ def embedding_beside(
 
     None where these hold another generator than the lookahead needs.
     """
+    config = with_learnt_embedder(config)
     before, after = config.generator_at(iteration - 1), config.generator_at(iteration)
     if config.votes.lookahead and before != after:
         return None
@@ -138,6 +140,7 @@ def embed(
     With votes.reuse_lookahead the lookahead draws stay in the folder `kept`, laid out like a
     population: row i k + j is draw j of sample i.
     """
+    config = with_learnt_embedder(config)
     row_bytes = config.image_shape.num_bytes
     layout, count = population.layout, config.votes.lookahead
     ranges = writer.part_ranges(layout.num_samples, row_bytes, config.output.rows_per_part)

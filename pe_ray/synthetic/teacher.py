@@ -8,20 +8,18 @@ So the noisier the release, the more labels stay as they were. Everything here i
 
 from __future__ import annotations
 
-import io
 import math
-from typing import Any
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from pe_ray.components import teacher_features
+from pe_ray.components import label_features
 from pe_ray.config import Config
 from pe_ray.errors import InputError
 from pe_ray.moments import GRAM_SHARE, Floats, Moments
 from pe_ray.plugins import Images
-from pe_ray.storage import Location, atomic_write, location, whole
+from pe_ray.storage import Location, location, whole
 from pe_ray.synthetic import writer
 from pe_ray.synthetic.population import Population
 from pe_ray.values import NoisySums
@@ -38,7 +36,7 @@ def layout_of(config: Config) -> Moments:
 
 def fit_features(
     config: Config, folder: Location, population: Population
-) -> teacher_features.TeacherFeaturesOptions:
+) -> label_features.LearntFeaturesOptions:
     """Train the feature network on `population` in one Ray task, unless that is done.
 
     Returns the options of the embedder that reads it.
@@ -46,35 +44,28 @@ def fit_features(
     assert config.teacher is not None
     file = folder / "features.npz"
     if file.exists():
-        teacher_features.read(file)
+        label_features.read(file)
     else:
         ray.get(ray.remote(num_cpus=1)(_fit).remote(config, str(file), population))
-    return teacher_features.TeacherFeaturesOptions(
+    return label_features.LearntFeaturesOptions(
         file=str(file), num_features=config.teacher.features
     )
 
 
 def _fit(config: Config, file: str, population: Population) -> None:
-    import torch
-
     assert config.teacher is not None
     num = min(_MOST_IMAGES, population.layout.num_samples)
     ids = np.arange(num, dtype=np.int64) * population.layout.num_samples // num
     options = config.generator_at(population.iteration).options
     rows = writer.read_population(population.directory, ids, options)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the order of additions depends on their number
-    try:
-        arrays = teacher_features.fit(
-            rows["image"],
-            rows["label"],
-            config.teacher.features,
-            config.teacher.epochs,
-            config.schedule.seed,
-        )
-    finally:
-        torch.set_num_threads(threads)
-    _write(location(file), arrays)
+    arrays = label_features.fit(
+        rows["image"],
+        rows["label"],
+        config.teacher.features,
+        config.teacher.epochs,
+        config.schedule.seed,
+    )
+    label_features.write(location(file), arrays)
 
 
 def write_teacher(config: Config, folder: Location, sums: NoisySums) -> None:
@@ -83,9 +74,10 @@ def write_teacher(config: Config, folder: Location, sums: NoisySums) -> None:
     if not file.exists():
         gram, cross = layout_of(config).unpack(sums.sums)
         prior = np.zeros_like(cross)
-        given = teacher_features.read(folder / "features.npz")["prior"]
+        given = label_features.read(folder / "features.npz")["prior"]
         prior[:, : given.shape[1]] = given
-        _write(file, {"weights": ridge(gram, cross, sums.release.sigma, prior)})
+        weights = ridge(gram, cross, sums.release.sigma, prior)
+        label_features.write(file, {"weights": weights})
 
 
 def ridge(gram: Floats, cross: Floats, sigma: float, prior: Floats) -> Floats:
@@ -113,10 +105,10 @@ class Teacher:
     """Labels images: the largest component of W^T f."""
 
     def __init__(self, folder: Location, num_features: int) -> None:
-        options = teacher_features.TeacherFeaturesOptions(
+        options = label_features.LearntFeaturesOptions(
             file=str(folder / "features.npz"), num_features=num_features
         )
-        self._features = teacher_features.TeacherFeatures(options)
+        self._features = label_features.LearntFeatures(options)
         with np.load(whole(folder / "weights.npz"), allow_pickle=False) as stored:
             self._weights = stored["weights"]
 
@@ -135,9 +127,3 @@ def load(config: Config, folder: Location) -> Teacher | None:
             f"run: not finished, {folder} holds no weights; run the same `pe-ray run` command first"
         )
     return Teacher(folder, config.teacher.features)
-
-
-def _write(file: Location, arrays: dict[str, NDArray[Any]]) -> None:
-    sink = io.BytesIO()
-    np.savez(sink, allow_pickle=False, **arrays)
-    atomic_write(file, sink.getvalue())

@@ -91,7 +91,9 @@ def check_parts(search: Search) -> None:
         with with_faults_named(settings):
             for config in (trial, final) if trial.private != final.private else (final,):
                 steps = range(config.schedule.iterations + 1)
-                made = [*(config.generator_at(step) for step in steps), config.embedder]
+                made = [config.generator_at(step) for step in steps]
+                if not config.embedder.options.learnt:
+                    made.append(config.embedder)
                 check_plugins(made, config.private.labels, resources)
     if isinstance(search.tuning.objective, PublicObjective):
         task = ray.remote(

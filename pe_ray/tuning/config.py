@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from pe_ray.blocks import Block, EmbedderPlugin, MetricPlugin, PrivateConfig
+from pe_ray.blocks import Block, FixedEmbedderPlugin, MetricPlugin, PrivateConfig
 from pe_ray.config import Config, apart, first_fault, read_tree
 from pe_ray.errors import InputError
 from pe_ray.release.selection import Repetitions
@@ -79,7 +79,7 @@ class MomentsObjective(Block):
     kind: Literal["moments"]
     share: float = Field(default=0.1, gt=0, lt=1)
     """Share of the budget's mu^2 that the release costs."""
-    embedder: EmbedderPlugin | None = None
+    embedder: FixedEmbedderPlugin | None = None
     """Default: the run's own. Scores of trials with different embedders are comparable."""
     dim: int = Field(default=8, ge=1, le=64)
     """Dimensions of the public random projection."""
@@ -260,6 +260,11 @@ def _check_labels(config: Config, tuning: TuningConfig) -> None:
         raise InputError(
             "tuning.objective.reference.labels: must be those that trials have: "
             f"{', '.join(labels[:20])}"
+        )
+    own = tuning.objective.embedder if tuning.objective.kind == "moments" else config.embedder
+    if own is None and config.embedder.options.learnt:
+        raise InputError(
+            "tuning.objective.embedder: needed, since each trial learns an embedder of its own"
         )
     if tuning.objective.kind == "moments" and len(labels) != len(config.private.labels):
         raise InputError(

@@ -30,6 +30,7 @@ from pe_ray.release.ledger import Ledger
 from pe_ray.release.scores import release_moments
 from pe_ray.run_directory import LEDGER, RunDirectory, locked, made_in, on_disk, write_config
 from pe_ray.storage import Location, atomic_write, delete_tree
+from pe_ray.synthetic.features import FEATURES
 from pe_ray.synthetic.population import fractions_of
 from pe_ray.synthetic.variation import write_final
 from pe_ray.tuning.budget import (
@@ -130,7 +131,9 @@ def _cpus(config: Config) -> int:
 
 def _is_bare(run: RunDirectory, folder: Path) -> bool:
     """Whether nothing was made yet: there are a configuration and a ledger at most."""
-    return not (made_in(run.path) - {LEDGER, folder.name} or made_in(folder) - {"config.yaml"})
+    return not (
+        made_in(run.path) - {LEDGER, FEATURES, folder.name} or made_in(folder) - {"config.yaml"}
+    )
 
 
 def _bind(search: Search, run: RunDirectory, folder: Path) -> None:

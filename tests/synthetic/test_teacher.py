@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pe_ray import Config, InputError
-from pe_ray.components import teacher_features
+from pe_ray.components import label_features
 from pe_ray.moments import GRAM_SHARE
 from pe_ray.planning import plan
 from pe_ray.synthetic.teacher import ridge
@@ -68,15 +68,15 @@ def test_an_indefinite_noisy_gram_matrix_is_repaired() -> None:
 
 def test_features_are_of_norm_one_and_follow_the_images(tmp_path: Path) -> None:
     shown, labels = images(80, 0)
-    arrays = teacher_features.fit(shown, labels, num_features=6, epochs=4, seed=1)
-    again = teacher_features.fit(shown, labels, num_features=6, epochs=4, seed=1)
+    arrays = label_features.fit(shown, labels, num_features=6, epochs=4, seed=1)
+    again = label_features.fit(shown, labels, num_features=6, epochs=4, seed=1)
     assert all((arrays[name] == again[name]).all() for name in arrays)
     sink = io.BytesIO()
     np.savez(sink, **arrays)
     file = tmp_path / "features.npz"
     file.write_bytes(sink.getvalue())
-    options = teacher_features.TeacherFeaturesOptions(file=str(file), num_features=6)
-    embedder = teacher_features.TeacherFeatures(options)
+    options = label_features.LearntFeaturesOptions(file=str(file), num_features=6)
+    embedder = label_features.LearntFeatures(options)
     other, truth = images(60, 1)
     features = embedder.embed(other).astype(np.float64)
     assert features.shape == (60, 6)
@@ -91,13 +91,13 @@ def test_features_are_of_norm_one_and_follow_the_images(tmp_path: Path) -> None:
 
 def test_features_of_another_version_are_refused(tmp_path: Path) -> None:
     shown, labels = images(80, 0)
-    arrays = teacher_features.fit(shown, labels, num_features=6, epochs=1, seed=1)
+    arrays = label_features.fit(shown, labels, num_features=6, epochs=1, seed=1)
     for change in ({}, {"format": np.array(1)}):
         file = tmp_path / "features.npz"
         np.savez(file, **{k: v for k, v in arrays.items() if k != "format"} | change)
         with pytest.raises(InputError, match=r"features\.npz: of another version"):
-            teacher_features.TeacherFeatures(
-                teacher_features.TeacherFeaturesOptions(file=str(file), num_features=6)
+            label_features.LearntFeatures(
+                label_features.LearntFeaturesOptions(file=str(file), num_features=6)
             )
 
 

@@ -173,7 +173,7 @@ def test_why_private_records_cannot_be_used_is_not_kept(
 def test_stopped_it_is_restored_without_paying_twice(
     searched: dict[str, Any], tmp_path: Path, blow: str
 ) -> None:
-    searched["schedule"]["iterations"] = 6  # long enough to be hit in the middle
+    searched["schedule"] |= {"iterations": 6, "degrees": 0.3}  # long enough to be hit midway
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(searched))
     command = [sys.executable, "-m", "pe_ray", "tune", str(file)]

@@ -1,0 +1,158 @@
+"""The embedder that a run learns: from public images alone, once, the same wherever it is made."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from undisturbed import content
+
+from pe_ray import Config, InputError, door, evolve
+from pe_ray.components.label_features import LearntFeatures
+from pe_ray.plugins import load
+from pe_ray.release.ledger import Ledger
+from pe_ray.synthetic.features import with_learnt_embedder
+from pe_ray.tuning.config import search_of
+
+
+@pytest.fixture
+def learning(tree: dict[str, Any]) -> dict[str, Any]:
+    tree["embedder"] = {"kind": "label_features", "num_images": 200, "features": 6, "epochs": 1}
+    tree["selection"] = {"denoise": "simplex", "smooth": 8}
+    return tree
+
+
+def test_a_run_stopped_anywhere_learns_what_its_replay_learns(
+    ray_session: None,
+    learning: dict[str, Any],
+    tmp_path: Path,
+    private_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    votes = door.Door.votes
+
+    def dies(self: door.Door, iteration: int, population: Any) -> Any:
+        if iteration == 2:
+            raise KeyboardInterrupt
+        return votes(self, iteration, population)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(door.Door, "votes", dies)
+        with pytest.raises(KeyboardInterrupt):
+            evolve(Config.from_dict(learning))
+    run = evolve(Config.from_dict(learning))
+    first, features = content(run), [*(run / "features").iterdir()]
+    assert len(features) == 1
+    assert not list(private_cache.rglob("*.npz"))  # private embeddings are of this run alone
+    smoothed = {file.name: file.read_bytes() for file in (run / "smoothed").iterdir()}
+    assert len(smoothed) == 2
+    learnt = features[0].read_bytes()
+    shutil.copy(run / "ledger.sqlite", tmp_path / "kept.sqlite")
+    shutil.rmtree(run)
+    run.mkdir()
+    shutil.copy(tmp_path / "kept.sqlite", run / "ledger.sqlite")
+    learning["resources"] = {"num_cpus": 2, "workers": 2, "batch_size": 7}
+    evolve(Config.from_dict(learning))  # all is released: learnt again for the averages alone
+    assert features[0].read_bytes() == learnt
+    assert {file.name: file.read_bytes() for file in (run / "smoothed").iterdir()} == smoothed
+    assert content(run) == first
+
+
+def test_it_learns_before_it_reads_a_record(ray_session: None, learning: dict[str, Any]) -> None:
+    """And a mistake that is found after it is mended in place."""
+    data = learning["private"]["data"]
+    learning["private"]["data"] = "/nowhere"
+    with pytest.raises(InputError, match=r"private\.data: /nowhere does not exist"):
+        evolve(Config.from_dict(learning))
+    run = Path(learning["output"]["path"])
+    assert [file.suffix for file in (run / "features").iterdir()] == [".npz"]
+    assert not Ledger.open(run / "ledger.sqlite").charged
+    learning["private"]["data"] = data
+    learning["schedule"]["iterations"], learning["schedule"]["degrees"] = 1, 0.5
+    evolve(Config.from_dict(learning))
+
+
+def test_another_generator_has_another_embedder(
+    ray_session: None, learning: dict[str, Any]
+) -> None:
+    files = set()
+    for change in ({}, {"image_size": 10}, {"rotation": [0, 5]}):
+        learning["generator"] |= change
+        for key, value in (("features", 6), ("features", 7), ("epochs", 2)):
+            learning["embedder"][key] = value
+            made = with_learnt_embedder(Config.from_dict(learning)).embedder.options
+            files.add(made.file)
+        learning["embedder"] |= {"features": 6, "epochs": 1}
+    assert len(files) == 9
+
+
+def test_what_shares_a_label_lies_near(ray_session: None, learning: dict[str, Any]) -> None:
+    """On images that it never saw, larger than those that it learnt from."""
+    learning["generator"]["image_size"] = 24
+    learning["embedder"] |= {"num_images": 3000, "features": 32, "size": 16}
+    config = Config.from_dict(learning)
+    embedder = LearntFeatures(with_learnt_embedder(config).embedder.options)
+    kind = config.generator_at(0)
+    text = load("generator", kind.kind)(kind.options, config.private.labels)
+    labels = (np.arange(600) % 10).astype(np.int32)
+    images = text.random(labels, np.arange(600, dtype=np.uint64))["image"]
+    features = embedder.embed(images)
+    assert np.linalg.norm(features, axis=1) == pytest.approx(np.ones(600), abs=1e-5)
+    pixels = load("embedder", "pixels")(load("embedder", "pixels").Options(size=14, blur=1.0))
+
+    def shared(vectors: np.ndarray) -> float:
+        likeness = vectors @ vectors.T
+        np.fill_diagonal(likeness, -np.inf)
+        return float((labels[likeness.argmax(axis=1)] == labels).mean())
+
+    assert shared(features) > shared(pixels.embed(images)) > 0.2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"private": {"label_column": None, "labels": ["0"]}}, "at least two private.labels"),
+        ({"votes": {"metric": "inner_product"}}, "votes.metric: l2 or cosine"),
+        ({"embedder": {"features": 1}}, "embedder.features"),
+        (
+            {"metrics": {"audit": [{"kind": "frechet", "embedder": {"kind": "label_features"}}]}},
+            "label_features is learnt by a run, for its votes; name another",
+        ),
+        (
+            {
+                "generator": {
+                    "kind": "nearest_image",
+                    "data": "/public",
+                    "image_size": 8,
+                    "embedder": {"kind": "label_features"},
+                }
+            },
+            "label_features is learnt by a run, for its votes; name another",
+        ),
+    ],
+)
+def test_where_it_can_not_be_used_is_said(
+    learning: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
+    for block, values in change.items():
+        learning[block] = learning[block] | values if block != "generator" else values
+    with pytest.raises(InputError, match=re.escape(message)):
+        Config.from_dict(learning)
+
+
+def test_moments_of_a_search_need_an_embedder_that_all_trials_share(
+    learning: dict[str, Any],
+) -> None:
+    learning["tuning"] = {
+        "strategy": "compose",
+        "space": {"votes.neighbors": [1, 2]},
+        "objective": {"kind": "moments"},
+    }
+    with pytest.raises(InputError, match=r"tuning\.objective\.embedder: needed"):
+        search_of(learning)
+    learning["tuning"]["objective"]["embedder"] = {"kind": "pixels"}
+    search_of(learning)
