@@ -33,7 +33,8 @@ def expand(
 ) -> Location:
     """Stream `num_samples` variations of the final population to `output`, or continue that.
 
-    Row i stems from sample i mod |S_T|; None for num_samples writes the final population itself.
+    Every sample of S_T gets as many, but for the last |S_T| rows at most, whose samples are evenly
+    spaced; None for num_samples writes the final population itself.
     form: parquet; webdataset (tar shards); or folder (an image folder per label). Raises InputError
     where the run is not finished, the output folder holds something else or the disk is too small.
     """

@@ -9,17 +9,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pe_ray.blocks import Plugin
 from pe_ray.config import Config
 from pe_ray.errors import InputError
 from pe_ray.plugins import Generator, load
 from pe_ray.release.accounting import calibrate, epsilon_of
 from pe_ray.seeds import row_seeds
 from pe_ray.synthetic.population import apportion
+from pe_ray.synthetic.writer import part_rows
 from pe_ray.values import Price, Release
 
 PROBE_IMAGES = (1, 8, 64)
 PROBE_SECONDS = 0.5
-_TEACHER_BYTES = 8 << 20  # its network and projection, at most
+_PART_BYTES = 16 << 10  # of a part beside its rows
+_PAGE_BYTES = 4 << 20  # the report, its pictures and what else doesn't grow with the rows
+_LEARNT_BYTES = 8 << 20  # a network and its projection, at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,10 +162,15 @@ def plan(config: Config) -> Plan:
         kept = sum(-(-count // family) for count in layout.counts) if settings.keep_selected else 0
         calls.append(sizes[iteration - 1] * config.votes.lookahead + layout.num_samples - kept)
     shape = config.image_shape
-    row = shape.num_bytes + 64
+    row = shape.num_bytes + 64 + max(map(_own_bytes, map(config.generator_at, range(len(sizes)))))
     # Of the votes that are cast and, already, of the next.
     kept = 2 * row * config.votes.lookahead * max(sizes) if config.votes.reuse_lookahead else 0
-    taught = _TEACHER_BYTES if config.teacher else 0
+    learnt = _LEARNT_BYTES * (bool(config.teacher) + config.embedder.options.learnt)
+    averaged = any(selection.at(t).smooth > 1 for t in range(1, len(sizes)))
+    votes = (28 + 20 * averaged) * sum(sizes)  # in the ledger and in files for readers
+    rows_per_part = config.output.rows_per_part
+    parts = [-(-size // part_rows(size, shape.num_bytes, rows_per_part)) for size in sizes]
+    files = _PAGE_BYTES + _PART_BYTES * (sum(parts) + parts[-1])
     embedded = 4 * config.embedder.options.dim(shape) * max(sizes)
     return Plan(
         epsilon=epsilon_of(releases, config.privacy.delta),
@@ -171,9 +180,15 @@ def plan(config: Config) -> Plan:
         random_calls=drawn,
         variation_calls=sum(calls) - drawn,
         calls=tuple(calls),
-        disk_bytes=row * (sum(sizes) + sizes[-1]) + embedded + kept + 16 * sum(sizes) + taught,
+        disk_bytes=row * (sum(sizes) + sizes[-1]) + embedded + kept + votes + learnt + files,
         bills=_bills(config, drawn, calls),
     )
+
+
+def _own_bytes(generator: Plugin) -> int:
+    """Of the generator's own columns in a row of a population."""
+    columns = generator.options.columns.values()
+    return sum(np.dtype(dtype).itemsize * width for dtype, width in columns)
 
 
 def _bills(config: Config, drawn: int, calls: Sequence[int]) -> tuple[Bill, ...]:

@@ -252,6 +252,7 @@ class FinalWorker(PartWorker):
         config: Config,
         directory: str,
         population: str,
+        num_samples: int,
         num_parents: int,
         form: Format,
         teacher: str,
@@ -259,7 +260,7 @@ class FinalWorker(PartWorker):
         self._config = config
         self._directory = location(directory)
         self._population = location(population)
-        self._num_parents = num_parents
+        self._num_samples, self._num_parents = num_samples, num_parents
         self._form = form
         self._plugin = config.generator_at(config.schedule.iterations)
         self._generator: BatchedGenerator | None = None
@@ -268,9 +269,8 @@ class FinalWorker(PartWorker):
     def make(self, request: Mapping[str, Any]) -> Part:
         config, start, stop = self._config, request["start"], request["stop"]
         ids = np.arange(start, stop, dtype=np.int64)
-        rows = writer.read_population(
-            self._population, ids % self._num_parents, self._plugin.options
-        )
+        parents = final_parents(ids, self._num_samples, self._num_parents)
+        rows = writer.read_population(self._population, parents, self._plugin.options)
         if request["vary"]:
             if self._generator is None:
                 batch_size, names = config.resources.batch_size, config.private.labels
@@ -300,8 +300,8 @@ def write_final(
 ) -> None:
     """The population itself, or `num_samples` further variations of it, for users to read.
 
-    With `config.teacher`, the one in the folder `teacher` labels the images. Row i stems from
-    sample i mod |S_T|: any stretch of |S_T| rows covers every label and parent.
+    With `config.teacher`, the one in the folder `teacher` labels the images; parents: see
+    `final_parents`.
     """
     row_bytes = config.image_shape.num_bytes
     ranges = writer.part_ranges(num_samples, row_bytes, config.output.rows_per_part)
@@ -310,6 +310,7 @@ def write_final(
         "config": config,
         "directory": str(directory),
         "population": str(population.directory),
+        "num_samples": num_samples,
         "num_parents": population.layout.num_samples,
         "form": form,
         "teacher": str(teacher),
@@ -318,6 +319,19 @@ def write_final(
     name = "expansion" if vary else "final set"
     run_stage(
         name, directory, SUFFIXES[form], requests, FinalWorker, arguments, config.resources, extra
+    )
+
+
+def final_parents(ids: NDArray[np.int64], num_samples: int, num_parents: int) -> NDArray[np.int64]:
+    """Which sample of S_T each of the rows `ids` of `num_samples` stems from, [n].
+
+    Rounds of all in order, then evenly spaced ones: populations are in label order, so the labels'
+    shares hold for any number of rows.
+    """
+    whole_rounds = num_samples - num_samples % num_parents
+    rest = max(num_samples % num_parents, 1)
+    return np.where(
+        ids < whole_rounds, ids % num_parents, (ids - whole_rounds) * num_parents // rest
     )
 
 

@@ -42,8 +42,13 @@ class Part:
 
 def part_ranges(num_rows: int, row_bytes: int, rows_per_part: int | None) -> list[tuple[int, int]]:
     """Row ranges of the parts: enough of them to share out, none too large to hold in memory."""
-    rows = rows_per_part or min(4096, max(1, -(-num_rows // 32)), MAX_PART_BYTES // row_bytes or 1)
+    rows = part_rows(num_rows, row_bytes, rows_per_part)
     return [(start, min(start + rows, num_rows)) for start in range(0, num_rows, rows)]
+
+
+def part_rows(num_rows: int, row_bytes: int, rows_per_part: int | None) -> int:
+    """Rows of a part, but for the last."""
+    return rows_per_part or min(4096, max(1, -(-num_rows // 32)), MAX_PART_BYTES // row_bytes or 1)
 
 
 def part_name(start: int, stop: int, suffix: str) -> str:
