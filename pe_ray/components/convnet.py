@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _BATCH = 128
+_EMBEDDED = 64  # images at once for activations; larger batches leave the cache
 _RATE = 3e-3  # the first step's; it falls to 0 at the last
 _WIDTHS = (16, 32, 64)
 
@@ -88,6 +89,9 @@ def activations(network: nn.Sequential, images: Images) -> NDArray[np.float32]:
     """What the network makes of images, float32 [n, 64 + 64 * 4 * 4]: the means of its last maps,
     which its own labels come from, and these maps averaged to 4x4, which keep what those did not
     need.
+
+    Batches always have the same size, filled up with black images: of another size a row may be
+    rounded otherwise, so that one image would move the rows of others.
     """
     import torch
     from torch import nn
@@ -95,10 +99,12 @@ def activations(network: nn.Sequential, images: Images) -> NDArray[np.float32]:
     convolutions = network[0]
     made = []
     with torch.inference_mode():
-        for batch in _tensor(images).split(1024):
-            maps = convolutions(_scaled(batch))
+        for batch in _tensor(images).split(_EMBEDDED):
+            filled = nn.functional.pad(batch, (0, 0, 0, 0, 0, 0, 0, _EMBEDDED - len(batch)))
+            maps = convolutions(_scaled(filled))
             coarse = nn.functional.adaptive_avg_pool2d(maps, 4).flatten(1)
-            made.append(torch.cat([maps.mean(dim=(2, 3)), coarse], dim=1).numpy())
+            rows = torch.cat([maps.mean(dim=(2, 3)), coarse], dim=1)
+            made.append(rows[: len(batch)].numpy())
     return np.concatenate(made)
 
 

@@ -94,7 +94,8 @@ def _features(
     activations: NDArray[np.float32], mean: NDArray[np.float32], projection: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Whitened activations and a constant, each row of norm 1."""
-    white = (activations - mean) @ projection
+    # One small product per row, whose bits so don't depend on the rows beside it.
+    white = ((activations - mean)[:, None, :] @ projection)[:, 0]
     constant = np.full((len(white), 1), _CONSTANT * np.sqrt(white.shape[1]), dtype=np.float32)
     features = np.concatenate([white, constant], axis=1)
     return np.asarray(features / np.linalg.norm(features, axis=1, keepdims=True))

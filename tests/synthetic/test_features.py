@@ -156,3 +156,18 @@ def test_moments_of_a_search_need_an_embedder_that_all_trials_share(
         search_of(learning)
     learning["tuning"]["objective"]["embedder"] = {"kind": "pixels"}
     search_of(learning)
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it(
+    ray_session: None, learning: dict[str, Any]
+) -> None:
+    """To the last bit: else a private record would move the votes of others."""
+    learning["embedder"]["num_images"] = 1000
+    embedder = LearntFeatures(with_learnt_embedder(Config.from_dict(learning)).embedder.options)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (150, 12, 12, 1), dtype=np.uint8)
+    images[::3] = 0
+    whole = embedder.embed(images)
+    for size in (1, 2, 63, 64, 65, 149):
+        rows = rng.permutation(150)[:size]
+        assert np.array_equal(embedder.embed(images[rows]), whole[rows])
