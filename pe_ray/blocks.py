@@ -130,7 +130,7 @@ class PrivateConfig(Block):
 
     data: str
     """`sklearn:digits`, a parquet file or folder of them (local, or a URI as in output.path), or a
-    local folder of images per class."""
+    local folder of images per class (storage.md says which files are read)."""
     labels: tuple[str, ...] = Field(min_length=1)
     """Names of all labels, in order. Public: declared here, never read off the records."""
     image_column: str = "image"

@@ -10,9 +10,9 @@ and no error carries content: its text is one of a fixed few.
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,17 @@ from PIL import Image, ImageOps
 
 from pe_ray.values import ImageShape
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
-
-# Formats decoded inside this process; PIL would hand others (EPS) to outside programs.
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+# Decoded inside this process; PIL would hand others (EPS) to outside programs.
+_FORMATS = {
+    "PNG": (".png", ".apng"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+}
+SUFFIXES = frozenset(suffix for suffixes in _FORMATS.values() for suffix in suffixes)
 
 
 class Unusable(Exception):
@@ -36,9 +43,12 @@ class Unusable(Exception):
         self.reason = reason
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Image files anywhere below `folder`, sorted by path."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+def is_image(name: str) -> bool:
+    """Whether the file of this path below a data set's folder is one of its images: by its ending,
+    and not where it, or a folder on the way, is hidden.
+    """
+    hidden = name.startswith(".") or "/." in name
+    return not hidden and os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def unsupported(kind: pa.DataType) -> str | None:
@@ -133,14 +143,17 @@ def _decoded(content: bytes) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            image: Image.Image = Image.open(io.BytesIO(content), formats=_FORMATS)
+            image: Image.Image = Image.open(io.BytesIO(content), formats=list(_FORMATS))
             image.load()
+            kind = image.format
             image = ImageOps.exif_transpose(image)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise Unusable("image has too many pixels") from None
         except Exception:  # decoders raise all sorts, and their texts may quote the file
             raise Unusable("image can't be decoded") from None
     if image.mode.startswith("I;16"):  # PIL's own conversion would clip at 255
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "I" and kind == "PPM":  # 16 bits, by PIL brought to the full range
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise Unusable("image has 32-bit pixels; use 8 or 16")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pe_ray import images
 from pe_ray.errors import InputError
+from pe_ray.storage import names_below
 from pe_ray.values import ImageShape
 
 _READ_ROWS = 64  # decoded at a time, as photographs of 12 megapixels take 36 MB each
@@ -57,7 +58,8 @@ def files_of(source: PublicSource) -> list[Path]:
         raise InputError(f"{source.block}.data: {path} does not exist on this machine")
     if path.is_file():
         return [path]
-    files = sorted(path.rglob("*.parquet")) or images.image_files(path)
+    files = sorted(path.rglob("*.parquet"))
+    files = files or [path / name for name in names_below(path) if images.is_image(name)]
     if not files:
         raise InputError(f"{source.block}.data: {path} holds neither .parquet files nor images")
     return files

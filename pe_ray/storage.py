@@ -258,6 +258,22 @@ def _listing(folder: ObjectPath) -> list[Any]:
     return found
 
 
+def names_below(folder: Path) -> list[str]:
+    """Paths below `folder` of all files there, in their order; links to folders aren't followed.
+
+    Raises OSError where a folder can't be listed.
+    """
+    found: list[str] = []
+    for place, _, files in os.walk(folder, onerror=_raise):
+        below = os.path.relpath(place, folder)
+        found += files if below == "." else [f"{below}/{name}" for name in files]
+    return sorted(found, key=lambda name: name.replace("/", "\0"))
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def files_below(folder: Location, suffix: str) -> list[Location]:
     """All files below `folder` whose name ends in `suffix`, in order of their paths."""
     if isinstance(folder, Path):

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import EpsImagePlugin, Image
 
+from pe_ray import images
 from pe_ray.blocks import PrivateConfig
 from pe_ray.errors import InputError, RecordError
 from pe_ray.images import Unusable, pixels
@@ -35,6 +36,37 @@ def read(folder: Path, image: pa.Array, **changes: Any) -> list[np.ndarray]:
 def test_sixteen_bit_grey_keeps_its_high_byte() -> None:
     image = Image.fromarray(np.array([[0, 20000, 65535]], dtype=np.uint16))
     assert pixels(encoded(image), 1).ravel().tolist() == [0, 78, 255]
+
+
+def test_every_ending_of_a_format_that_is_decoded_is_read(tmp_path: Path) -> None:
+    Image.init()
+    decoded = {
+        end for end, kind in Image.registered_extensions().items() if kind in images._FORMATS
+    }
+    assert decoded - {".pfm"} == images.SUFFIXES  # .pfm holds floats
+    page = Path(__file__).parents[1] / "docs" / "storage.md"
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8) // 32 * 255
+    for number, end in enumerate(sorted(images.SUFFIXES)):
+        name = f"{number:02d}{end.upper() if number % 2 else end}"
+        (tmp_path / "a").mkdir(exist_ok=True)
+        with (tmp_path / "a" / name).open("wb") as file:
+            image = Image.fromarray(grey).convert("1") if end == ".pbm" else Image.fromarray(grey)
+            image.save(file, format=Image.registered_extensions()[end])
+        assert end in page.read_text()
+    config = PrivateConfig(data=str(tmp_path), labels=("a",))
+    (part,) = list_slices(config)
+    found = read_slice(part, config, 1).images
+    assert len(found) == len(images.SUFFIXES)
+    for image in found:
+        assert np.abs(image[..., 0].astype(int) - grey).max() < 10  # some lose a little
+
+
+@pytest.mark.parametrize("high", [65535, 1023])
+def test_sixteen_bit_pgm_keeps_its_high_byte(high: int) -> None:
+    """PIL brings it to the range of 16 bits, in 32."""
+    values = np.array([0, high // 3, high], dtype=">u2")
+    content = f"P5\n3 1\n{high}\n".encode() + values.tobytes()
+    assert pixels(content, 1).ravel().tolist() == [0, 85, 255]
 
 
 def test_transparent_is_black() -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pe_ray import images
 from pe_ray.blocks import PrivateConfig
 from pe_ray.errors import InputError, RecordError
-from pe_ray.storage import Location, files_below, location, reported, seekable
+from pe_ray.storage import Location, files_below, location, names_below, reported, seekable
 
 DIGITS = "sklearn:digits"
 _READ_ROWS = 64  # decoded at a time: photographs of 12 megapixels take 36 MB each
@@ -88,7 +88,11 @@ def _shards(config: PrivateConfig) -> Iterator[tuple[str, int]]:
         raise InputError(
             f"private.data: {path} holds no .parquet files; copy a folder of images to a local disk"
         )
-    folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
+    folders = sorted(
+        folder
+        for folder in path.iterdir()
+        if folder.is_dir() and (folder.name[0] != "." or folder.name in config.labels)
+    )
     if not folders:
         raise InputError(
             f"private.data: {config.data} holds neither .parquet files nor a folder per class"
@@ -98,7 +102,18 @@ def _shards(config: PrivateConfig) -> Iterator[tuple[str, int]]:
     for folder in folders:
         if folder.name not in config.labels:
             raise InputError("private.labels: a class folder of private.data is not among them")
-        yield str(folder), len(images.image_files(folder))
+        yield str(folder), len(_class_images(folder))
+
+
+def _class_images(folder: Path) -> list[Path]:
+    """The images of one class; InputError where there is something else only."""
+    found = [folder / name for name in names_below(folder) if images.is_image(name)]
+    if not found and any(folder.glob("[!.]*")):
+        raise InputError(
+            f"private.data: the folder of label {folder.name!r} holds no image; convert what it "
+            f"holds ({', '.join(sorted(images.SUFFIXES))} are read), or empty it"
+        )
+    return found
 
 
 def _parquet_rows(file: Location, config: PrivateConfig) -> int:
@@ -222,7 +237,7 @@ def _cells(part: PrivateSlice, config: PrivateConfig) -> Iterator[_Cells]:
         names: list[Any] = digits.target.tolist()
     else:
         folder = Path(part.source)
-        stored = images.image_files(folder)
+        stored = _class_images(folder)
         names = [folder.name] * len(stored)
     for start in range(part.start, part.stop, _READ_ROWS):
         span = slice(start, min(part.stop, start + _READ_ROWS))

@@ -77,6 +77,47 @@ def test_every_source_reads_the_same(tmp_path: Path, kind: str) -> None:
     assert labels == expected_labels
 
 
+def test_of_a_class_folder_all_images_are_read_and_nothing_else(tmp_path: Path) -> None:
+    """By paths' order; hidden files, hidden folders and links to folders aren't read."""
+    elsewhere = tmp_path / "elsewhere"
+    data = tmp_path / "data"
+    places = ["a b.png", "a/x.tif", "a/b/y.PGM", "z.png"]
+    for image, place in zip(IMAGES, places, strict=False):
+        file = data / "cat" / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        grey = Image.fromarray(image).convert("L")
+        grey.save(file, format={"tif": "TIFF", "pgm": "PPM"}.get(place[-3:].lower(), "PNG"))
+    for no_record in ("cat/._z.png", "cat/.thumbnails/z.png", ".checkpoints/z.png", "beside.png"):
+        (data / no_record).parent.mkdir(exist_ok=True)
+        (data / no_record).write_bytes(b"no image")
+    (data / "cat" / "readme.txt").write_text("no image")
+    elsewhere.mkdir()
+    (elsewhere / "other.png").write_bytes(png(IMAGES[5]))
+    (data / "cat" / "link").symlink_to(elsewhere)
+    (data / "cat" / "zz.png").symlink_to(elsewhere / "other.png")
+    (data / "dog").symlink_to(elsewhere)
+    order = [2, 1, 0, 3]  # a/b/y.PGM, a/x.tif, a b.png, z.png: folders' names come first
+    images, labels = read_all(config(data), channels=1)
+    assert labels == [0] * 5 + [1]
+    for found, number in zip(images, [*order, 5, 5], strict=True):
+        assert np.array_equal(
+            found[..., 0], np.asarray(Image.fromarray(IMAGES[number]).convert("L"))
+        )
+
+
+def test_a_class_folder_without_an_image_that_is_read_is_named(tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        (tmp_path / label / "more").mkdir(parents=True)
+        (tmp_path / label / "more" / "1.png").write_bytes(png(IMAGES[0]))
+    (tmp_path / "dog" / "more" / "1.png").rename(tmp_path / "dog" / "more" / "1.heic")
+    with pytest.raises(InputError, match=r"^private\.data: the folder of label 'dog' .*\.tiff"):
+        list_slices(config(tmp_path))
+    (tmp_path / "dog" / "more" / "1.heic").unlink()
+    (tmp_path / "dog" / "more").rmdir()
+    (tmp_path / "dog" / ".DS_Store").write_bytes(b"")
+    assert len(list_slices(config(tmp_path))) == 1  # of an empty class
+
+
 def test_grey_and_where(tmp_path: Path) -> None:
     splits = ["train", "test"] * 3
     data = parquet(tmp_path, image=[png(image) for image in IMAGES], split=splits)
