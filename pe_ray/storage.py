@@ -210,6 +210,12 @@ def atomic_write(path: Location, content: bytes) -> None:
         os.close(folder)
 
 
+def left_aside(name: str) -> str | None:
+    """Of a file that a killed `atomic_write` leaves: the name that it was to get. Else None."""
+    found = re.fullmatch(r"\.(.+)\.[0-9a-f]{32}", name)
+    return found[1] if found else None
+
+
 def _not_for_others_to_change(path: str, flags: int) -> int:
     return os.open(path, flags, 0o644)  # whatever the umask of a worker's machine allows
 
@@ -243,11 +249,13 @@ def sizes(folder: Location) -> dict[str, int]:
     """Bytes of each file in `folder`, from one listing; none where it is missing."""
     if isinstance(folder, ObjectPath):
         return {info.base_name: info.size for info in _listing(folder) if info.is_file}
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
-    except FileNotFoundError:
-        return {}
+    found: dict[str, int] = {}
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # renamed meanwhile
+                if entry.is_file():
+                    found[entry.name] = entry.stat().st_size
+    return found
 
 
 def _listing(folder: ObjectPath) -> list[Any]:

@@ -28,6 +28,7 @@ from pe_ray.values import ImageShape
 
 MANIFEST = ".manifest.json"  # hidden: readers of folders pass over it
 MAX_PART_BYTES = 32 << 20
+_PART = re.compile(r"part-(\d{10,})-(\d{10,})\.\w+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +86,7 @@ def found_parts(
 
 def rows_found(directory: Location) -> int:
     """Rows in the parts of a stage so far, complete or not, by their names."""
-    names = storage.names(directory)
-    spans = [re.fullmatch(r"part-(\d+)-(\d+)\..+", name) for name in names]
+    spans = [_PART.fullmatch(name) for name in storage.sizes(directory)]
     return sum(int(span[2]) - int(span[1]) for span in spans if span)
 
 
@@ -98,8 +98,8 @@ def commit(directory: Location, parts: Sequence[Part], extra: Mapping[str, Any])
         assert part.start == expected, "parts must cover the stage without gap or overlap"
         expected = part.stop
     ours = {part.file for part in parts}
-    for name in storage.names(directory):
-        if "part-" in name and name not in ours:
+    for name in storage.sizes(directory).keys() - ours:
+        if _PART.fullmatch(storage.left_aside(name) or name):
             (directory / name).unlink(missing_ok=True)  # of a worker that outlived its driver
     manifest = {"num_rows": expected, "parts": [asdict(part) for part in parts], **extra}
     atomic_write(directory / MANIFEST, json.dumps(manifest, indent=1).encode())

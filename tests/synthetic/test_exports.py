@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from PIL import Image
 
 from pe_ray.synthetic import exports
 from pe_ray.synthetic.exports import Format, export_part, folder_name, png
-from pe_ray.synthetic.writer import commit, write_part
+from pe_ray.synthetic.writer import commit, manifest_of, write_part
 
 NAMES = ("no", "maybe/yes")
 LABELS = np.array([1, 0, 0, 1, 1], dtype=np.int32)
@@ -23,12 +25,12 @@ def images(request: pytest.FixtureRequest) -> np.ndarray:
     return IMAGES[..., : request.param]
 
 
-def written(folder: Path, form: Format, images: np.ndarray) -> Path:
+def written(folder: Path, form: Format, images: np.ndarray, names: Sequence[str] = NAMES) -> Path:
     """A set of two parts."""
     parts = []
     for start, stop in ((0, 3), (3, 5)):
         pngs = [png(image) for image in images[start:stop]]
-        content = export_part(form, folder, start, pngs, LABELS[start:stop], NAMES)
+        content = export_part(form, folder, start, pngs, LABELS[start:stop], names)
         parts.append(write_part(folder, start, stop, exports.SUFFIXES[form], content))
     commit(folder, parts, {})
     return folder
@@ -93,6 +95,24 @@ def test_folders_read_with_torchvision(tmp_path: Path, images: np.ndarray) -> No
     assert len(found) == 5
     file = tmp_path / "set" / folder_name(NAMES[1]) / "0000000003.png"
     assert np.array_equal(pixels(Image.open(file), images[3]), images[3])
+
+
+def test_a_set_by_label_keeps_what_is_named_like_a_part(tmp_path: Path) -> None:
+    """A label's folder is no part, whatever its name; what a killed writer left is removed."""
+    names = ("part-time", "part-0000000000-0000000003.parquet")
+    left = [
+        "part-0000000000-0000000002.done",
+        f".part-0000000003-0000000005.done.{uuid.uuid4().hex}",
+    ]
+    for name in (*left, "part-list.txt", ".notes.part-1"):
+        (tmp_path / name).write_bytes(b"")
+    written(tmp_path, "folder", IMAGES, names)
+    assert manifest_of(tmp_path) is not None
+    for label, name in enumerate(names):
+        assert len(list((tmp_path / name).iterdir())) == list(LABELS).count(label)
+    kept = {file.name for file in tmp_path.iterdir()}
+    assert not kept & set(left)
+    assert kept >= {"part-list.txt", ".notes.part-1"}
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".", "", "C:\\x", "zwei drei"])
