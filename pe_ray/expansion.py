@@ -12,13 +12,22 @@ from pe_ray.cluster import connected
 from pe_ray.config import Config
 from pe_ray.errors import InputError
 from pe_ray.run_directory import opened, others_cant_write, require_disk
-from pe_ray.storage import Location, atomic_write, given, names, require_writable
+from pe_ray.storage import (
+    PROBE,
+    Location,
+    atomic_write,
+    given,
+    left_aside,
+    names,
+    require_writable,
+)
 from pe_ray.synthetic.exports import Format, png
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.teacher import load as load_teacher
 from pe_ray.synthetic.variation import layout_of, write_final
 from pe_ray.synthetic.writer import read_population
 
+_NOTE = ".expansion.json"
 PROBED_IMAGES = 64
 ROW_BYTES = 16  # of a final row beside its image
 
@@ -62,14 +71,20 @@ def expand(
 
 
 def _claim(directory: Location, request: dict[str, Any]) -> None:
-    """Tie the output folder to what was asked for, or refuse one that holds something else."""
-    note = directory / ".expansion.json"
-    if note.exists():
+    """Tie the output folder to what was asked for, or refuse one that holds something else.
+
+    What an earlier start left as it was killed is neither, and is removed.
+    """
+    held, note = names(directory), directory / _NOTE
+    left = {name for name in held if left_aside(name) in (_NOTE, PROBE)}
+    if _NOTE in held:
         if json.loads(note.read_bytes()) != request:
             raise InputError(f"--output: {directory} holds another expansion; give a new folder")
-    elif names(directory):
+    elif held - left:
         raise InputError(f"--output: {directory} is not empty; give a new folder")
-    else:
+    for name in left:
+        (directory / name).unlink(missing_ok=True)
+    if _NOTE not in held:
         atomic_write(note, json.dumps(request).encode())
 
 

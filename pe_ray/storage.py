@@ -37,6 +37,7 @@ OPTIONS = {
     "gs": {"endpoint_override", "scheme"},
 }
 """Store -> what the query of its URIs may set."""
+PROBE = "probe"
 _PUTS_AT_ONCE = 16  # small objects cost a round trip each and hardly any processor
 
 
@@ -169,9 +170,9 @@ def require_writable(path: Location, field: str) -> None:
     """Raise InputError unless objects can be put below `path`; a disk's own errors do for disks."""
     if isinstance(path, ObjectPath):
         with reported(field, path):
-            probe = path / f".probe.{uuid.uuid4().hex}"
+            probe = path / _aside(PROBE)
             probe.write_bytes(b"")
-            probe.unlink()
+            probe.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -192,7 +193,7 @@ def atomic_write(path: Location, content: bytes) -> None:
     if isinstance(path, ObjectPath):
         path.write_bytes(content)
         return
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    aside = path.with_name(_aside(path.name))
     with room(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -210,8 +211,14 @@ def atomic_write(path: Location, content: bytes) -> None:
         os.close(folder)
 
 
+def _aside(name: str) -> str:
+    return f".{name}.{uuid.uuid4().hex}"
+
+
 def left_aside(name: str) -> str | None:
-    """Of a file that a killed `atomic_write` leaves: the name that it was to get. Else None."""
+    """Of a file that a killed `atomic_write` leaves, the name that it was to get; PROBE of a killed
+    `require_writable`; else None.
+    """
     found = re.fullmatch(r"\.(.+)\.[0-9a-f]{32}", name)
     return found[1] if found else None
 

@@ -9,6 +9,7 @@ import pickle
 import shutil
 import socket
 import threading
+import uuid
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -137,6 +138,7 @@ def test_a_run_in_a_store_equals_a_local_one(
     assert cli.main(["audit", str(run), "--json"]) == 0
 
     for form in SUFFIXES:
+        (bucket / form / f".probe.{uuid.uuid4().hex}").write_bytes(b"")  # of one that was killed
         there = expand(str(run), 50, str(bucket / form), form=form)
         (there / parts_of(there)[2].file).unlink()
         expand(run, 50, there, form=form)
