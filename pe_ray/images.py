@@ -13,6 +13,7 @@ import io
 import os
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,14 @@ def is_image(name: str) -> bool:
     """
     hidden = name.startswith(".") or "/." in name
     return not hidden and os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def content(file: Path) -> bytes | None:
+    """What an image's file holds; None, as of an image that is missing, where it can't be read."""
+    try:
+        return file.read_bytes()
+    except OSError:
+        return None
 
 
 def unsupported(kind: pa.DataType) -> str | None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pe_ray import images
 from pe_ray.errors import InputError
-from pe_ray.storage import names_below
+from pe_ray.storage import names_below, reported
 from pe_ray.values import ImageShape
 
 _READ_ROWS = 64  # decoded at a time, as photographs of 12 megapixels take 36 MB each
@@ -54,12 +54,13 @@ PublicRow = tuple[str, Any, str | int | None]
 def files_of(source: PublicSource) -> list[Path]:
     """The source's files by sorted path: parquet, or, where there is none, images."""
     path = Path(source.data)
-    if not path.exists():
-        raise InputError(f"{source.block}.data: {path} does not exist on this machine")
-    if path.is_file():
-        return [path]
-    files = sorted(path.rglob("*.parquet"))
-    files = files or [path / name for name in names_below(path) if images.is_image(name)]
+    with reported(f"{source.block}.data", path):
+        if not path.exists():
+            raise InputError(f"{source.block}.data: {path} does not exist on this machine")
+        if path.is_file():
+            return [path]
+        files = sorted(path.rglob("*.parquet"))
+        files = files or [path / name for name in names_below(path) if images.is_image(name)]
     if not files:
         raise InputError(f"{source.block}.data: {path} holds neither .parquet files nor images")
     return files
@@ -98,7 +99,7 @@ def image_rows(
     if _is_folder_of_images(source, files):
         for number in range(len(files)) if wanted is None else wanted:
             file = files[number]
-            yield str(file), file.read_bytes(), _folder(source, file)
+            yield str(file), images.content(file), _folder(source, file)
         return
     names = [name for name in (source.image_column, source.label_column) if name is not None]
     first = 0

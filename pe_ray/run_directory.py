@@ -312,7 +312,10 @@ def opened(path: str | Location) -> tuple[RunDirectory, Config]:
     place = given(path, "run")
     with reported("run", place):
         if not {"config.yaml", LEDGER} <= names(place):
-            raise InputError(f"run {path}: not a run directory (no config.yaml and ledger.sqlite)")
+            raise InputError(
+                f"run {path}: not a run directory (no config.yaml and ledger.sqlite); give the "
+                "folder that was its output.path"
+            )
         run = RunDirectory(place, opened_ledger(place))
         return run, Config.from_yaml(run.config)
 
@@ -322,6 +325,9 @@ def opened_ledger(path: str | Location) -> Path:
     place = given(path, "run")
     with reported("run", place):
         if LEDGER not in names(place):
-            raise InputError(f"run {path}: not a run directory (no ledger.sqlite)")
+            raise InputError(
+                f"run {path}: not a run directory (no ledger.sqlite); give the folder that was its "
+                "output.path"
+            )
         ledger = place / LEDGER
         return ledger if isinstance(ledger, Path) else fetched(ledger)

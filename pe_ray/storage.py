@@ -153,12 +153,16 @@ def given(text: str | os.PathLike[str] | ObjectPath, field: str) -> Location:
 
 @contextmanager
 def reported(field: str, path: Location) -> Iterator[None]:
-    """A store that can't be reached or used as an InputError; a disk's errors pass."""
+    """What keeps `path` from being reached or used, on a disk or in a store, as an InputError."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
         if isinstance(path, Path):
-            raise
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            raise InputError(
+                f"{field}: {path} can't be used ({reason}); give another path, or see to its "
+                "permissions"
+            ) from None
         reason = " ".join(str(error).split())
         raise InputError(
             f"{field}: {path} can't be used ({reason}); see to the bucket, the network and the "
@@ -167,12 +171,12 @@ def reported(field: str, path: Location) -> Iterator[None]:
 
 
 def require_writable(path: Location, field: str) -> None:
-    """Raise InputError unless objects can be put below `path`; a disk's own errors do for disks."""
-    if isinstance(path, ObjectPath):
-        with reported(field, path):
-            probe = path / _aside(PROBE)
-            probe.write_bytes(b"")
-            probe.unlink(missing_ok=True)
+    """Raise InputError unless files can be put into the folder `path`, which is made."""
+    with reported(field, path), room(path):
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / _aside(PROBE)
+        probe.write_bytes(b"")
+        probe.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -243,12 +247,12 @@ def write_many(folder: Location, files: Sequence[tuple[str, bytes]]) -> None:
 
 
 def names(folder: Location) -> set[str]:
-    """Names of all files and folders in `folder`, hidden ones too; none where it is missing."""
+    """Names of all files and folders in `folder`, hidden ones too; none where it is no folder."""
     if isinstance(folder, ObjectPath):
         return {info.base_name for info in _listing(folder)}
     try:
         return set(os.listdir(folder))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return set()
 
 

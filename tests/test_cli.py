@@ -153,6 +153,18 @@ def test_an_override_of_one_iteration_keeps_its_others(tree: dict[str, Any]) -> 
     assert Config.from_dict(tree).selection.overrides == {1: kept}
 
 
+@pytest.mark.parametrize("verb", ["status", "report", "ledger", "audit", "compare", "expand"])
+def test_a_configuration_given_as_a_run_is_one_line(
+    tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    config = write(tree, tmp_path)
+    more = ["--output", str(tmp_path / "more")] if verb == "expand" else []
+    assert cli.main([verb, config, *more]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"pe-ray: run {config}: not a run directory")
+    assert "output.path" in error
+
+
 def test_expand_takes_resources_and_nothing_else(
     ray_session: None, tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

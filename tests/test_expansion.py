@@ -11,12 +11,22 @@ from typing import Any
 import pytest
 
 from pe_ray import Config, InputError, evolve, expand
-from pe_ray.storage import left_aside
+from pe_ray.storage import PROBE, left_aside
 from pe_ray.synthetic.writer import manifest_of
 
 
-@pytest.fixture
-def finished(ray_session: None, tree: dict[str, Any]) -> Path:
+@pytest.fixture(scope="module")
+def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one iteration and 40 samples; not to be changed."""
+    tree: dict[str, Any] = {
+        "private": {"data": "sklearn:digits", "labels": [str(digit) for digit in range(10)]},
+        "generator": {"kind": "rendered_text", "image_size": 12},
+        "embedder": {"kind": "pixels", "size": 6},
+        "schedule": {"iterations": 1, "num_samples": 40, "degrees": 0.5},
+        "privacy": {"epsilon": 1.0, "delta": 1e-4, "unit": "record", "label_fractions": "uniform"},
+        "resources": {"num_cpus": 2, "workers": 1},
+        "output": {"path": str(tmp_path_factory.mktemp("finished") / "run"), "rows_per_part": 17},
+    }
     return evolve(Config.from_dict(tree))
 
 
@@ -32,13 +42,14 @@ expand(sys.argv[1], 20, sys.argv[2])
 """
 
 
+@pytest.mark.parametrize(("step", "left"), [("unlink", PROBE), ("replace", ".expansion.json")])
 def test_a_kill_before_the_first_part_leaves_nothing_in_the_way(
-    finished: Path, tmp_path: Path
+    finished: Path, tmp_path: Path, step: str, left: str
 ) -> None:
     output = tmp_path / "more"
-    done = subprocess.run([sys.executable, "-c", KILLED, str(finished), str(output), "replace"])
+    done = subprocess.run([sys.executable, "-c", KILLED, str(finished), str(output), step])
     assert done.returncode == -signal.SIGKILL
-    assert [left_aside(file.name) for file in output.iterdir()] == [".expansion.json"]
+    assert [left_aside(file.name) for file in output.iterdir()] == [left]
     expand(finished, 20, output)
     assert manifest_of(output) is not None
     assert not any(left_aside(file.name) for file in output.iterdir())
@@ -53,3 +64,17 @@ def test_an_output_with_anything_else_in_it_is_refused(
     with pytest.raises(InputError, match=r"^--output: .* is not empty; give a new folder"):
         expand(finished, 20, tmp_path / "more")
     assert [file.name for file in (tmp_path / "more").iterdir()] == [name]
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/below"])
+def test_an_output_that_cannot_be_written_is_named(
+    finished: Path, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    output = tmp_path / place
+    with pytest.raises(
+        InputError, match=rf"^--output: {output} can't be used \(.*\); give "
+    ) as told:
+        expand(finished, 20, output)
+    assert "\n" not in str(told.value)
+    assert (tmp_path / "file").read_text() == "kept"

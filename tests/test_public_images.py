@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from pe_ray import InputError
+from pe_ray.components.cached_images import CachedImages
 from pe_ray.public_images import (
     PublicSource,
     check_public,
@@ -123,6 +124,25 @@ def test_a_corrupt_image_and_an_empty_folder_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"torn")
     with pytest.raises(InputError, match="is not readable parquet"):
         count_images(source(tmp_path))
+
+
+def test_a_folder_named_like_an_image_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "cat.png").mkdir()
+    with pytest.raises(InputError, match=r"metrics\.public\.data: .* holds neither"):
+        count_images(source(tmp_path))
+    (tmp_path / "cat.png" / "1.tif").write_bytes(png(IMAGES[1]))
+    (tmp_path / "cat.png" / "._1.tif").write_bytes(b"hidden")
+    read = read_public(source(tmp_path), ("cat.png",), SHAPE, 9)
+    assert np.array_equal(read.images, IMAGES[1:2])
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "0.png").symlink_to(tmp_path / "gone")
+    unlabelled = source(tmp_path, label_column=None)
+    with pytest.raises(InputError, match=r"^metrics\.public\.data: .*0\.png: image is missing"):
+        read_public(unlabelled, NAMES, SHAPE, 9)
+    with pytest.raises(InputError, match=r"^metrics\.public\.data: .*0\.png can't be used"):
+        CachedImages(unlabelled, 4, 3, str(tmp_path / "cache"))
 
 
 def test_every_image_is_read_whatever_the_files_hold(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from pe_ray.config import Config
 from pe_ray.errors import InputError
 from pe_ray.release.ledger import Ledger
 from pe_ray.run_directory import LEDGER, RunDirectory, on_disk
-from pe_ray.storage import delete_tree, given, names
+from pe_ray.storage import delete_tree, given, names, require_writable
 from pe_ray.synthetic.variation import layout_of
 from pe_ray.synthetic.writer import parts_of
 from pe_ray.values import Release
@@ -118,6 +118,7 @@ def play(config: Config, output: Path, *, most: int | None = None, restarts: int
     ledger of real data, nor be mistaken for its run.
     """
     attacked = _attacked(config, output)
+    require_writable(output, "--output")
     run = on_disk(output / "run")
     with connected(config.resources):
         canaries = placed(attacked, output, most)

@@ -22,6 +22,7 @@ from PIL import Image
 
 from pe_ray.errors import InputError
 from pe_ray.public_images import PublicSource, count_images, decoded, files_of, image_rows
+from pe_ray.storage import reported
 
 _FORMAT = 1
 
@@ -40,7 +41,8 @@ class CachedImages:
             json.dumps([_FORMAT, str(root.resolve()), *columns, size, channels]).encode()
         )
         for file in files_of(source):
-            stat = file.stat()
+            with reported(f"{source.block}.data", file):
+                stat = file.stat()
             digest.update(f"{file.relative_to(root)}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
         self.folder = cache_folder(cache) / digest.hexdigest()[:32]
         made = entry(self.folder / "images", lambda folder: _write(folder, source, size, channels))

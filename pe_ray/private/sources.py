@@ -51,10 +51,8 @@ def list_slices(config: PrivateConfig) -> list[PrivateSlice]:
 
     Guarantee: reads no record; raises InputError naming the field where the data can't be there.
     """
-    try:
+    with reported("private.data", location(config.data)):
         shards = list(_shards(config))
-    except PermissionError:
-        raise InputError(f"private.data: {config.data}: no permission to read it") from None
     total = sum(rows for _, rows in shards)
     if total == 0:
         raise InputError(f"private.data: {config.data} holds no records")
@@ -76,10 +74,9 @@ def _shards(config: PrivateConfig) -> Iterator[tuple[str, int]]:
         yield DIGITS, len(load_digits().target)
         return
     path = location(config.data)
-    with reported("private.data", path):
-        if not path.exists():
-            raise InputError(f"private.data: {config.data} does not exist")
-        files = [path] if path.is_file() else files_below(path, ".parquet")
+    if not path.exists():
+        raise InputError(f"private.data: {config.data} does not exist")
+    files = [path] if path.is_file() else files_below(path, ".parquet")
     if files:
         for file in files:
             yield str(file), _parquet_rows(file, config)
@@ -241,17 +238,10 @@ def _cells(part: PrivateSlice, config: PrivateConfig) -> Iterator[_Cells]:
         names = [folder.name] * len(stored)
     for start in range(part.start, part.stop, _READ_ROWS):
         span = slice(start, min(part.stop, start + _READ_ROWS))
-        cells = [_content(cell) if isinstance(cell, Path) else cell for cell in stored[span]]
+        cells = [images.content(cell) if isinstance(cell, Path) else cell for cell in stored[span]]
         rows = np.arange(span.start, span.stop, dtype=np.int64)
         labels = names[span] if config.label_column else [None] * len(cells)
         yield labels, [None] * len(cells), cells, rows
-
-
-def _content(file: Path) -> bytes | None:
-    try:
-        return file.read_bytes()
-    except OSError:
-        return None
 
 
 def _parquet_cells(part: PrivateSlice, config: PrivateConfig) -> Iterator[_Cells]:

@@ -22,7 +22,7 @@ from pe_ray.report.facts import Facts, gather
 from pe_ray.report.page import Picture, picture, templates
 from pe_ray.report.samples import SAMPLES_PER_LABEL, samples_of
 from pe_ray.report.scores import VOTE_SCORES, is_number, rows_of
-from pe_ray.storage import atomic_write
+from pe_ray.storage import atomic_write, reported
 
 _LABELS_PER_RUN = 10
 _NAMES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -168,7 +168,8 @@ def write_comparison(runs: Sequence[Compared], output: Path) -> Path:
             private_charts=_charts(runs, "private_scores"),
         )
     )
-    atomic_write(output, page.encode())
+    with reported("--output", output):
+        atomic_write(output, page.encode())
     return output
 
 

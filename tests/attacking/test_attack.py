@@ -96,6 +96,12 @@ def test_an_interrupted_attack_goes_on_with_the_same_coins(
     assert play(config, tmp_path / "attack", restarts=0).canaries.coins.tolist() == coins
 
 
+def test_an_output_that_is_a_file_is_named(attacked: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "attack").write_text("kept")
+    with pytest.raises(InputError, match=r"^--output: .*/attack can't be used \(File exists\)"):
+        play(Config.from_dict(attacked), tmp_path / "attack")
+
+
 def test_a_real_ledger_is_never_gone_near(
     attacked: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -106,3 +106,5 @@ def test_bad_input_is_refused(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not the output"):
         compare([run], {run: file})
     assert cli.main(["compare", run, "--scores", "nonsense"]) == 2
+    with pytest.raises(InputError, match=r"^--output: .*/page\.html can't be used \(File exists\)"):
+        write_comparison(compare([run]), file / "page.html")
