@@ -21,15 +21,14 @@ from pe_ray.storage import (
     names,
     require_writable,
 )
-from pe_ray.synthetic.exports import Format, png
+from pe_ray.synthetic.exports import Format, disk_bytes, png
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.teacher import load as load_teacher
 from pe_ray.synthetic.variation import layout_of, write_final
-from pe_ray.synthetic.writer import read_population
+from pe_ray.synthetic.writer import part_ranges, read_population
 
 _NOTE = ".expansion.json"
 PROBED_IMAGES = 64
-ROW_BYTES = 16  # of a final row beside its image
 
 
 @others_cant_write()
@@ -62,8 +61,10 @@ def expand(
     request = {"run": config.fingerprint, "num_samples": num_samples, "format": form}
     _claim(directory, request)
     num_rows = layout.num_samples if num_samples is None else num_samples
-    row_bytes = _png_bytes(config, population) + ROW_BYTES
-    require_disk(directory, int(num_rows * row_bytes), "--output")
+    parts = part_ranges(num_rows, config.image_shape.num_bytes, config.output.rows_per_part)
+    some, labels = _some_images(config, population), config.private.labels
+    needed = disk_bytes(form, some, num_rows, len(parts), labels)
+    require_disk(directory, needed, "--output")
     with connected(config.resources):
         vary = num_samples is not None
         write_final(config, directory, population, num_rows, run.teacher, vary=vary, form=form)
@@ -88,10 +89,9 @@ def _claim(directory: Location, request: dict[str, Any]) -> None:
         atomic_write(note, json.dumps(request).encode())
 
 
-def _png_bytes(config: Config, population: Population) -> float:
-    """Mean size of some of the population's images as PNG."""
-    ids = np.linspace(0, population.layout.num_samples - 1, PROBED_IMAGES).astype(np.int64)
-    images = read_population(
-        population.directory, ids, config.generator_at(population.iteration).options
-    )["image"]
-    return sum(len(png(image)) for image in images) / len(images)
+def _some_images(config: Config, population: Population) -> list[bytes]:
+    """Images of the population as PNG, evenly spaced."""
+    count = population.layout.num_samples
+    ids = np.unique(np.linspace(0, count - 1, PROBED_IMAGES).astype(np.int64))
+    options = config.generator_at(population.iteration).options
+    return [png(image) for image in read_population(population.directory, ids, options)["image"]]

@@ -290,12 +290,12 @@ def write_config(run: RunDirectory, config: Config) -> None:
 
 
 def require_disk(directory: Location, num_bytes: int, field: str) -> None:
-    """Raise InputError unless `directory` has room for `num_bytes`, counting what it holds; a store
-    has.
+    """Raise InputError unless `directory` has room for `num_bytes` of disk, counting those that its
+    files take; a store has.
     """
     if not isinstance(directory, Path):
         return
-    held = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    held = 512 * sum(file.lstat().st_blocks for file in directory.rglob("*"))
     free = shutil.disk_usage(directory).free
     if held + free < num_bytes:
         raise InputError(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pe_ray import Config, InputError, evolve, expand
+from pe_ray import Config, InputError, evolve, expand, expansion, run_directory
 from pe_ray.storage import PROBE, left_aside
+from pe_ray.synthetic.exports import SUFFIXES, Format
 from pe_ray.synthetic.writer import manifest_of
 
 
@@ -78,3 +81,37 @@ def test_an_output_that_cannot_be_written_is_named(
         expand(finished, 20, output)
     assert "\n" not in str(told.value)
     assert (tmp_path / "file").read_text() == "kept"
+
+
+def disk_used(folder: Path) -> int:
+    return 512 * sum(place.stat().st_blocks for place in (folder, *folder.rglob("*")))
+
+
+@pytest.mark.parametrize("form", SUFFIXES)
+@pytest.mark.parametrize("num_samples", [None, 500])
+def test_the_disk_asked_for_is_enough(
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    form: Format,
+    num_samples: int | None,
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(expansion, "require_disk", lambda folder, size, field: asked.append(size))
+    used = disk_used(expand(finished, num_samples, tmp_path / "more", form=form))
+    assert used <= asked[0] <= 2 * used
+
+
+def test_what_an_expansion_has_written_counts_as_it_takes_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that one that just fits also continues: small images take more than they hold."""
+    for number in range(100):
+        (tmp_path / f"{number}.png").write_bytes(b"small")
+    os.sync()
+    needed = disk_used(tmp_path) - 512 * tmp_path.stat().st_blocks
+    full = SimpleNamespace(free=0)
+    monkeypatch.setattr(run_directory.shutil, "disk_usage", lambda _: full)
+    run_directory.require_disk(tmp_path, needed, "--output")
+    with pytest.raises(InputError, match=r"^--output: .* needs up to .* GiB free"):
+        run_directory.require_disk(tmp_path, needed + 1, "--output")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import tarfile
 from collections.abc import Sequence
 from typing import Literal
@@ -19,6 +20,13 @@ from pe_ray.storage import Location, write_many
 Format = Literal["parquet", "webdataset", "folder"]
 SUFFIXES: dict[Format, str] = {"parquet": "parquet", "webdataset": "tar", "folder": "done"}
 """Of a part's file; a part of a folder is a marker, written after its images."""
+
+
+_BLOCK = 4096  # in which disks are given out
+_TAR_BLOCK = 512
+_ROW_BYTES = 16  # of parquet, beside the image
+_ENTRY_BYTES = 64  # of an image in its folder
+_PART_BYTES = _BLOCK + 256  # of any part: the end of its last block, and its lines in the manifest
 
 
 def png(image: NDArray[np.uint8]) -> bytes:
@@ -53,6 +61,32 @@ def export_part(
 def folder_name(label: str) -> str:
     """The label's name, characters that a path can't hold percent-encoded."""
     return quote(label, safe=" ") if label.strip(".") else quote(label).replace(".", "%2E")
+
+
+def disk_bytes(
+    form: Format, pngs: Sequence[bytes], num_rows: int, num_parts: int, names: Sequence[str]
+) -> int:
+    """Disk that `num_rows` images take at most in so many parts, if `pngs` were drawn as they are:
+    four standard errors above the mean, and with all that the format adds.
+    """
+    sizes = np.array([len(image) for image in pngs])
+    fixed, of_part = 4 * _BLOCK + sum(len(name.encode()) for name in names), _PART_BYTES
+    if form == "parquet":
+        largest = max(pngs, key=len)
+        of_part += len(_parquet([largest], np.zeros(1, np.int32), names)) - len(largest)
+        sizes = sizes + _ROW_BYTES
+    elif form == "webdataset":  # a header each, and the label in a block
+        sizes = _whole(sizes, _TAR_BLOCK) + 3 * _TAR_BLOCK
+        of_part += tarfile.RECORDSIZE
+    else:
+        sizes = _whole(sizes, _BLOCK) + _ENTRY_BYTES
+        fixed += len(names) * _BLOCK
+    row = sizes.mean() + 4 * sizes.std() * math.sqrt(1 / len(sizes) + 1 / num_rows)
+    return math.ceil(num_rows * float(row)) + num_parts * of_part + fixed
+
+
+def _whole(sizes: NDArray[np.int64], block: int) -> NDArray[np.int64]:
+    return -(-sizes // block) * block
 
 
 def _parquet(pngs: Sequence[bytes], labels: NDArray[np.int32], names: Sequence[str]) -> bytes:

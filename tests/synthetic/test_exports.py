@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from pe_ray.synthetic import exports
-from pe_ray.synthetic.exports import Format, export_part, folder_name, png
-from pe_ray.synthetic.writer import commit, manifest_of, write_part
+from pe_ray.synthetic.exports import Format, disk_bytes, export_part, folder_name, png
+from pe_ray.synthetic.writer import commit, manifest_of, part_ranges, write_part
 
 NAMES = ("no", "maybe/yes")
 LABELS = np.array([1, 0, 0, 1, 1], dtype=np.int32)
@@ -85,6 +85,32 @@ def test_webdataset_reads_with_hf_datasets(tmp_path: Path, images: np.ndarray) -
     for row, image, label in zip(loaded["train"], images, LABELS, strict=True):
         assert np.array_equal(pixels(row["png"], image), image)
         assert row["cls"] == label
+
+
+@pytest.mark.parametrize("form", exports.SUFFIXES)
+@pytest.mark.parametrize(("size", "rows"), [(4, 1200), (28, 1200), (200, 12)])
+def test_disk_is_estimated_from_above(tmp_path: Path, form: Format, size: int, rows: int) -> None:
+    """Going by a few images, for all: some with much in them, some with little."""
+    rng = np.random.default_rng(0)
+    pngs = []
+    for _ in range(rows):
+        image = np.zeros((size, size, 3), dtype=np.uint8)
+        image[: rng.integers(1, size + 1)] = rng.integers(0, 256, 3 * size).reshape(size, 3)
+        image[0] = rng.integers(0, 256, 3 * size).reshape(size, 3)
+        pngs.append(png(image))
+    for rows_per_part in (None, 5):
+        folder = tmp_path / f"set{rows_per_part}"
+        folder.mkdir()
+        parts = []
+        ranges = part_ranges(rows, 3 * size**2, rows_per_part)
+        for start, stop in ranges:
+            labels = np.arange(start, stop, dtype=np.int32) % 2
+            content = export_part(form, folder, start, pngs[start:stop], labels, NAMES)
+            parts.append(write_part(folder, start, stop, exports.SUFFIXES[form], content))
+        commit(folder, parts, {})
+        used = 512 * sum(place.stat().st_blocks for place in (folder, *folder.rglob("*")))
+        estimate = disk_bytes(form, pngs[::10], rows, len(ranges), NAMES)
+        assert used <= estimate <= 2 * used + 32_768
 
 
 def test_folders_read_with_torchvision(tmp_path: Path, images: np.ndarray) -> None:
