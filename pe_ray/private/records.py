@@ -1,7 +1,7 @@
 """Private records, embedded once: read, validated and shared out to partitions.
 
-The driver holds references and, of a bad record, its shard and row; never an image, a label, a
-user, or a count.
+The driver holds references, names and sizes of the data's files and, of a bad record, its shard and
+row; never an image, a record's label, a user, or a count of records that are kept.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -306,7 +306,12 @@ def _cache_file(
         return None
     key = {
         "format": _FORMAT,
-        "slice": asdict(part) | {"source": str(source.resolve())},
+        "slice": {
+            "shard": part.shard,
+            "source": str(source.resolve()),
+            "start": part.start,
+            "stop": part.stop,
+        },
         "file": version(source),
         "config": config.model_dump(mode="json", exclude={"data", "cache", "node_label"}),
         "channels": channels,

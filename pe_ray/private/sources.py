@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,17 @@ class SourceError(InputError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrivateSlice:
-    """What one task reads: rows start..stop-1 of shard `shard` (a file, or a class folder)."""
+    """What one task reads: rows start..stop-1 of shard `shard` (a file, or a class folder).
+
+    files: of a class folder, the names of these rows' images, packed; listed once, since listing
+    a large folder takes seconds.
+    """
 
     shard: int
     source: str
     start: int
     stop: int
+    files: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,25 +60,39 @@ def list_slices(config: PrivateConfig) -> list[PrivateSlice]:
     """
     with reported("private.data", location(config.data)):
         shards = list(_shards(config))
-    total = sum(rows for _, rows in shards)
+    total = sum(rows for _, rows, _ in shards)
     if total == 0:
         raise InputError(f"private.data: {config.data} holds no records")
     step = min(8192, max(256, -(-total // 8)))
-    return [
-        PrivateSlice(shard=shard, source=source, start=start, stop=min(start + step, rows))
-        for shard, (source, rows) in enumerate(shards)
-        for start in range(0, rows, step)
-    ]
+    slices = []
+    for shard, (source, rows, packed) in enumerate(shards):
+        files = _unpacked(packed)
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            its = _packed(files[start:stop])
+            slices.append(
+                PrivateSlice(shard=shard, source=source, start=start, stop=stop, files=its)
+            )
+    return slices
 
 
-def _shards(config: PrivateConfig) -> Iterator[tuple[str, int]]:
-    """(source, number of rows) of each shard, in a fixed order."""
+def _packed(files: Sequence[str]) -> bytes:
+    """A few bytes a name, as they differ by a number mostly."""
+    return zlib.compress(os.fsencode("\0".join(files)), 1) if files else b""
+
+
+def _unpacked(packed: bytes) -> list[str]:
+    return os.fsdecode(zlib.decompress(packed)).split("\0") if packed else []
+
+
+def _shards(config: PrivateConfig) -> Iterator[tuple[str, int, bytes]]:
+    """(source, number of rows, a class folder's images) of each shard, in a fixed order."""
     if config.data == DIGITS:
         if config.user_column or config.where:
             raise InputError(f"private: {DIGITS} has no columns for user_column or where")
         from sklearn.datasets import load_digits
 
-        yield DIGITS, len(load_digits().target)
+        yield DIGITS, len(load_digits().target), b""
         return
     path = location(config.data)
     if not path.exists():
@@ -79,7 +100,7 @@ def _shards(config: PrivateConfig) -> Iterator[tuple[str, int]]:
     files = [path] if path.is_file() else files_below(path, ".parquet")
     if files:
         for file in files:
-            yield str(file), _parquet_rows(file, config)
+            yield str(file), _parquet_rows(file, config), b""
         return
     if not isinstance(path, Path):
         raise InputError(
@@ -99,12 +120,13 @@ def _shards(config: PrivateConfig) -> Iterator[tuple[str, int]]:
     for folder in folders:
         if folder.name not in config.labels:
             raise InputError("private.labels: a class folder of private.data is not among them")
-        yield str(folder), len(_class_images(folder))
+        found = _class_images(folder)
+        yield str(folder), len(found), _packed(found)
 
 
-def _class_images(folder: Path) -> list[Path]:
+def _class_images(folder: Path) -> list[str]:
     """The images of one class; InputError where there is something else only."""
-    found = [folder / name for name in names_below(folder) if images.is_image(name)]
+    found = [name for name in names_below(folder) if images.is_image(name)]
     if not found and any(folder.glob("[!.]*")):
         raise InputError(
             f"private.data: the folder of label {folder.name!r} holds no image; convert what it "
@@ -126,10 +148,10 @@ def _parquet_rows(file: Location, config: PrivateConfig) -> int:
         "user_column": config.user_column,
         **{f"where.{name}": name for name in config.where},
     }
-    for field, name in wanted.items():
+    for option, name in wanted.items():
         if name is not None and columns.count(name) != 1:
             raise InputError(
-                f"private.{field}: {name!r} is not in the data; columns are {', '.join(columns)}"
+                f"private.{option}: {name!r} is not in the data; columns are {', '.join(columns)}"
             )
     _check_types(schema, config)
     return int(num_rows)
@@ -223,25 +245,25 @@ _Cells = tuple[list[Any], list[Any], Sequence[Any], NDArray[np.int64]]
 
 
 def _cells(part: PrivateSlice, config: PrivateConfig) -> Iterator[_Cells]:
-    if part.source != DIGITS and location(part.source).is_file():
-        yield from _parquet_cells(part, config)
-        return
-    if part.source == DIGITS:
+    if part.files:
+        folder = Path(part.source)
+        stored: Sequence[Any] = [folder / name for name in _unpacked(part.files)]
+        names: list[Any] = [folder.name] * len(stored)
+    elif part.source == DIGITS:
         from sklearn.datasets import load_digits
 
-        digits = load_digits()
-        stored: Sequence[Any] = np.round(digits.images * (255.0 / 16.0)).astype(np.uint8)
-        names: list[Any] = digits.target.tolist()
+        digits, rows = load_digits(), slice(part.start, part.stop)
+        stored = np.round(digits.images[rows] * (255.0 / 16.0)).astype(np.uint8)
+        names = digits.target[rows].tolist()
     else:
-        folder = Path(part.source)
-        stored = _class_images(folder)
-        names = [folder.name] * len(stored)
-    for start in range(part.start, part.stop, _READ_ROWS):
-        span = slice(start, min(part.stop, start + _READ_ROWS))
+        yield from _parquet_cells(part, config)
+        return
+    for first in range(0, len(stored), _READ_ROWS):
+        span = slice(first, first + _READ_ROWS)
         cells = [images.content(cell) if isinstance(cell, Path) else cell for cell in stored[span]]
-        rows = np.arange(span.start, span.stop, dtype=np.int64)
+        numbers = part.start + first + np.arange(len(cells), dtype=np.int64)
         labels = names[span] if config.label_column else [None] * len(cells)
-        yield labels, [None] * len(cells), cells, rows
+        yield labels, [None] * len(cells), cells, numbers
 
 
 def _parquet_cells(part: PrivateSlice, config: PrivateConfig) -> Iterator[_Cells]:

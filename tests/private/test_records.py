@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import io
+import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from PIL import Image
 from pe_ray.blocks import PrivateConfig
 from pe_ray.components.features import Pixels
 from pe_ray.errors import InputError, RecordError
-from pe_ray.private.records import PrivateRecords, open_records
+from pe_ray.private.records import PrivateRecords, embed_slice, open_records
 from pe_ray.private.sources import list_slices, read_slice
 
 IMAGES = np.random.default_rng(0).integers(0, 256, size=(6, 5, 4, 3), dtype=np.uint8)
@@ -116,6 +119,58 @@ def test_a_class_folder_without_an_image_that_is_read_is_named(tmp_path: Path) -
     (tmp_path / "dog" / "more").rmdir()
     (tmp_path / "dog" / ".DS_Store").write_bytes(b"")
     assert len(list_slices(config(tmp_path))) == 1  # of an empty class
+
+
+def test_a_folder_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes into it, or goes, while it is read moves no row to another slice."""
+    (tmp_path / "cat").mkdir()
+    for number in range(900):
+        image = np.full((1, 1, 3), number % 251, dtype=np.uint8)
+        (tmp_path / "cat" / f"{number:04d}.png").write_bytes(png(image))
+    settings = config(tmp_path)
+    parts = list_slices(settings)
+    assert [part.start for part in parts] == [0, 256, 512, 768]
+    assert sum(len(part.files) for part in parts) < 4 * 900
+    assert "png" not in repr(parts)
+    (tmp_path / "cat" / "!.png").write_bytes(png(IMAGES[0]))
+    (tmp_path / "cat" / "0300.png").unlink()
+    monkeypatch.setattr(os, "walk", None)
+    for part in parts:
+        if part.start == 256:
+            with pytest.raises(RecordError, match="shard 0, row 300: image is missing"):
+                read_slice(part, settings, 1)
+            continue
+        read = read_slice(part, settings, 1)
+        assert read.rows.tolist() == list(range(part.start, part.stop))
+        assert [int(image[0, 0, 0]) for image in read.images] == [row % 251 for row in read.rows]
+
+
+def test_names_that_are_no_text_are_read(tmp_path: Path) -> None:
+    """As file systems allow: neither UTF-8 nor on one line."""
+    (tmp_path / "cat").mkdir()
+    for image, name in zip(IMAGES, [b"\xff.png", b"a\nb.png", "ä.png".encode()], strict=False):
+        (tmp_path / "cat" / os.fsdecode(name)).write_bytes(png(image))
+    images, _ = read_all(config(tmp_path))
+    assert np.array_equal(images, IMAGES[[1, 2, 0]])  # by code points, as before
+
+
+def test_embeddings_cached_by_an_earlier_version_are_found(
+    tmp_path: Path, private_cache: Path
+) -> None:
+    settings = config(parquet(tmp_path, image=[png(image) for image in IMAGES]))
+    (part,) = list_slices(settings)
+    file, options = Path(part.source), Pixels.Options(size=4)
+    key = {
+        "format": 3,
+        "slice": {"shard": 0, "source": str(file.resolve()), "start": 0, "stop": 6},
+        "file": [file.stat().st_size, file.stat().st_mtime_ns],
+        "config": settings.model_dump(mode="json", exclude={"data", "cache", "node_label"}),
+        "channels": 3,
+        "embedder": ["pixels", options.model_dump(mode="json")],
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    embed_slice(part, settings, 3, "pixels", options)
+    assert [file.name for file in private_cache.iterdir()] == [f"{digest}.npz"]
 
 
 def test_grey_and_where(tmp_path: Path) -> None:
