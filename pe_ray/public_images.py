@@ -59,8 +59,9 @@ def files_of(source: PublicSource) -> list[Path]:
             raise InputError(f"{source.block}.data: {path} does not exist on this machine")
         if path.is_file():
             return [path]
-        files = sorted(path.rglob("*.parquet"))
-        files = files or [path / name for name in names_below(path) if images.is_image(name)]
+        below = names_below(path)
+    files = [path / name for name in below if name.endswith(".parquet")]
+    files = files or [path / name for name in below if images.is_image(name)]
     if not files:
         raise InputError(f"{source.block}.data: {path} holds neither .parquet files nor images")
     return files

@@ -296,7 +296,7 @@ def _raise(error: OSError) -> None:
 def files_below(folder: Location, suffix: str) -> list[Location]:
     """All files below `folder` whose name ends in `suffix`, in order of their paths."""
     if isinstance(folder, Path):
-        return list(sorted(folder.rglob(f"*{suffix}")))
+        return [folder / name for name in names_below(folder) if name.endswith(suffix)]
     from pyarrow.fs import FileSelector
 
     infos = folder.store.get_file_info(

@@ -71,6 +71,16 @@ def test_every_layout_reads_the_same(tmp_path: Path, kind: str) -> None:
         assert np.array_equal(read.labels, LABELS[chosen])
 
 
+def test_a_folder_named_like_a_parquet_file_holds_some(tmp_path: Path) -> None:
+    """As Spark writes a data set."""
+    (tmp_path / "set.parquet").mkdir()
+    (parquet(tmp_path) / "a.parquet").rename(tmp_path / "set.parquet" / "part-00000.parquet")
+    (tmp_path / "set.parquet" / "_SUCCESS").write_bytes(b"")
+    (tmp_path / "empty.parquet").mkdir()
+    read = read_public(source(tmp_path), NAMES, SHAPE, 1000)
+    assert np.array_equal(read.images, IMAGES[[*range(130, 200), *range(130)]])  # by path
+
+
 def test_where_chooses_rows_and_images_are_brought_to_the_shape(tmp_path: Path) -> None:
     splits = np.where(np.arange(200) % 3 == 0, "train", "test")
     parquet(tmp_path, split=splits, fold=np.arange(200) % 2)

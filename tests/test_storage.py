@@ -157,6 +157,8 @@ def test_a_new_run_in_a_store_copies_its_ledger(
     table = pa.table({"image": images, "label": [str(i % 10) for i in range(40)]})
     pq.write_table(table, private / "a.parquet")
     (bucket / "data" / "a.parquet").write_bytes((private / "a.parquet").read_bytes())
+    (bucket / "spark" / "set.parquet" / "part-0.parquet").write_bytes(b"a data set's only file")
+    assert [file.name for file in files_below(bucket / "spark", ".parquet")] == ["part-0.parquet"]
     tree = in_store(tree, bucket, tmp_path)
     features = []
     for data in (private, bucket / "data"):

@@ -173,6 +173,20 @@ def test_embeddings_cached_by_an_earlier_version_are_found(
     assert [file.name for file in private_cache.iterdir()] == [f"{digest}.npz"]
 
 
+def test_a_folder_named_like_a_parquet_file_holds_some(tmp_path: Path) -> None:
+    """As Spark writes a data set."""
+    spark = tmp_path / "set.parquet"
+    spark.mkdir()
+    for number, rows in enumerate((slice(0, 4), slice(4, 6))):
+        columns = {"image": [png(image) for image in IMAGES[rows]], "label": LABELS[rows]}
+        pq.write_table(pa.table(columns), spark / f"part-{number:05d}-c000.snappy.parquet")
+    (spark / "_SUCCESS").write_bytes(b"")
+    for data in (tmp_path, spark):
+        images, labels = read_all(config(data))
+        assert np.array_equal(images, IMAGES)
+        assert labels == LABELS
+
+
 def test_grey_and_where(tmp_path: Path) -> None:
     splits = ["train", "test"] * 3
     data = parquet(tmp_path, image=[png(image) for image in IMAGES], split=splits)
