@@ -35,7 +35,7 @@ from pe_ray.blocks import (
 )
 from pe_ray.credentials import refuse_credentials
 from pe_ray.errors import InputError
-from pe_ray.storage import Location, given, location
+from pe_ray.storage import Location, at_home, given, location
 from pe_ray.values import MAX_SUMS, ImageShape
 
 
@@ -134,7 +134,7 @@ class Config(Block):
             raise ValueError(
                 "output.ledger: only for an output.path in a store; a local run's ledger is in it"
             )
-        if cache and cache != "none" and Path(cache).resolve().is_relative_to(run.resolve()):
+        if cache and cache != "none" and at_home(cache).resolve().is_relative_to(run.resolve()):
             raise ValueError("private.cache: must lie outside output.path, which is publishable")
 
     def _check_public_metrics(self) -> None:

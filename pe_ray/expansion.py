@@ -9,7 +9,7 @@ import numpy as np
 
 from pe_ray.blocks import ResourcesConfig
 from pe_ray.cluster import connected
-from pe_ray.config import Config
+from pe_ray.config import Config, lies_in
 from pe_ray.errors import InputError
 from pe_ray.run_directory import opened, others_cant_write, require_disk
 from pe_ray.storage import (
@@ -57,6 +57,11 @@ def expand(
     load_teacher(config, run.teacher)
     population = Population(iteration=iteration, layout=layout, directory=run.population(iteration))
     directory = given(output, "--output")
+    if lies_in(str(directory), config.private.data):
+        raise InputError(
+            f"--output: {directory} lies in private.data, so a later run would read it as records; "
+            "give a folder elsewhere"
+        )
     require_writable(directory, "--output")
     request = {"run": config.fingerprint, "num_samples": num_samples, "format": form}
     _claim(directory, request)

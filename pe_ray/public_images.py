@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pe_ray import images
 from pe_ray.errors import InputError
-from pe_ray.storage import names_below, reported
+from pe_ray.storage import at_home, names_below, reported
 from pe_ray.values import ImageShape
 
 _READ_ROWS = 64  # decoded at a time, as photographs of 12 megapixels take 36 MB each
@@ -53,7 +53,7 @@ PublicRow = tuple[str, Any, str | int | None]
 
 def files_of(source: PublicSource) -> list[Path]:
     """The source's files by sorted path: parquet, or, where there is none, images."""
-    path = Path(source.data)
+    path = at_home(source.data)
     with reported(f"{source.block}.data", path):
         if not path.exists():
             raise InputError(f"{source.block}.data: {path} does not exist on this machine")

@@ -29,6 +29,7 @@ from pe_ray.errors import InputError
 from pe_ray.storage import (
     Location,
     ObjectPath,
+    at_home,
     atomic_write,
     fetched,
     given,
@@ -277,7 +278,7 @@ def ledger_folder(config: Config) -> Path:
             "output.ledger: needed for an output.path in a store; give a local folder, on a disk "
             "that outlives the machine, for ledger.sqlite"
         )
-    return Path(config.output.ledger).resolve()
+    return at_home(config.output.ledger).resolve()
 
 
 def write_config(run: RunDirectory, config: Config) -> None:

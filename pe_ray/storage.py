@@ -123,7 +123,7 @@ def location(text: str | os.PathLike[str] | ObjectPath) -> Location:
     path = os.fspath(text)
     scheme, separator, rest = path.partition("://")
     if not separator:
-        return Path(path)
+        return at_home(path)
     if scheme == "file":
         return Path(rest)
     key, _, query = rest.partition("?")
@@ -141,6 +141,14 @@ def location(text: str | os.PathLike[str] | ObjectPath) -> Location:
     if not re.fullmatch(r"[\w.-]+(/[^/]+)*", key) or {".", ".."} & set(key.split("/")):
         raise ValueError(f"a URI is written {scheme}://BUCKET/FOLDER, no name empty or only dots")
     return ObjectPath(scheme, key, query)
+
+
+def at_home(text: str | Path) -> Path:
+    """A local path, in which a leading ~ is a home folder, as in a shell."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # nobody is called that
+        return Path(text)
 
 
 def given(text: str | os.PathLike[str] | ObjectPath, field: str) -> Location:

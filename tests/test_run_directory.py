@@ -11,7 +11,7 @@ import pytest
 from tiny_public import save_parquet
 from undisturbed import content
 
-from pe_ray import Config, InputError, evolve
+from pe_ray import Config, InputError, evolve, expand
 from pe_ray.release.ledger import Ledger
 from pe_ray.run_directory import claimed, write_config
 
@@ -73,6 +73,29 @@ def test_every_change_but_resources_is_refused_by_name(
         claimed(Config.from_dict(tree)),
     ):
         pass
+
+
+def test_a_leading_tilde_is_the_home_folder_everywhere(
+    ray_session: None, tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a folder of that name below the working directory, with private embeddings in it."""
+    home, work = tmp_path / "home", tmp_path / "work"
+    save_parquet(home / "data", [*"0123456789"], 3)
+    work.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(work)
+    tree["private"] |= {"data": "~/data", "cache": "~/cache"}
+    tree["output"]["path"] = "~/run"
+    run = evolve(Config.from_dict(tree))
+    assert run == home / "run"
+    assert list((home / "cache").glob("*.npz"))
+    assert expand("~/run", 30, "~/more") == home / "more"
+    assert not list(work.iterdir())
+    tree["private"]["cache"] = "~/run/cache"
+    with pytest.raises(InputError, match=r"private\.cache: must lie outside output\.path"):
+        Config.from_dict(tree)
+    with pytest.raises(InputError, match=r"--output: .* lies in private\.data"):
+        expand("~/run", 30, home / "data" / "more")
 
 
 def test_a_population_of_another_configuration_is_not_taken_over(

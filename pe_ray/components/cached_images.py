@@ -22,7 +22,7 @@ from PIL import Image
 
 from pe_ray.errors import InputError
 from pe_ray.public_images import PublicSource, count_images, decoded, files_of, image_rows
-from pe_ray.storage import reported
+from pe_ray.storage import at_home, reported
 
 _FORMAT = 1
 
@@ -36,7 +36,7 @@ class CachedImages:
     """
 
     def __init__(self, source: PublicSource, size: int, channels: int, cache: str | None) -> None:
-        root, columns = Path(source.data), (source.image_column, source.label_column)
+        root, columns = at_home(source.data), (source.image_column, source.label_column)
         digest = hashlib.sha256(
             json.dumps([_FORMAT, str(root.resolve()), *columns, size, channels]).encode()
         )

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.errors import InputError
+from pe_ray.storage import at_home
 
 Form = Literal["outline", "skeleton"]
 
@@ -153,7 +154,7 @@ def _font_paths(folder: str | None) -> list[Path]:
         found = [path for path in installed if path.suffix.lower() in _SUFFIXES]
         by_name = {path.name: path for path in (*found, *_bundled())}  # the bundle's where both
         return [by_name[name] for name in sorted(by_name)]
-    root = Path(folder)
+    root = at_home(folder)
     if not root.is_dir():
         raise InputError(f"generator.fonts: {folder} is not a folder")
     files = [path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pe_ray.errors import InputError
+from pe_ray.storage import at_home
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,7 +23,7 @@ def read_weights(path: str | Path, option: str) -> dict[str, Tensor]:
     import torch
     from safetensors.torch import load_file
 
-    file = Path(path)
+    file = at_home(path)
     if not file.is_file():
         raise InputError(f"{option}: {path} is not a file; give a .pt or .safetensors checkpoint")
     try:

@@ -24,7 +24,7 @@ from pe_ray.cluster import on_nodes, require_object_store
 from pe_ray.errors import FaultError, InputError, RecordError
 from pe_ray.private.sources import PrivateSlice, SourceError, joined, list_slices, read_batches
 from pe_ray.private.tasks import RETRIES, private_task
-from pe_ray.storage import location, version
+from pe_ray.storage import at_home, location, version
 from pe_ray.values import ImageShape
 from pe_ray.watchdog import STALL_SECONDS, headway, limited
 
@@ -265,7 +265,7 @@ def cache_folder(config: PrivateConfig) -> Path | None:
     if config.cache == "none":
         return None
     if config.cache:
-        return Path(config.cache)
+        return at_home(config.cache)
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "pe_ray" / "private"
 
