@@ -320,7 +320,7 @@ def read_tree(path: str | Location, overrides: Sequence[str] = ()) -> dict[str, 
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"config {path}: can't be read ({type(error).__name__})") from error
     try:
-        tree = yaml.load(text, _UniqueKeys)  # noqa: S506 a SafeLoader
+        tree = _parsed(text)
     except yaml.YAMLError as error:
         raise InputError(f"config {path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
@@ -358,7 +358,7 @@ def set_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not name.rpartition(".")[2]:
         raise InputError(f"--set {override}: write it as block.key=value")
     try:
-        value = yaml.load(text, _UniqueKeys)  # noqa: S506 a SafeLoader
+        value = _parsed(text)
     except yaml.YAMLError:
         raise InputError(f"--set {override}: {text!r} is not a YAML value") from None
     put(tree, name, value, f"--set {override}")
@@ -377,6 +377,15 @@ def put(tree: dict[str, Any], name: str, value: Any, source: str) -> None:
 def _key(tree: Mapping[Any, Any], part: str) -> Any:
     """The key that is written `part`: YAML reads 1 as a number."""
     return next((key for key in tree if str(key) == part), part)
+
+
+def _parsed(text: str) -> Any:
+    """Plain values of a YAML text; raises yaml.YAMLError."""
+    loader = _UniqueKeys(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -19,6 +19,7 @@ from tiny_public import save_public
 from tiny_unets import save_improved, save_unet
 
 from pe_ray import InputError, plugins
+from pe_ray.components import label_features
 from pe_ray.seeds import normals, row_seeds, uniforms
 from pe_ray.values import ImageShape
 
@@ -106,11 +107,21 @@ def test_generators(kind: str, tmp_path: Path) -> None:
         assert np.array_equal(again[name], varied[name][order]), name
 
 
+def learnt(channels: int, file: Path) -> label_features.LearntFeaturesOptions:
+    """What a run would have learnt, of images that tell nothing."""
+    images = np.random.default_rng(1).integers(0, 256, (40, 8, 8, channels), dtype=np.uint8)
+    label_features.write(file, label_features.fit(images, np.arange(40) % 2, 5, 1, 0))
+    return label_features.LearntFeaturesOptions(file=str(file), num_features=5)
+
+
 @pytest.mark.parametrize("kind", sorted(plugins.registered("embedder")))
 @pytest.mark.parametrize("channels", [1, 3])
 def test_embedders(kind: str, channels: int, tmp_path: Path) -> None:
     made = plugins.load("embedder", kind)
     options = _options_of(made, "embedder", kind, tmp_path)
+    if options.learnt:
+        options = learnt(channels, tmp_path / "learnt.npz")
+        made = label_features.LearntFeatures
     embedder = made(options)
     images = np.random.default_rng(0).integers(0, 256, (5, 11, 9, channels), dtype=np.uint8)
     vectors = embedder.embed(images)
