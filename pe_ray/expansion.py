@@ -21,7 +21,7 @@ from pe_ray.storage import (
     names,
     require_writable,
 )
-from pe_ray.synthetic.exports import Format, disk_bytes, png
+from pe_ray.synthetic.exports import Format, disk_bytes, png, require_folder_names
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.teacher import load as load_teacher
 from pe_ray.synthetic.variation import layout_of, write_final
@@ -44,7 +44,8 @@ def expand(
     Every sample of S_T gets as many, but for the last |S_T| rows at most, whose samples are evenly
     spaced; None for num_samples writes the final population itself.
     form: parquet; webdataset (tar shards); or folder (an image folder per label). Raises InputError
-    where the run is not finished, the output folder holds something else or the disk is too small.
+    where the run is not finished, the output folder holds something else, the disk is too small or
+    its names too short for a label.
     """
     if num_samples is not None and num_samples < 1:
         raise InputError("--num-samples: must be at least 1")
@@ -63,6 +64,8 @@ def expand(
             "give a folder elsewhere"
         )
     require_writable(directory, "--output")
+    if form == "folder":
+        require_folder_names(directory, config.private.labels)
     request = {"run": config.fingerprint, "num_samples": num_samples, "format": form}
     _claim(directory, request)
     num_rows = layout.num_samples if num_samples is None else num_samples

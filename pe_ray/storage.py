@@ -12,6 +12,7 @@ machine), never from a URI: the configuration, which a run publishes, holds it.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import errno
 import io
 import os
@@ -240,8 +241,8 @@ def _not_for_others_to_change(path: str, flags: int) -> int:
 
 
 def write_many(folder: Location, files: Sequence[tuple[str, bytes]]) -> None:
-    """Write (name, content) each; on a disk neither synced nor atomic, so that others must say
-    when they are all there.
+    """Write (name, content) each; on a disk neither synced nor atomic, so that others must `sync`
+    and then say that they are all there.
     """
     if isinstance(folder, Path):
         with room(folder):
@@ -252,6 +253,26 @@ def write_many(folder: Location, files: Sequence[tuple[str, bytes]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(_PUTS_AT_ONCE) as pool:
         list(pool.map(lambda file: (folder / file[0]).write_bytes(file[1]), files))
+
+
+def sync(folder: Location) -> None:
+    """Return once all that was written below `folder`, on whatever its disk is, would outlive a
+    power cut. Syncing its files one by one takes many times as long where they are small.
+    """
+    if isinstance(folder, ObjectPath):
+        return
+    # Of Linux; unlike os.sync it tells of errors and doesn't wait for other disks.
+    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    if syncfs is None:
+        os.sync()
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with room(folder):
+            if syncfs(handle):
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    finally:
+        os.close(handle)
 
 
 def names(folder: Location) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,3 +116,21 @@ def test_what_an_expansion_has_written_counts_as_it_takes_disk(
     run_directory.require_disk(tmp_path, needed, "--output")
     with pytest.raises(InputError, match=r"^--output: .* needs up to .* GiB free"):
         run_directory.require_disk(tmp_path, needed + 1, "--output")
+
+
+def test_a_label_too_long_for_a_folders_name_is_refused_first(
+    finished: Path, tmp_path: Path
+) -> None:
+    """By its bytes as it is written: 9 for each of these characters."""
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    config = (run / "config.yaml").read_text()
+    for length, refused in ((28, False), (29, True)):
+        label = "猫" * length
+        (run / "config.yaml").write_text(config.replace("- '0'\n", f"- {label}\n"))
+        if not refused:
+            expand(run, None, tmp_path / "short", form="folder")
+            continue
+        with pytest.raises(InputError, match=r"^--format: the label '猫+'\.\.\. .* 261 bytes"):
+            expand(run, None, tmp_path / "long", form="folder")
+        assert not any((tmp_path / "long").iterdir())
+        expand(run, None, tmp_path / "long", form="webdataset")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import tarfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
@@ -15,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pe_ray.storage import Location, write_many
+from pe_ray.errors import InputError
+from pe_ray.storage import Location, sync, write_many
 
 Format = Literal["parquet", "webdataset", "folder"]
 SUFFIXES: dict[Format, str] = {"parquet": "parquet", "webdataset": "tar", "folder": "done"}
@@ -55,12 +58,28 @@ def export_part(
         rows = np.flatnonzero(labels == label).tolist()
         files = [(f"{first + row:010d}.png", pngs[row]) for row in rows]
         write_many(directory / folder_name(names[label]), files)
+    sync(directory)  # before there is a marker
     return f"{len(pngs)} images\n".encode()
 
 
 def folder_name(label: str) -> str:
     """The label's name, characters that a path can't hold percent-encoded."""
     return quote(label, safe=" ") if label.strip(".") else quote(label).replace(".", "%2E")
+
+
+def require_folder_names(directory: Location, names: Sequence[str]) -> None:
+    """Raise InputError where `directory`'s disk has no room in a name for a label's folder."""
+    if not isinstance(directory, Path):
+        return
+    most = os.pathconf(directory, "PC_NAME_MAX")
+    for name in names:
+        length = len(folder_name(name))
+        if length > most:
+            raise InputError(
+                f"--format: the label {name[:16]!r}... is too long for a folder's name: "
+                f"{length} bytes, percent-encoded, of at most {most}; use parquet or "
+                "webdataset"
+            )
 
 
 def disk_bytes(

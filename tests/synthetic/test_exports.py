@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
+import struct
+import subprocess
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +143,49 @@ def test_a_set_by_label_keeps_what_is_named_like_a_part(tmp_path: Path) -> None:
     kept = {file.name for file in tmp_path.iterdir()}
     assert not kept & set(left)
     assert kept >= {"part-list.txt", ".notes.part-1"}
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[], Path]]:
+    """A disk (ext4), empty at first, whose power is cut by each further call."""
+    image, folder = tmp_path / "disk", tmp_path / "mounted"
+    folder.mkdir()
+    with image.open("wb") as file:
+        file.truncate(32 << 20)
+
+    def run(*command: str) -> None:
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except FileNotFoundError:
+            pytest.skip(f"no disk to cut the power of: {command[0]} is missing")
+        if done.returncode:
+            pytest.skip(f"no disk to cut the power of: {command[0]}: {done.stderr.strip()}")
+
+    def mounted() -> Path:
+        if folder.is_mount():
+            handle = os.open(folder, os.O_RDONLY)
+            try:  # EXT4_IOC_SHUTDOWN, nothing in memory kept
+                fcntl.ioctl(handle, 0x8004587D, struct.pack("I", 2))
+            finally:
+                os.close(handle)
+            run("umount", str(folder))
+        run("mount", "-o", "loop", str(image), str(folder))
+        return folder
+
+    run("mkfs.ext4", "-q", str(image))
+    yield mounted
+    subprocess.run(["umount", "-l", str(folder)], capture_output=True)
+
+
+def test_no_power_cut_leaves_a_marker_without_its_images(disk: Callable[[], Path]) -> None:
+    folder, pngs = disk() / "set", [png(image) for image in IMAGES]
+    content = export_part("folder", folder, 0, pngs, LABELS, NAMES)
+    part = write_part(folder, 0, 5, "done", content)
+    disk()
+    assert (folder / part.file).read_bytes() == content
+    for row, (image, label) in enumerate(zip(pngs, LABELS, strict=True)):
+        file = folder / folder_name(NAMES[label]) / f"{row:010d}.png"
+        assert file.read_bytes() == image
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".", "", "C:\\x", "zwei drei"])
