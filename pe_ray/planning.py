@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pe_ray.blocks import Plugin
+from pe_ray.components.label_features import LabelFeaturesOptions
 from pe_ray.config import Config
 from pe_ray.errors import InputError
 from pe_ray.plugins import Generator, load
@@ -165,19 +166,21 @@ def plan(config: Config) -> Plan:
     row = shape.num_bytes + 64 + max(map(_own_bytes, map(config.generator_at, range(len(sizes)))))
     # Of the votes that are cast and, already, of the next.
     kept = 2 * row * config.votes.lookahead * max(sizes) if config.votes.reuse_lookahead else 0
-    learnt = _LEARNT_BYTES * (bool(config.teacher) + config.embedder.options.learnt)
+    options = config.embedder.options
+    learnt = _LEARNT_BYTES * (bool(config.teacher) + options.learnt)
     averaged = any(selection.at(t).smooth > 1 for t in range(1, len(sizes)))
     votes = (28 + 20 * averaged) * sum(sizes)  # in the ledger and in files for readers
     rows_per_part = config.output.rows_per_part
     parts = [-(-size // part_rows(size, shape.num_bytes, rows_per_part)) for size in sizes]
     files = _PAGE_BYTES + _PART_BYTES * (sum(parts) + parts[-1])
-    embedded = 4 * config.embedder.options.dim(shape) * max(sizes)
+    embedded = 4 * options.dim(shape) * max(sizes)
     return Plan(
         epsilon=epsilon_of(releases, config.privacy.delta),
         delta=config.privacy.delta,
         unit=config.privacy.unit,
         releases=releases,
-        random_calls=drawn,
+        random_calls=drawn
+        + (options.num_images if isinstance(options, LabelFeaturesOptions) else 0),
         variation_calls=sum(calls) - drawn,
         calls=tuple(calls),
         disk_bytes=row * (sum(sizes) + sizes[-1]) + embedded + kept + votes + learnt + files,

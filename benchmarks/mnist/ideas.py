@@ -2,11 +2,11 @@
 
     python -m benchmarks.mnist.ideas LETTERS.parquet [--letters ABCDEFGHIJ] [--seeds 3] [--rows ...]
 
-`pipelines/mnist.yaml` with the letters as private records; votes alone, denoised to the simplex,
-not smoothed, unless a row says otherwise. Populations are as much smaller than for MNIST as there
-are fewer records, so a sample gets as many votes under the same noise. LETTERS.parquet: columns
-image, label (0..25) and split; the train split is private, the audit tests on all of both splits.
-Seeds are those of the public randomness.
+`pipelines/mnist.yaml` with the letters as private records; votes alone, in blurred pixels, denoised
+to the simplex, not smoothed, unless a row says otherwise. Populations are as much smaller than for
+MNIST as there are fewer records, so a sample gets as many votes under the same noise.
+LETTERS.parquet: columns image, label (0..25) and split; the train split is private, the audit tests
+on all of both splits. Seeds are those of the public randomness.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "smooth": {"selection": {"denoise": "simplex", "smooth": 64}},
     "neighbors_1": {"votes": {"neighbors": 1}},
     "late": {"schedule.noise": 0.45},
+    "label_features": {"embedder": {"kind": "label_features"}},
 }
 
 
@@ -91,6 +92,7 @@ def settings(file: Path, letters: str, records: int, row: str, seed: int) -> dic
     sizes = [round(size * records / 60_000) for size in tree["schedule"]["num_samples"]]
     tree["schedule"] |= {"num_samples": sizes, "seed": seed}
     tree["metrics"] = {"audit_where": {}, "audit": [{"kind": "cnn"}]}
+    tree["embedder"] = {"kind": "pixels", "size": 14, "blur": 1.0}
     tree |= {"teacher": None, "selection": {"denoise": "simplex"}}
     for key, value in ROWS[row].items():
         block, _, name = key.partition(".")
