@@ -252,7 +252,7 @@ def _bind(run: RunDirectory, config: Config) -> None:
                 f"output.path: {run.path} has a configuration but no ledger.sqlite; restore the "
                 "ledger, since without it what was spent is unknown, or give another output.path"
             )
-    elif not run.has_ledger and made_in(run.path) - {LEDGER}:
+    elif not run.has_ledger and made_in(run.path) - {LEDGER, FEATURES}:
         raise InputError(f"output.path: {run.path} holds other files; give an empty or new folder")
 
 

@@ -36,12 +36,16 @@ def written(tree: dict[str, Any], folder: Path) -> str:
     return str(file)
 
 
+@pytest.mark.parametrize("embedder", ["pixels", "label_features"])
 def test_an_attack_from_the_command_line(
     ray_session: None,
     attacked: dict[str, Any],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    embedder: str,
 ) -> None:
+    if embedder == "label_features":
+        attacked["embedder"] = {"kind": embedder, "num_images": 100, "features": 6, "epochs": 1}
     output = tmp_path / "attack"
     arguments = ["attack", written(attacked, tmp_path), "--output", str(output)]
     assert cli.main([*arguments, "--json"]) == 0
