@@ -99,8 +99,8 @@ class Config(Block):
         if self.votes.reuse_lookahead and not self.votes.lookahead:
             raise ValueError("votes.reuse_lookahead: needs votes.lookahead above 0")
         self._check_generators()
-        self._check_places()
         self._check_public_metrics()
+        self._check_places()
         self._check_teacher()
         self._check_embedder()
         return self
