@@ -166,6 +166,7 @@ cuts = st.just(1.0) | st.floats(0, 1)
 
 @few(max_examples=80)
 @given(edits, cuts)
+@example([(0.6400338242151484, 0)], 1.0)  # a footer that says more rows than can be read
 def test_parquet(scratch: Path, changes: list[tuple[float, int]], kept: float) -> None:
     file = scratch / "records.parquet"
     file.write_bytes(edited(records(), changes, kept))

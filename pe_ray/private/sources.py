@@ -295,7 +295,8 @@ def _parquet_cells(part: PrivateSlice, config: PrivateConfig) -> Iterator[_Cells
                 labels, users, cells = ([column[i] for i in chosen] for column in stored)
                 yield labels, users, cells, rows[keep]
             if first >= part.stop:
-                break
+                return
+    raise pa.ArrowInvalid("fewer rows than the file's footer says")
 
 
 def _column(batch: pa.RecordBatch, name: str | None) -> list[Any]:

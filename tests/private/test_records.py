@@ -22,7 +22,7 @@ from pe_ray.blocks import PrivateConfig
 from pe_ray.components.features import Pixels
 from pe_ray.errors import InputError, RecordError
 from pe_ray.private.records import PrivateRecords, embed_slice, open_records
-from pe_ray.private.sources import list_slices, read_slice
+from pe_ray.private.sources import list_slices, read_batches, read_slice
 
 IMAGES = np.random.default_rng(0).integers(0, 256, size=(6, 5, 4, 3), dtype=np.uint8)
 LABELS = [0, 1, 1, 0, 1, 0]
@@ -302,6 +302,24 @@ def test_wrong_settings_are_named(tmp_path: Path, changes: dict[str, Any], messa
 def nested(images: np.ndarray, missing: set[int] = frozenset()) -> pa.Array:
     cells = [None if i in missing else image.tolist() for i, image in enumerate(images)]
     return pa.array(cells, pa.list_(pa.list_(pa.uint8(), images.shape[2]), images.shape[1]))
+
+
+def test_a_file_that_yields_fewer_rows_than_it_says_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that aren't read would be missing in silence, from the votes and from nothing else."""
+    images = np.zeros((300, 6, 5), dtype=np.uint8)
+    table = pa.table({"image": nested(images), "label": [0] * 300})
+    pq.write_table(table, tmp_path / "records.parquet")
+    whole = pq.ParquetFile.iter_batches
+
+    def short(self: pq.ParquetFile, *args: Any, **options: Any) -> Any:
+        yield from list(whole(self, *args, **options))[:-1]
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", short)
+    part = list_slices(config(tmp_path))[-1]
+    with pytest.raises(InputError, match=r"shard 0 can't be read \(ArrowInvalid\)"):
+        list(read_batches(part, config(tmp_path), 1))
 
 
 @pytest.mark.parametrize("stored", [tensors, nested])
