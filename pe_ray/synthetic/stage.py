@@ -240,8 +240,11 @@ def check_plugins(
     given: Sequence[Plugin], label_names: tuple[str, ...], resources: ResourcesConfig
 ) -> None:
     """Build each generator and embedder once, where it will run; InputError where one can't be."""
+    gpus = resources.gpus_per_worker
     task = ray.remote(
-        num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_calls=1
+        num_cpus=resources.cpus_per_worker,
+        num_gpus=gpus,
+        max_calls=1 if gpus else 0,  # a process keeps a GPU's memory; one without serves stages
     )(_build)
     distinct = [plugin for number, plugin in enumerate(given) if plugin not in given[:number]]
     if distinct:

@@ -96,8 +96,9 @@ def check_parts(search: Search) -> None:
                     made.append(config.embedder)
                 check_plugins(made, config.private.labels, resources)
     if isinstance(search.tuning.objective, PublicObjective):
+        gpus = resources.gpus_per_worker
         task = ray.remote(
-            num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_calls=1
+            num_cpus=resources.cpus_per_worker, num_gpus=gpus, max_calls=1 if gpus else 0
         )(_objective_fault)
         fault = ray.get(task.remote(search, search.tuning.objective))
         if fault is not None:

@@ -134,7 +134,6 @@ def test_a_searchs_first_mistake_is_mended_in_place(
     assert tune(search_of(searched)).trials
 
 
-@pytest.mark.parametrize("strategy", ["compose", "select"])
 @pytest.mark.parametrize(
     ("tuning", "metrics", "message"),
     [
@@ -152,7 +151,6 @@ def test_what_trials_need_is_tried_before_anything_is_spent(
     ray_session: None,
     searched: dict[str, Any],
     tmp_path: Path,
-    strategy: str,
     tuning: dict[str, Any],
     metrics: dict[str, Any],
     message: str,
@@ -160,7 +158,7 @@ def test_what_trials_need_is_tried_before_anything_is_spent(
     public = save_parquet(tmp_path / "public", STAND_IN)
     reference = {"data": str(public), "labels": STAND_IN}
     searched["tuning"] |= {
-        "strategy": strategy,
+        "strategy": "select",
         "objective": {"kind": "public", "mode": "max", "metric": {"kind": "classifier"}}
         | {"reference": reference}
         | {key: value for key, value in tuning.items() if key != "space"},
