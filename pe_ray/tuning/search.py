@@ -8,6 +8,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +45,7 @@ class _UntilRefused(Stopper):  # type: ignore[misc]
         return False
 
     def stop_all(self) -> bool:
-        return self._refused
+        return self._refused or bool(_stopped)
 
 
 def _trainable(chosen: dict[str, Any], job: Job, node: str) -> None:
@@ -60,6 +64,34 @@ def _trainable(chosen: dict[str, Any], job: Job, node: str) -> None:
             return
         score = report["score"]
         tune.report({"score": score, "iteration": report["iteration"], "refused": False})
+
+
+_stopped: list[int] = []
+"""Signals that asked this process to stop during a search."""
+
+
+@contextmanager
+def _stop_noted() -> Iterator[None]:
+    """A KeyboardInterrupt from Ctrl-C or SIGTERM, even where it is raised in a callback of Ray's
+    that swallows it.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        _stopped.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {kind: signal.signal(kind, stop) for kind in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+        if _stopped:
+            raise KeyboardInterrupt
+    finally:
+        _stopped.clear()
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
 
 
 _WITHHELD = "the private records can't be used with these settings"
@@ -125,7 +157,8 @@ def run_search(job: Job, folder: Path, max_concurrent: int) -> None:
                 ),
             ),
         )
-    results = tuner.fit()
+    with _stop_noted():
+        results = tuner.fit()
     cut_off = len(results) - results.num_terminated
     if cut_off:
         why = sorted({type(getattr(e, "cause", None) or e).__name__ for e in results.errors})
