@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from pe_ray.config import Config, differences
+from pe_ray.config import Config
 from pe_ray.errors import InputError
 from pe_ray.storage import (
     Location,
@@ -39,6 +39,7 @@ from pe_ray.storage import (
 )
 from pe_ray.synthetic.features import FEATURES
 from pe_ray.synthetic.writer import manifest_of
+from pe_ray.trees import differences
 from pe_ray.values import LabelLayout, NoisyHistogram
 
 LEDGER = "ledger.sqlite"

@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from pe_ray import cli
-from pe_ray.config import Config, read_tree, set_override
+from pe_ray.config import Config
 from pe_ray.planning import plan
+from pe_ray.trees import read_tree, set_override
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -7,7 +7,8 @@ import time
 from dataclasses import asdict
 
 from pe_ray.cli.printing import AddVerb, guarantee, print_json
-from pe_ray.config import Config, read_tree, resources_of
+from pe_ray.config import Config, resources_of
+from pe_ray.trees import read_tree
 
 
 def add_verbs(verb: AddVerb) -> None:

@@ -16,9 +16,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from pe_ray.blocks import Block, FixedEmbedderPlugin, MetricPlugin, PrivateConfig
-from pe_ray.config import Config, apart, first_fault, read_tree
+from pe_ray.config import Config, apart, first_fault
 from pe_ray.errors import InputError
 from pe_ray.release.selection import Repetitions
+from pe_ray.trees import read_tree
 
 Strategy = Literal["public", "proxy", "select", "compose"]
 Mode = Literal["min", "max"]

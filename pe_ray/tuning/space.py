@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from random import Random
 from typing import Any
 
-from pe_ray.config import Config, put
+from pe_ray.config import Config
 from pe_ray.errors import InputError
+from pe_ray.trees import put
 from pe_ray.tuning.config import Range, Search
 
 Settings = Mapping[str, Any]

@@ -19,7 +19,7 @@ import yaml
 
 from pe_ray.blocks import PrivateConfig, ResourcesConfig
 from pe_ray.cluster import connected
-from pe_ray.config import Config, differences
+from pe_ray.config import Config
 from pe_ray.door import Door, open_records
 from pe_ray.errors import InputError
 from pe_ray.evolution import iterations
@@ -33,6 +33,7 @@ from pe_ray.storage import Location, atomic_write, delete_tree
 from pe_ray.synthetic.features import FEATURES
 from pe_ray.synthetic.population import fractions_of
 from pe_ray.synthetic.variation import write_final
+from pe_ray.trees import differences
 from pe_ray.tuning.budget import (
     LABEL_COUNTS,
     MOMENTS,
