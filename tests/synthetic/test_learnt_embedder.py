@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_public import save_parquet
 from undisturbed import content
 
 from pe_ray import Config, InputError, door, evolve
@@ -33,6 +34,8 @@ def test_a_run_stopped_anywhere_learns_what_its_replay_learns(
     private_cache: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    data = save_parquet(tmp_path / "data", [*"0123456789"], 5)  # of a file, what would be cached
+    learning["private"]["data"] = str(data)
     votes = door.Door.votes
 
     def dies(self: door.Door, iteration: int, population: Any) -> Any:
