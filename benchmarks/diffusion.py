@@ -33,9 +33,9 @@ import numpy as np
 import torch
 
 from pe_ray import Config
-from pe_ray.components.diffusion import ImprovedDiffusion, ImprovedDiffusionOptions
-from pe_ray.components.improved_unet import ImprovedUNet
-from pe_ray.synthetic import writer
+from pe_ray.components.generators.improved_unet import ImprovedUNet
+from pe_ray.components.generators.pixel_diffusion import ImprovedDiffusion, ImprovedDiffusionOptions
+from pe_ray.files.parts import commit
 from pe_ray.synthetic.variation import PopulationWorker
 
 SMALL = {
@@ -125,7 +125,7 @@ def in_pipeline(config: Config, folder: Path, iteration: int, rows: int, part: i
         )
         for start in range(0, rows, part)
     ]
-    writer.commit(folder / str(iteration), parts, {})
+    commit(folder / str(iteration), parts, {})
 
 
 def print_profile(work: Callable[[], None]) -> None:

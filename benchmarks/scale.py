@@ -29,8 +29,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.watch import Watch
-from pe_ray import Config, door, evolution, evolve, expand, plugins
-from pe_ray.seeds import row_seeds
+from pe_ray import Config, evolution, evolve, expand, plugins
+from pe_ray.plugins.seeds import row_seeds
+from pe_ray.release import door
 
 RECORDS = 100_000
 DIGITS = [str(digit) for digit in range(10)]

@@ -19,11 +19,11 @@ from typing import Any
 
 from benchmarks.digits.pipeline import config
 from pe_ray import Config, evolve, expand
-from pe_ray.blocks import ResourcesConfig
-from pe_ray.cluster import connected
-from pe_ray.synthetic import stage
-from pe_ray.synthetic.stage import PartWorker
-from pe_ray.synthetic.writer import Part, write_part
+from pe_ray.config.blocks import ResourcesConfig
+from pe_ray.files.parts import Part, write_part
+from pe_ray.runtime import stages as stage
+from pe_ray.runtime.cluster import connected
+from pe_ray.runtime.stages import PartWorker
 
 
 class EmptyWorker(PartWorker):

@@ -25,10 +25,10 @@ import yaml
 from pe_ray import Config
 from pe_ray.planning import planned_releases
 from pe_ray.release.ledger import Ledger
-from tests.faulty import arm
-from tests.real_cluster import REPOSITORY, RealCluster, real_cluster
+from tests.support.faulty import arm
+from tests.support.real_cluster import REPOSITORY, RealCluster, real_cluster
 
-sys.path.append(str(REPOSITORY / "tests"))  # the configuration names faulty:FaultyText
+sys.path.append(str(REPOSITORY / "tests" / "support"))  # the configuration names faulty:FaultyText
 EVERY = 20.0  # seconds between faults
 PATIENCE = 400.0  # seconds of one run, however many starts it takes: longer stands still
 NODE = ("--num-cpus=1",)

@@ -20,7 +20,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from pe_ray import blocks, config, plugins
+from pe_ray import config, plugins
+from pe_ray.config import blocks
 
 PAGE = Path(__file__).with_name("configuration.md")
 

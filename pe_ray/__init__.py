@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pe_ray.blocks import ResourcesConfig
 from pe_ray.config import Config
+from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.errors import BudgetError, FaultError, InputError, RecordError
-from pe_ray.storage import Location
+from pe_ray.files.storage import Location
 
 __version__ = "0.1.0"
 __all__ = [

@@ -10,14 +10,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
-from pe_ray.cluster import connected, require_object_store
 from pe_ray.config import Config
-from pe_ray.door import Door
+from pe_ray.files.storage import Location, delete_tree
 from pe_ray.planning import label_fractions, plan, planned_releases, require_affordable
+from pe_ray.release.door import Door
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_copy import update_copy
-from pe_ray.run_directory import RunDirectory, claimed, require_disk, write_config
-from pe_ray.storage import Location, delete_tree
+from pe_ray.runtime.cluster import connected, require_object_store
+from pe_ray.runtime.run_directory import RunDirectory, claimed, require_disk, write_config
+from pe_ray.synthetic.denoising import smoothed_votes
 from pe_ray.synthetic.population import (
     Population,
     apportion,
@@ -26,7 +27,6 @@ from pe_ray.synthetic.population import (
     next_offspring,
 )
 from pe_ray.synthetic.scoring import check_reference, score_population
-from pe_ray.synthetic.smoothing import smoothed_votes
 from pe_ray.synthetic.variation import (
     REQUEST_BYTES,
     check_generators,

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from pe_ray.blocks import ResourcesConfig
-from pe_ray.cluster import connected
-from pe_ray.config import Config, lies_in
+from pe_ray.config import Config
+from pe_ray.config.blocks import ResourcesConfig
+from pe_ray.config.run_config import lies_in
 from pe_ray.errors import InputError
-from pe_ray.run_directory import opened, others_cant_write, require_disk
-from pe_ray.storage import (
+from pe_ray.files.parts import part_ranges
+from pe_ray.files.storage import (
     PROBE,
     Location,
     atomic_write,
@@ -21,11 +21,13 @@ from pe_ray.storage import (
     names,
     require_writable,
 )
-from pe_ray.synthetic.exports import Format, disk_bytes, png, require_folder_names
+from pe_ray.runtime.cluster import connected
+from pe_ray.runtime.run_directory import opened, others_cant_write, require_disk
+from pe_ray.synthetic.export import Format, disk_bytes, png, require_folder_names
 from pe_ray.synthetic.population import Population
+from pe_ray.synthetic.population_files import read_population
 from pe_ray.synthetic.teacher import load as load_teacher
 from pe_ray.synthetic.variation import layout_of, write_final
-from pe_ray.synthetic.writer import part_ranges, read_population
 
 _NOTE = ".expansion.json"
 PROBED_IMAGES = 64

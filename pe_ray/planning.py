@@ -9,15 +9,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pe_ray.blocks import Plugin
-from pe_ray.components.label_features import LabelFeaturesOptions
+from pe_ray.components.embedders.label_features import LabelFeaturesOptions
 from pe_ray.config import Config
+from pe_ray.config.blocks import Plugin
 from pe_ray.errors import InputError
+from pe_ray.files.parts import part_rows
 from pe_ray.plugins import Generator, load
+from pe_ray.plugins.seeds import row_seeds
 from pe_ray.release.accounting import calibrate, epsilon_of
-from pe_ray.seeds import row_seeds
+from pe_ray.release.releases import labels_limit, votes_limit
 from pe_ray.synthetic.population import apportion
-from pe_ray.synthetic.writer import part_rows
 from pe_ray.values import Price, Release
 
 PROBE_IMAGES = (1, 8, 64)
@@ -65,17 +66,6 @@ class Plan:
     calls: tuple[int, ...]
     disk_bytes: int
     bills: tuple[Bill, ...]
-
-
-def votes_limit(config: Config) -> int:
-    """Most bins that one unit's votes reach: the square of the votes' L2 sensitivity."""
-    by_user = config.privacy.unit == "user"
-    return config.votes.max_votes_per_user if by_user else config.votes.neighbors
-
-
-def labels_limit(config: Config) -> int:
-    """Most labels that one unit counts for."""
-    return 1 if config.privacy.unit == "record" else votes_limit(config)
 
 
 def label_fractions(config: Config) -> tuple[float, ...] | None:

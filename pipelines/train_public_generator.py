@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 
 from pe_ray import Config, InputError, plugins
-from pe_ray.blocks import Plugin
-from pe_ray.seeds import row_seeds
+from pe_ray.config.blocks import Plugin
+from pe_ray.plugins.seeds import row_seeds
 
 SAVE_EVERY = 250
 AVERAGING = 0.999

@@ -18,9 +18,9 @@ pytest.register_assert_rewrite("undisturbed")
 # Of the tests' own store (test_storage.py), before Ray's workers start: they inherit it.
 os.environ |= {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests"}
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[1]
 # The tests' own plugins (faulty.py), for workers too.
-_PATHS = [str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH", "")]
+_PATHS = [str(REPOSITORY / "tests" / "support"), os.environ.get("PYTHONPATH", "")]
 os.environ["PYTHONPATH"] = os.pathsep.join(path for path in _PATHS if path)
 
 

@@ -22,17 +22,17 @@ from PIL import Image
 from tiny_networks import save_clip
 
 from pe_ray import Config, InputError, evolution, evolve, expand, plugins
-from pe_ray.private.audit import audit
+from pe_ray.files.parts import MANIFEST, manifest_of, parts_of
+from pe_ray.private.evaluation import audit
 from pe_ray.release.ledger import Ledger
 from pe_ray.synthetic.teacher import Teacher
 from pe_ray.synthetic.variation import layout_of
-from pe_ray.synthetic.writer import MANIFEST, manifest_of, parts_of
 
 KILLER = """
 import os, signal, sys
-import pe_ray.door as door, pe_ray.evolution as evolution
+import pe_ray.release.door as door, pe_ray.evolution as evolution
 from pe_ray.config import Config
-from pe_ray.synthetic import stage
+from pe_ray.runtime import stages as stage
 
 left = int(sys.argv[2])
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from pe_ray import Config, InputError, evolve, expand, expansion, run_directory
-from pe_ray.storage import PROBE, left_aside
-from pe_ray.synthetic.exports import SUFFIXES, Format
-from pe_ray.synthetic.writer import manifest_of
+from pe_ray import Config, InputError, evolve, expand, expansion
+from pe_ray.files.parts import manifest_of
+from pe_ray.files.storage import PROBE, left_aside
+from pe_ray.runtime import run_directory
+from pe_ray.synthetic.export import SUFFIXES, Format
 
 
 @pytest.fixture(scope="module")

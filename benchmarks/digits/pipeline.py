@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.watch import Watch
 from pe_ray import plugins
 from pe_ray.config import Config
-from pe_ray.seeds import row_seeds
+from pe_ray.plugins.seeds import row_seeds
 
 SAMPLES, ITERATIONS, LOOKAHEAD, IMAGE = 2000, 6, 4, 28
 DIGITS = [str(digit) for digit in range(10)]
@@ -79,7 +79,8 @@ def through_ray(settings: Config) -> tuple[dict[str, float], float, Watch]:
     """Seconds per phase of a run, its wall seconds, and what was watched."""
     import ray
 
-    from pe_ray import door, evolution
+    from pe_ray import evolution
+    from pe_ray.release import door
 
     seconds: dict[str, float] = defaultdict(float)
 

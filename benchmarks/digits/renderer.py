@@ -18,8 +18,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from pe_ray.components.simulators import RenderedText, RenderedTextOptions
-from pe_ray.seeds import row_seeds
+from pe_ray.components.generators.rendered_text import RenderedText, RenderedTextOptions
+from pe_ray.plugins.seeds import row_seeds
 
 
 def milliseconds(call: Callable[[], object], num_rows: int, repeats: int) -> list[float]:

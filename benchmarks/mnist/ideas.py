@@ -25,8 +25,8 @@ import yaml
 from numpy.typing import NDArray
 
 from pe_ray import Config, evolve
-from pe_ray.cluster import connected
-from pe_ray.private.audit import audit
+from pe_ray.private.evaluation import audit
+from pe_ray.runtime.cluster import connected
 from pe_ray.synthetic import population, selection
 
 PIPELINE = Path(__file__).parents[2] / "pipelines" / "mnist.yaml"

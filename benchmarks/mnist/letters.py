@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pe_ray import plugins
-from pe_ray.components import convnet, label_features
+from pe_ray.components.embedders import convnet, label_features
+from pe_ray.components.second_moments import GRAM_SHARE
 from pe_ray.config import Config
-from pe_ray.moments import GRAM_SHARE
-from pe_ray.seeds import row_seeds
+from pe_ray.plugins.seeds import row_seeds
 from pe_ray.synthetic.selection import draw, simplex, with_fallback
 from pe_ray.synthetic.teacher import ridge
 

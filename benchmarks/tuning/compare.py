@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from pe_ray import Config, evolve
-from pe_ray.private.audit import audit
+from pe_ray.private.evaluation import audit
 from pe_ray.release.ledger import Ledger
-from pe_ray.tuning.config import search_of
+from pe_ray.tuning.search_config import search_of
 from pe_ray.tuning.strategies import tune
 
 STRATEGIES = ("untuned", "public", "proxy", "select", "compose")

@@ -14,7 +14,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from pe_ray.cli import attacking, looking, running, tuning, watching
+from pe_ray.cli import attack_verbs as attacking
+from pe_ray.cli import look_verbs as looking
+from pe_ray.cli import run_verbs as running
+from pe_ray.cli import status_verbs as watching
+from pe_ray.cli import tune_verbs as tuning
 from pe_ray.errors import FaultError, InputError
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pe_ray.errors import InputError
-from pe_ray.storage import at_home
+from pe_ray.files.storage import at_home
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+Precision = Literal["fp32", "bf16", "fp16"]
 _SHOWN = 3  # names quoted of each kind of mismatch
 
 

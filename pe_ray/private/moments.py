@@ -8,14 +8,14 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from pe_ray.blocks import PrivateConfig
-from pe_ray.components.label_features import KIND, LearntFeaturesOptions
-from pe_ray.moments import Moments
+from pe_ray.components.embedders.label_features import KIND, LearntFeaturesOptions
+from pe_ray.components.second_moments import Moments
+from pe_ray.config.blocks import PrivateConfig
+from pe_ray.private.record_sources import joined
 from pe_ray.private.records import EmbeddedRecords, open_records
-from pe_ray.private.sources import joined
 from pe_ray.private.sums import RawSums, clipped_sums
 from pe_ray.private.tasks import guarded, private_task
-from pe_ray.watchdog import headway
+from pe_ray.runtime.watchdog import headway
 
 _CHUNK_BYTES = 16 << 20  # of vectors at a time
 

@@ -19,14 +19,20 @@ import ray
 from numpy.typing import NDArray
 
 from pe_ray import plugins
-from pe_ray.blocks import PrivateConfig
-from pe_ray.cluster import on_nodes, require_object_store
+from pe_ray.config.blocks import STALL_SECONDS, PrivateConfig
 from pe_ray.errors import FaultError, InputError, RecordError
-from pe_ray.private.sources import PrivateSlice, SourceError, joined, list_slices, read_batches
+from pe_ray.files.storage import at_home, location, version
+from pe_ray.private.record_sources import (
+    PrivateSlice,
+    SourceError,
+    joined,
+    list_slices,
+    read_batches,
+)
 from pe_ray.private.tasks import RETRIES, private_task
-from pe_ray.storage import at_home, location, version
+from pe_ray.runtime.cluster import on_nodes, require_object_store
+from pe_ray.runtime.watchdog import headway, limited
 from pe_ray.values import ImageShape
-from pe_ray.watchdog import STALL_SECONDS, headway, limited
 
 _MOST_PARTITIONS = 64  # of users: each slice has as many pieces
 _FORMAT = 3  # of cached embeddings; 2: of tensors misread beyond the first slice of a file

@@ -11,15 +11,15 @@ from functools import partial
 import numpy as np
 import ray
 
-from pe_ray.blocks import VotesConfig
-from pe_ray.components.moments import MomentsSpec, moment_vectors
+from pe_ray.components.metrics.moments import MomentsSpec, moment_vectors
+from pe_ray.config.blocks import VotesConfig
+from pe_ray.files.storage import Location
 from pe_ray.private.moments import summed
+from pe_ray.private.record_sources import joined
 from pe_ray.private.records import EmbeddedRecords, PrivateRecords
-from pe_ray.private.sources import joined
 from pe_ray.private.sums import RawSums, clipped_sums
 from pe_ray.private.tasks import guarded, private_task
 from pe_ray.private.votes import nearest_distances
-from pe_ray.storage import Location
 from pe_ray.values import LabelLayout
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import ray
 
-from pe_ray.cluster import on_nodes
 from pe_ray.errors import InputError
-from pe_ray.watchdog import limited
+from pe_ray.runtime.cluster import on_nodes
+from pe_ray.runtime.watchdog import limited
 
 RETRIES = 5  # of a task whose worker or node died, and of a slice whose node was lost
 

@@ -16,17 +16,17 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from pe_ray.blocks import VotesConfig
-from pe_ray.cluster import capacity
+from pe_ray.config.blocks import VotesConfig
+from pe_ray.files.storage import Location, whole
 from pe_ray.private.bounds import Precision
+from pe_ray.private.record_sources import joined
 from pe_ray.private.records import EmbeddedRecords, PrivateRecords
 from pe_ray.private.search import Nearest, Search
-from pe_ray.private.sources import joined
 from pe_ray.private.tasks import guarded, private_task
 from pe_ray.private.tile_scan import fastest_precision
-from pe_ray.storage import Location, whole
+from pe_ray.runtime.cluster import capacity
+from pe_ray.runtime.watchdog import headway
 from pe_ray.values import LabelLayout
-from pe_ray.watchdog import headway
 
 _TASKS_PER_CORE = 2  # few, since each prepares all samples; more than one, for balance
 _BLOCK_BYTES = 32 << 20  # of samples searched at a time

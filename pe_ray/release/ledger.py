@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.errors import BudgetError, InputError
-from pe_ray.release import ledger_file as file
+from pe_ray.release import ledger_sql as file
 from pe_ray.release.accounting import check, epsilon_of
 from pe_ray.release.adaptive import adaptive_epsilon
-from pe_ray.release.ledger_file import Accounting, LedgerEntry
+from pe_ray.release.ledger_sql import Accounting, LedgerEntry
 from pe_ray.release.selection import (
     Selection,
     selection_bounds,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from pe_ray.errors import InputError
+from pe_ray.files.storage import ObjectPath, atomic_write, fetched, reported
 from pe_ray.release.ledger import Ledger
-from pe_ray.storage import ObjectPath, atomic_write, fetched, reported
 
 
 def update_copy(ledger: Ledger, copy: ObjectPath | None) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pe_ray.blocks import VotesConfig
-from pe_ray.components.moments import MomentsSpec
+from pe_ray.components.metrics.moments import MomentsSpec
+from pe_ray.config.blocks import VotesConfig
+from pe_ray.files.storage import Location
 from pe_ray.private.records import PrivateRecords
 from pe_ray.private.scores import cast_closeness, cast_moments
 from pe_ray.release.aggregator import answer
-from pe_ray.storage import Location
 from pe_ray.values import LabelLayout, NoisySums, Release
 
 

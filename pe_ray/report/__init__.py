@@ -6,14 +6,14 @@ read the few images that are shown, `charts` draws, `page` and `comparison` lay 
 
 from __future__ import annotations
 
+from pe_ray.files.storage import Location, atomic_write
 from pe_ray.report.facts import gather
 from pe_ray.report.lineage import lineages_of
 from pe_ray.report.page import run_page
 from pe_ray.report.samples import grid, samples_of
-from pe_ray.report.scores import spreads_of, write_scores
-from pe_ray.run_directory import others_cant_write
-from pe_ray.storage import Location, atomic_write
-from pe_ray.synthetic.exports import png
+from pe_ray.report.score_tables import spreads_of, write_scores
+from pe_ray.runtime.run_directory import others_cant_write
+from pe_ray.synthetic.export import png
 
 
 @others_cant_write()

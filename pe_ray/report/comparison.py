@@ -17,12 +17,12 @@ from typing import Any
 from markupsafe import Markup
 
 from pe_ray.errors import InputError
+from pe_ray.files.storage import atomic_write, reported
 from pe_ray.report.charts import Axis, Series, line_chart
 from pe_ray.report.facts import Facts, gather
 from pe_ray.report.page import Picture, picture, templates
 from pe_ray.report.samples import SAMPLES_PER_LABEL, samples_of
-from pe_ray.report.scores import VOTE_SCORES, is_number, rows_of
-from pe_ray.storage import atomic_write, reported
+from pe_ray.report.score_tables import VOTE_SCORES, is_number, rows_of
 
 _LABELS_PER_RUN = 10
 _NAMES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pe_ray.config import Config
+from pe_ray.files.parts import manifest_of
+from pe_ray.files.storage import Location, seekable
 from pe_ray.release.ledger import Ledger
-from pe_ray.release.ledger_file import LedgerEntry
-from pe_ray.run_directory import RunDirectory, opened
-from pe_ray.storage import Location, seekable
+from pe_ray.release.ledger_sql import LedgerEntry
+from pe_ray.runtime.run_directory import RunDirectory, opened
 from pe_ray.synthetic.population import initial_offspring
 from pe_ray.synthetic.variation import layout_of
-from pe_ray.synthetic.writer import manifest_of
 from pe_ray.values import Budget, LabelLayout, NoisyHistogram
 
 _CURVE_DELTAS = tuple(

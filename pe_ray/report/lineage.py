@@ -8,7 +8,7 @@ import numpy as np
 
 from pe_ray.report.facts import Facts
 from pe_ray.report.samples import LABELS_SHOWN, Image, thumbnail
-from pe_ray.synthetic.writer import read_parents, read_population
+from pe_ray.synthetic.population_files import read_parents, read_population
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,7 @@ from pe_ray.report.samples import (
     data_uri,
     strip,
 )
-from pe_ray.report.scores import Row, is_number, metric_names
+from pe_ray.report.score_tables import Row, is_number, metric_names
 from pe_ray.synthetic.population import fractions_of
 from pe_ray.values import LabelLayout
 

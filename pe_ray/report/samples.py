@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.report.facts import Facts
-from pe_ray.synthetic.exports import png
-from pe_ray.synthetic.writer import read_population
+from pe_ray.synthetic.export import png
+from pe_ray.synthetic.population_files import read_population
 
 Image = NDArray[np.uint8]
 """One image, uint8 [height, width, channels]."""

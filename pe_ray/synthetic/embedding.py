@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.config import Config
+from pe_ray.files.parts import Part, commit, found_parts, manifest_of, part_ranges, write_part
+from pe_ray.files.storage import Location, location
 from pe_ray.plugins import Embedder, Rows
-from pe_ray.seeds import row_seeds
-from pe_ray.storage import Location, location
-from pe_ray.synthetic import writer
-from pe_ray.synthetic.features import with_learnt_embedder
+from pe_ray.plugins.seeds import row_seeds
+from pe_ray.runtime.stages import PartWorker, Request, loaded, run_stage
+from pe_ray.synthetic.learnt_embedder import with_learnt_embedder
 from pe_ray.synthetic.population import Population
-from pe_ray.synthetic.stage import PartWorker, Request, loaded, run_stage
+from pe_ray.synthetic.population_files import population_part, read_population
 from pe_ray.synthetic.variation import BatchedGenerator
-from pe_ray.synthetic.writer import Part
 from pe_ray.values import LabelLayout
 
 
@@ -59,7 +59,7 @@ class EmbeddingWorker(PartWorker):
     def make(self, request: Mapping[str, Any]) -> Part:
         start, stop = request["start"], request["stop"]
         ids = np.arange(start, stop, dtype=np.int64)
-        rows = writer.read_population(self._population, ids, self._plugin.options)
+        rows = read_population(self._population, ids, self._plugin.options)
         return self.write(rows, start, stop)
 
     def write(self, rows: Rows, start: int, stop: int) -> Part:
@@ -69,12 +69,12 @@ class EmbeddingWorker(PartWorker):
         if not np.isfinite(features).all():
             raise ValueError("embedder made non-finite values of synthetic images")
         if self._kept is not None:  # first, so that a finished part has its draws
-            content = writer.population_part(_by_sample(draws, ids), self._plugin.options)
+            content = population_part(_by_sample(draws, ids), self._plugin.options)
             count = len(draws)
-            writer.write_part(self._kept, start * count, stop * count, "parquet", content)
+            write_part(self._kept, start * count, stop * count, "parquet", content)
         sink = io.BytesIO()
         np.save(sink, features, allow_pickle=False)
-        return writer.write_part(self._directory, start, stop, "npy", sink.getvalue())
+        return write_part(self._directory, start, stop, "npy", sink.getvalue())
 
     def _embed(self, rows: Rows, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], list[Rows]]:
         """Embeddings, and the lookahead draws if they are to be kept."""
@@ -143,14 +143,14 @@ def embed(
     config = with_learnt_embedder(config)
     row_bytes = config.image_shape.num_bytes
     layout, count = population.layout, config.votes.lookahead
-    ranges = writer.part_ranges(layout.num_samples, row_bytes, config.output.rows_per_part)
+    ranges = part_ranges(layout.num_samples, row_bytes, config.output.rows_per_part)
     requests: list[Request] = [{"start": start, "stop": stop} for start, stop in ranges]
     arguments = _arguments(config, directory, iteration, population.directory, kept)
     name = f"embedding {iteration}"
     run_stage(name, directory, "npy", requests, EmbeddingWorker, arguments, config.resources, {})
-    if config.votes.reuse_lookahead and writer.manifest_of(kept) is None:
+    if config.votes.reuse_lookahead and manifest_of(kept) is None:
         drawn = [(start * count, stop * count) for start, stop in ranges]
-        found = writer.found_parts(kept, drawn, "parquet")
+        found = found_parts(kept, drawn, "parquet")
         assert None not in found, "an embedded part has its draws"
-        writer.commit(kept, [part for part in found if part is not None], {})
+        commit(kept, [part for part in found if part is not None], {})
     return Embedding(layout=layout, directory=directory)

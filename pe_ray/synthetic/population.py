@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_ray.blocks import SelectionSettings
-from pe_ray.seeds import row_seeds
-from pe_ray.storage import Location
+from pe_ray.config.blocks import SelectionSettings
+from pe_ray.files.storage import Location
+from pe_ray.plugins.seeds import row_seeds
 from pe_ray.synthetic.selection import Votes, denoiser, draw, with_fallback
 from pe_ray.values import LabelLayout, NoisyHistogram
 

@@ -14,13 +14,13 @@ from typing import Any
 import ray
 
 from pe_ray import plugins
-from pe_ray.blocks import PublicMetricsConfig
 from pe_ray.config import Config
+from pe_ray.config.blocks import PublicMetricsConfig
 from pe_ray.errors import InputError
-from pe_ray.public_images import PublicSource, check_public, evenly_spaced, read_public
-from pe_ray.storage import Location, atomic_write
+from pe_ray.files.public_images import PublicSource, check_public, evenly_spaced, read_public
+from pe_ray.files.storage import Location, atomic_write
 from pe_ray.synthetic.population import Population
-from pe_ray.synthetic.writer import read_population
+from pe_ray.synthetic.population_files import read_population
 
 logger = logging.getLogger(__name__)
 

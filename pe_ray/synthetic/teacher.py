@@ -14,14 +14,14 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from pe_ray.components import label_features
+from pe_ray.components.embedders import label_features
+from pe_ray.components.second_moments import GRAM_SHARE, Floats, Moments
 from pe_ray.config import Config
 from pe_ray.errors import InputError
-from pe_ray.moments import GRAM_SHARE, Floats, Moments
+from pe_ray.files.storage import Location, location, whole
 from pe_ray.plugins import Images
-from pe_ray.storage import Location, location, whole
-from pe_ray.synthetic import writer
 from pe_ray.synthetic.population import Population
+from pe_ray.synthetic.population_files import read_population
 from pe_ray.values import NoisySums
 
 _LEAST = 1e-3  # mean eigenvalue, in records: noise may leave less, or none
@@ -57,7 +57,7 @@ def _fit(config: Config, file: str, population: Population) -> None:
     num = min(_MOST_IMAGES, population.layout.num_samples)
     ids = np.arange(num, dtype=np.int64) * population.layout.num_samples // num
     options = config.generator_at(population.iteration).options
-    rows = writer.read_population(population.directory, ids, options)
+    rows = read_population(population.directory, ids, options)
     arrays = label_features.fit(
         rows["image"],
         rows["label"],

@@ -9,18 +9,18 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_ray.blocks import Plugin
 from pe_ray.config import Config
+from pe_ray.config.blocks import Plugin
 from pe_ray.errors import InputError
+from pe_ray.files.parts import Part, manifest_of, part_ranges, write_part
+from pe_ray.files.storage import Location, location
 from pe_ray.plugins import Generator, GeneratorOptions, Rows
-from pe_ray.seeds import Purpose, Seeds, row_seeds
-from pe_ray.storage import Location, location
-from pe_ray.synthetic import writer
-from pe_ray.synthetic.exports import SUFFIXES, Format, export_part, png
+from pe_ray.plugins.seeds import Purpose, Seeds, row_seeds
+from pe_ray.runtime.stages import PartWorker, Request, check_plugins, loaded, run_stage
+from pe_ray.synthetic.export import SUFFIXES, Format, export_part, png
 from pe_ray.synthetic.population import Offspring, Population, lookahead_draws
-from pe_ray.synthetic.stage import PartWorker, Request, check_plugins, loaded, run_stage
+from pe_ray.synthetic.population_files import population_part, read_population
 from pe_ray.synthetic.teacher import load as load_teacher
-from pe_ray.synthetic.writer import Part
 from pe_ray.values import LabelLayout
 
 logger = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ class PopulationWorker(PartWorker):
             rows = {name: values[family] for name, values in draws.items()}
             origin = np.full(len(ids), -1, dtype=np.int64)
         else:
-            read = writer.read_population(self._parents, parents, options)
+            read = read_population(self._parents, parents, options)
             rows = {name: read[name].copy() for name in ("image", "label", *options.columns)}
             origin = parents
         varied, draws = copies > 0, request["draws"]
@@ -174,7 +174,7 @@ class PopulationWorker(PartWorker):
         remade = varied
         if reused.any() and self._kept is not None:
             places = parents[reused] * self._config.votes.lookahead + draws[reused]
-            kept = writer.read_population(self._kept, places, options)
+            kept = read_population(self._kept, places, options)
             _merge(rows, reused, {name: kept[name] for name in rows})
             remade = varied & ~reused
         if remade.any():
@@ -182,12 +182,10 @@ class PopulationWorker(PartWorker):
             _merge(rows, remade, self._generator.vary(chosen, degree, seeds[remade]))
         degrees = np.where(varied, degree, np.nan).astype(np.float32)
         rows |= {"id": ids, "parent": origin, "degree": degrees}
-        content = writer.population_part(rows, options)
+        content = population_part(rows, options)
         if self._then is not None:
             self._then.write(rows, request["start"], request["stop"])
-        return writer.write_part(
-            self._directory, request["start"], request["stop"], "parquet", content
-        )
+        return write_part(self._directory, request["start"], request["stop"], "parquet", content)
 
 
 def make_population(
@@ -219,16 +217,14 @@ def make_population(
             "draws": draws[start:stop],
             "labels": layout.labels(start, stop),
         }
-        for start, stop in writer.part_ranges(
-            layout.num_samples, row_bytes, config.output.rows_per_part
-        )
+        for start, stop in part_ranges(layout.num_samples, row_bytes, config.output.rows_per_part)
     ]
     arguments = {
         "config": config,
         "iteration": iteration,
         "directory": str(directory),
         "parents": str(parents.directory) if parents else None,
-        "kept": str(kept) if kept and writer.manifest_of(kept) else None,
+        "kept": str(kept) if kept and manifest_of(kept) else None,
         "then": then,
     }
     extra = {
@@ -270,7 +266,7 @@ class FinalWorker(PartWorker):
         config, start, stop = self._config, request["start"], request["stop"]
         ids = np.arange(start, stop, dtype=np.int64)
         parents = final_parents(ids, self._num_samples, self._num_parents)
-        rows = writer.read_population(self._population, parents, self._plugin.options)
+        rows = read_population(self._population, parents, self._plugin.options)
         if request["vary"]:
             if self._generator is None:
                 batch_size, names = config.resources.batch_size, config.private.labels
@@ -285,7 +281,7 @@ class FinalWorker(PartWorker):
         content = export_part(
             self._form, self._directory, start, pngs, labels, config.private.labels
         )
-        return writer.write_part(self._directory, start, stop, SUFFIXES[self._form], content)
+        return write_part(self._directory, start, stop, SUFFIXES[self._form], content)
 
 
 def write_final(
@@ -304,7 +300,7 @@ def write_final(
     `final_parents`.
     """
     row_bytes = config.image_shape.num_bytes
-    ranges = writer.part_ranges(num_samples, row_bytes, config.output.rows_per_part)
+    ranges = part_ranges(num_samples, row_bytes, config.output.rows_per_part)
     requests: list[Request] = [{"start": a, "stop": b, "vary": vary} for a, b in ranges]
     arguments = {
         "config": config,
@@ -337,7 +333,7 @@ def final_parents(ids: NDArray[np.int64], num_samples: int, num_parents: int) ->
 
 def layout_of(directory: Location) -> LabelLayout | None:
     """The layout of a complete population on disk, None where there is none."""
-    counts = (writer.manifest_of(directory) or {}).get("label_counts")
+    counts = (manifest_of(directory) or {}).get("label_counts")
     if not isinstance(counts, list) or not all(type(count) is int for count in counts):
         return None
     return LabelLayout(counts=tuple(counts))

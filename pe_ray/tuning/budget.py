@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pe_ray.components.moments import MomentsSpec
+from pe_ray.components.metrics.moments import MomentsSpec
 from pe_ray.config import Config
 from pe_ray.errors import InputError
-from pe_ray.planning import labels_limit, run_shape, votes_shape
+from pe_ray.planning import run_shape, votes_shape
 from pe_ray.release.adaptive import budget_mu, mu_of, with_mu
-from pe_ray.release.ledger_file import Accounting
-from pe_ray.tuning.config import MomentsObjective, ScoreObjective, Search
+from pe_ray.release.ledger_sql import Accounting
+from pe_ray.release.releases import labels_limit
+from pe_ray.tuning.search_config import MomentsObjective, ScoreObjective, Search
 from pe_ray.values import Release
 
 MOMENTS = "moments"

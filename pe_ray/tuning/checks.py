@@ -13,20 +13,20 @@ import ray
 from pe_ray import plugins
 from pe_ray.config import Config
 from pe_ray.errors import InputError
+from pe_ray.files.public_images import evenly_spaced
+from pe_ray.files.storage import given
 from pe_ray.planning import planned_releases, run_shape, votes_shape
-from pe_ray.public_images import evenly_spaced
 from pe_ray.release.adaptive import adaptive_epsilon, with_mu
-from pe_ray.storage import given
+from pe_ray.runtime.stages import check_plugins
+from pe_ray.runtime.watchdog import limited
 from pe_ray.synthetic.scoring import check_reference
-from pe_ray.synthetic.stage import check_plugins
 from pe_ray.tuning.budget import accounting_of, final_mu, proxy_mu, shared_releases
-from pe_ray.tuning.config import NO_FINAL_RUN, PublicObjective, Range, Search
 from pe_ray.tuning.objectives import chosen_score
 from pe_ray.tuning.private_selection import planned_selection
 from pe_ray.tuning.references import public_images
+from pe_ray.tuning.search_config import NO_FINAL_RUN, PublicObjective, Range, Search
 from pe_ray.tuning.space import Settings, check_space, samples, with_faults_named, with_settings
 from pe_ray.tuning.trial import Job, trial_config, trial_releases
-from pe_ray.watchdog import limited
 
 _SCORED = 1000  # public images that the objective's metric is tried on
 

@@ -13,8 +13,8 @@ from pe_ray.release.accounting import gaussian_epsilon
 from pe_ray.release.adaptive import mu_of, with_mu
 from pe_ray.release.selection import selection_bounds
 from pe_ray.tuning.budget import accounting_of, final_mu, shared_releases, total_mu, trial_mu
-from pe_ray.tuning.config import NO_FINAL_RUN, ScoreObjective, Search, Strategy
 from pe_ray.tuning.private_selection import planned_selection
+from pe_ray.tuning.search_config import NO_FINAL_RUN, ScoreObjective, Search, Strategy
 from pe_ray.values import Release
 
 

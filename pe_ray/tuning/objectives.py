@@ -12,28 +12,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray import plugins
-from pe_ray.blocks import Plugin
-from pe_ray.components.moments import moment_vectors, moments_distance
+from pe_ray.components.metrics.moments import moment_vectors, moments_distance
 from pe_ray.config import Config
-from pe_ray.door import Door
+from pe_ray.config.blocks import Plugin
 from pe_ray.errors import InputError
+from pe_ray.files.parts import parts_of
+from pe_ray.files.storage import delete_tree
 from pe_ray.plugins import Embedder
+from pe_ray.release.door import Door
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.scores import release_closeness
-from pe_ray.run_directory import RunDirectory
-from pe_ray.storage import delete_tree
-from pe_ray.synthetic import writer
+from pe_ray.runtime.run_directory import RunDirectory
 from pe_ray.synthetic.embedding import embed
 from pe_ray.synthetic.population import Population
+from pe_ray.synthetic.population_files import read_population
 from pe_ray.tuning.budget import moments_spec
-from pe_ray.tuning.config import (
+from pe_ray.tuning.references import public_images
+from pe_ray.tuning.search_config import (
     MomentsObjective,
     PublicObjective,
     ReleasedObjective,
     ScoreObjective,
     Search,
 )
-from pe_ray.tuning.references import public_images
 from pe_ray.values import NoisyHistogram, Release
 
 _MOMENTS_IMAGES = 20_000
@@ -104,7 +105,7 @@ class Scorer:
             made = embed(plain, folder, number, population, folder / "none")
             parts = [
                 (made.directory / part.file, part.start, part.stop)
-                for part in writer.parts_of(made.directory)
+                for part in parts_of(made.directory)
             ]
             stored = release_closeness(
                 door.aggregator,
@@ -126,7 +127,7 @@ class Scorer:
         chosen = min(num, at_most)
         ids = np.arange(chosen, dtype=np.int64) * num // chosen
         options = self._config.generator_at(population.iteration).options
-        rows = writer.read_population(population.directory, ids, options)
+        rows = read_population(population.directory, ids, options)
         return rows["image"], rows["label"]
 
 

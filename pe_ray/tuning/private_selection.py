@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 from ray.exceptions import ActorDiedError
 
 from pe_ray.config import Config
-from pe_ray.door import private_folder
 from pe_ray.errors import FaultError, InputError
+from pe_ray.files.storage import atomic_write
+from pe_ray.release.door import private_folder
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.selection import Selection, calibrate_selection
-from pe_ray.run_directory import on_disk
-from pe_ray.storage import atomic_write
+from pe_ray.runtime.run_directory import on_disk
 from pe_ray.tuning.budget import shared_releases, trial_shape
-from pe_ray.tuning.config import Range, Search
+from pe_ray.tuning.search_config import Range, Search
 from pe_ray.tuning.space import (
     MOST_COMBINATIONS,
     combinations,

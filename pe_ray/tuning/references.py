@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.errors import InputError
-from pe_ray.private.audit import read_images
-from pe_ray.tuning.config import PublicObjective, TuningConfig
+from pe_ray.private.evaluation import read_images
+from pe_ray.tuning.search_config import PublicObjective, TuningConfig
 from pe_ray.values import ImageShape
 
 

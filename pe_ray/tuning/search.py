@@ -23,8 +23,8 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlg
 from ray.tune.search.optuna import OptunaSearch
 
 from pe_ray.errors import FaultError, InputError
-from pe_ray.storage import atomic_write
-from pe_ray.tuning.config import Search
+from pe_ray.files.storage import atomic_write
+from pe_ray.tuning.search_config import Search
 from pe_ray.tuning.space import distinct_points, ends, ray_space, settings_of, trial_id
 from pe_ray.tuning.trial import RECORD, Job, start_trial, this_node
 

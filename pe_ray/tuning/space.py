@@ -13,9 +13,9 @@ from random import Random
 from typing import Any
 
 from pe_ray.config import Config
+from pe_ray.config.yaml_tree import put
 from pe_ray.errors import InputError
-from pe_ray.trees import put
-from pe_ray.tuning.config import Range, Search
+from pe_ray.tuning.search_config import Range, Search
 
 Settings = Mapping[str, Any]
 """Dotted key -> plain value."""

@@ -17,23 +17,30 @@ from typing import Any
 import ray
 import yaml
 
-from pe_ray.blocks import PrivateConfig, ResourcesConfig
-from pe_ray.cluster import connected
 from pe_ray.config import Config
-from pe_ray.door import Door, open_records
+from pe_ray.config.blocks import PrivateConfig, ResourcesConfig
+from pe_ray.config.yaml_tree import differences
 from pe_ray.errors import InputError
 from pe_ray.evolution import iterations
+from pe_ray.files.storage import Location, atomic_write, delete_tree
 from pe_ray.planning import plan, planned_releases, require_affordable, run_shape, votes_shape
 from pe_ray.release.adaptive import with_mu
 from pe_ray.release.aggregator import create_aggregator
+from pe_ray.release.door import Door, open_records
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.scores import release_moments
-from pe_ray.run_directory import LEDGER, RunDirectory, locked, made_in, on_disk, write_config
-from pe_ray.storage import Location, atomic_write, delete_tree
-from pe_ray.synthetic.features import FEATURES
+from pe_ray.runtime.cluster import connected
+from pe_ray.runtime.run_directory import (
+    FEATURES,
+    LEDGER,
+    RunDirectory,
+    locked,
+    made_in,
+    on_disk,
+    write_config,
+)
 from pe_ray.synthetic.population import fractions_of
 from pe_ray.synthetic.variation import write_final
-from pe_ray.trees import differences
 from pe_ray.tuning.budget import (
     LABEL_COUNTS,
     MOMENTS,
@@ -46,9 +53,9 @@ from pe_ray.tuning.budget import (
     trial_mu,
 )
 from pe_ray.tuning.checks import check, check_parts
-from pe_ray.tuning.config import MomentsObjective, Search
 from pe_ray.tuning.objectives import moments_plugin
 from pe_ray.tuning.private_selection import run_selection
+from pe_ray.tuning.search_config import MomentsObjective, Search
 from pe_ray.tuning.space import trial_id
 from pe_ray.tuning.trial import Job, final_config
 from pe_ray.values import Release

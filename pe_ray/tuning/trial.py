@@ -20,19 +20,20 @@ import ray
 from numpy.typing import NDArray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pe_ray.blocks import PrivateConfig
 from pe_ray.config import Config
-from pe_ray.door import Door
+from pe_ray.config.blocks import PrivateConfig
 from pe_ray.errors import BudgetError, InputError
 from pe_ray.evolution import iterations
-from pe_ray.planning import labels_limit, planned_releases, run_shape, votes_limit
+from pe_ray.files.storage import atomic_write
+from pe_ray.planning import planned_releases, run_shape
 from pe_ray.release.adaptive import with_mu
+from pe_ray.release.door import Door
 from pe_ray.release.ledger import Ledger
-from pe_ray.run_directory import locked, on_disk, write_config
-from pe_ray.storage import atomic_write
+from pe_ray.release.releases import labels_limit, votes_limit
+from pe_ray.runtime.run_directory import locked, on_disk, write_config
 from pe_ray.tuning.budget import accounting_of, final_mu, trial_mu, trial_shape
-from pe_ray.tuning.config import Search
 from pe_ray.tuning.objectives import Scorer
+from pe_ray.tuning.search_config import Search
 from pe_ray.tuning.space import Settings, trial_id, with_settings
 from pe_ray.values import Budget, Release
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from image_service import KEY, Service, serving
 
-from pe_ray.components import image_service
+from pe_ray.components.generators import image_service
 
 
 @pytest.fixture

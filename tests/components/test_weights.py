@@ -11,8 +11,8 @@ import pytest
 from tiny_unets import IMPROVED, improved_weights, save_unet
 
 from pe_ray import InputError
-from pe_ray.components.diffusion import ImprovedDiffusion, UNetOptions
-from pe_ray.components.unet_pipeline import UNetPipeline
+from pe_ray.components.generators.pixel_diffusion import ImprovedDiffusion, UNetOptions
+from pe_ray.components.generators.unet_pipeline import UNetPipeline
 
 
 class Malicious:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pe_ray.moments import Moments
+from pe_ray.components.second_moments import Moments
 from pe_ray.private import moments
 from pe_ray.private.moments import moments_of
 from pe_ray.private.records import EmbeddedRecords

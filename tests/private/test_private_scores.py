@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pe_ray.components.moments import MomentsSpec, moment_vectors, moments_distance
+from pe_ray.components.metrics.moments import MomentsSpec, moment_vectors, moments_distance
 from pe_ray.private.sums import clipped_sums
 
 SPEC = MomentsSpec(num_labels=3, dim=4, radius=1.5, seed=1)

@@ -18,11 +18,11 @@ import pytest
 import ray
 from PIL import Image
 
-from pe_ray.blocks import PrivateConfig
-from pe_ray.components.features import Pixels
+from pe_ray.components.embedders.pixels import Pixels
+from pe_ray.config.blocks import PrivateConfig
 from pe_ray.errors import InputError, RecordError
+from pe_ray.private.record_sources import list_slices, read_batches, read_slice
 from pe_ray.private.records import PrivateRecords, embed_slice, open_records
-from pe_ray.private.sources import list_slices, read_batches, read_slice
 
 IMAGES = np.random.default_rng(0).integers(0, 256, size=(6, 5, 4, 3), dtype=np.uint8)
 LABELS = [0, 1, 1, 0, 1, 0]

@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pe_ray.blocks import VotesConfig
+from pe_ray.config.blocks import VotesConfig
 from pe_ray.private import votes
 from pe_ray.private.records import EmbeddedRecords
 from pe_ray.private.votes import _count_partitions, bounded_votes, nearest_samples

@@ -54,7 +54,7 @@ def test_a_committed_release_does_not_tell_when_it_was_asked_for(
 ) -> None:
     """The time between would be that of the private records' votes."""
     times = ["2030-03-03T03:03:03+00:00", "2040-04-04T04:04:04+00:00"]
-    monkeypatch.setattr("pe_ray.release.ledger_file.now", times.pop)
+    monkeypatch.setattr("pe_ray.release.ledger_sql.now", times.pop)
     ledger.reserve(votes("a"))
     assert ledger.entries()[0].reserved_at == "2040-04-04T04:04:04+00:00"
     ledger.commit("a", np.array([1]))

@@ -24,7 +24,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pe_ray.errors import BudgetError, InputError
 from pe_ray.private.votes import RawVotes
-from pe_ray.release import aggregator, ledger_file
+from pe_ray.release import aggregator
+from pe_ray.release import ledger_sql as ledger_file
 from pe_ray.release.accounting import epsilon_of
 from pe_ray.release.aggregator import Aggregator
 from pe_ray.release.ledger import Ledger

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pe_ray.release.ledger import Ledger
 from pe_ray.report.facts import gather
 from pe_ray.report.lineage import lineages_of
-from pe_ray.synthetic.writer import read_parents
+from pe_ray.synthetic.population_files import read_parents
 
 
 def table(run: Path, iteration: int) -> pa.Table:

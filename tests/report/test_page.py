@@ -18,6 +18,7 @@ import pytest
 from scipy.stats import norm
 
 from pe_ray import Config, evolve
+from pe_ray.files.parts import MANIFEST, manifest_of, parts_of
 from pe_ray.release.accounting import epsilon_of, gaussian_epsilon
 from pe_ray.release.ledger import Ledger
 from pe_ray.report import write_report
@@ -30,8 +31,7 @@ from pe_ray.report.facts import (
     stage_times,
 )
 from pe_ray.report.page import run_page
-from pe_ray.run_directory import on_disk
-from pe_ray.synthetic.writer import MANIFEST, manifest_of, parts_of
+from pe_ray.runtime.run_directory import on_disk
 
 
 class Elements(HTMLParser):

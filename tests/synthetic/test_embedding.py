@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from pe_ray import Config
-from pe_ray.synthetic import embedding, stage
+from pe_ray.files.parts import parts_of
+from pe_ray.runtime import stages as stage
+from pe_ray.synthetic import embedding
 from pe_ray.synthetic.embedding import embed, embedding_beside
 from pe_ray.synthetic.population import Population, apportion, initial_offspring
 from pe_ray.synthetic.variation import make_population
-from pe_ray.synthetic.writer import parts_of
 
 VOTES = [
     {"lookahead": 0},

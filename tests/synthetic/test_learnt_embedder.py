@@ -12,12 +12,13 @@ import pytest
 from tiny_public import save_parquet
 from undisturbed import content
 
-from pe_ray import Config, InputError, door, evolve
-from pe_ray.components.label_features import LearntFeatures
+from pe_ray import Config, InputError, evolve
+from pe_ray.components.embedders.label_features import LearntFeatures
 from pe_ray.plugins import load
+from pe_ray.release import door
 from pe_ray.release.ledger import Ledger
-from pe_ray.synthetic.features import with_learnt_embedder
-from pe_ray.tuning.config import search_of
+from pe_ray.synthetic.learnt_embedder import with_learnt_embedder
+from pe_ray.tuning.search_config import search_of
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pe_ray import Config, InputError, evolve, plugins
-from pe_ray.components.distances import frechet_distance
+from pe_ray.components.metrics.distances import frechet_distance
+from pe_ray.plugins.seeds import row_seeds
 from pe_ray.report import write_report
-from pe_ray.seeds import row_seeds
 from pe_ray.synthetic import scoring
+from pe_ray.synthetic.population_files import read_population
 from pe_ray.synthetic.scoring import read_scores, score_population
-from pe_ray.synthetic.writer import read_population
 
 NAMES = [str(digit) for digit in range(10)]
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pe_ray.blocks import SelectionConfig, SelectionSettings
+from pe_ray.config.blocks import SelectionConfig, SelectionSettings
 from pe_ray.synthetic.population import (
     Offspring,
     Population,

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pe_ray import InputError
-from pe_ray.blocks import Plugin
+from pe_ray.config.blocks import Plugin
 from pe_ray.plugins import GeneratorOptions, Rows
-from pe_ray.seeds import Seeds
+from pe_ray.plugins.seeds import Seeds
 from pe_ray.synthetic.variation import BatchedGenerator, final_parents
 from pe_ray.values import ImageShape
 

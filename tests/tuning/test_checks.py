@@ -17,10 +17,10 @@ from tiny_search import STAND_IN, final
 
 from pe_ray import InputError, cli
 from pe_ray.release.ledger import Ledger
-from pe_ray.run_directory import claimed, write_config
+from pe_ray.runtime.run_directory import claimed, write_config
 from pe_ray.tuning import strategies
 from pe_ray.tuning.checks import check
-from pe_ray.tuning.config import search_of
+from pe_ray.tuning.search_config import search_of
 from pe_ray.tuning.space import draw_in_secret, ray_space
 from pe_ray.tuning.strategies import tune
 

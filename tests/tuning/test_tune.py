@@ -22,14 +22,14 @@ from PIL import Image
 from tiny_search import STAND_IN, final
 
 from pe_ray import InputError, cli
+from pe_ray.files.parts import manifest_of
 from pe_ray.planning import planned_releases, run_shape
 from pe_ray.release.adaptive import mu_of, with_mu
 from pe_ray.release.ledger import Ledger
 from pe_ray.report import write_report
-from pe_ray.status import status
-from pe_ray.synthetic.writer import manifest_of
+from pe_ray.report.run_status import status
 from pe_ray.tuning.budget import final_mu
-from pe_ray.tuning.config import search_of
+from pe_ray.tuning.search_config import search_of
 from pe_ray.tuning.strategies import tune
 from pe_ray.tuning.trial import Job, trial_config, trial_releases
 

@@ -10,10 +10,10 @@ import pytest
 from tiny_search import final
 
 from pe_ray import InputError
+from pe_ray.files.parts import manifest_of
 from pe_ray.release.ledger import Ledger
-from pe_ray.synthetic.writer import manifest_of
-from pe_ray.tuning.config import search_of
 from pe_ray.tuning.private_selection import secret_folder
+from pe_ray.tuning.search_config import search_of
 from pe_ray.tuning.strategies import tune
 from pe_ray.tuning.trial import Job
 

@@ -1,0 +1,293 @@
+"""The attack: run the whole pipeline on canaries, guess who was included, bound epsilon.
+
+The attacker has what the threat model of docs/privacy.md gives a reader of the run directory: the
+configuration, the ledger with its noisy histograms, the populations, the final set, and the
+canaries' images. It doesn't have the coins, which only tell right guesses from wrong ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pe_ray import evolution
+from pe_ray.auditing.bounds import (
+    approximate_dp_epsilon,
+    measured_epsilon,
+    refutes_in_one_run,
+    refutes_independent,
+    right_guesses,
+)
+from pe_ray.auditing.canaries import (
+    Canaries,
+    CanaryVotes,
+    canary_data,
+    canary_votes,
+    embedded,
+    placed,
+)
+from pe_ray.config import Config
+from pe_ray.errors import InputError
+from pe_ray.files.parts import parts_of
+from pe_ray.files.storage import delete_tree, given, names, require_writable
+from pe_ray.release.ledger import Ledger
+from pe_ray.runtime.cluster import connected
+from pe_ray.runtime.run_directory import LEDGER, RunDirectory, on_disk
+from pe_ray.synthetic.variation import layout_of
+from pe_ray.values import Release
+
+Statistic = Literal["histograms", "reached", "parents"]
+Method = Literal["one_run", "independent"]
+Scores = NDArray[np.float64]
+
+FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 1.0)
+"""Shares of the canaries guessed by the one-run bounds, fixed in advance."""
+_LEAST_GUESSES = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """A lower bound on epsilon: by which statistic and by which method (see bounds.py)."""
+
+    statistic: Statistic
+    method: Method
+    epsilon: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Claimed and measured epsilon, at one delta.
+
+    measured: the highest of `bounds`, which hold all together with `confidence`; assumption_free:
+    the highest that takes nothing about the canaries' independence for granted;
+    approximate_dp: the (epsilon, delta) bound of Steinke et al., beside the others, not among them.
+    """
+
+    claimed: float
+    measured: float
+    assumption_free: float
+    approximate_dp: float
+    delta: float
+    unit: str
+    confidence: float
+    num_canaries: int
+    num_included: int
+    bounds: tuple[Bound, ...]
+
+    @property
+    def refuted(self) -> bool:
+        """Whether what was released contradicts the claim."""
+        return self.measured > self.claimed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Game:
+    """A finished run on canaries, as its reader sees it.
+
+    releases: what the ledger claims of the votes; votes: of the canaries, by iteration;
+    histograms: what was released, by iteration and then by start of the run (all the same, unless
+    a restart drew again); children: of each sample of S_(t-1) in S_t, by iteration.
+    """
+
+    canaries: Canaries
+    claimed: float
+    delta: float
+    unit: str
+    releases: tuple[Release, ...]
+    votes: Sequence[CanaryVotes]
+    histograms: Sequence[Sequence[NDArray[np.int64]]]
+    children: Sequence[NDArray[np.int64]]
+    run: RunDirectory
+    config: Config
+
+
+def play(config: Config, output: Path, *, most: int | None = None, restarts: int = 1) -> Game:
+    """Run `config` on canaries in `output`, or continue; `private.data` is never read.
+
+    restarts: so often the run is taken back to just after its releases and started again.
+
+    Raises InputError where output.path of `config` holds a run: an attack must never touch the
+    ledger of real data, nor be mistaken for its run.
+    """
+    attacked = _attacked(config, output)
+    require_writable(output, "--output")
+    run = on_disk(output / "run")
+    with connected(config.resources):
+        canaries = placed(attacked, output, most)
+        features = embedded(attacked, canaries.file)
+        with_data = attacked.model_copy(
+            update={"private": canary_data(attacked, canaries.included)}
+        )
+        passes: list[list[NDArray[np.int64]]] = []
+        for number in range(restarts + 1):
+            if number and passes:
+                _take_back(run)
+            evolution.evolve(with_data)
+            passes.append(_histograms(run, with_data))
+        iterations = range(1, config.schedule.iterations + 1)
+        layouts = [layout_of(run.population(t - 1)) for t in iterations]
+        populations = [
+            (run.population(t - 1), layout)
+            for t, layout in zip(iterations, layouts, strict=True)
+            if layout is not None
+        ]
+        votes = canary_votes(with_data, canaries, features, populations, output)
+    ledger = Ledger.open(run.ledger)
+    releases = [entry.release for entry in ledger.entries() if entry.release.kind == "votes"]
+    return Game(
+        canaries=canaries,
+        claimed=ledger.spent(),
+        delta=ledger.budget.delta,
+        unit=ledger.budget.unit,
+        releases=tuple(releases),
+        votes=votes,
+        histograms=list(zip(*passes, strict=True)),
+        children=[_children(run, t, populations[t - 1][1].num_samples) for t in iterations],
+        run=run,
+        config=with_data,
+    )
+
+
+def _attacked(config: Config, output: Path) -> Config:
+    """`config` with a run directory of its own and label shares that are known beforehand."""
+    place = given(config.output.path, "output.path")
+    if LEDGER in names(place):
+        raise InputError(
+            f"output.path: {config.output.path} holds a run with a ledger; an attack is for public "
+            "data and never goes near one: give --set output.path=another folder"
+        )
+    if output.resolve() == place:
+        raise InputError("--output: is the configuration's output.path; give another folder")
+    if math.isinf(config.privacy.epsilon):
+        raise InputError("privacy.epsilon: inf claims nothing, so there is nothing to attack")
+    update: dict[str, object] = {
+        "output": config.output.model_copy(
+            update={"path": str(output.resolve() / "run"), "ledger": None}
+        ),
+        "teacher": None,  # the attack reads histograms: all of the budget goes to them
+    }
+    if config.privacy.label_fractions == "dp":
+        update["privacy"] = config.privacy.model_copy(update={"label_fractions": "uniform"})
+    return config.model_copy(update=update)
+
+
+def _take_back(run: RunDirectory) -> None:
+    """The run directory as a crash after the releases would leave it."""
+    delete_tree(run.synthetic)
+    delete_tree(run.path / "histograms")
+    for folder in names(run.path / "populations"):
+        if folder != run.population(0).name:
+            delete_tree(run.path / "populations" / folder)
+
+
+def _histograms(run: RunDirectory, config: Config) -> list[NDArray[np.int64]]:
+    files = [run.histogram(t) for t in range(1, config.schedule.iterations + 1)]
+    return [np.asarray(pq.read_table(file, partitioning=None)["noisy_votes"]) for file in files]
+
+
+def _children(run: RunDirectory, iteration: int, parents: int) -> NDArray[np.int64]:
+    """Children of each sample of S_(iteration-1), from the released `parent` column."""
+    directory = run.population(iteration)
+    total = np.zeros(parents, dtype=np.int64)
+    for part in parts_of(directory):
+        column = pq.read_table(directory / part.file, columns=["parent"], partitioning=None)
+        total += np.bincount(column["parent"].drop_null().to_numpy(), minlength=parents)
+    return total
+
+
+def scored(game: Game, statistic: Statistic) -> Scores:
+    """How much speaks for each canary's having been included, [m]; above 0: guess that it was.
+
+    histograms: sum over releases and the canary's claimed bins of (noisy count - 1/2) / sigma^2,
+    the log likelihood ratio of the claim; reached: the same over all bins that its records name;
+    parents: children of its claimed bins' samples.
+    """
+    total = np.zeros(len(game.canaries.coins))
+    seen: Sequence[Scores] = [np.mean(drawn, axis=0) for drawn in game.histograms]
+    for t, release in enumerate(game.releases):
+        pair = game.votes[t].reached if statistic == "reached" else game.votes[t].claimed
+        owner, bins = pair
+        if statistic == "parents":
+            total += np.bincount(owner, game.children[t][bins], minlength=len(total))
+            continue
+        total += np.bincount(owner, seen[t][bins] - 0.5, minlength=len(total)) / release.sigma**2
+    return total
+
+
+def judged(
+    game: Game, confidence: float, scores: Mapping[Statistic, Scores] | None = None
+) -> Verdict:
+    """Bounds from all statistics (or the attacker's own `scores`), the error shared among them.
+
+    Guarantee: if the claim is true, `refuted` has a chance of at most 1 - confidence; for the
+    independent bounds as far as their assumption goes: exactly for one release, whose bins have
+    noise of their own, approximately for several, whose selection ties canaries together.
+    """
+    if scores is None:
+        names: list[Statistic] = ["histograms", "parents"]
+        names += ["reached"] if game.unit == "user" else []
+        scores = {name: scored(game, name) for name in names}
+    methods: list[tuple[Statistic, Method]] = [(name, "one_run") for name in scores]
+    # A sample's children depend on all other samples' votes, so "parents" is not independent.
+    methods += [(name, "independent") for name in scores if name != "parents"]
+    alpha = (1 - confidence) / len(methods)
+    bounds = []
+    for name, method in methods:
+        measure = _one_run if method == "one_run" else _independent
+        epsilon = measure(game, scores[name], alpha)
+        bounds.append(Bound(statistic=name, method=method, epsilon=epsilon))
+    free = [bound.epsilon for bound in bounds if bound.method == "one_run"]
+    coins = game.canaries.coins
+    guesses = _guesses(len(coins))
+    share = (1 - confidence) / len(guesses) / len(scores)
+    approximate = max(
+        approximate_dp_epsilon(len(coins), g, right_guesses(s, coins, g), game.delta, share)
+        for s in scores.values()
+        for g in guesses
+    )
+    return Verdict(
+        claimed=game.claimed,
+        measured=max(bound.epsilon for bound in bounds),
+        assumption_free=max(free),
+        approximate_dp=approximate,
+        delta=game.delta,
+        unit=game.unit,
+        confidence=confidence,
+        num_canaries=len(coins),
+        num_included=int(coins.sum()),
+        bounds=tuple(bounds),
+    )
+
+
+def _guesses(m: int) -> list[int]:
+    return sorted({min(m, max(_LEAST_GUESSES, int(m * fraction))) for fraction in FRACTIONS})
+
+
+def _one_run(game: Game, scores: Scores, alpha: float) -> float:
+    coins = game.canaries.coins
+    m, guesses = len(coins), _guesses(len(coins))
+    measured = 0.0
+    for count in guesses:
+        right, share = right_guesses(scores, coins, count), alpha / len(guesses)
+        refuted = partial(refutes_in_one_run, m=m, guesses=count, right=right, alpha=share)
+        measured = max(measured, measured_epsilon(game.releases, game.delta, refuted))
+    return measured
+
+
+def _independent(game: Game, scores: Scores, alpha: float) -> float:
+    coins = game.canaries.coins
+    included = int(coins.sum())
+    misses, alarms = int((scores[coins] <= 0).sum()), int((scores[~coins] > 0).sum())
+    return measured_epsilon(
+        game.releases,
+        game.delta,
+        lambda f: refutes_independent(f, included, misses, len(coins) - included, alarms, alpha),
+    )

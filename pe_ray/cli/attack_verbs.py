@@ -1,0 +1,60 @@
+"""The verb that attacks the privacy claim."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from pe_ray.cli.printing import AddVerb, print_json
+from pe_ray.config import Config
+from pe_ray.errors import InputError
+
+
+def add_verbs(verb: AddVerb) -> None:
+    """attack."""
+    attack = verb(
+        "attack",
+        _attack,
+        "Run CONFIG on canaries, not its private data, and measure what it gives away about them.",
+    )
+    attack.add_argument("config", metavar="CONFIG")
+    attack.add_argument("--set", action="append", default=[], metavar="block.key=value")
+    attack.add_argument("--output", required=True, metavar="DIR", help="folder of this attack")
+    attack.add_argument("--canaries", type=int, help="at most so many; default: as many as fit")
+    attack.add_argument("--confidence", type=float, default=0.95)
+    attack.add_argument(
+        "--restarts", type=int, default=1, help="restarts after the releases (default: 1)"
+    )
+    attack.add_argument("--json", action="store_true")
+
+
+def _attack(options: argparse.Namespace) -> None:
+    if not 0 < options.confidence < 1:
+        raise InputError(f"--confidence: {options.confidence:g} is not between 0 and 1")
+    if options.restarts < 0:
+        raise InputError("--restarts: give 0 or more")
+    config = Config.from_yaml(options.config, options.set)
+    from pe_ray.auditing.figure import write_figure
+    from pe_ray.auditing.game import judged, play
+    from pe_ray.files.storage import atomic_write
+
+    output = Path(options.output)
+    game = play(config, output, most=options.canaries, restarts=options.restarts)
+    verdict = judged(game, options.confidence)
+    content = {**asdict(verdict), "refuted": verdict.refuted}
+    atomic_write(output / "attack.json", json.dumps(content, indent=2).encode())
+    picture = write_figure(game, verdict, output / "attack.png")
+    if options.json:
+        print_json(content)
+        return
+    print(f"canaries    {verdict.num_canaries:,} ({verdict.unit}s), {verdict.num_included:,} in")
+    print(f"claimed     epsilon {verdict.claimed:.4g} at delta {verdict.delta:g}, from the ledger")
+    for bound in verdict.bounds:
+        print(f"bound       epsilon {bound.epsilon:.4g}: {bound.statistic}, {bound.method}")
+    sure = f"with confidence {verdict.confidence:g}"
+    print(f"measured    epsilon at least {verdict.measured:.4g}, {sure}")
+    print(f"measured    epsilon at least {verdict.assumption_free:.4g}, assumption-free")
+    print(f"cross-check epsilon at least {verdict.approximate_dp:.4g} by (epsilon, delta) alone")
+    print(f"verdict     the claim {'IS REFUTED' if verdict.refuted else 'stands'}; {picture}")

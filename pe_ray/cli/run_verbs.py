@@ -1,0 +1,126 @@
+"""Verbs that plan, make and expand a run."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import asdict
+
+from pe_ray.cli.printing import AddVerb, guarantee, print_json
+from pe_ray.config import Config
+from pe_ray.config.run_config import resources_of
+from pe_ray.config.yaml_tree import read_tree
+
+
+def add_verbs(verb: AddVerb) -> None:
+    """plan, run, expand."""
+    plan = verb("plan", _plan, "Validate a configuration and print what a run would cost.")
+    run = verb("run", _run, "Start a run, or continue it after any interruption.")
+    for added in (plan, run):
+        added.add_argument("config", metavar="CONFIG")
+        added.add_argument("--set", action="append", default=[], metavar="block.key=value")
+    plan.add_argument("--json", action="store_true")
+    expand = verb("expand", _expand, "Write further variations of a run's final population.")
+    expand.add_argument("run", metavar="RUN")
+    expand.add_argument("--num-samples", type=int, help="default: the final set itself, unvaried")
+    expand.add_argument("--output", required=True)
+    expand.add_argument("--set", action="append", default=[], metavar="resources.key=value")
+    expand.add_argument("--format", choices=("parquet", "webdataset", "folder"), default="parquet")
+    for added in (run, expand):
+        added.add_argument("--address", help="address of a Ray cluster")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from pe_ray.planning import plan, worker_seconds
+    from pe_ray.runtime.run_directory import ledger_folder
+
+    if "tuning" in read_tree(options.config, options.set):
+        from pe_ray.cli.tune_verbs import print_costs
+        from pe_ray.tuning.search_config import read_search
+
+        print_costs(read_search(options.config, options.set), options.json)
+        return
+    config = Config.from_yaml(options.config, options.set)
+    ledger_folder(config)
+    made = plan(config)
+    seconds = worker_seconds(config, made.calls)
+    if options.json:
+        print_json(
+            {
+                "epsilon": made.epsilon,
+                "delta": made.delta,
+                "unit": made.unit,
+                "releases": [
+                    {
+                        "key": release.key,
+                        "kind": release.kind,
+                        "iteration": release.iteration,
+                        "mechanism": "discrete Gaussian",
+                        "sigma": release.sigma,
+                        "sensitivity": release.sensitivity,
+                    }
+                    for release in made.releases
+                ],
+                "calls": {"random": made.random_calls, "variation": made.variation_calls},
+                "images": {"populations": sum(config.schedule.sizes)},
+                "disk_bytes": made.disk_bytes,
+                "worker_seconds": seconds,
+                "bills": [asdict(bill) for bill in made.bills],
+            }
+        )
+        return
+    print(f"guarantee   {guarantee(made.epsilon, made.delta, made.unit)}")
+    for release in made.releases:
+        what = {
+            "votes": f"votes, iteration {release.iteration}",
+            "label_counts": "label counts",
+            "sums": "the teacher's moments",
+        }[release.kind]
+        print(f"release     {what}: sigma {release.sigma:g}, sensitivity {release.sensitivity:g}")
+    print(f"calls       {made.random_calls:,} random, {made.variation_calls:,} variation")
+    print(f"images      {sum(config.schedule.sizes):,} in {len(config.schedule.sizes)} populations")
+    print(f"disk        {made.disk_bytes / 2**20:,.1f} MiB at most")
+    for bill in made.bills:
+        print(
+            f"cost        {bill.kind}: {bill.calls:,} calls, {bill.cost:,.2f}; caps: "
+            f"{bill.max_calls:,} calls, {bill.max_cost:,.2f}"
+            + ("" if bill.affordable else ": NOT ENOUGH, the run would not start")
+        )
+    if seconds is None and made.bills:
+        print("time        not estimated: it is the service's, and asking it costs")
+    elif seconds is None:
+        print("time        not estimated: the generator needs a GPU; time a short run there")
+    else:
+        print(f"time        {seconds:,.1f} worker seconds of generation, on this machine's CPU")
+
+
+def _run(options: argparse.Namespace) -> None:
+    config = Config.from_yaml(options.config, options.set)
+    if options.address:
+        resources = config.resources.model_copy(update={"address": options.address})
+        config = config.model_copy(update={"resources": resources})
+    from pe_ray.evolution import evolve
+    from pe_ray.report import write_report
+
+    started = time.monotonic()
+    path = evolve(config)
+    page = write_report(path)
+    from pe_ray.release.ledger import Ledger
+    from pe_ray.runtime.run_directory import opened
+
+    ledger = Ledger.open(opened(path)[0].ledger)
+    budget = ledger.budget
+    print(f"report      {page}")
+    print(f"synthetic   {path / 'synthetic'}")
+    print(f"spent       {guarantee(ledger.spent(), budget.delta, budget.unit)} (from the ledger)")
+    print(f"time        {time.monotonic() - started:.1f} s")
+
+
+def _expand(options: argparse.Namespace) -> None:
+    from pe_ray.expansion import expand
+
+    resources = resources_of(options.set)
+    if options.address:
+        resources = resources.model_copy(update={"address": options.address})
+    path = expand(options.run, options.num_samples, options.output, resources, options.format)
+    print(f"synthetic   {path}")

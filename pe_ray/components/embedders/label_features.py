@@ -1,0 +1,194 @@
+"""What tells labels apart: features of a small network trained on public or released images.
+
+They are whitened on these images and scaled to norm 1. Whitening gives every direction that the
+images vary in the same weight: in a distance, and in the noise of the teacher's moments. Without it
+most of a norm is what all images have in common.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pe_ray import plugins
+from pe_ray.components.embedders import convnet
+from pe_ray.errors import InputError
+from pe_ray.files.images import resized
+from pe_ray.files.storage import Location, atomic_write, location, whole
+from pe_ray.plugins import Images
+from pe_ray.values import DistanceMetric, ImageShape
+
+KIND = "pe_ray.components.embedders.label_features:LearntFeatures"
+_CONSTANT = 0.3  # the constant feature, relative to the norm of the others: the regression's offset
+_OWN_RIDGE = 1e-3  # of `prior`, relative to the features' mean square
+_FLOOR = 1e-4  # least variance that is whitened, relative to the largest
+FORMAT = 2
+"""Of the arrays; 1: another network."""
+
+
+def fit(
+    images: Images, labels: NDArray[np.int32], num_features: int, epochs: int, seed: int
+) -> dict[str, NDArray[Any]]:
+    """Train the network and its projection on one thread; arrays for `write`, below 4 MB.
+
+    `prior` among them, float64 [num_features, largest label + 1]: the least squares weights that
+    give the images their own labels (with a ridge of a thousandth of the features' mean square).
+    The same to the last bit for the same arguments and processor. Holds about 22 KB an image.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the order of additions depends on their number
+    try:
+        return _fit(images, labels, num_features, epochs, seed)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fit(
+    images: Images, labels: NDArray[np.int32], num_features: int, epochs: int, seed: int
+) -> dict[str, NDArray[Any]]:
+    network = convnet.train_network(images, labels, epochs, seed)
+    made = convnet.activations(network, images).astype(np.float64)
+    mean = made.mean(axis=0)
+    covariance = np.cov(made, rowvar=False)
+    variances, directions = np.linalg.eigh(covariance)
+    variances, directions = variances[::-1], directions[:, ::-1]
+    kept = slice(num_features - 1)
+    scales = 1.0 / np.sqrt(np.maximum(variances[kept], _FLOOR * variances[0]) + 1e-30)
+    projection = (directions[:, kept] * scales).astype(np.float32)
+    features = _features(made.astype(np.float32), mean.astype(np.float32), projection)
+    return {
+        **{f"network.{name}": value.numpy() for name, value in network.state_dict().items()},
+        "projection": projection,
+        "mean": mean.astype(np.float32),
+        "shape": np.array(images.shape[1:], dtype=np.int64),
+        "prior": _own_labels(features.astype(np.float64), labels),
+        "format": np.array(FORMAT),
+    }
+
+
+def write(file: Location, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write what `fit` returned."""
+    sink = io.BytesIO()
+    np.savez(sink, allow_pickle=False, **arrays)
+    atomic_write(file, sink.getvalue())
+
+
+def read(file: Location) -> dict[str, NDArray[Any]]:
+    """The arrays that `fit` returned; InputError where another version wrote them."""
+    with np.load(whole(file), allow_pickle=False) as stored:
+        if "format" not in stored or stored["format"] != FORMAT:
+            raise InputError(
+                f"{file}: of another version of pe_ray; finish and expand this run with that one"
+            )
+        return dict(stored)
+
+
+def _features(
+    activations: NDArray[np.float32], mean: NDArray[np.float32], projection: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Whitened activations and a constant, each row of norm 1."""
+    # One small product per row, whose bits so don't depend on the rows beside it.
+    white = ((activations - mean)[:, None, :] @ projection)[:, 0]
+    constant = np.full((len(white), 1), _CONSTANT * np.sqrt(white.shape[1]), dtype=np.float32)
+    features = np.concatenate([white, constant], axis=1)
+    return np.asarray(features / np.linalg.norm(features, axis=1, keepdims=True))
+
+
+def _own_labels(features: NDArray[np.float64], labels: NDArray[np.int32]) -> NDArray[np.float64]:
+    num, size = features.shape
+    gram = features.T @ features + _OWN_RIDGE * num / size * np.eye(size)
+    return np.linalg.solve(gram, features.T @ np.eye(int(labels.max()) + 1)[labels])
+
+
+class LabelFeaturesOptions(plugins.EmbedderOptions):
+    """Options of `label_features`."""
+
+    features: int = Field(default=64, ge=2, le=512)
+    """Numbers per image."""
+    num_images: int = Field(default=60_000, ge=100, le=1_000_000)
+    """Random images of the generator to learn from, as many of each label; held by one worker."""
+    size: int = Field(default=28, ge=4, le=256)
+    """Larger images are brought to size x size first."""
+    epochs: int = Field(default=2, ge=1)
+    """Passes over them."""
+
+    @property
+    def learnt(self) -> bool:
+        return True
+
+    def dim(self, shape: ImageShape) -> int:
+        return self.features
+
+
+class LabelFeatures:
+    """Features of a small network that learns to tell the labels of the generator's own random
+    images apart, before a run reads a private record (pe_ray.synthetic.learnt_embedder).
+
+    Votes then go by what makes a label, where `pixels` go by all that differs. Learnt from public
+    randomness alone, so free; a run's own, so only `embedder` may name it. Distances: l2 or cosine.
+    """
+
+    Options: ClassVar[type[plugins.EmbedderOptions]] = LabelFeaturesOptions
+
+    def __init__(self, options: LabelFeaturesOptions) -> None:
+        raise InputError("embedder: label_features is learnt by a run, which alone can use it")
+
+
+LabelFeatures.Options = LabelFeaturesOptions
+
+
+class LearntFeaturesOptions(plugins.EmbedderOptions):
+    """Options of LearntFeatures."""
+
+    file: str
+    """.npz of what `fit` returns."""
+    num_features: int
+
+    @property
+    def learnt(self) -> bool:
+        return True
+
+    def dim(self, shape: ImageShape) -> int:
+        return self.num_features
+
+
+class LearntFeatures:
+    """Images, brought to the size trained on, to features of norm 1; the last is a constant."""
+
+    Options: ClassVar[type[plugins.EmbedderOptions]] = LearntFeaturesOptions
+
+    def __init__(self, options: LearntFeaturesOptions) -> None:
+        import torch
+
+        arrays = read(location(options.file))
+        weights = {
+            name.removeprefix("network."): torch.from_numpy(value)
+            for name, value in arrays.items()
+            if name.startswith("network.")
+        }
+        height, width, channels = arrays["shape"].tolist()
+        self._shape = ImageShape(height=height, width=width, channels=channels)
+        self._projection, self._mean = arrays["projection"], arrays["mean"]
+        self._network = convnet.make_network(channels, arrays["prior"].shape[1])
+        self._network.load_state_dict(weights)
+        self._network.eval()
+
+    @property
+    def metric(self) -> DistanceMetric:
+        return "cosine"
+
+    def embed(self, images: Images) -> NDArray[np.float32]:
+        """Features, float32 [n, num_features], each of norm 1."""
+        if images.shape[1:3] != (self._shape.height, self._shape.width):
+            images = np.stack([resized(image, self._shape) for image in images])
+        return _features(convnet.activations(self._network, images), self._mean, self._projection)
+
+
+LearntFeatures.Options = LearntFeaturesOptions

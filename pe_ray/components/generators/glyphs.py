@@ -1,0 +1,224 @@
+"""Texts in fonts as distance fields ("masters"), made once per process, on first use."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pe_ray.errors import InputError
+from pe_ray.files.storage import at_home
+
+Form = Literal["outline", "skeleton"]
+
+FRAME = 1.5  # side of a master, in lengths of its glyph's box
+SYSTEM = "system"
+"""As a folder of fonts: all that this machine has installed, and matplotlib's."""
+_SUFFIXES = (".ttf", ".otf", ".ttc")  # of a collection, its first font
+QUANTUM = 2.0**-15  # of a master's int16 values, in lengths of its glyph's box
+
+
+def _thin(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Skeleton of a mask (Zhang and Suen, CACM 1984), at least one pixel of each of its parts."""
+    from scipy import ndimage
+
+    bits = (np.arange(256)[:, None] >> np.arange(8)) & 1  # neighbours, clockwise from the north
+    rises = ((bits == 0) & (np.roll(bits, -1, axis=1) == 1)).sum(axis=1)
+    border = (rises == 1) & (bits.sum(axis=1) >= 2) & (bits.sum(axis=1) <= 6)
+    north, east, south, west = bits[:, 0], bits[:, 2], bits[:, 4], bits[:, 6]
+    first = border & (north * east * south == 0) & (east * south * west == 0)
+    second = border & (north * east * west == 0) & (north * south * west == 0)
+    ring = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1))
+    rows, columns = (np.nonzero(ink.any(axis=axis))[0] for axis in (1, 0))
+    window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    thin, changed = np.pad(ink[window], 1).astype(np.uint8), True
+    inner = thin[1:-1, 1:-1]
+    height, width = inner.shape
+    while changed:
+        changed = False
+        for removable in (first, second):
+            code = np.zeros(inner.shape, dtype=np.uint8)
+            for bit, (down, right) in enumerate(ring):
+                near = thin[1 + down : 1 + down + height, 1 + right : 1 + right + width]
+                code |= near << np.uint8(bit)
+            removed = removable[code] & (inner == 1)
+            inner[removed] = 0
+            changed |= bool(removed.any())
+    skeleton = np.zeros_like(ink)
+    skeleton[window] = inner == 1
+    # The method removes 2x2 squares, and dots with them.
+    parts, num_parts = ndimage.label(ink, np.ones((3, 3)))
+    lost = sorted(set(range(1, num_parts + 1)) - set(parts[skeleton].tolist()))
+    if lost:
+        depth = ndimage.distance_transform_edt(ink)
+        for row, column in ndimage.maximum_position(depth, parts, lost):
+            skeleton[row, column] = True
+    return skeleton
+
+
+class Faces:
+    """Fonts, opened once, and the distance fields ("masters") of texts drawn with them.
+
+    A face is a font in one form; face = font * len(forms) + form.
+    """
+
+    def __init__(
+        self, folder: str | None, texts: tuple[str, ...], forms: tuple[Form, ...], cells: int
+    ) -> None:
+        self._texts, self._forms, self._cells = texts, forms, cells
+        self._paths = _font_paths(folder)
+        able = np.array([_drawable(path, texts, folder) for path in self._paths])
+        able = able.reshape(-1, len(texts))
+        of_text = [np.repeat(fonts, len(forms)).nonzero()[0] for fonts in able.T]
+        named = {None: "matplotlib's bundle", SYSTEM: "this machine's font folders"}
+        where = named.get(folder, f"folder {folder}")
+        for text, faces in zip(texts, of_text, strict=True):
+            if not faces.size:
+                raise InputError(f"generator.fonts: no font in {where} can draw {text!r}")
+        self.num_faces = np.array([len(faces) for faces in of_text])
+        self.table = np.zeros((len(texts), self.num_faces.max()), dtype=np.int32)
+        """Faces that can draw each text: row t, first num_faces[t] entries."""
+        for row, faces in zip(self.table, of_text, strict=True):
+            row[: len(faces)] = faces
+        self._places = np.full((len(texts), len(self._paths) * len(forms)), -1, dtype=np.int64)
+        self._num_masters = 0
+        self._masters = np.empty((64, cells * cells), dtype=np.int16)
+
+    def masters(
+        self, texts: NDArray[np.int64], faces: NDArray[np.int32]
+    ) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+        """All masters made so far, flat, and where the master of each (text, face) starts."""
+        pairs = np.unique(np.stack([texts, faces], axis=1), axis=0)
+        for text, face in pairs[self._places[pairs[:, 0], pairs[:, 1]] < 0]:
+            if self._num_masters == len(self._masters):
+                self._masters = np.concatenate([self._masters, np.empty_like(self._masters)])
+            self._masters[self._num_masters] = self._master(int(text), int(face)).ravel()
+            self._places[text, face] = self._num_masters
+            self._num_masters += 1
+        return self._masters.reshape(-1), self._places[texts, faces] * self._cells**2
+
+    def _master(self, text: int, face: int) -> NDArray[np.int16]:
+        """Minus the distance to the centre of the text's strokes, in quanta; [cells, cells].
+
+        skeleton: the distance to its thinned mask. outline: the signed distance to its edge, less
+        the half-width of its thinner strokes.
+        """
+        from scipy.ndimage import distance_transform_edt as distance
+
+        font, form = divmod(face, len(self._forms))
+        coverage = self._draw(self._paths[font], self._texts[text])
+        ink = coverage > 0.5
+        skeleton = _thin(ink)
+        if self._forms[form] == "skeleton":
+            field = -distance(~skeleton)
+        else:
+            edge = np.where(ink, distance(ink) - 0.5, 0.5 - distance(~ink))
+            # Sub-pixel edges: a half covered pixel is on the edge.
+            signed = np.where(np.abs(edge) <= 0.5, coverage - 0.5, edge)
+            field = signed - np.percentile(signed[skeleton], 20)
+        per_length = 2 * self._cells / FRAME
+        blocks = field.reshape(self._cells, 2, self._cells, 2).mean(axis=(1, 3)) / per_length
+        return np.asarray(np.clip(np.rint(blocks / QUANTUM), -32767, 32767), dtype=np.int16)
+
+    def _draw(self, path: Path, text: str) -> NDArray[np.float64]:
+        """Coverage in [0, 1] of the text, its box centred, at twice the master's resolution."""
+        from PIL import Image, ImageDraw, ImageFont
+
+        side = 2 * self._cells
+        image = Image.new("L", (side, side))
+        canvas = ImageDraw.Draw(image)
+        size = 100.0
+        for _ in range(2):  # the second time at the size that fills the box
+            drawn = ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
+            left, top, right, bottom = canvas.textbbox((0, 0), text, font=drawn)
+            size *= side / FRAME / max(right - left, bottom - top)
+        canvas.text(((side - left - right) / 2, (side - top - bottom) / 2), text, 255, drawn)
+        coverage = np.asarray(image, dtype=np.float64) / 255
+        if coverage.max() <= 0.5:
+            raise InputError(f"generator.fonts: {path} draws nothing for {text!r}; remove it")
+        return coverage
+
+
+def _font_paths(folder: str | None) -> list[Path]:
+    """Font files in a fixed order."""
+    if folder is None:
+        return _bundled()
+    if folder == SYSTEM:
+        from matplotlib.font_manager import findSystemFonts
+
+        installed = sorted(Path(path) for path in findSystemFonts())
+        found = [path for path in installed if path.suffix.lower() in _SUFFIXES]
+        by_name = {path.name: path for path in (*found, *_bundled())}  # the bundle's where both
+        return [by_name[name] for name in sorted(by_name)]
+    root = at_home(folder)
+    if not root.is_dir():
+        raise InputError(f"generator.fonts: {folder} is not a folder")
+    files = [path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES]
+    return sorted(files, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _bundled() -> list[Path]:
+    import matplotlib
+
+    bundle = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    # The bundle's other fonts hold symbols, some of them at the places of ASCII.
+    faces = ("DejaVu*", "STIXGeneral*", "cmr10*", "cmb10*", "cmss10*", "cmti10*", "cmtt10*")
+    found = [path for face in faces for path in bundle.glob(f"{face}.ttf")]
+    return sorted(path for path in found if "Display" not in path.name)
+
+
+def own_texts(label_names: Sequence[str], fonts: str | None) -> dict[str, tuple[str, ...]]:
+    """Label name -> itself and, for a letter, its other case: none that is another label, or that
+    no font has (few have Georgian capitals)."""
+    cases = {name: name.swapcase() for name in label_names if len(name) == 1}
+    wanted = [case for case in cases.values() if len(case) == 1 and case not in label_names]
+    others = _any_draws(fonts, wanted)
+    return {
+        name: (name, cases[name]) if cases.get(name) in others else (name,) for name in label_names
+    }
+
+
+def _any_draws(folder: str | None, texts: Collection[str]) -> set[str]:
+    """Those of `texts` that at least one of the folder's fonts can draw."""
+    missing = set(texts)
+    for path in _font_paths(folder):
+        if not missing:
+            break
+        left = tuple(missing)
+        able = _drawable(path, left, folder)
+        missing -= {text for text, here in zip(left, able, strict=True) if here}
+    return set(texts) - missing
+
+
+def _drawable(path: Path, texts: tuple[str, ...], folder: str | None) -> list[bool]:
+    """For each text, whether the font has all its characters, none blank (but white space).
+
+    A font that can't be opened is an error, but for the machine's own, which nobody chose: those
+    draw nothing.
+    """
+    from matplotlib.ft2font import FT2Font, LoadFlags
+
+    try:
+        font = FT2Font(str(path))
+    except RuntimeError as error:
+        if folder == SYSTEM:
+            return [False] * len(texts)
+        raise InputError(f"generator.fonts: can't open {path}; remove it") from error
+
+    def has(character: str) -> bool:
+        code = ord(character)
+        if not font.get_char_index(code):
+            return False
+        return bool(font.load_char(code, flags=LoadFlags.NO_HINTING).height > 0)
+
+    return [all(has(c) for c in text if not c.isspace()) for text in texts]
+
+
+@lru_cache(maxsize=4)
+def faces(folder: str | None, texts: tuple[str, ...], forms: tuple[Form, ...], cells: int) -> Faces:
+    """Shared by the generators of one process."""
+    return Faces(folder, texts, forms, cells)

@@ -1,0 +1,325 @@
+"""Generator on an image service: black-box models behind the OpenAI images interface."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field, field_validator, model_validator
+
+from pe_ray.components.generators.image_service import (
+    ImageService,
+    ServiceRequest,
+    Stopped,
+    Unusable,
+)
+from pe_ray.components.generators.paid_calls import PaidCalls
+from pe_ray.errors import InputError
+from pe_ray.files import images
+from pe_ray.plugins import GeneratorOptions, Options, Rows
+from pe_ray.plugins.seeds import Seeds
+from pe_ray.values import ImageShape, Price
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_STRENGTHS = (
+    "Redraw this image with changes that are hardly visible. It shows: {prompt}",
+    "Redraw this image with small changes, same subject and composition. It shows: {prompt}",
+    "Redraw this image with clear changes to details, colours and pose. It shows: {prompt}",
+    "Redraw this image with strong changes, keeping its subject and style. It shows: {prompt}",
+    "Draw another image that only resembles this one. It shows: {prompt}",
+)
+
+
+class CallSettings(Options):
+    """How images are asked for."""
+
+    model: str = Field(min_length=1)
+    """Name of the service's model."""
+    size: Literal[256, 512, 1024]
+    """Height and width that the service draws and, for variations, is sent."""
+    parameters: dict[str, str | int | float | bool] = Field(default={})
+    """Sent along as they are, e.g. {response_format: b64_json} for dall-e-2, which would answer
+    with links otherwise, or {quality: low} for gpt-image-1."""
+
+    @field_validator("parameters")
+    @classmethod
+    def _own(cls, given: dict[str, Any]) -> dict[str, Any]:
+        taken = sorted({"model", "prompt", "size", "n", "image", "seed"} & set(given))
+        if taken:
+            raise ValueError(f"{taken[0]} is sent by the generator itself; leave it out")
+        return given
+
+
+class VaryCall(CallSettings):
+    """How variations are asked for."""
+
+    endpoint: Literal["variations", "edits"]
+    """variations takes an image alone, so the degree has no effect; edits a prompt as well."""
+    strengths: tuple[str, ...] = Field(default=_STRENGTHS, min_length=1)
+    """`edits` only: prompts from the weakest to the strongest change, {prompt} standing for the
+    label's prompt. Of k prompts, a degree in [0, 1] picks number floor(k degree), 1 the last."""
+
+
+class Prices(Options):
+    """The most that one call may cost, all in one currency: as the service lists it."""
+
+    random: float = Field(ge=0, allow_inf_nan=False)
+    vary: float = Field(ge=0, allow_inf_nan=False)
+
+
+class ImageApiOptions(GeneratorOptions):
+    """Options of ImageApi."""
+
+    base_url: str = "https://api.openai.com/v1"
+    """What comes before /images/generations."""
+    api_key_env: str | None = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key, wherever Ray's workers run; null: the
+    service needs none. The key is read nowhere else and written nowhere."""
+    store: str = Field(min_length=1)
+    """Folder of what was asked and answered; every worker has to see the same one. See ImageApi."""
+    image_size: int = Field(ge=1, le=1024)
+    """Height and width of samples, in pixels: what the service draws is resized to it."""
+    channels: Literal[1, 3] = 3
+    prompt: str = Field(default="a photo of {label}", min_length=1)
+    """Prompt of every label that `prompts` doesn't name; {label} stands for the label's name."""
+    prompts: dict[str, str] = Field(default={})
+    """Label name -> its prompt."""
+    random: CallSettings
+    vary: VaryCall
+    on_refusal: Literal["error", "keep"] = "error"
+    """When the content policy refuses a variation: end the run, or keep the image as it was. A
+    refused random draw always ends it."""
+    price: Prices
+    max_calls: int = Field(ge=0)
+    """Calls at most, over the life of the store."""
+    max_cost: float = Field(ge=0, allow_inf_nan=False)
+    """Cost at most, by `price`, over the life of the store."""
+    concurrency: int = Field(default=4, ge=1, le=256)
+    """Calls under way at once, of each worker."""
+    requests_per_minute: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Calls at most, of all workers together; default: as fast as answers come."""
+    timeout: float = Field(default=120.0, gt=0, le=3600)
+    """Seconds for one answer."""
+    attempts: int = Field(default=6, ge=1, le=100)
+    """Attempts at one image before the run ends."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _safe(cls, given: str) -> str:
+        parts = urlsplit(given)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("write it as https://HOST/PATH")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("must hold no user, password or query; keys come from the environment")
+        return given.rstrip("/")
+
+    @model_validator(mode="after")
+    def _key_stays_secret(self) -> Self:
+        parts = urlsplit(self.base_url)
+        if self.api_key_env and parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+            raise ValueError(
+                "base_url: http would show the key to the network; use https, or api_key_env: null"
+            )
+        return self
+
+    @property
+    def image_shape(self) -> ImageShape:
+        return ImageShape(height=self.image_size, width=self.image_size, channels=self.channels)
+
+    @property
+    def unbound(self) -> frozenset[str]:
+        return frozenset(
+            {"api_key_env", "store", "price", "max_calls", "max_cost", "concurrency"}
+            | {"requests_per_minute", "timeout", "attempts"}
+        )
+
+    @property
+    def call_price(self) -> Price:
+        return Price(
+            random=self.price.random,
+            vary=self.price.vary,
+            max_calls=self.max_calls,
+            max_cost=self.max_cost,
+        )
+
+    def check_degree(self, degree: float) -> None:
+        if not 0 <= degree <= 1:
+            raise ValueError(f"degree {degree:g}: image_api needs one from 0 to 1")
+
+
+class ImageApi:
+    """A service with the OpenAI images interface: generations, and variations or edits.
+
+    RANDOM_API: `generations` with the label's prompt. VARIATION_API: `variations`, where the model
+    has it (the degree has no effect), or `edits` with a prompt whose strength the degree picks.
+    One call makes one image. The service gets prompts and synthetic images, nothing else.
+
+    The service takes no seed, so two calls never answer alike. A row's image still depends on its
+    seed alone, by the store: a call's key is everything sent and the row's seed, and what was
+    answered to a key is the answer for ever. With the store a run is made again without a call;
+    without it, another run. Runs that share a store share their answers.
+
+    The store counts a call before it is made: while it is under way, when it was answered (also
+    with something unusable), and when its fate is unknown, since the worker died, time ran out, the
+    answer broke off or the service failed (5xx). What is unknown may have been paid for; it is
+    asked again and counts again. Not counted is what the service turned down (4xx) or what never
+    reached it. An answer is stored durably before it is looked at. So an answer that arrived is
+    never paid for again, after any crash and under Ray's own retries, and no more calls that may
+    cost are ever made than `max_calls`, by all workers and runs on the store together.
+
+    `store` must lie on a local disk or, for workers on several machines, on a shared file system
+    with working locks (NFS 4). It holds 0.1 to 3 MB per call; nothing removes it; it is as safe to
+    publish as the run.
+    """
+
+    Options: ClassVar[type[GeneratorOptions]] = ImageApiOptions
+
+    def __init__(self, options: ImageApiOptions, label_names: Sequence[str]) -> None:
+        unknown = sorted(set(options.prompts) - set(label_names))
+        if unknown:
+            raise InputError(f"generator.prompts: {unknown[0]!r} is not a label")
+        self._options = options
+        template = options.prompt
+        self._prompts = [
+            options.prompts.get(name, template.replace("{label}", name)) for name in label_names
+        ]
+        calls = PaidCalls(
+            Path(options.store).expanduser(),
+            max_calls=options.max_calls,
+            max_cost=options.max_cost,
+        )
+        self._service = ImageService(
+            calls,
+            base_url=options.base_url,
+            api_key_env=options.api_key_env,
+            timeout=options.timeout,
+            attempts=options.attempts,
+            requests_per_minute=options.requests_per_minute,
+        )
+
+    def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:
+        """`generations` with each label's prompt."""
+        settings = self._options.random
+
+        def request(row: int) -> ServiceRequest:
+            return ServiceRequest(
+                endpoint="generations",
+                fields=_fields(settings) | {"prompt": self._prompts[labels[row]]},
+                image=None,
+                row_seed=int(seeds[row]),
+                price=self._options.price.random,
+            )
+
+        made = self._ask(request, len(seeds), settings.size, keep_refusals=False)
+        return {"image": np.stack([image for image in made if image is not None])}
+
+    def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
+        """`variations` or `edits` of each row's image."""
+        self._options.check_degree(degree)
+        settings = self._options.vary
+        place = min(int(len(settings.strengths) * degree), len(settings.strengths) - 1)
+
+        def request(row: int) -> ServiceRequest:
+            fields = _fields(settings)
+            if settings.endpoint == "edits":
+                prompt = self._prompts[rows["label"][row]]
+                fields["prompt"] = settings.strengths[place].replace("{prompt}", prompt)
+            return ServiceRequest(
+                endpoint=settings.endpoint,
+                fields=fields,
+                image=_png(rows["image"][row], settings.size),
+                row_seed=int(seeds[row]),
+                price=self._options.price.vary,
+            )
+
+        keep = self._options.on_refusal == "keep"
+        made = self._ask(request, len(seeds), settings.size, keep_refusals=keep)
+        pairs = zip(rows["image"], made, strict=True)
+        return {"image": np.stack([old if new is None else new for old, new in pairs])}
+
+    def _ask(
+        self,
+        request: Callable[[int], ServiceRequest],
+        num_rows: int,
+        size: int,
+        *,
+        keep_refusals: bool,
+    ) -> list[NDArray[np.uint8] | None]:
+        """Images, `concurrency` calls at once; None where refused. An error stops the others."""
+        options, stop = self._options, threading.Event()
+        shape = options.image_shape
+        use = partial(_image_of, size=size, shape=shape)
+
+        def one(row: int) -> NDArray[np.uint8] | None:
+            try:
+                return self._service.ask(request(row), use, stop, keep_refusals=keep_refusals)
+            except BaseException:
+                stop.set()
+                raise
+
+        with ThreadPoolExecutor(options.concurrency) as pool:
+            try:
+                futures = [pool.submit(one, row) for row in range(num_rows)]
+                wait(futures)
+            finally:
+                stop.set()
+        errors = [error for error in (future.exception() for future in futures) if error]
+        for error in errors:
+            if not isinstance(error, Stopped):
+                raise error
+        return [future.result() for future in futures]
+
+
+def _fields(settings: CallSettings) -> dict[str, Any]:
+    size = f"{settings.size}x{settings.size}"
+    return {**settings.parameters, "model": settings.model, "n": 1, "size": size}
+
+
+def _png(image: NDArray[np.uint8], size: int) -> bytes:
+    """PNG bytes, RGB, of one image [h, w, c] resized to size x size (Lanczos)."""
+    made = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).convert("RGB")
+    if made.size != (size, size):
+        made = made.resize((size, size), Image.Resampling.LANCZOS)
+    sink = io.BytesIO()
+    made.save(sink, format="PNG")
+    return sink.getvalue()
+
+
+def _image_of(content: bytes, *, size: int, shape: ImageShape) -> NDArray[np.uint8]:
+    """The image of a stored answer, uint8 of `shape`.
+
+    Raises Unusable where it holds none, InputError where asking again would not help.
+    """
+    try:
+        first = json.loads(content)["data"][0]
+        encoded, link = first.get("b64_json"), first.get("url")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        raise Unusable("no JSON with an image") from None
+    if not encoded and link:
+        raise InputError(
+            "generator: the service answers with links, which run out; set parameters: "
+            "{response_format: b64_json} in generator.random and generator.vary"
+        )
+    try:
+        image = images.pixels(base64.b64decode(encoded, validate=True), shape.channels)
+    except (ValueError, TypeError, images.Unusable):
+        raise Unusable("an image that can't be decoded") from None
+    if image.shape[:2] != (size, size):
+        raise InputError(
+            f"generator: the service answers with {image.shape[0]}x{image.shape[1]} images where "
+            f"{size}x{size} was asked for; give a size that its model makes"
+        )
+    made = Image.fromarray(image[:, :, 0] if shape.channels == 1 else image)
+    resized = made.resize((shape.width, shape.height), Image.Resampling.LANCZOS)
+    return np.asarray(resized).reshape(shape.height, shape.width, shape.channels)

@@ -1,0 +1,204 @@
+"""Generator on a public image set: its images are the samples, their neighbours the variations."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+
+from pe_ray import plugins
+from pe_ray.components.generators.cached_images import CachedImages, entry
+from pe_ray.components.neighbors import write_neighbors
+from pe_ray.config.blocks import FixedEmbedderPlugin, Plugin
+from pe_ray.errors import InputError
+from pe_ray.files.public_images import PublicSource
+from pe_ray.plugins import Embedder, GeneratorOptions, Rows
+from pe_ray.plugins.seeds import Seeds
+from pe_ray.values import ImageShape
+
+MOST_NEIGHBORS = 4096
+
+_EMBEDDED = 1024  # images read from disk at a time
+
+
+def _pixels() -> Plugin:
+    options = plugins.load("embedder", "pixels").Options()
+    return Plugin(plugin_type="embedder", kind="pixels", options=options)
+
+
+class NearestImageOptions(GeneratorOptions):
+    """Options of NearestImage."""
+
+    data: str
+    """The public images, at the same path on every machine: a parquet file, a folder of them, or a
+    folder of images, whose folders at the top are the classes."""
+    image_column: str = "image"
+    label_column: str | None = "label"
+    """Column with the public class (parquet only); null: the images have none."""
+    image_size: int = Field(ge=1, le=4096)
+    """Height and width, in pixels; other images are cut to a square and resized."""
+    channels: Literal[1, 3] = 3
+    classes: Literal["match", "random"] | dict[str, tuple[str, ...]] = "match"
+    """Which public images stand for a label: those whose class has the label's name (match), all
+    (random), or label -> names of public classes. Variations stay among them."""
+    embedder: FixedEmbedderPlugin = Field(default_factory=_pixels)
+    """In whose space images are near; its metric l2 or cosine."""
+    cache: str | None = None
+    """Folder for decoded images and neighbours; default: pe_ray/public in the user's cache."""
+
+    @field_validator("embedder")
+    @classmethod
+    def _a_distance(cls, embedder: Plugin) -> Plugin:
+        if getattr(embedder.options, "metric", "l2") == "inner_product":
+            raise ValueError("metric: inner_product is no distance; use l2 or cosine")
+        return embedder
+
+    @property
+    def image_shape(self) -> ImageShape:
+        return ImageShape(height=self.image_size, width=self.image_size, channels=self.channels)
+
+    @property
+    def columns(self) -> Mapping[str, tuple[str, int]]:
+        """public_image: which public image a sample is."""
+        return {"public_image": ("int64", 1)}
+
+    @property
+    def shown_data(self) -> str:
+        return self.data
+
+    @property
+    def unbound(self) -> frozenset[str]:
+        return frozenset({"cache"})
+
+    def check_degree(self, degree: float) -> None:
+        if degree not in range(MOST_NEIGHBORS + 1):
+            raise ValueError(
+                f"degree {degree:g}: is the number of nearest public images to choose from; give a "
+                f"whole number from 0 (the image itself) to {MOST_NEIGHBORS}"
+            )
+
+
+class NearestImage:
+    """A public image set as the API (Lin et al. 2025, arXiv 2502.05505, "Sim-PE").
+
+    RANDOM_API: a public image of the label, all equally likely. VARIATION_API with degree m: one of
+    the m nearest other public images of the label, all equally likely (m = 0: the image itself; of
+    fewer than m, all). Neighbours are worked out once per machine, and again only for a larger m.
+
+    No part of a sample is made from anything but the public set and the seed.
+    """
+
+    Options: ClassVar[type[GeneratorOptions]] = NearestImageOptions
+
+    def __init__(self, options: NearestImageOptions, label_names: Sequence[str]) -> None:
+        self._options = options
+        source = PublicSource(
+            block="generator",
+            data=options.data,
+            image_column=options.image_column,
+            label_column=options.label_column,
+        )
+        self._public = CachedImages(source, options.image_size, options.channels, options.cache)
+        self._members = _members(options, self._public, label_names)
+        self._tables: dict[str, NDArray[np.int32]] = {}
+
+    def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:
+        """A public image of each label."""
+        chosen = np.empty(len(labels), dtype=np.int64)
+        for label in np.unique(labels):
+            members, of = self._members[label], labels == label
+            chosen[of] = members[seeds[of] % np.uint64(len(members))]
+        return self._rows(chosen)
+
+    def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
+        """One of the `degree` nearest public images of each row's own."""
+        self._options.check_degree(degree)
+        current = rows["public_image"]
+        chosen = current.copy()
+        for label in np.unique(rows["label"]):
+            members, of = self._members[label], rows["label"] == label
+            wanted = min(int(degree), len(members) - 1)
+            if wanted:
+                table = self._table(members, wanted)
+                which = (seeds[of] % np.uint64(wanted)).astype(np.int64)
+                chosen[of] = members[table[np.searchsorted(members, current[of]), which]]
+        return self._rows(chosen)
+
+    def _rows(self, chosen: NDArray[np.int64]) -> Rows:
+        return {"image": np.asarray(self._public.images[chosen]), "public_image": chosen}
+
+    def _table(self, members: NDArray[np.int64], wanted: int) -> NDArray[np.int32]:
+        """Neighbours int32 [members, at least `wanted`], as positions in `members`."""
+        options = self._options
+        settings = f"{options.embedder.model_dump_json()}|".encode() + members.tobytes()
+        key = hashlib.sha256(settings).hexdigest()[:32]
+        table = self._tables.get(key)
+        if table is None or table.shape[1] < wanted:
+            width = min(len(members) - 1, max(16, 1 << (wanted - 1).bit_length()))
+            folder = self._public.folder / f"neighbors-{key}"
+            found = [int(made.name) for made in folder.glob("[0-9]*")]
+            width = min((known for known in found if known >= wanted), default=width)
+            made = entry(
+                folder / f"{width:05d}",
+                lambda aside: write_neighbors(
+                    aside / "neighbors.npy", self._embedded(members), width
+                ),
+            )
+            table = np.load(made / "neighbors.npy", mmap_mode="r", allow_pickle=False)
+            self._tables[key] = table
+        return table
+
+    def _embedded(self, members: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Float32 [members, dim], in which l2 orders as the embedder's metric does."""
+        plugin = self._options.embedder
+        embedder = cast(Embedder, plugins.load("embedder", plugin.kind)(plugin.options))
+        parts = [
+            embedder.embed(self._public.images[members[start : start + _EMBEDDED]])
+            for start in range(0, len(members), _EMBEDDED)
+        ]
+        vectors = np.concatenate(parts)
+        if not np.isfinite(vectors).all():
+            raise InputError("generator.embedder: makes values of public images that are no number")
+        if embedder.metric == "cosine":
+            norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+            vectors = (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)
+        elif embedder.metric != "l2":
+            raise InputError(
+                f"generator.embedder: {embedder.metric} is no distance; use l2, cosine"
+            )
+        return vectors
+
+
+def _members(
+    options: NearestImageOptions, public: CachedImages, label_names: Sequence[str]
+) -> list[NDArray[np.int64]]:
+    """Ascending row numbers of the public images that stand for each label; none empty."""
+    if options.classes == "random":
+        return [np.arange(len(public.images), dtype=np.int64)] * len(label_names)
+    classes: dict[str, tuple[str, ...]]
+    if options.classes == "match":
+        classes = {name: (name,) for name in label_names}
+    else:
+        classes = options.classes
+        unknown = sorted(set(classes) - set(label_names))
+        if unknown:
+            raise InputError(f"generator.classes: {unknown[0]!r} is not a label")
+    members = []
+    for name in label_names:
+        wanted = classes.get(name, ())
+        absent = [each for each in wanted if each not in public.classes]
+        if absent or not wanted:
+            known = ", ".join(map(repr, public.classes[:10]))
+            more = ", ..." if len(public.classes) > 10 else ""
+            raise InputError(
+                f"generator.classes: label {name!r}: "
+                + (f"there is no public class {absent[0]!r}" if absent else "has no public class")
+                + f"; classes are {known}{more}; write {name}: [public class], or classes: random"
+            )
+        numbers = [public.classes.index(each) for each in wanted]
+        members.append(np.flatnonzero(np.isin(public.class_of, numbers)))
+    return members

@@ -1,0 +1,267 @@
+"""Generator on latent diffusion: Stable Diffusion 1.x, 2.x, XL, their turbo and LCM variants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator, model_validator
+
+from pe_ray.components.generators.checkpoints import (
+    Checkpoint,
+    image_to_image_on,
+    load_pipeline,
+)
+from pe_ray.components.weights import Precision
+from pe_ray.errors import InputError
+from pe_ray.plugins import GeneratorOptions, Images, Options, Rows
+from pe_ray.plugins.seeds import Seeds, normals
+from pe_ray.values import ImageShape
+
+
+class RandomSettings(Options):
+    """How a pipeline denoises."""
+
+    guidance: float = Field(default=7.5, ge=0, le=100)
+    """Classifier-free guidance scale; at most 1 is none (turbo models: 0)."""
+    steps: int = Field(default=50, ge=1, le=1000)
+    """Denoising steps from pure noise."""
+    negative_prompt: str | None = None
+    """What images should not show; needs guidance above 1."""
+
+    @model_validator(mode="after")
+    def _negative(self) -> Self:
+        if self.negative_prompt and self.guidance <= 1:
+            raise ValueError("negative_prompt: has no effect with guidance at most 1; leave it out")
+        return self
+
+
+class VarySettings(RandomSettings):
+    """How variations are made: image to image, the last `steps` * degree (rounded down) of `steps`.
+
+    Checkpoints of the LatentConsistencyModel pipeline do all `steps`, from as little noise.
+    """
+
+    checkpoint: str | None = None
+    """Another checkpoint for variations; both are then held in memory."""
+    revision: str | None = None
+    """As the generator's `revision`, for the checkpoint given here."""
+
+    @model_validator(mode="after")
+    def _own_revision(self) -> Self:
+        if self.revision and not self.checkpoint:
+            raise ValueError("revision: needs a checkpoint of its own beside it")
+        return self
+
+
+class StableDiffusionOptions(GeneratorOptions):
+    """Options of StableDiffusion."""
+
+    checkpoint: str
+    """Folder in diffusers' format (the same on every machine), or the id of one on the Hugging
+    Face hub, downloaded into its cache on first use. Weights are read from safetensors only and no
+    code that comes with a checkpoint is run."""
+    revision: str | None = None
+    """Commit, tag or branch on the hub; a commit keeps a run the same should the model change."""
+    local_files_only: bool = False
+    """Take hub checkpoints from this machine's cache alone; false may ask the hub."""
+    prompt: str = Field(default="a photo of {label}", min_length=1)
+    """Prompt of every label that `prompts` doesn't name; {label} stands for the label's name."""
+    prompts: dict[str, str | tuple[str, ...]] = Field(default={})
+    """Label name -> its prompt or prompts. With several, a random draw picks one of them, equally
+    likely, and its variations keep it."""
+    image_size: int = Field(default=512, ge=8, le=4096, multiple_of=8)
+    """Height and width, in pixels; best the size that the checkpoint was trained for."""
+    random: RandomSettings = RandomSettings()
+    vary: VarySettings = VarySettings()
+    precision: Precision = "fp32"
+    """Of weights and activations."""
+    compile: bool = False
+    """Compile the networks that denoise: a minute or more at the start, faster calls after."""
+    safety_checker: bool = False
+    """Run the checkpoint's safety checker, which puts a black image in place of one that it takes
+    for unsafe; false never loads it."""
+
+    @field_validator("prompts")
+    @classmethod
+    def _not_blank(cls, prompts: dict[str, Any]) -> dict[str, Any]:
+        for label, given in prompts.items():
+            texts = _several(given)
+            if not texts or not all(text.strip() for text in texts):
+                raise ValueError(f"give {label!r} at least one prompt, none of them blank")
+        return prompts
+
+    @property
+    def image_shape(self) -> ImageShape:
+        return ImageShape(height=self.image_size, width=self.image_size, channels=3)
+
+    @property
+    def columns(self) -> Mapping[str, tuple[str, int]]:
+        """prompt: index in the label's prompts; only where some label has several."""
+        several = any(len(_several(given)) > 1 for given in self.prompts.values())
+        return {"prompt": ("int32", 1)} if several else {}
+
+    def check_degree(self, degree: float) -> None:
+        if not 0 < degree <= 1:
+            raise ValueError(f"degree {degree:g}: stable_diffusion needs one above 0, at most 1")
+        if int(self.vary.steps * degree) < 1:
+            raise ValueError(
+                f"degree {degree:g} does no step of generator.vary.steps = {self.vary.steps}; give "
+                f"at least {1 / self.vary.steps:.3g}, or more steps"
+            )
+
+
+def _several(given: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else given
+
+
+class StableDiffusion:
+    """Text to image for random draws, image to image for variations, through diffusers.
+
+    `degree` is img2img's strength, in (0, 1]: 1 starts again from pure noise and keeps the prompt
+    alone. Noise is drawn row by row and on the CPU whatever the device, so a row's image depends on
+    its own seed and not on its batch, but for rounding (tested on a CPU in fp32: at most 1 of 255
+    levels). Invisible watermarks, which diffusers adds to SDXL images where a package for it
+    happens to be installed, are left out.
+    """
+
+    Options: ClassVar[type[GeneratorOptions]] = StableDiffusionOptions
+
+    def __init__(self, options: StableDiffusionOptions, label_names: Sequence[str]) -> None:
+        unknown = sorted(set(options.prompts) - set(label_names))
+        if unknown:
+            raise InputError(f"generator.prompts: {unknown[0]!r} is not a label")
+        template = options.prompt
+        self._prompts = tuple(
+            _several(options.prompts.get(name, template.replace("{label}", name)))
+            for name in label_names
+        )
+        self._options = options
+        load = partial(
+            load_pipeline,
+            local_files_only=options.local_files_only,
+            precision=options.precision,
+            safety_checker=options.safety_checker,
+            compiled=options.compile,
+        )
+        main = Checkpoint("generator.checkpoint", options.checkpoint, options.revision)
+        self._random = load(main, "text_to_image")
+        own, revision = options.vary.checkpoint, options.vary.revision
+        if own is None or (own, revision) == (options.checkpoint, options.revision):
+            self._vary = image_to_image_on(self._random)
+        else:
+            other = Checkpoint("generator.vary.checkpoint", own, revision)
+            self._vary = load(other, "image_to_image")
+        for pipeline, settings in ((self._random, options.random), (self._vary, options.vary)):
+            _check_texts(pipeline, settings, self._prompts)
+
+    def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:
+        """Text to image from each row's own initial noise."""
+        counts = np.array([len(texts) for texts in self._prompts], dtype=np.uint64)[labels]
+        prompt = (seeds % counts).astype(np.int32)
+        pipeline, side = self._random, self._options.image_size
+        latent = side // pipeline.vae_scale_factor
+        shape = (len(seeds), pipeline.unet.config.in_channels, latent, latent)
+        # Not from torch's generators, which keep 32 bits of a seed: of a million random draws
+        # some would start from the same noise.
+        noise = normals(seeds, int(np.prod(shape[1:]))).reshape(shape)
+        images = self._run(
+            pipeline,
+            self._options.random,
+            (labels, prompt),
+            seeds,
+            latents=_tensor(noise).to(pipeline.device, pipeline.unet.dtype),
+            height=side,
+            width=side,
+        )
+        return {"image": images, **self._own(prompt)}
+
+    def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
+        """Image to image: noise on each row's latents, then the last `degree` of the steps."""
+        self._check_consistency(degree)
+        several = bool(self._options.columns)
+        prompt = rows["prompt"] if several else np.zeros(len(seeds), dtype=np.int32)
+        pixels = _tensor(rows["image"].transpose(0, 3, 1, 2) / 255.0)
+        images = self._run(
+            self._vary,
+            self._options.vary,
+            (rows["label"], prompt),
+            seeds,
+            image=pixels.float(),
+            strength=degree,
+        )
+        return {"image": images, **self._own(prompt)}
+
+    def _check_consistency(self, degree: float) -> None:
+        """A consistency model's variations pick `steps` of the first `degree` of its own steps."""
+        if not type(self._vary).__name__.startswith("LatentConsistencyModel"):
+            return
+        own, steps = self._vary.scheduler.config.original_inference_steps, self._options.vary.steps
+        if int(own * degree) < steps:
+            raise InputError(
+                f"schedule.degrees: {degree:g} leaves this consistency model {int(own * degree)} "
+                f"of its {own} steps to pick vary.steps = {steps} from; give fewer steps"
+            )
+
+    def _own(self, prompt: NDArray[np.int32]) -> Rows:
+        return {"prompt": prompt} if self._options.columns else {}
+
+    def _run(
+        self,
+        pipeline: Any,
+        settings: RandomSettings,
+        which: tuple[NDArray[np.int32], NDArray[np.int32]],
+        seeds: Seeds,
+        **given: Any,
+    ) -> Images:
+        """Images of prompts `which` (labels [n], index in the label's prompts [n])."""
+        import torch
+
+        if settings.negative_prompt:
+            given["negative_prompt"] = [settings.negative_prompt] * len(seeds)
+        made = pipeline(
+            prompt=[self._prompts[label][index] for label, index in zip(*which, strict=True)],
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            generator=[torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds],
+            output_type="np",
+            **given,
+        ).images
+        if not np.isfinite(made).all():
+            raise InputError(
+                f"generator.precision: {self._options.precision} overflowed into pixels that are "
+                "no numbers; use bf16 or fp32"
+            )
+        return np.asarray(np.rint(made * 255.0), dtype=np.uint8)
+
+
+def _tensor(array: NDArray[Any]) -> Any:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _check_texts(pipeline: Any, settings: RandomSettings, prompts: Sequence[Sequence[str]]) -> None:
+    """Refuse what the pipeline would cut or ignore without a word."""
+    if settings.negative_prompt and pipeline.unet.config.time_cond_proj_dim is not None:
+        raise InputError(
+            "generator: a consistency model has its guidance built in and takes no "
+            "negative_prompt; leave it out"
+        )
+    tokenizers = [pipeline.tokenizer, getattr(pipeline, "tokenizer_2", None)]
+    for text in {text for texts in prompts for text in texts} | {settings.negative_prompt or ""}:
+        for tokenizer in filter(None, tokenizers):
+            tokens, limit = tokenizer(text).input_ids, tokenizer.model_max_length
+            if len(tokens) > limit:
+                raise InputError(
+                    f"generator: the prompt {text!r} has {len(tokens)} tokens but the model reads "
+                    f"{limit}; shorten it"
+                )
+            if text and set(tokens) <= set(tokenizer.all_special_ids):
+                raise InputError(
+                    f"generator: the checkpoint's tokenizer knows no word of {text!r}; its files "
+                    "are missing or damaged"
+                )

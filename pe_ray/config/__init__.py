@@ -1,0 +1,5 @@
+"""One YAML file is one run: read into one frozen tree, in which an unknown key is an error."""
+
+from pe_ray.config.run_config import Config
+
+__all__ = ["Config"]

@@ -1,0 +1,1 @@
+"""Files: storage, parts of stages, images and tables of images."""

@@ -1,0 +1,88 @@
+"""What a user implements: Generator, Embedder and Metric."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pe_ray.plugins.options import EmbedderOptions, GeneratorOptions, Options
+from pe_ray.plugins.seeds import Seeds
+from pe_ray.values import DistanceMetric
+
+Images = NDArray[np.uint8]
+"""Images, uint8 [n, height, width, channels]."""
+
+Rows = dict[str, NDArray[Any]]
+"""Column name -> array whose first axis is the row; `image` (Images), `label` (int32) and the
+generator's own columns."""
+
+
+class Generator(Protocol):
+    """RANDOM_API and VARIATION_API (Lin et al. 2024, section 3).
+
+    Both return as many rows as they are given, in order, with `image` and every own column.
+    A row of the result depends on its label, its own row and its own seed, never on the batch.
+    """
+
+    Options: ClassVar[type[GeneratorOptions]]
+
+    def __init__(self, options: Any, label_names: Sequence[str]) -> None: ...
+
+    def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:
+        """Draw one sample for each label; labels and seeds have shape [n]."""
+        ...
+
+    def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
+        """Draw one variation of each row; `degree` is how far it may stray, in own units."""
+        ...
+
+
+class Embedder(Protocol):
+    """Images to vectors in which distance means likeness; deterministic, row by row.
+
+    Whatever the batch, a row comes out the same up to rounding.
+    """
+
+    Options: ClassVar[type[EmbedderOptions]]
+
+    def __init__(self, options: Any) -> None: ...
+
+    @property
+    def metric(self) -> DistanceMetric:
+        """The distance this embedding is meant for, which `nearest_image` uses; records vote by
+        `votes.metric`.
+        """
+        ...
+
+    def embed(self, images: Images) -> NDArray[np.float32]:
+        """Embeddings, float32 [n, dim], of images of one shape (any height and width).
+
+        n may be thousands: an embedder bounds its own memory, in chunks that are always the same,
+        as what it makes must not depend on `resources`.
+        """
+        ...
+
+
+class Metric(Protocol):
+    """A score of labelled synthetic images against labelled reference images.
+
+    A run gives it released images and a public reference; only `pe-ray audit` gives it private
+    ones.
+    """
+
+    Options: ClassVar[type[Options]]
+
+    def __init__(self, options: Any) -> None: ...
+
+    def score(
+        self,
+        images: Images,
+        labels: NDArray[np.int32],
+        reference_images: Images,
+        reference_labels: NDArray[np.int32],
+    ) -> dict[str, float]:
+        """Named scores; images and reference_images have the same shape but for the first axis."""
+        ...

@@ -1,0 +1,230 @@
+"""Ray: start it here, or connect to a cluster; what it may hold, and what runs where.
+
+Quiet, with token authentication, and without an open dashboard.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pe_ray.config.blocks import ResourcesConfig
+from pe_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def connected(resources: ResourcesConfig, node_label: str | None = None) -> Iterator[None]:
+    """Ray for the duration of the block; a Ray that was up before stays up after.
+
+    Without resources.address, the environment's RAY_ADDRESS counts (a submitted job has it).
+    Raises InputError where there is no cluster at the address, or no machine for a worker, or none
+    with `node_label`.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+    import ray.data
+
+    _quieten(ray.data.DataContext.get_current())
+    address = resources.address or _address_of_environment()
+    resources = resources.model_copy(update={"address": address})
+    if ray.is_initialized():
+        _require_driver_in_cluster()
+        _require_room(resources, ray.nodes(), node_label)
+        yield
+        return
+    _check_token(starts_here=address is None)
+    with _own_sigterm():
+        _start(address, resources)
+    try:
+        _require_driver_in_cluster()
+        _require_room(resources, ray.nodes(), node_label)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start(address: str | None, resources: ResourcesConfig) -> None:
+    import ray
+
+    arguments = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        # `local`, since without an address Ray would join any cluster that runs on this machine.
+        ray.init("local", num_cpus=resources.num_cpus, include_dashboard=False, **arguments)
+        return
+    if address.startswith("ray://"):
+        raise InputError(_NO_CLIENT)
+    try:
+        _knock(address)  # where nothing listens, ray.init was seen to try for minutes
+        ray.init(address=address, **arguments)
+    except (ray.exceptions.AuthenticationError, OSError, ValueError) as error:
+        raise InputError(
+            f"resources.address: no Ray cluster at {address!r} that takes this token "
+            f"({type(error).__name__}); start one, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH "
+            "to a file with its token, or leave the address out to use this machine"
+        ) from error
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nothing answers at host:port; other forms are left to Ray."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=30).close()
+
+
+_NO_CLIENT = (
+    "resources.address: a Ray client (ray://) runs outside the cluster, where the ledger can't be "
+    "reached; use `ray job submit -- python -m pe_ray run ...`, or run on the head node"
+)
+
+
+def _require_driver_in_cluster() -> None:
+    """Refuse a Ray client: the ledger and the aggregator belong on the driver's own node."""
+    from ray.util.client import ray as client
+
+    if client.is_connected():
+        raise InputError(_NO_CLIENT)
+
+
+def _address_of_environment() -> str | None:
+    """RAY_ADDRESS; not where it names a job server, which takes jobs but no drivers."""
+    address = os.environ.get("RAY_ADDRESS") or None
+    return None if address and address.startswith(("http://", "https://")) else address
+
+
+def _check_token(*, starts_here: bool) -> None:
+    """Refuse a missing token file, at which Ray would abort; make one that only we can read.
+
+    A Ray started here has token authentication on by default and would write its token readable
+    to everybody on this machine.
+    """
+    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if given and not Path(given).is_file():
+        raise InputError(
+            f"RAY_AUTH_TOKEN_PATH: {given} is not a file; write the cluster's token to it"
+        )
+    unset = os.environ.get("RAY_AUTH_MODE", "token") == "token"
+    if not starts_here or not unset or given or os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    token = Path.home() / ".ray" / "auth_token"
+    try:
+        token.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError:  # there is one, or Ray says why there can't be
+        return
+    with os.fdopen(handle, "w") as file:
+        file.write(secrets.token_hex(32))
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the program's own answer to SIGTERM, if it has one; ray.init replaces it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    own = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(own):
+            signal.signal(signal.SIGTERM, own)
+
+
+def _require_room(
+    resources: ResourcesConfig, nodes: Sequence[Mapping[str, Any]], node_label: str | None
+) -> None:
+    """Refuse a worker larger than any machine, which Ray would wait for without end.
+
+    nodes: as ray.nodes() lists them. A cluster may still grow, so there it is only said; a label
+    that no node has is waited for only where resources.workers says that the cluster grows.
+    """
+    alive = [node for node in nodes if node["Alive"]]
+    if node_label is not None and not any(_has(node, node_label) for node in alive):
+        if not (resources.address and resources.workers):
+            raise InputError(
+                f"private.node_label: no node of the cluster is labelled {node_label}; start Ray "
+                f"with --labels {node_label} where private records may be (where an autoscaler "
+                "does that, set resources.workers)"
+            )
+        logger.warning("no node of the cluster is labelled %s yet: waiting for one", node_label)
+    needs = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    for node in alive:
+        if all(node["Resources"].get(name, 0) >= need for name, need in needs.items()):
+            return
+    wanted = f"{needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs"
+    if not resources.address:
+        raise InputError(
+            f"resources: no machine has the {wanted} of a worker; lower resources.cpus_per_worker "
+            "or resources.gpus_per_worker, or name a cluster in resources.address"
+        )
+    logger.warning("no machine of the cluster has the %s of a worker yet: waiting for one", wanted)
+
+
+def require_object_store(num_bytes: int, field: str, what: str) -> None:
+    """Raise InputError where `num_bytes` can't be in Ray's object store and can't be spilled.
+
+    Says no size, since that of private data is not public. Only for a connected Ray.
+    """
+    import ray
+    from ray._private.state import state
+
+    spilling = state.get_system_config().get("automatic_object_spilling_enabled", True)
+    if spilling or ray.cluster_resources().get("object_store_memory", 0) >= num_bytes:
+        return
+    raise InputError(
+        f"{field}: {what} need more than Ray's object store holds, and spilling to disk is "
+        "disabled; enable it, or start Ray with more object_store_memory"
+    )
+
+
+def _has(node: Mapping[str, Any], node_label: str) -> bool:
+    name, value = split_label(node_label)
+    return bool((node.get("Labels") or {}).get(name) == value)
+
+
+def split_label(node_label: str) -> tuple[str, str]:
+    """`name=value` in two."""
+    name, _, value = node_label.partition("=")
+    return name, value
+
+
+def on_nodes(node_label: str | None) -> dict[str, Any]:
+    """Options of a Ray task that may run only on nodes with the label; none where there is none."""
+    return {} if node_label is None else {"label_selector": dict([split_label(node_label)])}
+
+
+def capacity(name: str) -> int:
+    """Whole units of a resource that the cluster holds now."""
+    import ray
+
+    return int(ray.cluster_resources().get(name, 0.0))
+
+
+def num_workers(resources: ResourcesConfig) -> int:
+    """`resources.workers`, or as many as fit into what there is now; at least one.
+
+    A cluster may grow, from no worker at all, and doesn't say how far: there what was asked for is
+    asked of its autoscaler. A Ray that was started here can't grow.
+    """
+    fits = capacity("CPU") / resources.cpus_per_worker
+    if resources.gpus_per_worker:
+        fits = min(fits, capacity("GPU") / resources.gpus_per_worker)
+    if resources.workers and (resources.address or _address_of_environment()):
+        return resources.workers
+    return max(1, min(int(fits), resources.workers or int(fits)))
+
+
+def _quieten(context: object) -> None:
+    for name in ("enable_progress_bars", "print_on_execution_start"):
+        setattr(context, name, False)
+    for name in ("ray.data", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,285 @@
+"""One stage of a run: many parts, made by Ray Data workers, each written once and whole.
+
+A part is a pure function of its request, so it may be made again anywhere at any time: a killed
+actor's parts are made again by Ray, a killed driver's by the next start, which asks only for the
+parts that are missing. The driver sees one small row per part.
+
+A worker that hangs ends itself (pe_ray.runtime.watchdog). Where Ray can't make up for a loss (a
+part kills its worker again and again, an actor of a lost node fits nowhere), what is missing is
+shared out anew over what is there, until nothing at all is finished three times in a row.
+
+Workers with a GPU are actors, which keep their weights for the stage. Workers without are tasks:
+Ray reuses their processes from stage to stage, so plugins are loaded once per process and run,
+not once per stage (starting an actor pool takes seconds).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data.exceptions import ExecutionTimeoutError
+from ray.util.annotations import RayDeprecationWarning
+
+from pe_ray import plugins
+from pe_ray.config.blocks import Plugin, ResourcesConfig
+from pe_ray.errors import FaultError, InputError
+from pe_ray.files.parts import Part, commit, found_parts, manifest_of
+from pe_ray.files.storage import Location, room
+from pe_ray.runtime.cluster import num_workers
+from pe_ray.runtime.progress import Progress
+from pe_ray.runtime.watchdog import LostNodes, StandsStillError, headway, limited
+
+logger = logging.getLogger(__name__)
+
+_PARTS_PER_BLOCK = 4  # a block costs Ray about 12 ms, a part takes a worker 0.1 s and up
+_ATTEMPTS = 3  # in a row that finish nothing
+_BLOCKS_PATIENCE = 2 * _PARTS_PER_BLOCK  # each of its parts may take stall_seconds
+_DEATHS = 3  # that Ray makes up for by itself: of a task, or of an actor
+
+Request = dict[str, Any]
+"""What one part is made from: start, stop (rows) and whatever arrays its worker needs."""
+
+
+class PartWorker:
+    """Makes the requested parts, one after the other; cheap to construct but for its plugins."""
+
+    def make(self, request: Mapping[str, Any]) -> Part:
+        """Make and write one part."""
+        raise NotImplementedError
+
+    def __call__(self, requests: pa.Table) -> pa.Table:
+        made = []
+        for row in range(requests.num_rows):
+            made.append(self.make(_request(requests, row)))
+            headway()
+        return pa.Table.from_pylist([asdict(part) for part in made])
+
+
+def _request(requests: pa.Table, row: int) -> Request:
+    """One row, lists as int64 arrays."""
+    cells = {name: requests.column(name)[row] for name in requests.column_names}
+    return {
+        name: cell.values.to_numpy(zero_copy_only=False).astype(np.int64)
+        if isinstance(cell, pa.ListScalar)
+        else cell.as_py()
+        for name, cell in cells.items()
+    }
+
+
+class _Reporting:
+    """A worker whose InputErrors come back as rows, since Ray Data keeps no exception's type."""
+
+    def __init__(
+        self, worker: type[PartWorker], arguments: Mapping[str, Any], stall_seconds: float
+    ) -> None:
+        self._construct = partial(worker, **arguments)
+        self._stall_seconds = stall_seconds
+        self._worker: PartWorker | None = None
+
+    def __call__(self, requests: pa.Table) -> pa.Table:
+        try:
+            with limited(self._stall_seconds):
+                self._worker = self._worker or self._construct()
+                return self._worker(requests)
+        except InputError as error:
+            return pa.table({"error": [str(error)]})
+
+
+def _make_parts(
+    requests: pa.Table,
+    worker: type[PartWorker],
+    arguments: Mapping[str, Any],
+    stall_seconds: float,
+) -> pa.Table:
+    return _Reporting(worker, arguments, stall_seconds)(requests)
+
+
+def run_stage(
+    name: str,
+    directory: Location,
+    suffix: str,
+    requests: Sequence[Request],
+    worker: type[PartWorker],
+    arguments: Mapping[str, Any],
+    resources: ResourcesConfig,
+    extra: Mapping[str, Any],
+) -> None:
+    """Make the parts that are missing, then commit the stage; returns at once when it is done.
+
+    name: for the user who watches; suffix: of the parts' files; resources change speed only. The
+    manifest says how many rows the start that completed the stage made, and in how many seconds;
+    rows of starts before it are not timed.
+    """
+    if manifest_of(directory) is not None:
+        return
+    started = time.monotonic()
+    with room(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    ranges = [(request["start"], request["stop"]) for request in requests]
+
+    def found() -> dict[int, Part]:
+        parts = found_parts(directory, ranges, suffix)
+        return {part.start: part for part in parts if part is not None}
+
+    made = found()
+    before = _num_rows(made)
+    if len(made) < len(requests):
+        num_rows = sum(stop - start for start, stop in ranges)
+        with Progress(name, num_rows, _num_rows(made)) as progress:
+            failures = 0
+            while missing := [request for request in requests if request["start"] not in made]:
+                try:
+                    for part in _make(missing, worker, arguments, resources):
+                        made[part.start] = part
+                        progress.add(part.stop - part.start)
+                except Exception as error:
+                    if not _is_fault(error):
+                        raise
+                    known, made = _num_rows(made), found()
+                    progress.add(_num_rows(made) - known)
+                    finished = len(requests) - len(made) < len(missing)
+                    failures = 0 if finished else failures + 1
+                    reason = type(error).__name__
+                    if failures == _ATTEMPTS:
+                        raise FaultError(
+                            f"{name}: workers died or hung, {_ATTEMPTS} times in a row without "
+                            f"finishing a part ({reason}); see Ray's logs of the workers"
+                        ) from None
+                    logger.warning("%s: %s; making what is missing anew", name, reason)
+    seconds = round(time.monotonic() - started, 3)
+    timed = {"rows_made": _num_rows(made) - before, "seconds": seconds}
+    commit(directory, list(made.values()), {**extra, **timed})
+
+
+def _num_rows(parts: Mapping[int, Part]) -> int:
+    return sum(part.stop - part.start for part in parts.values())
+
+
+def _is_fault(error: Exception) -> bool:
+    """Whether something died, as opposed to an exception of the code that it ran."""
+    died = isinstance(error, ray.exceptions.RayError)
+    raised = isinstance(error, ray.exceptions.RayTaskError)
+    stood = isinstance(error, StandsStillError | ExecutionTimeoutError)
+    return stood or (died and not raised)
+
+
+def _make(
+    requests: Sequence[Request],
+    worker: type[PartWorker],
+    arguments: Mapping[str, Any],
+    resources: ResourcesConfig,
+) -> Iterator[Part]:
+    """Parts as they are made, in any order."""
+    workers, stall_seconds = num_workers(resources), resources.stall_seconds
+    blocks_made = num_blocks(len(requests), workers)
+    table = _table(requests)
+    edges = np.linspace(0, len(requests), blocks_made + 1).astype(int)
+    blocks = [table.slice(a, b - a) for a, b in itertools.pairwise(edges)]
+    pool = min(workers, blocks_made)
+    common = {"batch_size": 1, "batch_format": "pyarrow", "num_cpus": resources.cpus_per_worker}
+    # Ray Data has no other name for max_restarts and max_retries, but warns of such arguments.
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", RayDeprecationWarning)
+    requested = ray.data.from_arrow(blocks)
+    given = {"worker": worker, "arguments": dict(arguments), "stall_seconds": stall_seconds}
+    lost = None
+    if resources.gpus_per_worker:
+        made = requested.map_batches(
+            _Reporting,
+            fn_constructor_kwargs=given,
+            max_restarts=_DEATHS,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool, initial_size=pool),
+            num_gpus=resources.gpus_per_worker,
+            **common,
+        )
+        lost = LostNodes(stall_seconds)
+        made.context.custom_execution_callback_classes = [lost.callback()]
+    else:
+        made = requested.map_batches(
+            _make_parts,
+            fn_kwargs=given,
+            compute=ray.data.TaskPoolStrategy(size=pool),
+            max_retries=_DEATHS,
+            **common,
+        )
+    # Not Ray's half hour, in which a slow generator may finish no block.
+    made.context.execution_no_progress_timeout_s = _BLOCKS_PATIENCE * stall_seconds
+    for row in made.iter_rows():
+        if row.get("error"):
+            raise InputError(row["error"])
+        if lost:
+            lost.finished()
+        yield Part(**{field: row[field] for field in Part.__slots__})
+
+
+_loaded: dict[plugins.PluginType, tuple[str, Any]] = {}
+
+
+def loaded(plugin: Plugin, *arguments: Any) -> Any:
+    """The generator or embedder `plugin`, loaded once per process.
+
+    Only the last of each type is kept, so a process never holds two sets of weights.
+    """
+    key = repr((plugin.kind, plugin.options.model_dump_json(), arguments))
+    if plugin.plugin_type not in _loaded or _loaded[plugin.plugin_type][0] != key:
+        made = plugins.load(plugin.plugin_type, plugin.kind)(plugin.options, *arguments)
+        _loaded[plugin.plugin_type] = (key, made)
+    return _loaded[plugin.plugin_type][1]
+
+
+def check_plugins(
+    given: Sequence[Plugin], label_names: tuple[str, ...], resources: ResourcesConfig
+) -> None:
+    """Build each generator and embedder once, where it will run; InputError where one can't be."""
+    gpus = resources.gpus_per_worker
+    task = ray.remote(
+        num_cpus=resources.cpus_per_worker,
+        num_gpus=gpus,
+        max_calls=1 if gpus else 0,  # a process keeps a GPU's memory; one without serves stages
+    )(_build)
+    distinct = [plugin for number, plugin in enumerate(given) if plugin not in given[:number]]
+    if distinct:
+        reason = ray.get(task.remote(distinct, label_names, resources.stall_seconds))
+        if reason is not None:
+            raise InputError(reason)
+
+
+def _build(
+    given: Sequence[Plugin], label_names: tuple[str, ...], stall_seconds: float
+) -> str | None:
+    try:
+        with limited(stall_seconds):
+            for plugin in given:
+                loaded(plugin, *([label_names] if plugin.plugin_type == "generator" else []))
+                headway()
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def num_blocks(num_parts: int, workers: int) -> int:
+    """Blocks of a stage: enough to keep all workers busy and to show progress, none too small."""
+    return min(num_parts, max(4 * workers, num_parts // _PARTS_PER_BLOCK))
+
+
+def _table(requests: Sequence[Request]) -> pa.Table:
+    """One row per request; arrays become lists, made without a Python object per number."""
+    columns = {}
+    for name, first in requests[0].items():
+        values = [request[name] for request in requests]
+        if isinstance(first, np.ndarray):
+            offsets = np.concatenate([[0], np.cumsum([len(value) for value in values])])
+            flat = pa.array(np.concatenate(values))
+            columns[name] = pa.LargeListArray.from_arrays(pa.array(offsets), flat)
+        else:
+            columns[name] = pa.array(values)
+    return pa.table(columns)

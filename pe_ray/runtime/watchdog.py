@@ -1,0 +1,96 @@
+"""What hangs is ended: a worker by itself, a stage by the driver.
+
+Ray makes again what a dead worker was making, but waits without end for a worker that hangs, and
+for an actor of a lost node that fits nowhere else.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_SETTLE_SECONDS = 60.0  # after a node was lost: Ray notices within 30, and moves its work
+_STDERR = 2
+
+_limit: float | None = None
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """End this process, as a crash would, unless the block ends, or calls `headway`, in time.
+
+    The timer is a thread of its own that needs no Python, so it also ends what hangs in native
+    code. It leaves the names of functions and lines, never values, in the worker's log.
+    """
+    global _limit
+    _limit = seconds
+    headway()
+    try:
+        yield
+    finally:
+        _limit = None
+        faulthandler.cancel_dump_traceback_later()
+
+
+def headway() -> None:
+    """Start the time anew, if there is a limit."""
+    if _limit is not None:
+        faulthandler.dump_traceback_later(_limit, exit=True, file=_STDERR)
+
+
+class StandsStillError(Exception):
+    """A node was lost, and nothing has been finished since."""
+
+
+class LostNodes:
+    """Whether a stage stands still since a node was lost, whose actors may fit nowhere else.
+
+    An actor of a lost node waits for room that the actors of the others never give up. So what is
+    left is shared out anew once nothing has been finished for a minute, or for twice the longest
+    time between two results, if that is longer.
+    """
+
+    def __init__(self, stall_seconds: float) -> None:
+        self._stall_seconds = stall_seconds
+        self._nodes = _alive()
+        self._last = self._looked = time.monotonic()
+        self._longest = 0.0
+
+    def finished(self) -> None:
+        """Something was finished."""
+        now = time.monotonic()
+        self._longest, self._last = max(self._longest, now - self._last), now
+
+    def check(self) -> None:
+        """Raise StandsStillError if it does; cheap enough to be called all the time."""
+        now = time.monotonic()
+        patience = min(self._stall_seconds, max(_SETTLE_SECONDS, 2 * self._longest))
+        if now - max(self._last, self._looked) >= patience:
+            self._looked = now
+            if self._nodes - _alive():
+                raise StandsStillError
+
+    def callback(self) -> type:
+        """The check as Ray Data calls it, at every step of its loop."""
+        check = self.check
+
+        class Callback:
+            def before_execution_starts(self, executor: Any) -> None: ...
+
+            def on_execution_step(self, executor: Any) -> None:
+                check()
+
+            def after_execution_succeeds(self, executor: Any) -> None: ...
+
+            def after_execution_fails(self, executor: Any, error: Exception) -> None: ...
+
+        return Callback
+
+
+def _alive() -> set[str]:
+    import ray
+
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}

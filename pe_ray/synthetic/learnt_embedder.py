@@ -1,0 +1,100 @@
+"""The embedder that a run learns from its generator's random images, before anything else.
+
+Public randomness alone goes into it: it depends on no private record and is no release.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+
+import numpy as np
+import ray
+
+from pe_ray.components.embedders import label_features
+from pe_ray.components.embedders.label_features import LabelFeaturesOptions, LearntFeaturesOptions
+from pe_ray.config import Config
+from pe_ray.config.blocks import Plugin
+from pe_ray.errors import InputError
+from pe_ray.files.images import resized
+from pe_ray.files.storage import Location, given, location
+from pe_ray.plugins.seeds import row_seeds
+from pe_ray.runtime.run_directory import FEATURES
+from pe_ray.runtime.watchdog import headway, limited
+from pe_ray.synthetic.variation import BatchedGenerator
+from pe_ray.values import ImageShape
+
+logger = logging.getLogger(__name__)
+
+_CHUNK = 1024  # images drawn between two signs of life
+
+
+def with_learnt_embedder(config: Config) -> Config:
+    """`config` with the embedder that its run has learnt, or learns now, in place of
+    `label_features`; any other stays.
+
+    It is kept in output.path, so it is learnt once.
+    """
+    options = config.embedder.options
+    if not isinstance(options, LabelFeaturesOptions):
+        return config
+    file = given(config.output.path, "output.path") / FEATURES / f"{_name(config)}.npz"
+    if not file.exists():
+        logger.info("learning the embedder from %d random images", options.num_images)
+        started, resources = time.monotonic(), config.resources
+        task = ray.remote(
+            num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_calls=1
+        )(_learn)
+        fault = ray.get(task.remote(config, options, str(file)))
+        if fault is not None:
+            raise InputError(fault)
+        logger.info("learning the embedder: done in %.1f s", time.monotonic() - started)
+    learnt = LearntFeaturesOptions(file=str(file), num_features=options.features)
+    plugin = Plugin(plugin_type="embedder", kind=label_features.KIND, options=learnt)
+    return config.model_copy(update={"embedder": plugin})
+
+
+def _name(config: Config) -> str:
+    """Digest of all that the features depend on."""
+    inputs = {
+        "generator": config.generator_at(0).model_dump(mode="json"),
+        "embedder": config.embedder.model_dump(mode="json"),
+        "labels": list(config.private.labels),
+        "seed": config.schedule.seed,
+        "format": label_features.FORMAT,
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _learn(config: Config, options: LabelFeaturesOptions, file: str) -> str | None:
+    """Draw, train and write; what the user has to mend, if something."""
+    try:
+        with limited(config.resources.stall_seconds):
+            _write(location(file), config, options)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _write(file: Location, config: Config, options: LabelFeaturesOptions) -> None:
+    names, num = config.private.labels, options.num_images
+    generator = BatchedGenerator(config.generator_at(0), names, config.resources.batch_size)
+    drawn = config.image_shape
+    shape = ImageShape(
+        height=min(drawn.height, options.size),
+        width=min(drawn.width, options.size),
+        channels=drawn.channels,
+    )
+    images = np.empty((num, shape.height, shape.width, shape.channels), dtype=np.uint8)
+    labels = (np.arange(num) % len(names)).astype(np.int32)
+    for start in range(0, num, _CHUNK):
+        ids = np.arange(start, min(start + _CHUNK, num), dtype=np.int64)
+        seeds = row_seeds(config.schedule.seed, "features", 0, ids)
+        made = generator.random(labels[ids], seeds)["image"]
+        images[ids] = made if shape == drawn else [resized(image, shape) for image in made]
+        headway()
+    seed = config.schedule.seed
+    arrays = label_features.fit(images, labels, options.features, options.epochs, seed)
+    label_features.write(file, arrays)

@@ -1,0 +1,112 @@
+"""Population files: a closed schema, written whole and read by row."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pe_ray.files import storage
+from pe_ray.files.parts import MANIFEST, Part, parts_of
+from pe_ray.files.storage import Location
+from pe_ray.plugins import GeneratorOptions, Rows
+from pe_ray.values import ImageShape
+
+
+@lru_cache(maxsize=4)
+def _known_parts(directory: Location, _version: tuple[Any, ...]) -> list[Part]:
+    """`parts_of`, once per process: looking at every part for every part is quadratic."""
+    return parts_of(directory)
+
+
+def population_schema(options: GeneratorOptions) -> pa.Schema:
+    """The only columns a population file may have; images as fixed-size binary (read fastest)."""
+    shape = options.image_shape
+    fields = [
+        pa.field("id", pa.int64(), nullable=False),
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("parent", pa.int64()),
+        pa.field("degree", pa.float32()),
+        pa.field("image", pa.binary(shape.num_bytes), nullable=False),
+    ]
+    for name, (dtype, width) in options.columns.items():
+        value = pa.from_numpy_dtype(np.dtype(dtype))
+        fields.append(pa.field(name, value if width == 1 else pa.list_(value, width)))
+    return pa.schema(fields, metadata={"shape": json.dumps(asdict(shape))})
+
+
+def population_part(rows: Rows, options: GeneratorOptions) -> bytes:
+    """Parquet bytes of `rows`; parent -1 and degree NaN are stored as null."""
+    schema = population_schema(options)
+    assert set(rows) == set(schema.names), "a population has exactly the columns of its schema"
+    shape = options.image_shape
+    arrays = []
+    for field in schema:
+        values = rows[field.name]
+        if field.name == "image":
+            raw = pa.py_buffer(np.ascontiguousarray(values, dtype=np.uint8).tobytes())
+            arrays.append(
+                pa.Array.from_buffers(pa.binary(shape.num_bytes), len(values), [None, raw])
+            )
+        elif field.name in ("parent", "degree"):
+            missing = np.isnan(values) if field.name == "degree" else values < 0
+            arrays.append(pa.array(values, type=field.type, mask=missing))
+        elif pa.types.is_fixed_size_list(field.type):
+            flat = pa.array(np.ascontiguousarray(values).reshape(-1), type=field.type.value_type)
+            arrays.append(pa.FixedSizeListArray.from_arrays(flat, field.type.list_size))
+        else:
+            arrays.append(pa.array(values, type=field.type))
+    sink = io.BytesIO()
+    pq.write_table(pa.table(arrays, schema=schema), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def read_population(directory: Location, ids: NDArray[np.int64], options: GeneratorOptions) -> Rows:
+    """Rows `ids` (int64 [n], in any order, repeats allowed) of a complete population."""
+    wanted, back = np.unique(ids, return_inverse=True)
+    schema = population_schema(options)
+    tables = []
+    for part in _known_parts(directory, storage.version(directory / MANIFEST)):
+        low, high = np.searchsorted(wanted, [part.start, part.stop])
+        if low < high:
+            table = pq.read_table(
+                storage.whole(directory / part.file), schema=schema, partitioning=None
+            )
+            tables.append(table.take(wanted[low:high] - part.start))
+    table = pa.concat_tables(tables) if tables else schema.empty_table()
+    return {name: _numpy(table, name, options.image_shape)[back] for name in schema.names}
+
+
+def read_parents(directory: Location, start: int, stop: int) -> NDArray[np.int64]:
+    """Parents of rows start..stop-1 of a complete population, int64 [stop - start]; -1 for none."""
+    found = [np.empty(0, dtype=np.int64)]
+    for part in parts_of(directory):
+        low, high = max(start, part.start), min(stop, part.stop)
+        if low < high:
+            table = pq.read_table(
+                storage.whole(directory / part.file), columns=["parent"], partitioning=None
+            )
+            parents = np.asarray(table.column("parent").fill_null(-1))
+            found.append(parents[low - part.start : high - part.start])
+    return np.concatenate(found)
+
+
+def _numpy(table: pa.Table, name: str, shape: ImageShape) -> NDArray[Any]:
+    column = table.column(name).combine_chunks()
+    if name == "image":
+        raw = np.frombuffer(column.buffers()[1] or b"", dtype=np.uint8)
+        first = column.offset * shape.num_bytes
+        raw = raw[first : first + len(column) * shape.num_bytes]
+        return raw.reshape(len(column), shape.height, shape.width, shape.channels)
+    if name == "parent":
+        return np.asarray(column.fill_null(-1))
+    if pa.types.is_fixed_size_list(column.type):
+        return np.asarray(column.flatten()).reshape(len(column), column.type.list_size)
+    return np.asarray(column.to_numpy(zero_copy_only=False))

@@ -1,0 +1,213 @@
+"""The command line as a script uses it, and the library as a Python user does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pe_ray import cli
+from pe_ray.config import Config
+from pe_ray.config.yaml_tree import read_tree, set_override
+from pe_ray.planning import plan
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def write(tree: dict[str, Any], folder: Path) -> str:
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    return str(file)
+
+
+def test_importing_is_light() -> None:
+    script = (
+        "import sys; from pe_ray import Config, evolve; "
+        "print([m for m in ('torch', 'ray', 'faiss', 'diffusers', 'transformers', 'sklearn')"
+        " if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+PLAN_KEYS = {"epsilon", "delta", "unit", "releases", "calls", "images", "disk_bytes"}
+LEDGER_KEYS = {"epsilon", "delta", "unit", "budget_epsilon", "releases"}
+"""What scripts may rely on: taking one away breaks them."""
+
+
+def test_run_ledger_report_audit(
+    ray_session: None, tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = write(tree, tmp_path), tree["output"]["path"]
+    assert cli.main(["plan", config, "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert set(planned) >= PLAN_KEYS
+    assert cli.main(["run", config]) == 0
+    printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert Path(printed["report"]) == Path(run, "report.html")
+    assert Path(printed["synthetic"]) == Path(run, "synthetic")
+    assert printed["spent"] == (
+        f"epsilon {planned['epsilon']:.6g}, delta 0.0001, adding or removing one record "
+        "(from the ledger)"
+    )
+    assert cli.main(["ledger", run, "--json"]) == 0
+    spent = json.loads(capsys.readouterr().out)
+    assert spent["epsilon"] == planned["epsilon"] <= 1.0
+    assert set(spent) >= LEDGER_KEYS
+    assert spent["delta"] == 1e-4
+    assert spent["unit"] == "record"
+    for released, expected in zip(spent["releases"], planned["releases"], strict=True):
+        assert released["state"] == "committed"
+        assert {key: released[key] for key in expected} == expected
+    page = Path(run, "report.html").read_text()
+    assert "differential privacy" in page
+    assert len(list(Path(run, "samples").glob("*.png"))) == 3
+    assert "://" not in page
+    assert len(Path(run, "metrics.jsonl").read_text().splitlines()) == 2
+    held = sum(path.stat().st_size for path in Path(run).rglob("*") if path.is_file())
+    assert held <= planned["disk_bytes"]
+    before = {path for path in Path(run).rglob("*")}
+    assert cli.main(["audit", run, "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert 0 <= scores["accuracy_train_synthetic"] <= 1
+    assert before == {path for path in Path(run).rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("privacy.epsilon=-1", "privacy.epsilon"),
+        ("privacy.delta=0", "privacy.delta"),
+        ("votes.neighbours=3", "votes.neighbours: there is no such key"),
+        ("generator.kind=unheard_of", "'unheard_of' is not known"),
+        ("generator.fount=serif", "generator"),
+        ("schedule.num_samples=[10, 20]", "iterations + 1"),
+        ("schedule.num_samples=5", "at least 10"),
+        ("schedule.num_samples=9223372036854775808", "must be from 1 to 1,000,000,000,000"),
+        ("schedule.noise=1.0e-200", "noise: must be from 1e-6 to 1e6"),
+        ("private={data: &a [*a], labels: [a]}", "refers to itself"),
+        ("private.data=/nowhere", "private.data: /nowhere does not exist"),
+        ("privacy.unit=user", "private.user_column"),
+        ("output.path=s3://bucket/run", "output.ledger: needed for an output.path in a store"),
+        ("embedder={kind: inception, weights: absent}", "embedder: inception: weights: absent"),
+        ("nonsense", "block.key=value"),
+        ("=1", "block.key=value"),
+        ("privacy.epsilon=[1", "'[1' is not a YAML value"),
+        ("privacy.epsilon.more=1", "epsilon is not a block"),
+        ("privacy.epsilon=one", "privacy.epsilon"),
+        ("metrics.public={data: /nowhere, metrics: [{kind: frechet}]}", "metrics.public.data"),
+        ("metrics.public={data: /nowhere, metrics: []}", "metrics.public.metrics"),
+        ("votes.neighbors=1000000000", "votes.neighbors: more than the samples voted on"),
+        ("votes.lookahead=1000000000", "votes.lookahead"),
+        ("schedule.expand_degree=-1", "schedule.expand_degree"),
+        ("resources.gpus_per_worker=64", "resources: no machine has the 1 CPUs and 64 GPUs"),
+        ("resources.cpus_per_worker=4096", "resources: no machine has the 4096 CPUs"),
+        ("selection.threshold=.nan", "selection.threshold"),
+        ("selection.overrides={1: {foo: 1}}", "config: selection.overrides.1.foo: there is no"),
+        ("schedule.degrees={start: 1}", "config: schedule.degrees.end: Field required"),
+        ("privacy.label_fractions=even", "config: privacy.label_fractions: "),
+        ("metrics.audit=[{kind: x}]", "config: metrics.audit.0: kind: 'x' is not known"),
+        ("votes={lookahead: 1, neighbors: 2, lookahead: 0}", "is not a YAML value"),
+        ("output.path=PRIVATE/run", "output.path: lies in private.data"),
+        ("generator.kind=unheard", "stable_diffusion, switch, unet or module:Class"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    ray_session: None,
+    tree: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: str,
+    message: str,
+) -> None:
+    if "PRIVATE" in change:
+        tree["private"]["data"] = str(tmp_path / "data")
+        change = change.replace("PRIVATE", tree["private"]["data"])
+    assert cli.main(["run", write(tree, tmp_path), "--set", change]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error
+
+
+def test_a_key_that_a_file_gives_twice_is_refused(
+    tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path(write(tree, tmp_path))
+    again = "privacy: {epsilon: 8.0, delta: 1.0e-4, unit: record, label_fractions: uniform}\n"
+    file.write_text(file.read_text() + again)
+    assert cli.main(["plan", str(file)]) == 2
+    assert "privacy is given twice" in capsys.readouterr().err
+    merged = "a: &a {x: 1}\nb: {c: &c {<<: *a, x: 2}}\nd: {<<: *c, y: 3}\n"
+    file.write_text(merged)
+    assert read_tree(file)["d"] == {"x": 2, "y": 3}
+
+
+def test_an_override_of_one_iteration_keeps_its_others(tree: dict[str, Any]) -> None:
+    tree["selection"] = {"overrides": {1: {"threshold": 5, "smooth": 4}}}
+    set_override(tree, "selection.overrides.1.denoise=none")
+    kept = {"threshold": 5, "smooth": 4, "denoise": "none"}
+    assert Config.from_dict(tree).selection.overrides == {1: kept}
+
+
+@pytest.mark.parametrize("verb", ["status", "report", "ledger", "audit", "compare", "expand"])
+def test_a_configuration_given_as_a_run_is_one_line(
+    tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    config = write(tree, tmp_path)
+    more = ["--output", str(tmp_path / "more")] if verb == "expand" else []
+    assert cli.main([verb, config, *more]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"pe-ray: run {config}: not a run directory")
+    assert "output.path" in error
+
+
+def test_expand_takes_resources_and_nothing_else(
+    ray_session: None, tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", write(tree, tmp_path)]) == 0
+    more = ["expand", tree["output"]["path"], "--num-samples", "50", "--output", f"{tmp_path}/more"]
+    assert cli.main([*more, "--set", "votes.neighbors=2"]) == 2
+    assert "only resources.key=value" in capsys.readouterr().err
+    assert cli.main([*more, "--set", "resources.batch_sizes=7"]) == 2
+    assert "resources.batch_sizes: there is no such key" in capsys.readouterr().err
+    assert cli.main([*more, "--set", "resources.batch_size=7"]) == 0
+    labels = pq.read_table(tmp_path / "more")["label"].to_pylist()
+    assert sorted(labels) == sorted([*range(10)] * 5)  # of 40 samples in label order
+
+
+@pytest.mark.parametrize("name", ["epsilon", "delta", "unit", "label_fractions"])
+def test_no_privacy_setting_has_a_default(tree: dict[str, Any], name: str) -> None:
+    from pe_ray import InputError
+
+    del tree["privacy"][name]
+    with pytest.raises(InputError, match=f"privacy.{name}"):
+        Config.from_dict(tree)
+
+
+def test_the_plan_counts_calls_as_the_paper_does(tree: dict[str, Any]) -> None:
+    tree["schedule"] = {"iterations": 20, "num_samples": 50_000, "degrees": 0.5}
+    tree["votes"] = {"lookahead": 8}
+    made = plan(Config.from_dict(tree))
+    assert made.random_calls == 50_000
+    assert made.variation_calls == 9_000_000
+
+
+@pytest.mark.parametrize("file", sorted(REPOSITORY.glob("pipelines/*.yaml")), ids=lambda f: f.name)
+def test_pipelines_are_valid(file: Path) -> None:
+    config = Config.from_yaml(file)
+    assert Config.from_dict(config.model_dump(mode="json")).fingerprint == config.fingerprint
+
+
+def test_the_cats_are_those_of_the_paper() -> None:
+    config = Config.from_yaml(REPOSITORY / "pipelines" / "cats.yaml")
+    made = plan(config)
+    assert [release.sensitivity for release in made.releases] == [1.0] * 17
+    assert all(2 <= release.sigma < 2.01 for release in made.releases)
+    assert made.random_calls == 200
+    assert made.variation_calls == 17 * 200 * (8 + 1)
+    assert (config.image_shape.height, config.image_shape.channels) == (512, 3)

@@ -1,0 +1,237 @@
+"""Public images as samples: of which label, which are near, worked out once per machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_public import pictures, save_parquet, save_public
+
+from pe_ray import Config, InputError, evolve
+from pe_ray.components.embedders.pixels import Pixels, PixelsOptions
+from pe_ray.components.generators import nearest_image
+from pe_ray.components.generators.cached_images import resized
+from pe_ray.components.generators.nearest_image import NearestImage, NearestImageOptions
+from pe_ray.components.neighbors import write_neighbors
+from pe_ray.files import images
+from pe_ray.plugins.seeds import row_seeds
+from pe_ray.synthetic.population_files import read_population
+
+NAMES = ("a", "b", "c")
+MANY = np.arange(600, dtype=np.int64)
+
+
+def made(folder: Path, names: tuple[str, ...] = NAMES, **options: Any) -> NearestImage:
+    given = {"data": str(folder), "image_size": 16, "cache": str(folder.parent / "cache")}
+    return NearestImage(NearestImageOptions(**(given | options)), names)
+
+
+def by_hand(vectors: np.ndarray, num: int) -> np.ndarray:
+    """Nearest others by (distance, row), every distance in float64."""
+    exact = vectors.astype(np.float64)
+    found = []
+    for row in range(len(exact)):
+        distances = np.square(exact - exact[row]).sum(axis=1)
+        distances[row] = np.inf
+        found.append(np.lexsort((np.arange(len(exact)), distances))[:num])
+    return np.array(found)
+
+
+def features() -> np.ndarray:
+    return Pixels(PixelsOptions()).embed(pictures(60))
+
+
+@pytest.mark.parametrize("save", [save_public, save_parquet])
+def test_random_draws_are_of_the_label_and_alike_from_any_source(tmp_path: Path, save: Any) -> None:
+    generator = made(save(tmp_path / "public", NAMES))
+    labels = (MANY % 3).astype(np.int32)
+    drawn = generator.random(labels, row_seeds(1, "random", 0, MANY))
+    assert np.array_equal(drawn["public_image"] // 20, labels)
+    assert len(np.unique(drawn["public_image"])) == 60
+    assert np.array_equal(drawn["image"], pictures(60)[drawn["public_image"]])
+
+
+def test_variations_are_the_nearest_of_the_label_all_equally_likely(tmp_path: Path) -> None:
+    generator = made(save_public(tmp_path / "public", NAMES))
+    vectors = features()
+    nearest = by_hand(vectors[20:40], 4) + 20
+    rows = {"label": np.full(600, 1, np.int32), "public_image": np.full(600, 33)}
+    varied = generator.vary(rows, 4, row_seeds(1, "variation", 1, MANY))["public_image"]
+    values, counts = np.unique(varied, return_counts=True)
+    assert set(values) == set(nearest[13])
+    assert counts.min() > 100
+    closest = generator.vary(rows, 1, row_seeds(1, "variation", 1, MANY))["public_image"]
+    assert set(closest) == {nearest[13][0]}
+    same = generator.vary(rows, 0, row_seeds(1, "variation", 1, MANY))
+    assert set(same["public_image"]) == {33}
+    assert np.array_equal(same["image"][0], pictures(60)[33])
+    every = generator.vary(rows, 4000, row_seeds(1, "variation", 1, MANY))["public_image"]
+    assert set(every) == set(range(20, 40)) - {33}
+
+
+def test_classes_of_other_names(tmp_path: Path) -> None:
+    folder = save_parquet(tmp_path / "public", [7, 8, 9])
+    labels = (MANY % 2).astype(np.int32)
+    seeds = row_seeds(1, "random", 0, MANY)
+    anything = made(folder, ("x", "y"), classes="random")
+    drawn = anything.random(labels, seeds)
+    assert len(np.unique(drawn["public_image"][labels == 0])) > 50
+    nearest = by_hand(features(), 2)
+    rows = {"label": labels, "public_image": drawn["public_image"]}
+    varied = anything.vary(rows, 2, seeds)["public_image"]
+    assert (varied[:, None] == nearest[drawn["public_image"]]).any(axis=1).all()
+    mapped = made(folder, ("x", "y"), classes={"x": ("9",), "y": ("7", "8")})
+    numbers = mapped.random(labels, seeds)["public_image"] // 20
+    assert set(numbers[labels == 0]) == {2}
+    assert set(numbers[labels == 1]) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        (("a", "d"), {}, "label 'd': there is no public class 'd'; classes are 'a', 'b', 'c'"),
+        (("a",), {"classes": {"q": ["a"]}}, "generator.classes: 'q' is not a label"),
+        (("a", "b"), {"classes": {"a": ["a"]}}, "label 'b': has no public class"),
+        (("a",), {"data": "/absent"}, "generator.data: /absent does not exist"),
+    ],
+)
+def test_what_does_not_match_is_named(
+    tmp_path: Path, names: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        made(save_public(tmp_path / "public", NAMES, each=2), names, **options)
+
+
+def test_an_unreadable_public_image_is_named_and_leaves_no_cache(tmp_path: Path) -> None:
+    folder = save_public(tmp_path / "public", NAMES, each=2)
+    bad = folder / "b" / "00002.png"
+    content = bad.read_bytes()
+    bad.write_bytes(content[:40])
+    with pytest.raises(InputError, match=r"b/00002\.png: image can't be decoded"):
+        made(folder)
+    bad.write_bytes(content)
+    assert np.array_equal(made(folder)._public.images, pictures(6))
+
+
+@pytest.mark.parametrize(("degree", "fine"), [(0, True), (4096, True), (0.5, False), (5000, False)])
+def test_degrees_are_whole_numbers_of_neighbours(degree: float, fine: bool) -> None:
+    options = NearestImageOptions(data="absent", image_size=8)
+    if fine:
+        return options.check_degree(degree)
+    with pytest.raises(ValueError, match="number of nearest public images"):
+        options.check_degree(degree)
+
+
+def test_equal_images_are_neighbours_by_number(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    vectors = rng.standard_normal((90, 12)).astype(np.float32) + 1000  # an offset that drowns bits
+    vectors[5:75] = vectors[5]  # 70 copies, more than any margin
+    write_neighbors(tmp_path / "table.npy", vectors, 3)
+    table = np.load(tmp_path / "table.npy")
+    assert np.array_equal(table, by_hand(vectors, 3))
+    assert table[5].tolist() == [6, 7, 8]
+    assert table[70].tolist() == [5, 6, 7]
+
+
+@pytest.mark.parametrize("block", [1, 700, 1 << 23])
+def test_neighbours_do_not_depend_on_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    vectors = np.random.default_rng(0).integers(0, 3, (150, 5)).astype(np.float32)  # many ties
+    monkeypatch.setattr("pe_ray.components.neighbors._BLOCK_VALUES", block)
+    write_neighbors(tmp_path / "table.npy", vectors, 9)
+    assert np.array_equal(np.load(tmp_path / "table.npy"), by_hand(vectors, 9))
+
+
+def test_images_and_neighbours_are_worked_out_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_public(tmp_path / "public", NAMES)
+    rows = {"label": np.zeros(20, np.int32), "public_image": np.arange(20)}
+    seeds = row_seeds(0, "variation", 1, rows["public_image"])
+    first = made(folder).vary(rows, 6, seeds)
+    monkeypatch.setattr(nearest_image, "write_neighbors", None)
+    monkeypatch.setattr(images, "pixels", None)
+    again = made(folder)
+    assert np.array_equal(again.vary(rows, 6, seeds)["image"], first["image"])
+    assert np.array_equal(again.vary(rows, 2, seeds)["public_image"] < 20, [True] * 20)
+    assert isinstance(again._public.images, np.memmap)
+    with pytest.raises(TypeError):  # another degree than any before: has to be worked out
+        again.vary(rows, 19, seeds)
+    os.utime(folder / "a" / "00000.png", ns=(1, 1))
+    with pytest.raises(TypeError):  # other files: decoded again
+        made(folder)
+
+
+def test_processes_that_start_together_agree(tmp_path: Path) -> None:
+    folder = save_public(tmp_path / "public", NAMES)
+    script = f"""
+import sys; sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
+import numpy as np
+from pathlib import Path
+from test_nearest_image import made, row_seeds
+rows = {{"label": np.zeros(20, np.int32), "public_image": np.arange(20)}}
+varied = made(Path({str(folder)!r})).vary(rows, 5, row_seeds(0, "variation", 1, np.arange(20)))
+print(varied["public_image"].tolist())
+"""
+    running = [
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    outputs = {process.communicate()[0] for process in running}
+    assert len(outputs) == 1
+    assert outputs.pop().startswith("[")
+    tables = list((tmp_path / "cache").rglob("neighbors.npy"))
+    assert len(tables) == 1
+
+
+def test_images_are_cut_to_a_square_and_resized() -> None:
+    wide = np.zeros((4, 8, 1), dtype=np.uint8)
+    wide[:, 2:6] = 200
+    assert np.array_equal(resized(wide, 4), np.full((4, 4, 1), 200))
+    tall = np.asarray(Image.new("RGB", (6, 30), (1, 2, 3)))
+    assert np.array_equal(resized(tall, 9), np.broadcast_to([1, 2, 3], (9, 9, 3)))
+
+
+def test_a_run_on_public_images(ray_session: None, tree: dict[str, Any], tmp_path: Path) -> None:
+    names = tree["private"]["labels"]
+    tree["generator"] = {
+        "kind": "nearest_image",
+        "data": str(save_public(tmp_path / "public", names)),
+        "image_size": 16,
+        "channels": 1,
+    }
+    tree["schedule"]["degrees"] = [8, 3]
+    config = Config.from_dict(tree)
+    run = evolve(config)
+    rows = read_population(
+        run / "populations" / "iter=0002", np.arange(40), config.generator.options
+    )
+    assert np.array_equal(rows["public_image"] // 20, rows["label"])
+    grey = np.asarray(Image.fromarray(pictures(200)[rows["public_image"][7]]).convert("L"))
+    assert np.array_equal(rows["image"][7][:, :, 0], grey)
+    tree["generator"]["cache"] = str(tmp_path / "elsewhere")  # changes no output
+    assert evolve(Config.from_dict(tree)) == run
+    tree["generator"]["classes"] = "random"
+    with pytest.raises(InputError, match=r"generator\.classes: differs from the run"):
+        evolve(Config.from_dict(tree))
+
+
+@pytest.mark.parametrize("public", ["/data/letters", "/data/./letters/part.parquet", "/data"])
+def test_the_private_records_are_no_public_images(tree: dict[str, Any], public: str) -> None:
+    """They would be published as they are."""
+    tree["private"]["data"] = "/data/letters"
+    made = {"kind": "nearest_image", "data": public, "image_size": 12, "channels": 1}
+    other = made | {"data": "/data/other"}
+    stages = [{"start": 0, "generator": other}, {"start": 1, "generator": made}]
+    tree["schedule"]["degrees"] = [1, 1]
+    for generator in (made, {"kind": "switch", "stages": stages}):
+        with pytest.raises(InputError, match=r"generator\.data: is private\.data"):
+            Config.from_dict(tree | {"generator": generator})
+    Config.from_dict(tree | {"generator": other})

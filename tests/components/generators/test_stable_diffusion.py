@@ -1,0 +1,237 @@
+"""Stable Diffusion on tiny random checkpoints: rows, prompts, sharing, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from tiny_diffusion import generator
+
+from pe_ray import Config, InputError, evolve, expand
+from pe_ray.components.generators.stable_diffusion import StableDiffusion, StableDiffusionOptions
+from pe_ray.files.parts import parts_of
+from pe_ray.plugins import Rows
+from pe_ray.plugins.seeds import row_seeds
+
+Checkpoint = Callable[[str], str]
+
+LABELS = np.array([0, 2, 1, 1, 0, 2, 2, 0], dtype=np.int32)
+IDS = np.arange(len(LABELS), dtype=np.int64)
+DRAWS, STEPS = row_seeds(1, "random", 0, IDS), row_seeds(1, "variation", 1, IDS)
+ROUNDING = 1  # of 255 levels, in fp32
+
+
+def drawn(made: StableDiffusion, which: slice | list[int] = slice(None)) -> Rows:
+    return {**made.random(LABELS[which], DRAWS[which]), "label": LABELS[which]}
+
+
+def apart(left: Rows, right: Rows) -> int:
+    return int(np.abs(left["image"].astype(int) - right["image"]).max())
+
+
+@pytest.mark.parametrize("kind", ["sd", "ancestral", "lcm", "consistency", "xl"])
+def test_a_row_depends_on_its_seed_alone(checkpoint: Checkpoint, kind: str) -> None:
+    made = generator(checkpoint(kind))
+    whole = drawn(made)
+    varied = made.vary(whole, 0.5, STEPS)
+    assert whole["image"].dtype == np.uint8
+    assert whole["image"].std() > 10
+    assert apart(varied, whole) > 20
+    for which in ([0], [0, 1, 2, 3], [5, 0, 7], list(range(8))[::-1]):
+        part = drawn(made, which)
+        assert apart(part, {"image": whole["image"][which]}) <= ROUNDING
+        parents = {name: values[which] for name, values in whole.items()}
+        again = made.vary(parents, 0.5, STEPS[which])
+        assert apart(again, {"image": varied["image"][which]}) <= ROUNDING
+    others = made.vary(whole, 0.5, DRAWS)
+    assert (np.abs(others["image"].astype(int) - varied["image"]).max(axis=(1, 2, 3)) > 20).all()
+
+
+def test_seeds_that_share_32_bits_start_from_different_noise(checkpoint: Checkpoint) -> None:
+    made = generator(checkpoint("sd"))
+    seeds = np.array([7, 7 + 2**32], dtype=np.uint64)
+    first, second = made.random(np.zeros(2, dtype=np.int32), seeds)["image"].astype(int)
+    assert np.abs(first - second).max() > 20
+
+
+def test_degree_is_the_share_of_steps_done(checkpoint: Checkpoint) -> None:
+    made = generator(checkpoint("sd"), vary={"steps": 10})
+    calls: list[int] = []
+    made._vary.unet.register_forward_hook(lambda *_: calls.append(1))
+    rows = drawn(made, [0])
+    for degree, steps in ((1.0, 10), (0.5, 5), (0.19, 1)):
+        calls.clear()
+        made.vary(rows, degree, STEPS[:1])
+        assert len(calls) == steps
+
+
+def test_weights_are_shared_unless_variations_have_their_own(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    shared = generator(checkpoint("sd"))
+    assert shared._vary.unet is shared._random.unet
+    assert shared._vary.vae is shared._random.vae
+    before = drawn(shared)
+    shared.vary(before, 0.5, STEPS)
+    assert apart(drawn(shared), before) == 0  # a scheduler in common keeps no state between calls
+    own = generator(checkpoint("sd"), vary={"steps": 4, "checkpoint": checkpoint("ancestral")})
+    assert own._vary.unet is not own._random.unet
+    assert apart(drawn(own), before) == 0
+    assert apart(own.vary(before, 0.5, STEPS), shared.vary(before, 0.5, STEPS)) > 20
+
+
+def test_prompts(checkpoint: Checkpoint) -> None:
+    several = {"dog": ("a dog", "dog, red"), "owl": "an owl"}
+    made = generator(checkpoint("sd"), prompt="one {label}", prompts=several)
+    assert made._prompts == (("one cat",), ("a dog", "dog, red"), ("an owl",))
+    assert made._options.columns == {"prompt": ("int32", 1)}
+    ids = np.arange(200, dtype=np.int64)
+    seeds, labels = row_seeds(3, "random", 0, ids), (ids % 2).astype(np.int32)
+    quick = generator(checkpoint("sd"), prompts=several, image_size=8, random={"steps": 1})
+    prompt = quick.random(labels, seeds)["prompt"]
+    assert prompt.dtype == np.int32
+    assert (prompt[labels == 0] == 0).all()
+    assert 30 < prompt[labels == 1].sum() < 70
+    rows = {**drawn(made), "prompt": np.ones(8, dtype=np.int32)}
+    rows["label"] = np.ones(8, dtype=np.int32)
+    kept = made.vary(rows, 0.5, STEPS)
+    assert np.array_equal(kept["prompt"], rows["prompt"])
+    single = generator(checkpoint("sd"), prompt="dog, red")
+    assert single._options.columns == {}
+    assert set(drawn(single)) == {"image", "label"}
+    assert apart(single.vary(rows, 0.5, STEPS), kept) == 0
+    other = made.vary({**rows, "prompt": np.zeros(8, dtype=np.int32)}, 0.5, STEPS)
+    assert apart(other, kept) > 0
+
+
+def test_guidance_and_negative_prompt_count(checkpoint: Checkpoint) -> None:
+    plain = drawn(generator(checkpoint("sd"), random={"steps": 3, "guidance": 0}))
+    guided = drawn(generator(checkpoint("sd"), random={"steps": 3, "guidance": 30}))
+    settings = {"steps": 3, "guidance": 30, "negative_prompt": "grey"}
+    warned = drawn(generator(checkpoint("sd"), random=settings))
+    assert apart(plain, guided) > 0
+    assert apart(guided, warned) > 0
+
+
+@pytest.mark.slow
+def test_compiled_networks_make_the_same_images(traced: None, checkpoint: Checkpoint) -> None:
+    plain, made = generator(checkpoint("sd")), generator(checkpoint("sd"), compile=True)
+    rows = drawn(plain)
+    assert apart(drawn(made), rows) <= ROUNDING
+    for which in (slice(None), slice(0, 3)):
+        some = {name: values[which] for name, values in rows.items()}
+        assert (
+            apart(made.vary(some, 0.5, STEPS[which]), plain.vary(some, 0.5, STEPS[which]))
+            <= ROUNDING
+        )
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_is_close_and_used(checkpoint: Checkpoint, precision: str) -> None:
+    exact = drawn(generator(checkpoint("sd")))
+    made = generator(checkpoint("sd"), precision=precision)
+    assert precision[:2] in str(made._random.unet.dtype).replace("bfloat", "bf").replace(
+        "float", "fp"
+    )
+    rough = drawn(made)
+    assert 0 < np.abs(rough["image"].astype(int) - exact["image"]).mean() < 5
+
+
+def test_the_safety_checker_is_off_unless_asked_for(checkpoint: Checkpoint) -> None:
+    assert generator(checkpoint("checked"))._random.safety_checker is None
+    made = generator(checkpoint("checked"), safety_checker=True)
+    assert made._vary.safety_checker is made._random.safety_checker is not None
+    made._random.safety_checker.concept_embeds_weights.data.fill_(-1.0)  # takes all for unsafe
+    assert not drawn(made)["image"].any()
+    with pytest.raises(InputError, match=r"safety_checker: .* has none"):
+        generator(checkpoint("sd"), safety_checker=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"random": {"guidance": 1, "negative_prompt": "grey"}}, "no effect with guidance"),
+        ({"vary": {"revision": "main"}}, "needs a checkpoint of its own"),
+        ({"prompts": {"cat": []}}, "at least one prompt"),
+        ({"prompts": {"cat": ["a cat", " "]}}, "none of them blank"),
+        ({"image_size": 36}, "multiple of 8"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        StableDiffusionOptions(checkpoint="owner/name", **options)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ({"degrees": [0.5, 0.05]}, "degree 0.05 does no step of generator.vary.steps = 10"),
+        ({"degrees": 1.5}, "at most 1"),
+        ({"degrees": 0.0}, "above 0"),
+        ({"degrees": 0.5, "expand_degree": 0.01}, "does no step"),
+    ],
+)
+def test_degrees_are_checked_before_a_run(
+    tree: dict[str, Any], schedule: dict[str, Any], message: str
+) -> None:
+    tree["generator"] = {"kind": "stable_diffusion", "checkpoint": "a/b", "vary": {"steps": 10}}
+    tree["schedule"] |= schedule
+    with pytest.raises(InputError, match=message):
+        Config.from_dict(tree)
+
+
+def test_a_consistency_model_needs_steps_to_pick_from(checkpoint: Checkpoint) -> None:
+    made = generator(checkpoint("consistency"), vary={"steps": 8})
+    with pytest.raises(InputError, match="6 of its 50 steps"):
+        made.vary(drawn(made), 0.125, STEPS)
+    with pytest.raises(InputError, match="takes no negative_prompt"):
+        generator(checkpoint("consistency"), random={"negative_prompt": "grey"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"checkpoint": "/nowhere"}, "neither a folder on this machine nor a hub id"),
+        ({"checkpoint": "owner/name", "local_files_only": True}, "hf download owner/name"),
+        ({"prompts": {"cow": "a cow"}}, "'cow' is not a label"),
+        ({"prompt": "a very, very, very, very long prompt"}, "tokens but the model reads 24"),
+    ],
+)
+def test_bad_names_and_prompts(
+    checkpoint: Checkpoint, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        generator(**{"checkpoint": checkpoint("sd"), **options})
+
+
+def test_a_run_and_its_expansion(
+    ray_session: None, tree: dict[str, Any], checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    tree["generator"] = {
+        "kind": "stable_diffusion",
+        "checkpoint": checkpoint("sd"),
+        "prompts": {"3": ["three", "a three"]},
+        "image_size": 32,
+        "random": {"steps": 2},
+        "vary": {"steps": 4},
+    }
+    tree["schedule"] = {"iterations": 1, "num_samples": 20, "degrees": 0.5}
+    tree["resources"]["batch_size"] = 8
+    run = evolve(Config.from_dict(tree))
+    folder = expand(run, 25, tmp_path / "more")
+    assert sum(part.stop - part.start for part in parts_of(folder)) == 25
+
+
+def test_a_missing_checkpoint_ends_a_run_with_an_input_error(
+    ray_session: None, tree: dict[str, Any]
+) -> None:
+    tree["generator"] = {"kind": "stable_diffusion", "checkpoint": "/nowhere"}
+    with pytest.raises(InputError, match="neither a folder on this machine nor a hub id"):
+        evolve(Config.from_dict(tree))
+    tree["resources"]["gpus_per_worker"] = 0.5  # actors instead of tasks
+    with pytest.raises(InputError, match="neither a folder on this machine nor a hub id"):
+        evolve(Config.from_dict(tree))

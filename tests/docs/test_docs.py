@@ -1,0 +1,83 @@
+"""The pages under docs/ are as new as the code, and their example runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pe_ray import Config
+from pe_ray.config import Config as Tree
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DOCS = REPOSITORY / "docs"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_configuration_page_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    from docs import generate
+
+    written = generate.PAGE.read_text(encoding="utf-8")
+    assert written == generate.page(), "stale: run `python -m docs.generate`"
+    for block in Tree.model_fields:
+        assert f"## `{block}`" in written or block in ("generator", "embedder")
+    for kind in ("rendered_text", "stable_diffusion", "clip", "frechet"):
+        assert f"### `{kind}`" in written
+
+
+def test_the_configuration_pages_example_is_valid() -> None:
+    (example,) = blocks(DOCS / "configuration.md", "yaml")
+    assert Config.from_dict(yaml.safe_load(example)).schedule.iterations == 4
+
+
+def test_the_plugin_example_runs_as_written(tmp_path: Path) -> None:
+    (module,) = blocks(DOCS / "plugins.md", "python")
+    (config,) = blocks(DOCS / "plugins.md", "yaml")
+    (tmp_path / "my_plugins.py").write_text(module)
+    (tmp_path / "discs.yaml").write_text(config)
+    search = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
+    environment = {**os.environ, "PYTHONPATH": search}
+    commands = [
+        ["run", "discs.yaml", "--set", "resources={num_cpus: 2, workers: 1}"],
+        ["audit", "runs/discs", "--json"],
+    ]
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", "pe_ray", *command],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert 0 <= json.loads(done.stdout)["ink"] <= 1
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    later = {"privacy.md", "generators.md", "tuning.md", "cluster.md", "storage.md"}
+    for page in DOCS.glob("*.md"):
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            if not target.startswith("https://") and target not in later:
+                assert (DOCS / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_errors_listed_are_those_of_the_code() -> None:
+    source = "".join(file.read_text() for file in (REPOSITORY / "pe_ray").rglob("*.py"))
+    source = re.sub(r'"\s*(#[^\n]*)?\n\s*f?"', "", source)  # literals that go on in the next line
+    source = re.sub(r"\{[^{}]*\}|\(s\)|%d|%s", "...", source)
+    table = (DOCS / "operations.md").read_text().split("## Errors")[1]
+    listed = re.findall(r"^\| `(.+?)` \|", table, re.MULTILINE)
+    assert len(listed) > 10
+    for message in listed:
+        for part in re.split(r"\.\.\.|\b[A-Z]\b|RUN", message):
+            assert part.strip() in source, message

@@ -1,0 +1,154 @@
+"""Stored images become uint8 pixels as documented, or are refused with a fixed reason."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import EpsImagePlugin, Image
+
+from pe_ray.config.blocks import PrivateConfig
+from pe_ray.errors import InputError, RecordError
+from pe_ray.files import images
+from pe_ray.files.images import Unusable, pixels
+from pe_ray.private import record_sources as sources
+from pe_ray.private.record_sources import list_slices, read_slice
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    sink = io.BytesIO()
+    image.save(sink, format=kind, **options)
+    return sink.getvalue()
+
+
+def read(folder: Path, image: pa.Array, **changes: Any) -> list[np.ndarray]:
+    file = folder / "records.parquet"
+    pq.write_table(pa.table({"image": image, "split": ["a"] * len(image)}), file)
+    config = PrivateConfig(data=str(file), labels=("all",), label_column=None, **changes)
+    return [im for part in list_slices(config) for im in read_slice(part, config, 1).images]
+
+
+def test_sixteen_bit_grey_keeps_its_high_byte() -> None:
+    image = Image.fromarray(np.array([[0, 20000, 65535]], dtype=np.uint16))
+    assert pixels(encoded(image), 1).ravel().tolist() == [0, 78, 255]
+
+
+def test_every_ending_of_a_format_that_is_decoded_is_read(tmp_path: Path) -> None:
+    Image.init()
+    decoded = {
+        end for end, kind in Image.registered_extensions().items() if kind in images._FORMATS
+    }
+    assert decoded - {".pfm"} == images.SUFFIXES  # .pfm holds floats
+    page = Path(__file__).parents[2] / "docs" / "storage.md"
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8) // 32 * 255
+    for number, end in enumerate(sorted(images.SUFFIXES)):
+        name = f"{number:02d}{end.upper() if number % 2 else end}"
+        (tmp_path / "a").mkdir(exist_ok=True)
+        with (tmp_path / "a" / name).open("wb") as file:
+            image = Image.fromarray(grey).convert("1") if end == ".pbm" else Image.fromarray(grey)
+            image.save(file, format=Image.registered_extensions()[end])
+        assert end in page.read_text()
+    config = PrivateConfig(data=str(tmp_path), labels=("a",))
+    (part,) = list_slices(config)
+    found = read_slice(part, config, 1).images
+    assert len(found) == len(images.SUFFIXES)
+    for image in found:
+        assert np.abs(image[..., 0].astype(int) - grey).max() < 10  # some lose a little
+
+
+@pytest.mark.parametrize("high", [65535, 1023])
+def test_sixteen_bit_pgm_keeps_its_high_byte(high: int) -> None:
+    """PIL brings it to the range of 16 bits, in 32."""
+    values = np.array([0, high // 3, high], dtype=">u2")
+    content = f"P5\n3 1\n{high}\n".encode() + values.tobytes()
+    assert pixels(content, 1).ravel().tolist() == [0, 85, 255]
+
+
+def test_transparent_is_black() -> None:
+    image = Image.new("RGBA", (2, 1), (255, 255, 255, 0))
+    image.putpixel((1, 0), (255, 255, 255, 255))
+    assert pixels(encoded(image), 1).ravel().tolist() == [0, 255]
+    assert pixels(np.asarray(image), 3)[0].tolist() == [[0, 0, 0], [255, 255, 255]]
+
+
+def test_orientation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3) * 40)
+    assert pixels(encoded(image, exif=exif), 1).shape == (3, 2, 1)
+
+
+def test_colours_that_pil_cant_convert_are_named() -> None:
+    sink = io.BytesIO()
+    Image.new("LAB", (4, 4)).save(sink, format="TIFF")
+    with pytest.raises(Unusable, match="colours can't be converted"):
+        pixels(sink.getvalue(), 1)
+
+
+def test_no_outside_program_and_no_other_file_is_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: started.append(1))
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n%%EOF"
+    with pytest.raises(Unusable, match="can't be decoded"):
+        pixels(eps, 1)
+    assert not started
+    other = tmp_path / "other.png"
+    other.write_bytes(encoded(Image.new("L", (2, 2))))
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    with pytest.raises(RecordError, match="row 0: image is missing"):
+        read(tmp_path, pa.array([{"bytes": None, "path": str(other)}], kind))
+
+
+def test_pixel_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encoded(Image.new("L", (30, 30)))
+    for limit in (600, 100):  # PIL warns above the limit and raises above twice
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(Unusable, match="too many pixels"):
+            pixels(content, 1)
+
+
+@pytest.mark.parametrize("extension", [True, False])
+def test_missing_tensor_names_its_row(tmp_path: Path, extension: bool) -> None:
+    storage = pa.array([[0.5] * 4, None, [0.1] * 4], pa.list_(pa.float32(), 4))
+    kind = pa.fixed_shape_tensor(pa.float32(), (2, 2))
+    if extension:
+        image = pa.ExtensionArray.from_storage(kind, storage)
+    else:
+        image = pa.array([[[1, 0], [0, 1]], None], pa.list_(pa.list_(pa.uint8(), 2), 2))
+    with pytest.raises(RecordError, match="row 1: image is missing"):
+        read(tmp_path, image)
+
+
+@pytest.mark.parametrize("where", [{"split": 1}, {"split": True}])
+def test_where_of_another_type_is_refused(tmp_path: Path, where: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"private\.where\.split"):
+        read(tmp_path, pa.array([encoded(Image.new("L", (2, 2)))]), where=where)
+
+
+def test_a_slice_reads_only_its_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "records.parquet"
+    image = pa.array([encoded(Image.new("L", (1, 1), row % 251)) for row in range(1000)])
+    pq.write_table(pa.table({"image": image}), file, row_group_size=70)
+    config = PrivateConfig(data=str(file), labels=("all",), label_column=None)
+    asked: list[int] = []
+    whole = pq.ParquetFile.iter_batches
+
+    def watched(self: Any, *args: Any, row_groups: list[int], **kwargs: Any) -> Any:
+        asked.extend(row_groups)
+        return whole(self, *args, row_groups=row_groups, **kwargs)
+
+    monkeypatch.setattr(sources.pq.ParquetFile, "iter_batches", watched)
+    parts = [read_slice(part, config, 1) for part in list_slices(config)]
+    assert len(parts) == 4
+    assert [int(im[0, 0, 0]) for part in parts for im in part.images] == [
+        row % 251 for row in range(1000)
+    ]
+    assert np.array_equal(np.concatenate([part.rows for part in parts]), np.arange(1000))
+    assert len(asked) <= 15 + 3

@@ -1,0 +1,328 @@
+"""Runs, expansions and records in an object store behave as on a disk, byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import pickle
+import shutil
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from moto.server import ThreadedMotoServer
+
+from pe_ray import Config, InputError, cli, evolution, evolve, expand
+from pe_ray.files.parts import MANIFEST, parts_of
+from pe_ray.files.storage import (
+    Location,
+    ObjectPath,
+    delete_tree,
+    files_below,
+    location,
+    names,
+    version,
+)
+from pe_ray.private.record_sources import list_slices
+from pe_ray.private.records import embed_slice
+from pe_ray.release import door, ledger_copy
+from pe_ray.release.ledger import Ledger
+from pe_ray.synthetic.export import SUFFIXES, png
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """host:port of an S3 server."""
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield f"{host}:{port}"
+    running.stop()
+
+
+@pytest.fixture
+def bucket(server: str, tmp_path: Path) -> ObjectPath:
+    """A new, empty bucket."""
+    name = f"bucket-{hashlib.sha256(str(tmp_path).encode()).hexdigest()[:20]}"
+    made = location(f"s3://{name}?endpoint_override={server}&scheme=http&region=us-east-1")
+    assert isinstance(made, ObjectPath)
+    import boto3
+
+    boto3.client("s3", endpoint_url=f"http://{server}", region_name="us-east-1").create_bucket(
+        Bucket=name
+    )
+    return made
+
+
+STATES_A_TIME_OR_PLACE = (".lock", "ledger.sqlite", "config.yaml", "report.html", ".expansion.json")
+
+
+def content(folder: Location) -> dict[str, str]:
+    """Digest of every file below `folder`, but for what states a time or the run's place."""
+    start, digests = len(str(folder).partition("?")[0]), {}
+    for file in files_below(folder, ""):
+        if isinstance(file, Path) and not file.is_file():
+            continue
+        if file.name in STATES_A_TIME_OR_PLACE or file.name.startswith(("events.", "embedding-")):
+            continue
+        held = file.read_bytes()
+        if file.name == MANIFEST:
+            untold = {"fingerprint": None, "seconds": None, "rows_made": None}
+            held = json.dumps(json.loads(held) | untold).encode()
+        digests[str(file).partition("?")[0][start:]] = hashlib.sha256(held).hexdigest()
+    return digests
+
+
+def in_store(tree: dict[str, Any], bucket: ObjectPath, tmp_path: Path) -> dict[str, Any]:
+    output = {**tree["output"], "path": str(bucket / "run"), "ledger": str(tmp_path / "ledger")}
+    return {**tree, "output": output}
+
+
+def rebound(ledger: Path, tree: dict[str, Any]) -> None:
+    """Make the releases of one run those of another, which differs in its place only."""
+    import sqlite3
+
+    with sqlite3.connect(ledger) as database:
+        database.execute("UPDATE budget SET fingerprint = ?", (Config.from_dict(tree).fingerprint,))
+    database.close()
+
+
+def test_a_run_in_a_store_equals_a_local_one(
+    ray_session: None,
+    tree: dict[str, Any],
+    bucket: ObjectPath,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tree["votes"] = {"lookahead": 1, "reuse_lookahead": True}
+    tree["privacy"]["label_fractions"] = "dp"
+    local = Path(tree["output"]["path"])
+    assert evolve(Config.from_dict(tree)) == local
+    tree = in_store(tree, bucket, tmp_path)
+    ledger = tmp_path / "ledger" / "ledger.sqlite"
+    ledger.parent.mkdir()
+    shutil.copy(local / "ledger.sqlite", ledger)
+    rebound(ledger, tree)
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    assert cli.main(["run", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "(from the ledger)" in printed
+    run = bucket / "run"
+    assert str(run / "synthetic") in printed
+    cli.main(["report", str(local)])
+    assert content(run) == content(local)
+    assert len(files_below(run / "tensorboard", "")) == 1
+    assert "ledger:" not in (run / "config.yaml").read_text("utf-8")
+
+    # A part and a marker lost: found and made again, by the driver and by its workers.
+    for stage in (run / "populations" / "iter=0001", run / "synthetic"):
+        (stage / parts_of(stage)[1].file).unlink()
+    (
+        run / "populations" / "iter=0002" / parts_of(run / "populations/iter=0002")[0].file
+    ).write_bytes(b"torn")
+    delete_tree(run / "populations" / "iter=0000")
+    assert evolve(Config.from_dict(tree)) == run
+    assert content(run) == content(local)
+
+    spent = []
+    capsys.readouterr()
+    for place in (str(local), str(run)):
+        assert cli.main(["ledger", place, "--json"]) == 0
+        spent.append(json.loads(capsys.readouterr().out))
+    assert spent[0] == spent[1]
+    assert [release["state"] for release in spent[1]["releases"]] == ["committed"] * 3
+    assert cli.main(["audit", str(run), "--json"]) == 0
+
+    for form in SUFFIXES:
+        (bucket / form / f".probe.{uuid.uuid4().hex}").write_bytes(b"")  # of one that was killed
+        there = expand(str(run), 50, str(bucket / form), form=form)
+        (there / parts_of(there)[2].file).unlink()
+        expand(run, 50, there, form=form)
+        ours = content(expand(local, 50, tmp_path / form, form=form))
+        assert content(there) == ours
+        assert len(ours) >= 4
+
+
+def test_a_new_run_in_a_store_copies_its_ledger(
+    ray_session: None, tree: dict[str, Any], bucket: ObjectPath, tmp_path: Path
+) -> None:
+    private = tmp_path / "records"
+    private.mkdir()
+    rng = np.random.default_rng(1)
+    images = [png(rng.integers(0, 256, (12, 12, 1), dtype=np.uint8)) for _ in range(40)]
+    table = pa.table({"image": images, "label": [str(i % 10) for i in range(40)]})
+    pq.write_table(table, private / "a.parquet")
+    (bucket / "data" / "a.parquet").write_bytes((private / "a.parquet").read_bytes())
+    (bucket / "spark" / "set.parquet" / "part-0.parquet").write_bytes(b"a data set's only file")
+    assert [file.name for file in files_below(bucket / "spark", ".parquet")] == ["part-0.parquet"]
+    tree = in_store(tree, bucket, tmp_path)
+    features = []
+    for data in (private, bucket / "data"):
+        tree["private"]["data"] = str(data)
+        config = Config.from_dict(tree)
+        (part,) = list_slices(config.private)
+        embedder = config.embedder
+        for _ in range(2):  # read, then from the cache
+            made = embed_slice(part, config.private, 1, embedder.kind, embedder.options)
+            features.append(made.features)
+    assert all(np.array_equal(features[0], again) for again in features)
+    before = version(bucket / "data" / "a.parquet")
+    (bucket / "data" / "a.parquet").write_bytes((private / "a.parquet").read_bytes()[::-1])
+    assert version(bucket / "data" / "a.parquet") != before  # so its cached embeddings are stale
+    (bucket / "data" / "a.parquet").write_bytes((private / "a.parquet").read_bytes())
+
+    run = evolve(config)
+    kept = tmp_path / "ledger" / "ledger.sqlite"
+    copy = tmp_path / "copy.sqlite"
+    copy.write_bytes((run / "ledger.sqlite").read_bytes())
+    assert Ledger.open(copy).entries() == Ledger.open(kept).entries()
+    assert len(Ledger.open(copy).entries()) == 2
+    assert not names(run / "embeddings")
+
+    # The copy behind the ledger, as a crash between the two leaves it: copied at the next start.
+    moved = kept.rename(tmp_path / "moved.sqlite")
+    with pytest.raises(InputError, match=r"output\.ledger: .* has no ledger\.sqlite"):
+        evolve(config)
+    budget = config.privacy.budget
+    behind = Ledger.create(tmp_path / "behind.sqlite", budget, config.fingerprint)
+    (run / "ledger.sqlite").write_bytes(behind.copied())
+    moved.rename(kept)
+    evolve(config)
+    assert (run / "ledger.sqlite").read_bytes() == Ledger.open(kept).copied()
+
+    # The ledger behind the copy, as an old backup is: refused, since those releases are spent.
+    shutil.copy(tmp_path / "behind.sqlite", kept)
+    with pytest.raises(InputError, match="lacks a release"):
+        evolve(config)
+
+
+def test_nothing_is_written_from_a_release_that_the_copy_lacks(
+    ray_session: None,
+    tree: dict[str, Any],
+    bucket: ObjectPath,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = Config.from_dict(in_store(tree, bucket, tmp_path))
+    copy, calls = ledger_copy.update_copy, []
+
+    def failing(ledger: Ledger, place: ObjectPath | None) -> None:
+        calls.append(place)
+        if len(calls) == 2:
+            raise OSError("the store is gone")
+        copy(ledger, place)
+
+    for module in (evolution, door):
+        monkeypatch.setattr(module, "update_copy", failing)
+    with pytest.raises(OSError, match="the store is gone"):
+        evolve(config)
+    (entry,) = Ledger.open(tmp_path / "ledger" / "ledger.sqlite").entries()
+    assert entry.state == "committed"
+    assert names(bucket / "run" / "populations") == {"iter=0000"}
+    assert not names(bucket / "run" / "histograms")
+    run = evolve(config)
+    assert len(parts_of(run / "synthetic")) == 3
+    assert Ledger.open(tmp_path / "ledger" / "ledger.sqlite").entries()[0] == entry
+
+
+class _Refusing(BaseHTTPRequestHandler):
+    def _refuse(self) -> None:
+        body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        self.send_response(403)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _refuse
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("fault", ["denied", "dead", "no bucket"])
+def test_a_store_that_cannot_be_used_is_refused_before_anything_is_spent(
+    tree: dict[str, Any], bucket: ObjectPath, tmp_path: Path, fault: str
+) -> None:
+    if fault == "denied":
+        refusing = HTTPServer(("127.0.0.1", 0), _Refusing)
+        threading.Thread(target=refusing.serve_forever, daemon=True).start()
+        place = f"s3://bucket/run?endpoint_override=127.0.0.1:{refusing.server_port}&scheme=http"
+    elif fault == "dead":
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            free = probe.getsockname()[1]
+        place = f"s3://bucket/run?endpoint_override=127.0.0.1:{free}&scheme=http"
+    else:
+        place = str(ObjectPath("s3", "no-such-bucket/run", bucket.query))
+    tree["output"] |= {"path": place, "ledger": str(tmp_path / "ledger")}
+    with pytest.raises(InputError, match=r"^output\.path: s3://.*can't be used") as refused:
+        evolve(Config.from_dict(tree))
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "ledger" / "ledger.sqlite").exists()
+    if fault != "no bucket":  # which a listing can't tell from an empty folder
+        with pytest.raises(InputError, match=r"^run: s3://.*can't be used"):
+            expand(place, 1, tmp_path / "out")
+    if fault == "denied":
+        refusing.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("field", "place"),
+    [
+        ("output.path", "s3://AKIAKEY:hunter2@bucket/run"),
+        ("output.path", "s3://bucket/run?access_key=AKIAKEY&secret_key=hunter2"),
+        ("private.data", "s3://AKIAKEY:hunter2@bucket/data"),
+        ("metrics.audit_data", "s3://bucket/data?session_token=hunter2"),
+        ("output.path", "s3://AKIAKEY:hunt/er2@bucket/run"),
+    ],
+)
+def test_credentials_in_a_uri_are_refused_and_not_repeated(
+    tree: dict[str, Any], tmp_path: Path, field: str, place: str
+) -> None:
+    tree["output"]["ledger"] = str(tmp_path / "ledger")
+    block, key = field.split(".")
+    tree[block][key] = place
+    with pytest.raises(InputError, match=f"{field}: (a URI|holds cred)") as refused:
+        Config.from_dict(tree)
+    assert "AKIAKEY" not in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"path": "ftp://host/run"}, "output.path: ftp:// is no store"),
+        ({"path": "s3://bucket/../run"}, "output.path: a URI is written"),
+        ({"ledger": "s3://bucket/ledger"}, "output.ledger: must be a local folder"),
+        ({"ledger": "ledger"}, "output.ledger: only for an output.path in a store"),
+    ],
+)
+def test_places_that_cannot_be(tree: dict[str, Any], change: dict[str, str], message: str) -> None:
+    tree["output"] |= change
+    with pytest.raises(InputError, match=message):
+        Config.from_dict(tree)
+
+
+def test_a_place_in_a_store_is_a_value() -> None:
+    text = "s3://bucket/run?endpoint_override=localhost:9000&scheme=http"
+    run = location(text)
+    assert isinstance(run, ObjectPath)
+    assert (str(run), run.name) == (text, "run")
+    below = run / "populations" / "iter=0001"
+    assert str(below) == text.replace("/run", "/run/populations/iter=0001")
+    assert location(str(below)) == pickle.loads(pickle.dumps(below)) == below  # noqa: S301
+    assert location("file:///data/run") == Path("/data/run")

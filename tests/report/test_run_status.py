@@ -1,0 +1,106 @@
+"""`pe-ray status`: true while a run goes on, after it stopped, and when it is finished."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pe_ray import Config, InputError, cli, evolve
+from pe_ray.files.parts import MANIFEST
+from pe_ray.report.run_status import as_tree, status
+from pe_ray.runtime.run_directory import claimed
+
+
+def read(run: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert cli.main(["status", run, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_a_run_that_is_finished_stopped_and_running(
+    ray_session: None, tree: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Config.from_dict(tree)
+    run = evolve(config)
+    seen = read(str(run), capsys)
+    assert seen["state"] == "finished"
+    assert {stage["state"] for stage in seen["stages"]} == {"done"}
+    assert seen["left"] == {"rows": 0, "releases": 0}
+    assert 0.9 < seen["spent"]["epsilon"] <= seen["budget_epsilon"] == 1.0
+    # As after a kill in the middle of S_2: votes released, some parts made.
+    shutil.rmtree(run / "synthetic")
+    (run / "populations" / "iter=0002" / MANIFEST).unlink()
+    parts = sorted((run / "populations" / "iter=0002").glob("part-*"))
+    parts[-1].unlink()
+    seen = read(str(run), capsys)
+    assert seen["state"] == "stopped"
+    now = [stage for stage in seen["stages"] if stage["state"] == "stopped"]
+    assert now == [
+        {"stage": "population", "iteration": 2, "state": "stopped", "rows": 40, "rows_done": 34}
+    ]
+    assert seen["left"] == {"rows": 6 + 40, "releases": 0}
+    assert cli.main(["status", str(run)]) == 0
+    text = capsys.readouterr().out
+    assert "stopped     population 2 34 of 40 rows" in text
+    assert "repeat the same `pe-ray run` command" in text
+    with claimed(config):
+        assert as_tree(status(run))["state"] == "running"
+    # As before the second release: nothing of it is told but that it is next.
+    with sqlite3.connect(run / "ledger.sqlite") as database:
+        database.execute("DELETE FROM releases WHERE key = 'votes/0002'")
+    seen = read(str(run), capsys)
+    assert seen["left"]["releases"] == 1
+    assert seen["spent"]["epsilon"] < 0.9
+    assert [(s["stage"], s["iteration"]) for s in seen["stages"] if s["state"] == "stopped"] == [
+        ("embedding", 2)
+    ]
+    (votes,) = [s for s in seen["stages"] if s["stage"] == "votes" and s["iteration"] == 2]
+    assert votes["rows"] is votes["rows_done"] is None
+
+
+def test_a_teachers_release_is_a_stage(
+    ray_session: None, tree: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree["teacher"] = {"share": 0.5, "features": 4, "epochs": 1}
+    config = Config.from_dict(tree)
+    run = evolve(config)
+    seen = read(str(run), capsys)
+    assert seen["state"] == "finished"
+    assert [s["state"] for s in seen["stages"] if s["stage"] == "teacher"] == ["done"]
+    with sqlite3.connect(run / "ledger.sqlite") as database:
+        database.execute("DELETE FROM releases WHERE key = 'teacher'")
+    seen = read(str(run), capsys)
+    assert seen["left"]["releases"] == 1
+    assert seen["state"] == "stopped"
+
+
+def test_looking_never_makes_a_start_fail(
+    ray_session: None, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look holds the lock for a moment; a start waits that long, not for another run."""
+    import fcntl
+    import os
+    import threading
+    import time
+
+    config = Config.from_dict(tree)
+    run = Path(config.output.path)
+    run.mkdir()
+    lock = os.open(run / ".lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    threading.Timer(0.2, os.close, [lock]).start()
+    with claimed(config):
+        started = time.monotonic()
+        with pytest.raises(InputError, match="in use by another"), claimed(config):
+            pass
+        assert time.monotonic() - started < 10
+
+
+def test_no_run_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status", str(tmp_path)]) == 2
+    assert "not a run directory" in capsys.readouterr().err

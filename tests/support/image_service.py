@@ -1,0 +1,237 @@
+"""A local image service with the OpenAI images interface, the faults that real ones have, and a
+generator that calls it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from email.parser import BytesParser
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pe_ray.components.generators.image_api import ImageApi, ImageApiOptions
+from pe_ray.components.generators.paid_calls import PaidCalls
+from pe_ray.plugins.seeds import row_seeds
+
+KEY = "sk-test-not-a-real-key-31415926"
+
+NAMES = ("cat", "dog")
+LABELS = np.array([0, 1, 1, 0], dtype=np.int32)
+ROWS = np.arange(4, dtype=np.int64)
+SEEDS = row_seeds(1, "random", 0, ROWS)
+VARIED = row_seeds(1, "variation", 1, ROWS)
+
+Fault = Callable[["Handler"], bool]
+"""Answers in the place of the service; False: let it answer."""
+
+
+@dataclass
+class Call:
+    """What the service was sent."""
+
+    endpoint: str
+    fields: dict[str, str]
+    image: np.ndarray | None
+    headers: dict[str, str]
+    body: bytes
+    at: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class Service:
+    """Calls so far, faults to come (one each, in order), and what was drawn."""
+
+    url: str = ""
+    calls: list[Call] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    drawn: list[np.ndarray] = field(default_factory=list)
+    most_at_once: int = 0
+    delay: float = 0.0
+    lock: Any = field(default_factory=threading.Lock)
+    at_once: int = 0
+
+    def options(self, store: Any, **changes: Any) -> dict[str, Any]:
+        """Options of image_api that use this service."""
+        given = {
+            "base_url": self.url,
+            "api_key_env": "PE_RAY_TEST_KEY",
+            "store": str(store),
+            "image_size": 256,
+            "random": {"model": "tiny", "size": 256},
+            "vary": {"model": "tiny", "size": 256, "endpoint": "edits"},
+            "price": {"random": 0.02, "vary": 0.03},
+            "max_calls": 1000,
+            "max_cost": 100,
+        }
+        return given | changes
+
+
+def png(image: np.ndarray) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(image).save(sink, format="PNG")
+    return sink.getvalue()
+
+
+def answer(image: np.ndarray) -> bytes:
+    encoded = base64.b64encode(png(image)).decode()
+    return json.dumps({"created": 1, "data": [{"b64_json": encoded}]}).encode()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Draws blocks of colour: from chance, as a real service, and for variations near the image."""
+
+    protocol_version = "HTTP/1.1"
+    service: Service
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        call = self._call(body)
+        service = self.service
+        with service.lock:
+            service.calls.append(call)
+            fault = service.faults.pop(0) if service.faults else None
+            service.at_once += 1
+            service.most_at_once = max(service.most_at_once, service.at_once)
+        try:
+            time.sleep(service.delay)
+            if fault is None or not fault(self):
+                self._answer(call)
+        finally:
+            with service.lock:
+                service.at_once -= 1
+
+    def _call(self, body: bytes) -> Call:
+        fields, image = {}, None
+        if self.headers["Content-Type"] == "application/json":
+            fields = {name: str(value) for name, value in json.loads(body).items()}
+        else:
+            head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
+            for part in BytesParser().parsebytes(head + body).get_payload():
+                name = part.get_param("name", header="Content-Disposition")
+                content = part.get_payload(decode=True)
+                if name == "image":
+                    image = np.asarray(Image.open(io.BytesIO(content)))
+                else:
+                    fields[name] = content.decode()
+        endpoint = self.path.rpartition("/images/")[2]
+        return Call(endpoint, fields, image, dict(self.headers), body)
+
+    def _answer(self, call: Call) -> None:
+        if self.headers.get("Authorization") != f"Bearer {KEY}":
+            text = json.dumps({"error": {"message": f"bad key {KEY[:-2]}", "code": "invalid"}})
+            return self.reply(401, text.encode())
+        side = int(call.fields["size"].split("x")[0])
+        blocks = np.random.default_rng().integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        image = blocks.repeat(side // 4, axis=0).repeat(side // 4, axis=1)
+        if call.image is not None:
+            image = (0.7 * call.image + 0.3 * image).astype(np.uint8)
+        with self.service.lock:
+            self.service.drawn.append(image)
+        self.reply(200, answer(image))
+
+    def reply(self, status: int, body: bytes, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(body))} | headers).items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def status(code: int, error_code: str = "", message: str = "", **headers: str) -> Fault:
+    def fault(handler: Handler) -> bool:
+        body = json.dumps({"error": {"code": error_code, "message": message}}).encode()
+        handler.reply(code, body, **headers)
+        return True
+
+    return fault
+
+
+def body(content: bytes) -> Fault:
+    def fault(handler: Handler) -> bool:
+        handler.reply(200, content)
+        return True
+
+    return fault
+
+
+def half_a_body(handler: Handler) -> bool:
+    content = answer(np.zeros((256, 256, 3), dtype=np.uint8))
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(content)))
+    handler.end_headers()
+    handler.wfile.write(content[: len(content) // 2])
+    handler.close_connection = True
+    return True
+
+
+def silent(seconds: float) -> Fault:
+    def fault(handler: Handler) -> bool:
+        time.sleep(seconds)
+        handler.close_connection = True
+        return True
+
+    return fault
+
+
+def dripping(handler: Handler) -> bool:
+    """Bytes that come and never end."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000000")
+    handler.end_headers()
+    handler.close_connection = True
+    for _ in range(40):
+        try:
+            handler.wfile.write(b" ")
+            handler.wfile.flush()
+        except OSError:
+            break
+        time.sleep(0.1)
+    return True
+
+
+@contextmanager
+def serving() -> Iterator[Service]:
+    """A service on a free port of this machine."""
+    service = Service()
+    handler = type("Bound", (Handler,), {"service": service})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    service.url = f"http://127.0.0.1:{server.server_port}/v1"
+    # A daemon: whoever serves to the end is asked to stop only after other threads have ended.
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+    )
+    thread.start()
+    try:
+        yield service
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def digest(image: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+def made(service: Service, store: Path, **changes: Any) -> ImageApi:
+    return ImageApi(ImageApiOptions(**service.options(store, **changes)), NAMES)
+
+
+def spent(store: Path) -> tuple[int, float]:
+    found = PaidCalls(store, max_calls=0, max_cost=0).spent()
+    return found.calls, round(found.cost, 9)

@@ -1,0 +1,197 @@
+"""The written sets, read as users read them: pandas, HF datasets, torch, image folders."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import struct
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pe_ray.files.parts import commit, manifest_of, part_ranges, write_part
+from pe_ray.synthetic import export as exports
+from pe_ray.synthetic.export import Format, disk_bytes, export_part, folder_name, png
+
+NAMES = ("no", "maybe/yes")
+LABELS = np.array([1, 0, 0, 1, 1], dtype=np.int32)
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 9, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module", params=[1, 3])
+def images(request: pytest.FixtureRequest) -> np.ndarray:
+    return IMAGES[..., : request.param]
+
+
+def written(folder: Path, form: Format, images: np.ndarray, names: Sequence[str] = NAMES) -> Path:
+    """A set of two parts."""
+    parts = []
+    for start, stop in ((0, 3), (3, 5)):
+        pngs = [png(image) for image in images[start:stop]]
+        content = export_part(form, folder, start, pngs, LABELS[start:stop], names)
+        parts.append(write_part(folder, start, stop, exports.SUFFIXES[form], content))
+    commit(folder, parts, {})
+    return folder
+
+
+def pixels(image: Image.Image, like: np.ndarray) -> np.ndarray:
+    return np.asarray(image).reshape(like.shape)
+
+
+def test_parquet_reads_with_hf_datasets(tmp_path: Path, images: np.ndarray) -> None:
+    import datasets
+
+    folder = written(tmp_path / "set", "parquet", images)
+    loaded = datasets.load_dataset("parquet", data_dir=str(folder), cache_dir=str(tmp_path / "hf"))
+    rows = loaded["train"].cast_column("image", datasets.Image())
+    assert rows.features["label"].names == list(NAMES)
+    assert rows["label"] == LABELS.tolist()
+    for row, image in zip(rows, images, strict=True):
+        assert np.array_equal(pixels(row["image"], image), image)
+
+
+def test_parquet_reads_with_pandas(tmp_path: Path, images: np.ndarray) -> None:
+    import pandas as pd
+
+    frame = pd.read_parquet(written(tmp_path / "set", "parquet", images))
+    assert frame["label"].tolist() == LABELS.tolist()
+    for content, image in zip(frame["image"], images, strict=True):
+        assert np.array_equal(pixels(Image.open(io.BytesIO(content)), image), image)
+
+
+def test_parquet_reads_with_a_torch_data_loader(tmp_path: Path, images: np.ndarray) -> None:
+    import datasets
+    from torch.utils.data import DataLoader
+
+    folder = written(tmp_path / "set", "parquet", images)
+    loaded = datasets.load_dataset("parquet", data_dir=str(folder), cache_dir=str(tmp_path / "hf"))
+    rows = loaded["train"].cast_column("image", datasets.Image()).with_format("torch")
+    batches = list(DataLoader(rows, batch_size=2))
+    assert [len(batch["label"]) for batch in batches] == [2, 2, 1]
+    first = batches[0]["image"][0].numpy()
+    assert np.array_equal(first.transpose(1, 2, 0), images[0])
+
+
+def test_webdataset_reads_with_hf_datasets(tmp_path: Path, images: np.ndarray) -> None:
+    import datasets
+
+    folder = written(tmp_path / "set", "webdataset", images)
+    files = sorted(str(file) for file in folder.glob("*.tar"))
+    loaded = datasets.load_dataset(
+        "webdataset", data_files={"train": files}, cache_dir=str(tmp_path / "hf")
+    )
+    for row, image, label in zip(loaded["train"], images, LABELS, strict=True):
+        assert np.array_equal(pixels(row["png"], image), image)
+        assert row["cls"] == label
+
+
+@pytest.mark.parametrize("form", exports.SUFFIXES)
+@pytest.mark.parametrize(("size", "rows"), [(4, 1200), (28, 1200), (200, 12)])
+def test_disk_is_estimated_from_above(tmp_path: Path, form: Format, size: int, rows: int) -> None:
+    """Going by a few images, for all: some with much in them, some with little."""
+    rng = np.random.default_rng(0)
+    pngs = []
+    for _ in range(rows):
+        image = np.zeros((size, size, 3), dtype=np.uint8)
+        image[: rng.integers(1, size + 1)] = rng.integers(0, 256, 3 * size).reshape(size, 3)
+        image[0] = rng.integers(0, 256, 3 * size).reshape(size, 3)
+        pngs.append(png(image))
+    for rows_per_part in (None, 5):
+        folder = tmp_path / f"set{rows_per_part}"
+        folder.mkdir()
+        parts = []
+        ranges = part_ranges(rows, 3 * size**2, rows_per_part)
+        for start, stop in ranges:
+            labels = np.arange(start, stop, dtype=np.int32) % 2
+            content = export_part(form, folder, start, pngs[start:stop], labels, NAMES)
+            parts.append(write_part(folder, start, stop, exports.SUFFIXES[form], content))
+        commit(folder, parts, {})
+        used = 512 * sum(place.stat().st_blocks for place in (folder, *folder.rglob("*")))
+        estimate = disk_bytes(form, pngs[::10], rows, len(ranges), NAMES)
+        assert used <= estimate <= 2 * used + 32_768
+
+
+def test_folders_read_with_torchvision(tmp_path: Path, images: np.ndarray) -> None:
+    from torchvision.datasets import ImageFolder
+
+    found = ImageFolder(str(written(tmp_path / "set", "folder", images)))
+    assert found.classes == sorted(folder_name(name) for name in NAMES)
+    assert len(found) == 5
+    file = tmp_path / "set" / folder_name(NAMES[1]) / "0000000003.png"
+    assert np.array_equal(pixels(Image.open(file), images[3]), images[3])
+
+
+def test_a_set_by_label_keeps_what_is_named_like_a_part(tmp_path: Path) -> None:
+    """A label's folder is no part, whatever its name; what a killed writer left is removed."""
+    names = ("part-time", "part-0000000000-0000000003.parquet")
+    left = [
+        "part-0000000000-0000000002.done",
+        f".part-0000000003-0000000005.done.{uuid.uuid4().hex}",
+    ]
+    for name in (*left, "part-list.txt", ".notes.part-1"):
+        (tmp_path / name).write_bytes(b"")
+    written(tmp_path, "folder", IMAGES, names)
+    assert manifest_of(tmp_path) is not None
+    for label, name in enumerate(names):
+        assert len(list((tmp_path / name).iterdir())) == list(LABELS).count(label)
+    kept = {file.name for file in tmp_path.iterdir()}
+    assert not kept & set(left)
+    assert kept >= {"part-list.txt", ".notes.part-1"}
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[], Path]]:
+    """A disk (ext4), empty at first, whose power is cut by each further call."""
+    image, folder = tmp_path / "disk", tmp_path / "mounted"
+    folder.mkdir()
+    with image.open("wb") as file:
+        file.truncate(32 << 20)
+
+    def run(*command: str) -> None:
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except FileNotFoundError:
+            pytest.skip(f"no disk to cut the power of: {command[0]} is missing")
+        if done.returncode:
+            pytest.skip(f"no disk to cut the power of: {command[0]}: {done.stderr.strip()}")
+
+    def mounted() -> Path:
+        if folder.is_mount():
+            handle = os.open(folder, os.O_RDONLY)
+            try:  # EXT4_IOC_SHUTDOWN, nothing in memory kept
+                fcntl.ioctl(handle, 0x8004587D, struct.pack("I", 2))
+            finally:
+                os.close(handle)
+            run("umount", str(folder))
+        run("mount", "-o", "loop", str(image), str(folder))
+        return folder
+
+    run("mkfs.ext4", "-q", str(image))
+    yield mounted
+    subprocess.run(["umount", "-l", str(folder)], capture_output=True)
+
+
+def test_no_power_cut_leaves_a_marker_without_its_images(disk: Callable[[], Path]) -> None:
+    folder, pngs = disk() / "set", [png(image) for image in IMAGES]
+    content = export_part("folder", folder, 0, pngs, LABELS, NAMES)
+    part = write_part(folder, 0, 5, "done", content)
+    disk()
+    assert (folder / part.file).read_bytes() == content
+    for row, (image, label) in enumerate(zip(pngs, LABELS, strict=True)):
+        file = folder / folder_name(NAMES[label]) / f"{row:010d}.png"
+        assert file.read_bytes() == image
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ".", "", "C:\\x", "zwei drei"])
+def test_a_labels_folder_is_one_plain_name(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / folder_name(name) if folder_name(name) else None
+    if name:
+        assert folder is not None
+        assert folder.parent == tmp_path
+        assert folder.resolve().parent == tmp_path.resolve()

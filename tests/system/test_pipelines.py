@@ -1,0 +1,81 @@
+"""The pipelines that come with the package validate, and cost what the experiments they name do."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pe_ray import Config
+from pe_ray.planning import plan
+
+PIPELINES = Path(__file__).parents[2] / "pipelines"
+
+
+def of(name: str) -> Config:
+    return Config.from_yaml(PIPELINES / name)
+
+
+def test_cifar10() -> None:
+    config = of("cifar10.yaml")
+    made = plan(config)
+    assert made.random_calls == 50_000
+    assert made.variation_calls == 9_000_000
+    assert config.schedule.degree_list == tuple(range(2, 42, 2))
+    assert config.generator.options.num_steps == 100
+    sigmas = [release.sigma for release in made.releases]
+    assert len(sigmas) == 20
+    assert min(sigmas) >= 5 * math.sqrt(2)
+    assert max(sigmas) == pytest.approx(5 * math.sqrt(2), rel=1e-4)
+
+
+def test_camelyon17() -> None:
+    config = of("camelyon17.yaml")
+    made = plan(config)
+    assert made.random_calls == 302_436
+    assert made.variation_calls == 18 * 9 * 302_436
+    assert config.generator.options.num_steps == 10
+    sigmas = [release.sigma for release in made.releases]
+    assert len(sigmas) == 18
+    assert min(sigmas) >= 2 * math.sqrt(2)
+    assert max(sigmas) == pytest.approx(2 * math.sqrt(2), rel=2e-4)
+
+
+@pytest.mark.parametrize("name", ["cifar10.yaml", "camelyon17.yaml"])
+def test_passes_of_the_network_are_as_the_file_says(name: str) -> None:
+    config = of(name)
+    steps, schedule = config.generator.options.num_steps, config.schedule
+    each = schedule.sizes[0] * (config.votes.lookahead + 1)
+    passes = schedule.sizes[0] * steps + sum(each * (steps - v) for v in schedule.degree_list)
+    head = (PIPELINES / name).read_text()
+    assert f"{passes / 1e6:.0f} million passes" in head
+
+
+def test_the_averaged_weights_of_a_short_training_forget_its_start() -> None:
+    sys.path.insert(0, str(PIPELINES))
+    try:
+        from train_public_generator import AVERAGING, move_average
+    finally:
+        sys.path.remove(str(PIPELINES))
+    average = [torch.zeros(1)]
+    for step in range(1, 751):
+        move_average(average, [torch.ones(1)], torch.tensor(step))
+    assert float(average[0]) > 0.999  # a fixed decay would have kept 0.47 of it
+    late = [torch.zeros(1)]
+    move_average(late, [torch.ones(1)], torch.tensor(1_000_000))
+    assert float(late[0]) == pytest.approx(1 - AVERAGING, rel=1e-4)
+
+
+def test_the_small_run_that_the_file_describes_is_valid() -> None:
+    head = (PIPELINES / "mnist_diffusion.yaml").read_text().split("private:")[0]
+    given = re.findall(r"--set ('[^']+'|\S+)", head.split("A small one")[1])
+    config = Config.from_yaml(
+        PIPELINES / "mnist_diffusion.yaml", [change.strip("'") for change in given]
+    )
+    assert config.generator.options.steps == 10
+    assert config.schedule.degree_list == (4, 6)
+    assert config.schedule.sizes == (500, 500, 500)

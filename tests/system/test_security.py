@@ -1,0 +1,262 @@
+"""Never: code run from a file, a secret in what is published, a file that anyone can change."""
+
+from __future__ import annotations
+
+import ast
+import os
+import pickle
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pe_ray import Config, InputError
+from pe_ray.config.blocks import PrivateConfig
+from pe_ray.config.run_config import apart
+from pe_ray.private.record_sources import list_slices
+from pe_ray.private.records import checked_cache
+from pe_ray.release.door import open_records
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SOURCES = sorted(
+    file
+    for folder in ("pe_ray", "pipelines", "benchmarks")
+    for file in (REPOSITORY / folder).rglob("*.py")
+)
+PICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+
+
+def breaches(source: str) -> Iterator[str]:
+    """Ways in which a module could run code that a file carries."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            yield from (name for name in names if name.split(".")[0] in PICKLERS)
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+        if called in ("np.load", "numpy.load") and given.get("allow_pickle") != "False":
+            yield called
+        if called == "torch.load" and given.get("weights_only") != "True":
+            yield called
+        if called in ("eval", "exec", "yaml.load", "yaml.unsafe_load", "torch.hub.load"):
+            yield called
+        if given.get("trust_remote_code", "False") != "False":
+            yield "trust_remote_code"
+
+
+def test_no_module_unpickles_a_file() -> None:
+    assert len(SOURCES) > 60
+    assert {str(file): found for file in SOURCES if (found := [*breaches(file.read_text())])} == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "np.load(file)",
+        "np.load(file, allow_pickle=True)",
+        "torch.load(file)",
+        "torch.load(file, weights_only=False)",
+        "from cloudpickle import loads",
+        "import pickle",
+        "yaml.load(text, yaml.Loader)",
+        "Model.from_pretrained(name, trust_remote_code=True)",
+    ],
+)
+def test_the_search_for_unpickling_finds_it(line: str) -> None:
+    assert list(breaches(line))
+
+
+class Payload:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_private_data_with_a_pickle_in_it_are_refused_and_not_run(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    """Ray registers an Arrow type whose values are unpickled when they are read."""
+    from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
+
+    made = tmp_path / "made"
+    users = ArrowPythonObjectArray.from_objects([Payload(made)])
+    table = pa.table({"image": [b""], "label": ["0"], "who": users})
+    pq.write_table(table, tmp_path / "records.parquet")
+    stored = pq.read_table(tmp_path / "records.parquet").column("who")
+    assert isinstance(stored.type, pa.BaseExtensionType)  # the danger is there
+    tree["private"] |= {"data": str(tmp_path / "records.parquet"), "user_column": "who"}
+    with pytest.raises(InputError, match=r"private\.user_column: holds"):
+        list_slices(Config.from_dict(tree).private)
+    assert not made.exists()
+    pickle.loads(pickle.dumps(Payload(made)))  # noqa: S301
+    assert made.exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("private.data", "s3://AKIA123:hunter2@bucket/data"),
+        ("output.path", "s3://key:hunter2@bucket/run"),
+        ("metrics.audit_data", "https://host/file.parquet?X-Amz-Signature=hunter2"),
+        ("embedder.weights", "https://hunter2@host/weights.pt"),
+        ("resources.address", "ray://user:hunter2@host:10001"),
+        ("private.cache", "gs://bucket/x?access_token=hunter2"),
+    ],
+)
+def test_credentials_in_a_uri_are_refused_and_not_quoted(
+    tree: dict[str, Any], field: str, value: str
+) -> None:
+    block, key = field.split(".")
+    tree[block][key] = value
+    with pytest.raises(InputError, match=rf"{field}: holds credentials") as caught:
+        Config.from_dict(tree)
+    assert "hunter2" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("public", "private", "same"),
+    [
+        ("/d", "file:///d", True),
+        ("/d/../d/x.parquet", "/d", True),
+        ("/d2", "/d", False),
+        ("s3://b/x", "s3://b/x?region=eu", True),
+        ("s3://b/x/part", "s3://b/x/", True),
+        ("s3://b/xy", "s3://b/x", False),
+        ("gs://b/x", "s3://b/x", False),
+        ("/b/x", "s3://b/x", False),
+    ],
+)
+def test_private_data_are_known_however_they_are_written(
+    public: str, private: str, same: bool
+) -> None:
+    assert apart(public, {}, PrivateConfig(data=private, labels=("a",))) is not same
+
+
+def test_the_default_cache_is_never_in_the_run(
+    tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "run" / ".cache"))
+    with pytest.raises(InputError, match=r"private\.cache: .* lies in output\.path"):
+        open_records(Config.from_dict(tree))
+
+
+def test_plain_uris_are_no_credentials(tree: dict[str, Any]) -> None:
+    tree["private"]["data"] = "s3://bucket/a@b/data?region=us-west-2"
+    Config.from_dict(tree)
+
+
+def test_placement_binds_no_run(tree: dict[str, Any]) -> None:
+    plain = Config.from_dict(tree)
+    tree["private"]["node_label"] = "records=private"
+    placed = Config.from_dict(tree)
+    assert placed.fingerprint == plain.fingerprint
+    assert placed.tree() == plain.tree()
+    tree["private"]["node_label"] = "records"
+    with pytest.raises(InputError, match=r"private\.node_label"):
+        Config.from_dict(tree)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_nobody_else_can_change_a_run_or_read_the_cache(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    """Under a umask that would let everybody do both; private.cache is on its default."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree | {"private": records(tmp_path)}))
+    script = f"umask 0; exec {sys.executable} -m pe_ray run {tmp_path / 'config.yaml'}"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    run, cache = Path(tree["output"]["path"]), tmp_path / "xdg" / "pe_ray" / "private"
+    written = [run, *run.rglob("*")]
+    assert len(written) > 20
+    assert {path.name: oct(mode(path)) for path in written if mode(path) & 0o022} == {}
+    assert mode(cache) == 0o700
+    assert {mode(file) for file in cache.iterdir()} == {0o600}
+    run.chmod(0o777)
+    again = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
+    assert again.returncode == 2
+    assert "anyone can write" in again.stderr.strip().splitlines()[-1]
+
+
+def records(folder: Path) -> dict[str, Any]:
+    """Private data in files, since only those are cached."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    images = []
+    for _ in range(30):
+        sink = io.BytesIO()
+        pixels = rng.integers(0, 256, size=(12, 12), dtype=np.uint8)
+        Image.fromarray(pixels).save(sink, format="PNG")
+        images.append(sink.getvalue())
+    labels = [str(row % 10) for row in range(30)]
+    pq.write_table(pa.table({"image": images, "label": labels}), folder / "data" / "some.parquet")
+    return {"data": str(folder / "data"), "labels": [str(digit) for digit in range(10)]}
+
+
+def test_a_cache_that_others_can_read_is_refused(tree: dict[str, Any], tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir(mode=0o755)
+    tree["private"]["cache"] = str(cache)
+    with pytest.raises(InputError, match=r"private\.cache: others can read"):
+        checked_cache(Config.from_dict(tree).private)
+
+
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "127.0.0.1:1"])
+def test_addresses_that_no_driver_can_join_are_refused(address: str) -> None:
+    """In a process of its own, since a Ray may run in this one."""
+    script = (
+        "from pe_ray.runtime.cluster import connected\nfrom pe_ray.config import ResourcesConfig\n"
+        f"with connected(ResourcesConfig(address='{address}')): pass"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=100
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    expected = "a Ray client" if address.startswith("ray://") else "no Ray cluster at"
+    assert f"InputError: resources.address: {expected}" in last
+
+
+def test_a_missing_token_file_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pe_ray.runtime import cluster
+
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "absent"))
+    with pytest.raises(InputError, match="RAY_AUTH_TOKEN_PATH"):
+        cluster._check_token(starts_here=True)
+
+
+def test_the_token_made_here_is_for_us_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pe_ray.runtime import cluster
+
+    for name in ("RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cluster._check_token(starts_here=True)
+    token = tmp_path / ".ray" / "auth_token"
+    assert mode(token) == 0o600
+    first = token.read_text()
+    assert len(first) == 64
+    cluster._check_token(starts_here=True)
+    assert token.read_text() == first
