@@ -1,28 +1,36 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
-# Two processes, each with a Ray of its own, since tests wait for Ray more than they compute.
-PYTEST := $(BIN)/python -m pytest -n 2
+PIP := $(BIN)/python -m pip
+BASE := .venv/.base
 INSTALLED := .venv/.installed
+# Two processes, each with its own Ray: tests wait for Ray more than they compute.
+PYTEST := $(BIN)/python -m pytest -n 2
+LOCK := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --no-annotate
 
-.PHONY: install demo test test-slow lint bench docs clean
+.PHONY: install demo test test-all lint docs wheel lock bench clean
 
 install: $(INSTALLED)
 
-$(INSTALLED): requirements.txt requirements-dev.txt pyproject.toml
+# What the demo needs: no extras, so no torch. Versions are those of the lock.
+$(BASE): requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -r requirements-dev.txt setuptools
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(PIP) install --quiet --constraint requirements.txt --editable .
 	touch $@
 
-demo: install
+# All extras and the development tools, on top of it.
+$(INSTALLED): $(BASE) requirements-dev.txt
+	$(PIP) install --quiet --requirement requirements-dev.txt
+	touch $@
+
+demo: $(BASE)
 	$(BIN)/pe-ray run pipelines/digits.yaml
 
 test: install
 	$(PYTEST) --dist loadfile -m "not slow"
 
-# Apart, since these tests start and kill whole programs with a Ray of their own.
-test-slow: install
+# The slow ones apart: they start and kill whole programs with their own Ray.
+test-all: test
 	$(PYTEST) -m slow
 
 lint: install
@@ -30,6 +38,20 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The page of all keys from the configuration's models, then the site; a broken link is an error.
+docs: install
+	$(BIN)/python -m docs.generate
+	$(BIN)/mkdocs build --quiet --strict
+
+wheel: $(BASE)
+	rm -rf build dist
+	$(PIP) wheel --quiet --no-deps --wheel-dir dist .
+
+# Keeps the versions that it can: `make lock UPGRADE=--upgrade` takes the newest of all.
+lock: install
+	$(LOCK) $(UPGRADE) --all-extras --group dev --output-file requirements-dev.txt pyproject.toml
+	$(LOCK) $(UPGRADE) --all-extras --constraint requirements-dev.txt --output-file requirements.txt pyproject.toml
 
 bench: install
 	$(BIN)/python -m benchmarks.search
@@ -41,9 +63,5 @@ bench: install
 	$(BIN)/python -m benchmarks.digits.pipeline
 	$(BIN)/python -m benchmarks.digits.expansion
 
-# The page that lists every key, from the configuration's models.
-docs: install
-	$(BIN)/python -m docs.generate
-
 clean:
-	rm -rf .venv runs
+	rm -rf .venv build dist runs site

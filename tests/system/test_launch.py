@@ -112,7 +112,7 @@ def test_one_version_of_ray_everywhere() -> None:
     (pinned,) = [
         line.rpartition("==")[2]
         for line in (REPOSITORY / "requirements.txt").read_text().splitlines()
-        if line.startswith("ray[")
+        if line.startswith("ray==")
     ]
     assert resources("raycluster.yaml")[0]["spec"]["rayVersion"] == pinned
     assert f"rayproject/ray:{pinned}-" in (MANIFESTS / "Dockerfile").read_text()
