@@ -1,4 +1,8 @@
-"""Find plugins: by a built-in name, by an entry point, or as `module:Class`."""
+"""Find plugins: by a built-in name, by an entry point, or as `module:Class`.
+
+A plugin says everything about itself: its options are the model in its attribute `Options`, and
+whoever uses it asks it rather than its name.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,18 @@ from importlib.metadata import entry_points
 from typing import Any, Literal
 
 from pe_ray.errors import InputError
-from pe_ray.plugins.options import Options
+from pe_ray.plugins.options import EmbedderOptions, GeneratorOptions, Options
 
-PluginType = Literal["generator", "embedder", "metric"]
+PluginType = Literal[
+    "generator",
+    "embedder",
+    "metric",
+    "denoiser",
+    "export_format",
+    "tuning_strategy",
+    "tuning_objective",
+    "release",
+]
 
 _ROOT = "pe_ray.components"
 _BUILT_IN: Mapping[PluginType, Mapping[str, str]] = {
@@ -36,13 +49,22 @@ _BUILT_IN: Mapping[PluginType, Mapping[str, str]] = {
         "classifier": _ROOT + ".metrics.scores:ClassifierAccuracy",
         "cnn": _ROOT + ".metrics.scores:ConvnetAccuracy",
     },
+    "denoiser": {},
+    "export_format": {},
+    "tuning_strategy": {},
+    "tuning_objective": {},
+    "release": {},
+}
+_OPTIONS: Mapping[PluginType, type[Options]] = {
+    "generator": GeneratorOptions,
+    "embedder": EmbedderOptions,
 }
 
 
 def registered(plugin_type: PluginType) -> dict[str, str]:
-    """Short name -> "module:Class" of every known plugin: built-in and from entry points."""
+    """Return name -> "module:NAME" of every known plugin: built-in and from entry points."""
     known = dict(_BUILT_IN[plugin_type])
-    for entry in entry_points(group=f"pe_ray.{plugin_type}s"):
+    for entry in entry_points(group=group_of(plugin_type)):
         if known.get(entry.name, entry.value) != entry.value:
             raise InputError(
                 f"{plugin_type}.kind: two installed packages register {entry.name!r} "
@@ -52,22 +74,36 @@ def registered(plugin_type: PluginType) -> dict[str, str]:
     return known
 
 
+def group_of(plugin_type: PluginType) -> str:
+    """Return the entry point group in which packages name their plugins of this type."""
+    plural = plugin_type[:-1] + "ies" if plugin_type.endswith("y") else plugin_type + "s"
+    return f"pe_ray.{plural}"
+
+
 def load(plugin_type: PluginType, kind: str) -> Any:
-    """The plugin class named `kind`: a registered name or "module:Class"."""
+    """Import the plugin named `kind`: a registered name or "module:Class"."""
     known = registered(plugin_type)
     target = known.get(kind, kind)
-    module_name, _, class_name = target.partition(":")
-    if not class_name:
-        switch = {"switch"} if plugin_type == "generator" else set()  # see blocks.Switch
+    module_name, _, name = target.partition(":")
+    if not name:
         raise InputError(
-            f"{plugin_type}.kind: {kind!r} is not known; use one of "
-            f"{', '.join(sorted(known.keys() | switch))} or module:Class"
+            f"{plugin_type}.kind: {kind!r} is not known; use one of {', '.join(sorted(known))} "
+            "or module:Class"
         )
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
+        found = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
         raise InputError(f"{plugin_type}.kind: can't load {target}: {error}") from error
-    options = getattr(found, "Options", None)
-    if not (isinstance(options, type) and issubclass(options, Options)):
-        raise InputError(f"{plugin_type}.kind: {target} has no Options model (see pe_ray.plugins)")
+    base = _OPTIONS.get(plugin_type, Options)
+    options = options_of(found)
+    if not (isinstance(options, type) and issubclass(options, base)):
+        raise InputError(
+            f"{plugin_type}.kind: {target} has no Options model; give it an attribute Options, a "
+            f"subclass of pe_ray.plugins.{base.__name__}"
+        )
     return found
+
+
+def options_of(plugin: Any) -> Any:
+    """Return the options model of a loaded plugin; one without `Options` takes none."""
+    return getattr(plugin, "Options", Options)

@@ -115,7 +115,7 @@ def test_run_ledger_report_audit(
         ("metrics.audit=[{kind: x}]", "config: metrics.audit.0: kind: 'x' is not known"),
         ("votes={lookahead: 1, neighbors: 2, lookahead: 0}", "is not a YAML value"),
         ("output.path=PRIVATE/run", "output.path: lies in private.data"),
-        ("generator.kind=unheard", "stable_diffusion, switch, unet or module:Class"),
+        ("generator.kind=unheard", "stable_diffusion, unet or module:Class"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(

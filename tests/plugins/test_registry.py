@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -184,3 +184,31 @@ def test_seeds_differ_in_every_argument_and_streams_are_uniform() -> None:
     gauss = normals(streams[0], 200).ravel()
     assert abs(gauss.mean()) < 0.02
     assert gauss.std() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("plugin_type", get_args(plugins.PluginType))
+def test_a_package_names_plugins_of_every_type(
+    plugin_type: plugins.PluginType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, options = f"outside_{plugin_type}", "Options"
+    if plugin_type in ("generator", "embedder"):
+        options = f"{plugin_type.title()}Options"
+    (tmp_path / f"{module}.py").write_text(
+        f"from pe_ray import plugins\nclass Mine:\n    Options = plugins.{options}\n"
+    )
+    installed = tmp_path / f"{module}-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+    group = plugins.group_of(plugin_type)
+    (installed / "entry_points.txt").write_text(f"[{group}]\nmine = {module}:Mine\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = plugins.load(plugin_type, "mine")
+    assert found is plugins.load(plugin_type, f"{module}:Mine")
+    assert found.__module__ == module
+    with pytest.raises(InputError, match=rf"{plugin_type}\.kind"):
+        plugins.load(plugin_type, "yours")
+
+
+def test_the_group_is_the_plural_of_the_type() -> None:
+    assert plugins.group_of("generator") == "pe_ray.generators"
+    assert plugins.group_of("tuning_strategy") == "pe_ray.tuning_strategies"
