@@ -1,6 +1,6 @@
 """Public randomness: one 64-bit seed per row, so that a row's image depends on nothing else.
 
-Never used for privacy noise (see release/gaussian.py): anybody who knows the configuration can
+Never used for privacy noise (see release/mechanism.py): anybody who knows the configuration can
 recompute these numbers.
 """
 

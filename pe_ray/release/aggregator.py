@@ -15,15 +15,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pe_ray.errors import FaultError, InputError
 from pe_ray.private.sums import RawSums
 from pe_ray.private.votes import RawVotes
-from pe_ray.release.gaussian import discrete_gaussian
 from pe_ray.release.ledger import Ledger
+from pe_ray.release.mechanism import discrete_gaussian
 from pe_ray.values import LATTICE, MAX_SUMS, NoisyHistogram, NoisySums, Release
 
 
 class Aggregator:
     """Adds partitions up, charges the ledger, adds noise once, stores, and only then answers.
 
-    `entropy` is for TESTS ONLY (see release.gaussian).
+    `entropy` is for TESTS ONLY (see release.mechanism).
     """
 
     def __init__(self, ledger_path: Path, *, entropy: Callable[[int], bytes] = os.urandom) -> None:

@@ -19,7 +19,7 @@ from pe_ray.auditing.bounds import (
     tradeoff,
 )
 from pe_ray.release.accounting import epsilon_of
-from pe_ray.release.gaussian import discrete_gaussian
+from pe_ray.release.mechanism import discrete_gaussian
 from pe_ray.values import Release
 
 

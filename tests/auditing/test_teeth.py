@@ -24,8 +24,8 @@ from pe_ray.private.record_sources import joined
 from pe_ray.private.votes import RawVotes, bounded_votes, nearest_samples
 from pe_ray.release import aggregator, door
 from pe_ray.release.aggregator import Aggregator, _sum_votes
-from pe_ray.release.gaussian import discrete_gaussian
 from pe_ray.release.ledger import Ledger
+from pe_ray.release.mechanism import discrete_gaussian
 from pe_ray.runtime.run_directory import RunDirectory
 from pe_ray.values import NoisyHistogram, Release
 

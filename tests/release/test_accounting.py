@@ -1,4 +1,4 @@
-"""Epsilon against the closed form and against the definition."""
+"""Epsilon against the definition, exact arithmetic, reference figures and the closed form."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from pe_ray.errors import InputError
 from pe_ray.release.accounting import calibrate, epsilon_of, gaussian_epsilon
 from pe_ray.values import Budget, Release
 
+_BITS = 400
+
 
 def votes(sigma: float, iteration: int = 1, limit: int = 1) -> Release:
     return Release(
@@ -28,6 +30,10 @@ def votes(sigma: float, iteration: int = 1, limit: int = 1) -> Release:
 
 def run(sigma: float, iterations: int) -> list[Release]:
     return [votes(sigma, iteration) for iteration in range(iterations)]
+
+
+def sums(sigma: float, key: str = "sums") -> Release:
+    return Release(key=key, kind="sums", iteration=0, votes_per_unit=1, sigma=sigma)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +77,165 @@ def test_discrete_mechanism(sigma: float, iterations: int, epsilon: float) -> No
     assert epsilon_of(run(sigma, iterations), 1e-5) == pytest.approx(epsilon, rel=1e-7)
 
 
-def sums(sigma: float, key: str = "sums") -> Release:
-    return Release(key=key, kind="sums", iteration=0, votes_per_unit=1, sigma=sigma)
+def exact_epsilon(sigma: float, count: int, delta: float) -> float:
+    """Epsilon of equal releases by integer convolution of the noise, to 400 bits."""
+    with mpmath.workprec(2 * _BITS):
+        reach = int(14 * sigma) + 2
+        points = range(-reach, reach + 1)
+        weights = [mpmath.exp(-(mpmath.mpf(x) ** 2) / (2 * mpmath.mpf(sigma) ** 2)) for x in points]
+        total = mpmath.fsum(weights)
+        one = [int(mpmath.ldexp(weight / total, _BITS)) for weight in weights]
+        sums = one
+        for _ in range(count - 1):
+            sums = multiply(sums, one)
+        wanted, upper, lower = mpmath.mpf(delta), mpmath.mpf(0), mpmath.mpf(0)
+        for i in reversed(range(len(sums))):
+            loss = (2 * (i - count * reach) + count) / (2 * mpmath.mpf(sigma) ** 2)
+            if upper > wanted and mpmath.log((upper - wanted) / lower) >= loss:
+                break
+            mass = mpmath.ldexp(sums[i], -_BITS)
+            upper += mass
+            lower += mass * mpmath.exp(-loss)
+        return float(max(mpmath.log((upper - wanted) / lower), 0)) if upper > wanted else 0.0
+
+
+def multiply(left: list[int], right: list[int]) -> list[int]:
+    """Polynomial product by one product of long integers (Kronecker), divided by 2**_BITS."""
+    size = (2 * _BITS + 64) // 8
+    packed = [int.from_bytes(b"".join(v.to_bytes(size, "little") for v in p), "little")
+              for p in (left, right)]  # fmt: skip
+    count = len(left) + len(right) - 1
+    raw = (packed[0] * packed[1]).to_bytes(size * (count + 1), "little")
+    cells = [raw[i * size : (i + 1) * size] for i in range(count)]
+    return [int.from_bytes(cell, "little") >> _BITS for cell in cells]
+
+
+@pytest.mark.parametrize(
+    ("sigma", "count", "delta", "tolerance"),
+    [
+        (0.0361, 1, 1e-5, 1e-6),
+        (0.3, 1, 1e-5, 1e-6),
+        (0.43, 10, 1e-13, 1e-4),
+        (0.5, 10, 1e-3, 1e-6),
+        (1.0, 1, 0.3, 1e-6),
+        (1.0, 1, 0.9, 1e-6),
+        (1.0, 40, 1e-13, 2e-3),
+        (1.5, 20, 1e-28, 3e-2),
+        (1.92, 5, 1e-13, 1e-3),
+        (2.0, 10, 1e-5, 1e-6),
+        (2.0, 10, 0.5, 1e-6),
+        (2.0, 40, 1e-12, 2e-4),
+        (20.0, 10, 0.01, 1e-6),
+        (7.07, 1, 1e-5, 1e-6),
+        (7.07, 10, 1e-5, 1e-6),
+        (70.0, 3, 1e-5, 2e-5),
+    ],
+)
+def test_equal_releases_are_tight_and_never_below(
+    sigma: float, count: int, delta: float, tolerance: float
+) -> None:
+    exact = exact_epsilon(sigma, count, delta)
+    assert exact <= epsilon_of(run(sigma, count), delta) <= exact * (1 + tolerance) + 1e-12
+
+
+REFERENCE: list[tuple[list[tuple[float, int]], list[float], float, float]] = [
+    ([(7.07, 10)], [], 1e-5, 1.760072895),
+    ([(2.0, 10)], [], 1e-13, 12.484017699),
+    ([(0.0361, 1)], [], 1e-5, 383.668009736),
+    ([(10.0, 1000)], [], 1e-12, 26.719776411),
+    ([(0.7, 700)], [], 1e-5, 874.514377926),
+    ([(0.08, 7)], [], 1e-9, 546.874999999),
+    ([(63.9, 20)], [], 1e-5, 0.230940364),
+    ([(64.1, 20)], [], 1e-5, 0.230155553),
+    ([(7711.0, 20)], [], 1e-5, 0.001000019398),
+    ([(54500.0, 1000)], [], 1e-9, 0.002501441505),
+    ([(3.0, 2), (4.5, 1), (7.1, 3)], [], 1e-9, 3.382972288),
+    ([(0.4, 1), (0.7, 2)], [], 1e-5, 17.508773270),
+    ([(1.0, 1), (300.0, 5)], [], 1e-5, 4.430238056),
+    ([(0.05, 1), (1000.0, 1)], [], 1e-5, 200.003666212),
+    ([(10 + t / 7, 1) for t in range(12)], [], 1e-5, 1.224300229),
+    ([(10 + t / 7, 12) for t in range(12)], [], 1e-13, 8.517293031),
+    ([(2000.0 + t, 1) for t in range(40)], [], 1e-5, 0.007352883790),
+    ([(20.0, 48)], [8.0], 1.5e-6, 1.580896309),
+    ([(40.0, 2)], [3.0], 1e-12, 2.266288442),
+    ([(2.0, 2)], [1.0], 1e-5, 5.544830956),
+    ([(1.0, 1)], [0.25], 1e-5, 25.400668560),
+    ([(500.0, 240)], [100.0], 1e-5, 0.100124170),
+]
+"""(sigma, ones) of votes, sigmas of sums, delta and epsilon.
+
+The figures come from an earlier implementation: losses on their lattice, each distribution tilted
+exponentially before the FFT. Its error was below 1e-8 where all sigmas are equal and moderate, else
+below 3e-5."""
+
+
+@pytest.mark.parametrize(("ones", "of_sums", "delta", "epsilon"), REFERENCE)
+def test_reference_figures(
+    ones: list[tuple[float, int]], of_sums: list[float], delta: float, epsilon: float
+) -> None:
+    releases = [votes(sigma, t, limit) for t, (sigma, limit) in enumerate(ones)]
+    found = epsilon_of([*releases, *map(sums, of_sums)], delta)
+    exact = len(ones) == 1 and not of_sums and ones[0][0] < 64
+    close = 1e-4 if epsilon < 20 and delta > 1e-11 else 2e-3
+    assert epsilon * (1 - (1e-8 if exact else 3e-5)) <= found <= epsilon * (1 + close)
+
+
+@pytest.mark.parametrize("delta", [1e-9, 1e-5, 0.3])
+@pytest.mark.parametrize(
+    "ones",
+    [
+        [(3.0, 2), (4.5, 1), (7.1, 3)],
+        [(0.4, 1), (0.7, 2)],
+        [(40.0, 100)],
+        [(1.0, 1), (300.0, 5)],
+        [(10.0 + t / 7, 1) for t in range(12)],
+    ],
+)
+def test_the_estimate_is_above_the_optimistic_one(
+    ones: list[tuple[float, int]], delta: float
+) -> None:
+    found = epsilon_of([votes(sigma, limit=limit) for sigma, limit in ones], delta)
+    bounds = []
+    for pessimistic in (False, True):
+        composed = pld.identity(2e-4, pessimistic_estimate=pessimistic)
+        for sigma, count in ones:
+            one = pld.from_discrete_gaussian_mechanism(
+                sigma, value_discretization_interval=2e-4, pessimistic_estimate=pessimistic
+            )
+            composed = composed.compose(one.self_compose(count))
+        bounds.append(composed.get_epsilon_for_delta(delta))
+    assert bounds[0] * (1 - 1e-9) <= found <= bounds[1] * (1 + 1e-9) + 1e-12
+
+
+@pytest.mark.parametrize(
+    "ones",
+    [
+        [(7711.0, 20)],
+        [(54_500.0, 1000)],
+        [(1e6, 1000)],
+        [(2000.0 + t, 1) for t in range(40)],
+        [(1e3, 100_000)],
+    ],
+)
+def test_wide_noise_approaches_the_closed_form_from_above(ones: list[tuple[float, int]]) -> None:
+    mu = math.sqrt(sum(count / sigma**2 for sigma, count in ones))
+    found = epsilon_of([votes(sigma, limit=count) for sigma, count in ones], 1e-5)
+    closed = gaussian_epsilon(mu, 1e-5)
+    # Wide noise differs from the continuous by about 1 / (24 sigma^2) only.
+    assert closed <= found <= closed * (1 + 1e-5)
+
+
+def test_sigmas_that_hardly_differ_cost_what_equal_ones_do() -> None:
+    whole = epsilon_of(run(5.0, 8), 1e-5)
+    apart = epsilon_of([votes(5.0 * (1 + i * 1e-12)) for i in range(8)], 1e-5)
+    assert whole <= apart * (1 + 1e-11) <= whole * (1 + 1e-4)
+
+
+def test_scales_far_apart() -> None:
+    # The wide one adds nothing to speak of; the narrow one has a loss of exactly 1/(2 sigma^2).
+    assert 200 <= epsilon_of([votes(0.05), votes(1000.0)], 1e-5) <= 200 * (1 + 2e-3)
+    one = epsilon_of([votes(1.0)], 1e-5)
+    assert one <= epsilon_of([votes(1.0), votes(1e6)], 1e-5) <= one * (1 + 1e-4)
 
 
 @pytest.mark.parametrize("sigma", [0.25, 1.0, 4.14, 300.0])
@@ -102,7 +265,7 @@ def test_votes_and_sums_compose(sigmas: tuple[float, ...], delta: float) -> None
                 )
             )
         bounds.append(composed.get_epsilon_for_delta(delta))
-    assert bounds[0] * (1 - 1e-9) <= found <= bounds[1] * (1 + 1e-9) + 2e-7
+    assert bounds[0] * (1 - 1e-9) <= found <= bounds[1] * (1 + 3e-5) + 2e-7
 
 
 def test_sums_are_calibrated_with_the_votes() -> None:
@@ -110,7 +273,7 @@ def test_sums_are_calibrated_with_the_votes() -> None:
     *rest, last = calibrate([*run(1.0, 4), sums(0.5)], budget)
     assert 0.999 < epsilon_of([*rest, last], 1e-5) <= 1.0
     assert rest[0].sigma == pytest.approx(2 * last.sigma, rel=1e-5)
-    with pytest.raises(InputError, match="outside"):
+    with pytest.raises(InputError, match=r"privacy\.epsilon"):
         calibrate([sums(1.0)], Budget(epsilon=300.0, delta=1e-5, unit="record"))
     assert epsilon_of([votes(5.0), sums(0.0)], 1e-5) == math.inf
 
@@ -172,7 +335,7 @@ def test_no_noise_at_infinite_epsilon() -> None:
 @settings(max_examples=25, deadline=None)
 @given(
     log_epsilon=st.floats(-3, 3),
-    log_delta=st.floats(-25, -0.0001),
+    log_delta=st.floats(-12.999, -0.0001),
     iterations=st.sampled_from([1, 2, 9, 100, 1000]),
     limit=st.sampled_from([1, 8]),
 )
@@ -227,11 +390,11 @@ def test_impossible_budgets_are_named() -> None:
         (0.0, 1e-5, "privacy.epsilon"),
         (1.0, 0.0, "privacy.delta"),
         (1.0, 1.0, "privacy.delta"),
-        (1.0, 1e-60, "too small"),
-        (1e5, 1e-5, "outside"),
+        (1.0, 9e-14, "privacy.delta"),
+        (1e5, 1e-5, "privacy.epsilon"),
     ]:
         with pytest.raises(InputError, match=match):
             calibrate(run(1.0, 2), Budget(epsilon=epsilon, delta=delta, unit="record"))
-    with pytest.raises(InputError, match="relative sigma"):
+    with pytest.raises(InputError, match=r"schedule\.noise"):
         calibrate(run(0.0, 2), Budget(epsilon=1.0, delta=1e-5, unit="record"))
     assert epsilon_of(run(5.0, 2), 1e-60) == math.inf

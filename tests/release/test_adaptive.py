@@ -8,8 +8,8 @@ from dataclasses import replace
 import mpmath
 import pytest
 
-from pe_ray.release.accounting import epsilon_of
-from pe_ray.release.adaptive import adaptive_epsilon, budget_mu, gaussian_dp, mu_of, with_mu
+from pe_ray.release.accounting import epsilon_of, gaussian_dp
+from pe_ray.release.adaptive import adaptive_epsilon, budget_mu, mu_of, with_mu
 from pe_ray.values import Release
 
 VOTE = Release(key="v", kind="votes", iteration=1, votes_per_unit=1, sigma=1.0)

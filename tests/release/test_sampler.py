@@ -2,8 +2,8 @@
 
 SHARE is the chance with which one look at a right sampler fails; LOOKS of them make
 CHANCE = 1e-7 for the whole file: in a million CI runs 0.1 chance failures are to be expected.
-tests/release/test_gaussian.py has the structure: tables bit by bit, and ties settled by an injected
-source; here are what ties do to frequencies, and the frequencies themselves.
+tests/release/test_mechanism.py has the structure: tables bit by bit, and ties settled by an
+injected source. Here are what ties do to frequencies, and the frequencies themselves.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import binom, chi2
 
-from pe_ray.release import gaussian
-from pe_ray.release.gaussian import _table, discrete_gaussian
+from pe_ray.release import mechanism
+from pe_ray.release.mechanism import _table, discrete_gaussian
 
 SIGMAS = (0.3, 0.5, 1.0, 2.5, 7.07, 40.0, 300.0, 1000.0, 1100.0, 3000.0, 10_000.0)
 DRAWS = 400_000
@@ -125,7 +125,7 @@ def test_wide_blocks_are_shaped_by_acceptance(
     """With the table's real fineness acceptance rejects 1 in 1,000, too few to be seen in counts:
     so here a row of the table stands for 16 integers or more.
     """
-    monkeypatch.setattr(gaussian, "_TABLE_SIGMA", 2.0)
+    monkeypatch.setattr(mechanism, "_TABLE_SIGMA", 2.0)
     _table.cache_clear()
     try:
         assert _table(sigma).block >= 16
@@ -183,7 +183,7 @@ def test_open_acceptances_fall_as_the_further_bits_say() -> None:
     def entropy(size: int) -> bytes:
         return script.pop(0) if script else os.urandom(size)
 
-    drawn = gaussian._draw(table, tries, entropy)
+    drawn = mechanism._draw(table, tries, entropy)
     hits = len(drawn)
     assert set(drawn.tolist()) <= {row * table.block + offset}
     tails = binom.sf(hits - 1, tries, share), binom.cdf(hits, tries, share)

@@ -13,7 +13,7 @@ import pytest
 from scipy.stats import chi2
 
 from pe_ray.errors import InputError
-from pe_ray.release.gaussian import MAX_SIGMA, MIN_SIGMA, _table, discrete_gaussian
+from pe_ray.release.mechanism import MAX_SIGMA, MIN_SIGMA, _table, discrete_gaussian
 
 
 def exact_table(sigma: float, block: int, rows: int, bits: int) -> list[mpmath.mpf]:
