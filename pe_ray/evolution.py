@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator
 
 from pe_ray.config import Config
+from pe_ray.config.extras import require_extras
 from pe_ray.files.storage import Location, delete_tree
 from pe_ray.planning import label_fractions, plan, planned_releases, require_affordable
 from pe_ray.release.door import Door
@@ -44,6 +45,7 @@ def evolve(config: Config) -> Location:
     or removing one unit: it is post-processing of the releases in its ledger. Raises InputError
     before anything is spent when something given can't be used.
     """
+    require_extras(config)
     releases = planned_releases(config)
     check_reference(config)
     with claimed(config) as run, connected(config.resources, config.private.node_label):

@@ -9,6 +9,7 @@ import numpy as np
 
 from pe_ray.config import Config
 from pe_ray.config.blocks import ResourcesConfig
+from pe_ray.config.extras import require_extras
 from pe_ray.config.run_config import lies_in
 from pe_ray.errors import InputError
 from pe_ray.files.parts import part_ranges
@@ -52,6 +53,7 @@ def expand(
     if num_samples is not None and num_samples < 1:
         raise InputError("--num-samples: must be at least 1")
     run, config = opened(run_path)
+    require_extras(config)
     config = config.model_copy(update={"resources": resources or ResourcesConfig()})
     iteration = config.schedule.iterations
     layout = layout_of(run.population(iteration))

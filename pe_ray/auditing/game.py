@@ -35,6 +35,7 @@ from pe_ray.auditing.canaries import (
     placed,
 )
 from pe_ray.config import Config
+from pe_ray.config.extras import require_extras
 from pe_ray.errors import InputError
 from pe_ray.files.parts import parts_of
 from pe_ray.files.storage import delete_tree, given, names, require_writable
@@ -117,6 +118,7 @@ def play(config: Config, output: Path, *, most: int | None = None, restarts: int
     Raises InputError where output.path of `config` holds a run: an attack must never touch the
     ledger of real data, nor be mistaken for its run.
     """
+    require_extras(config)
     attacked = _attacked(config, output)
     require_writable(output, "--output")
     run = on_disk(output / "run")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -292,6 +292,8 @@ class TeacherConfig(Block):
     """One more release after the last vote, with which final images get the labels that the
     private records give images like them (synthetic/teacher.py). Needs torch, no GPU.
     """
+
+    modules: ClassVar[tuple[str, ...]] = ("torch",)
 
     share: float = Field(default=0.5, ge=1e-6, lt=1)
     """Share of sum(1/sigma^2) that this release gets; the votes get the rest."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -13,6 +14,9 @@ class Options(BaseModel):
     """Base of a plugin's options: frozen, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    modules: ClassVar[tuple[str, ...]] = ()
+    """Optional dependencies that the plugin imports; a run is refused without them."""
 
 
 class GeneratorOptions(Options):

@@ -152,6 +152,11 @@ class TuningConfig(Block):
     what the search left over; 0: the best trial's population is the result."""
     repetitions: RepetitionsConfig = RepetitionsConfig()
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Optional dependencies of the search (see pe_ray.config.extras)."""
+        return ("optuna",) if self.search == "optuna" else ()
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         strategy, objective = self.strategy, self.objective.kind

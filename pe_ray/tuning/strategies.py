@@ -19,6 +19,7 @@ import yaml
 
 from pe_ray.config import Config
 from pe_ray.config.blocks import PrivateConfig, ResourcesConfig
+from pe_ray.config.extras import require_extras
 from pe_ray.config.yaml_tree import differences
 from pe_ray.errors import InputError
 from pe_ray.evolution import iterations
@@ -82,6 +83,8 @@ def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
     no release; those that tell most are gone when it returns.
     """
     check(search)
+    require_extras(search.config)
+    require_extras(search.tuning, "tuning")
     require_affordable(plan(search.config))  # the final run; trials come on top
     concurrent = max_concurrent or search.tuning.max_concurrent
     run, output = on_disk(search.config.output.path), Path(search.config.output.path).resolve()

@@ -110,6 +110,8 @@ def _own_labels(features: NDArray[np.float64], labels: NDArray[np.int32]) -> NDA
 class LabelFeaturesOptions(plugins.EmbedderOptions):
     """Options of `label_features`."""
 
+    modules: ClassVar[tuple[str, ...]] = ("torch",)
+
     features: int = Field(default=64, ge=2, le=512)
     """Numbers per image."""
     num_images: int = Field(default=60_000, ge=100, le=1_000_000)

@@ -84,6 +84,8 @@ def _exact() -> Iterator[None]:
 class InceptionOptions(EmbedderOptions):
     """Options of Inception."""
 
+    modules: ClassVar[tuple[str, ...]] = ("torch", "cleanfid")
+
     weights: str | None = None
     """Path of inception-2015-12-05.pt; default: downloaded once to ~/.cache/pe_ray/weights. The
     file is a TorchScript archive, which is a program: use one whose source you trust."""
@@ -166,6 +168,8 @@ def _clean_resize(image: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 class CheckpointOptions(EmbedderOptions):
     """Options of the embedders that transformers loads."""
+
+    modules: ClassVar[tuple[str, ...]] = ("torch", "transformers")
 
     checkpoint: str
     """Folder, or id on the Hugging Face hub. Weights are read from safetensors only; code that

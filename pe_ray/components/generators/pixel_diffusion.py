@@ -35,6 +35,8 @@ _IMAGENET_CLASSES = 1000  # improved diffusion has no other class-conditional mo
 class DiffusionOptions(GeneratorOptions):
     """What the options of both generators share."""
 
+    modules: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "safetensors")
+
     precision: Precision = "fp32"
     """Of weights and activations; the sampler's own arithmetic is in float32 whatever it is."""
     compile: bool = False

@@ -60,6 +60,8 @@ class VarySettings(RandomSettings):
 class StableDiffusionOptions(GeneratorOptions):
     """Options of StableDiffusion."""
 
+    modules: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers")
+
     checkpoint: str
     """Folder in diffusers' format (the same on every machine), or the id of one on the Hugging
     Face hub, downloaded into its cache on first use. Weights are read from safetensors only and no

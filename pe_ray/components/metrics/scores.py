@@ -180,6 +180,8 @@ class ClassifierAccuracy:
 class ConvnetOptions(plugins.Options):
     """Options of `cnn`."""
 
+    modules: ClassVar[tuple[str, ...]] = ("torch",)
+
     epochs: int = Field(default=2, ge=1)
     """Passes over the synthetic set: 2 do for 60,000 images, a few thousand need more."""
     seed: int = Field(default=0, ge=0, lt=2**63)
