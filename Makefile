@@ -42,7 +42,7 @@ lint: install
 # The page of all keys from the configuration's models, then the site; a broken link is an error.
 docs: install
 	$(BIN)/python -m docs.generate
-	$(BIN)/mkdocs build --quiet --strict
+	$(BIN)/zensical build --strict --clean
 
 wheel: $(BASE)
 	rm -rf build dist
