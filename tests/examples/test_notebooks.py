@@ -1,0 +1,25 @@
+"""The notebooks run from their first cell to their last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.ipynb")))
+def test_a_notebook_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
+    notebook = nbformat.read(EXAMPLES / name, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs for cell in cells), "clear the outputs before you commit"
+    resources = {"metadata": {"path": str(EXAMPLES)}}
+    NotebookClient(notebook, timeout=300, resources=resources).execute()
+    printed = "".join(output.get("text", "") for cell in cells for output in cell.outputs)
+    assert "2000 images" in printed
+    assert "budget      epsilon 1" in printed
+    assert printed.count("committed") == 3
