@@ -180,9 +180,10 @@ def gaussian_mu(epsilon: float, delta: float) -> float:
 
 
 def kept_back(release: Release) -> float:
-    """Return the delta that a release costs whatever its noise: what the sampler can't draw.
+    """Return the delta that a release costs whatever its noise.
 
-    For sums this includes noise beyond 14 standard deviations.
+    Outcomes that the sampler can't draw for both neighbours count as infinite losses. So does noise
+    of sums beyond 14 standard deviations.
     """
     return 2.0**-100 if release.kind == "sums" else release.votes_per_unit * 2.0**-120
 

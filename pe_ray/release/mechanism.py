@@ -1,4 +1,4 @@
-"""The mechanism: exact discrete Gaussian noise from the operating system's entropy."""
+"""Draw exact discrete Gaussian noise from the operating system's entropy."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from pe_ray.errors import InputError
 
 MIN_SIGMA = 0.01
-"""Below this a lone count has an epsilon over 5,000: no noise (sigma 0) says so honestly."""
+"""Below this a single count has an epsilon over 5,000, which is no protection."""
 MAX_SIGMA = 2.0**40
 _TABLE_SIGMA = 2.0**10
-"""Beyond this sigma a table row stands for a block of integers, so that it fits the cache."""
+"""Above this sigma a table row stands for a block of integers, so that the table fits the cache."""
 _TAIL_BITS = 128
 _RELATIVE_BITS = 64
 _GUARD_BITS = 96
@@ -30,21 +30,20 @@ _CHUNK = 2**20
 def discrete_gaussian(
     sigma: float, size: int, *, entropy: Callable[[int], bytes] = os.urandom
 ) -> NDArray[np.int64]:
-    """`size` independent draws of the discrete Gaussian N_Z(0, sigma^2), int64 [size].
+    """Draw `size` independent values of the discrete Gaussian N_Z(0, sigma^2), int64 [size].
 
     P(x) is proportional to exp(-x^2 / (2 sigma^2)) on the integers (Canonne, Kamath, Steinke
     2020, Definition 1). A uniform integer of 256 bits or more inverts a table of the distribution
-    function; only its first 64 bits are drawn and compared unless they tie with the table. Above
-    sigma = 1024 a row of the table stands for a block of magnitudes, of which one is drawn
-    uniformly and accepted with the exact ratio of the weights.
+    function. Its first 64 bits decide unless they tie with the table; only then the rest is drawn.
+    Above sigma = 1024 a row of the table stands for a block of magnitudes. One of them is drawn
+    uniformly and accepted with the exact ratio of the weights. sigma = 0 gives zeros: no noise and
+    no privacy.
 
     `entropy` is for TESTS ONLY: noise from anything but the system's entropy protects nobody.
 
-    Guarantee: the magnitudes that no draw can have carry a mass below 2**-128, and every other
-    value has its probability to a relative 2**-60. So a draw is within 2**-60 in total variation,
-    and, what accounting needs, each finite privacy loss is within 2**-59 of the ideal one, while
-    infinite losses have a mass below 2**-127. That holds for tiny sigma too, where 128 bits could
-    not tell a loss of 383 from an infinite one. sigma = 0 gives zeros: no noise and no privacy.
+    Guarantee: the magnitudes that can't be drawn have a mass below 2**-128. Every other value has
+    its probability to a relative 2**-60, for tiny sigma too. So each finite privacy loss is within
+    2**-59 of the ideal one, and infinite losses have a mass below 2**-127.
     """
     if sigma == 0:
         return np.zeros(size, dtype=np.int64)
@@ -65,10 +64,10 @@ def discrete_gaussian(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Table:
-    """Distribution of the block b = |x| // block, weight exp(-(b block)^2 / (2 sigma^2)).
+    """Distribution of the block b = |x| // block, with weight exp(-(b block)^2 / (2 sigma^2)).
 
-    cumulative: P(block <= b) times 2**bits, exact to a unit; high: its first 64 bits, without the
-    last (which is 2**64).
+    cumulative: P(block <= b) times 2**bits, exact to one unit.
+    high: the first 64 bits of each, without the last one (which is 2**64).
     """
 
     sigma: float
@@ -80,12 +79,12 @@ class _Table:
 
 @lru_cache(maxsize=8)
 def _table(sigma: float) -> _Table:
-    """Weights by the recurrence w <- w r, r <- r q, q = exp(-1/s^2), in fixed point.
+    """Build the table by the recurrence w <- w r, r <- r q, q = exp(-1/s^2), in fixed point.
 
-    The last row is the first whose weight is below 2**-129: what lies beyond it, and the row
-    itself, whose outer neighbour is missing, carry less than that. Bits are kept for its
-    probability to have a relative error of 2**-64. With blocks of one integer, row 0 counts once
-    and the others twice (both signs); with longer ones x = -0 is rejected instead.
+    The last row is the first whose weight is below 2**-129. That row, whose outer neighbour is
+    missing, and all beyond it have less mass than that. There are enough bits for a relative error
+    of 2**-64 of its probability. With blocks of one integer, row 0 counts once and the others twice
+    (both signs). With longer blocks x = -0 is rejected instead.
     """
     block = 1 << max(0, math.ceil(math.log2(sigma / _TABLE_SIGMA)))
     scale = sigma / block  # exact: block is a power of two
@@ -109,7 +108,7 @@ def _table(sigma: float) -> _Table:
 
 
 def _draw(table: _Table, size: int, entropy: Callable[[int], bytes]) -> NDArray[np.int64]:
-    """At most `size` draws, in order; fewer where some were rejected."""
+    """Return at most `size` draws, in order; fewer where some were rejected."""
     words = np.frombuffer(entropy(8 * size), dtype="<u8")
     rows = np.searchsorted(table.high, words, side="right")
     tied = (rows > 0) & (table.high[np.maximum(rows, 1) - 1] == words)
@@ -135,10 +134,10 @@ def _accept(
     offsets: NDArray[np.int64],
     entropy: Callable[[int], bytes],
 ) -> NDArray[np.bool_]:
-    """True with probability exp(-(x^2 - y^2) / (2 sigma^2)), y the block's first integer.
+    """Return True with probability exp(-(x^2 - y^2) / (2 sigma^2)), y the block's first integer.
 
-    64 bits are compared with the probability in float64, which is right to 2**-50; where that
-    leaves it open, 192 more bits with the probability itself.
+    64 random bits are compared with the probability in float64, which is right to 2**-50. Where
+    they are too close to decide, 192 more bits are compared with the exact probability.
     """
     words = np.frombuffer(entropy(8 * len(rows)), dtype="<u8")
     starts, steps = rows.astype(np.float64) * table.block, offsets.astype(np.float64)
