@@ -212,8 +212,6 @@ class ScheduleConfig(Block):
     noise: Literal["constant"] | float | tuple[float, ...] = "constant"
     """sigma of the last release over that of the first (geometric between; below 1 spends late),
     or one relative sigma per iteration."""
-    expand_degree: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    """Variation degree of `expand`; default: the last iteration's."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of the public randomness (never of the privacy noise)."""
 
@@ -254,11 +252,6 @@ class ScheduleConfig(Block):
         return (self.degrees,) * self.iterations
 
     @property
-    def expansion_degree(self) -> float:
-        """Degree of the expansion's variations."""
-        return self.degree_list[-1] if self.expand_degree is None else self.expand_degree
-
-    @property
     def relative_sigmas(self) -> tuple[float, ...]:
         """sigma_t up to a common factor."""
         if isinstance(self.noise, tuple):
@@ -271,8 +264,10 @@ class ScheduleConfig(Block):
 
 
 class PrivacyConfig(Block):
-    """The guarantee. No field but `label_count_share` has a default."""
+    """The guarantee. No field has a default."""
 
+    label_count_share: ClassVar[float] = 0.05
+    """With `label_fractions: dp`, share of sum(1/sigma^2) that the label counts get."""
     epsilon: float = Field(gt=0)
     """Of the whole run; .inf adds no noise and protects nobody."""
     delta: float = Field(gt=0, lt=1)
@@ -280,8 +275,6 @@ class PrivacyConfig(Block):
     """What is added or removed between neighbouring data sets: one record, or all of a user's."""
     label_fractions: Literal["uniform", "dp"] | tuple[float, ...]
     """Share of each label in the population: uniform, given here (public), or released (dp)."""
-    label_count_share: float = Field(default=0.05, ge=1e-6, lt=1)
-    """`label_fractions: dp` only: share of sum(1/sigma^2) that the label counts get."""
 
     @property
     def budget(self) -> Budget:

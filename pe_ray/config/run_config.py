@@ -155,7 +155,7 @@ class Config(Block):
         used = [*enumerate(self.schedule.degree_list, start=1)]
         if self.selection.initial_variation_fold:
             used.insert(0, (0, self.schedule.degree_list[0]))
-        for iteration, degree in (*used, (last, self.schedule.expansion_degree)):
+        for iteration, degree in used:
             self.generator_at(iteration).options.check_degree(degree)
         for iteration in range(last + 1):
             shown = self.generator_at(iteration).options.shown_data
@@ -177,7 +177,8 @@ class Config(Block):
             raise ValueError("teacher.features: too many for so many labels; lower it")
         label_counts = self.privacy.label_fractions == "dp"
         if label_counts and teacher.share + self.privacy.label_count_share >= 1:
-            raise ValueError("teacher.share: with privacy.label_count_share must be below 1")
+            most = 1 - self.privacy.label_count_share
+            raise ValueError(f"teacher.share: must be below {most:g} with label_fractions: dp")
 
     def _check_embedder(self) -> None:
         if not self.embedder.options.learnt:

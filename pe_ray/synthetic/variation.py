@@ -273,7 +273,7 @@ class FinalWorker(PartWorker):
                 self._generator = BatchedGenerator(self._plugin, names, batch_size)
             purpose: Purpose = "expansion"
             seeds = row_seeds(config.schedule.seed, purpose, config.schedule.iterations, ids)
-            rows = self._generator.vary(rows, config.schedule.expansion_degree, seeds)
+            rows = self._generator.vary(rows, config.schedule.degree_list[-1], seeds)
         labels = rows["label"]
         if self._teacher is not None:
             labels = self._teacher.labels(rows["image"])

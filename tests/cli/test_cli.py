@@ -105,7 +105,7 @@ def test_run_ledger_report_audit(
         ("metrics.public={data: /nowhere, metrics: []}", "metrics.public.metrics"),
         ("votes.neighbors=1000000000", "votes.neighbors: more than the samples voted on"),
         ("votes.lookahead=1000000000", "votes.lookahead"),
-        ("schedule.expand_degree=-1", "schedule.expand_degree"),
+        ("schedule.degrees=-1", "schedule.degrees"),
         ("resources.gpus_per_worker=64", "resources: no machine has the 1 CPUs and 64 GPUs"),
         ("resources.cpus_per_worker=4096", "resources: no machine has the 4096 CPUs"),
         ("selection.threshold=.nan", "selection.threshold"),

@@ -106,7 +106,7 @@ def test_features_of_another_version_are_refused(tmp_path: Path) -> None:
     [
         ({"private": {"data": "x", "labels": ["a"]}}, "at least two"),
         ({"teacher": {"features": 1024}, "labels": 600}, "features: too many"),
-        ({"teacher": {"share": 0.96}, "fractions": "dp"}, "label_count_share must be below 1"),
+        ({"teacher": {"share": 0.96}, "fractions": "dp"}, "share: must be below 0.95"),
         ({"teacher": {"share": 1.0}}, r"teacher\.share"),
     ],
 )

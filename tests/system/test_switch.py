@@ -88,7 +88,7 @@ def test_rendered_text_then_a_diffusion_model(
             },
         ),
     )
-    tree["schedule"] |= {"num_samples": 20, "expand_degree": 0.25}
+    tree["schedule"] |= {"num_samples": 20, "degrees": [0.5, 0.25]}
     tree["votes"] = {"lookahead": 1, "reuse_lookahead": True}
     run = evolve(Config.from_dict(tree))
     columns = [

@@ -28,20 +28,10 @@ class PixelsOptions(EmbedderOptions):
     grows, each axis on its own."""
     blur: float = Field(default=0.0, ge=0, le=100)
     """Standard deviation of a Gaussian blur after resizing, in pixels of the resized image."""
-    center: bool = False
-    """Subtract the image's mean."""
     normalize: bool = True
     """Scale to L2 norm 1; an all-zero image stays the zero vector."""
-    projection: int | None = Field(default=None, ge=1)
-    """Project to this many dimensions by a random Gaussian matrix of variance 1/projection."""
-    projection_seed: int = Field(default=0, ge=0)
-    """Of the projection; public."""
-    metric: DistanceMetric = "l2"
-    """Only for `nearest_image`: records vote by `votes.metric`."""
 
     def dim(self, shape: ImageShape) -> int:
-        if self.projection is not None:
-            return self.projection
         return self.size**2 * (1 if self.grey else shape.channels)
 
 
@@ -54,13 +44,10 @@ class Pixels:
     """
 
     Options: ClassVar[type[EmbedderOptions]] = PixelsOptions
+    metric: DistanceMetric = "l2"
 
     def __init__(self, options: PixelsOptions) -> None:
         self._options = options
-
-    @property
-    def metric(self) -> DistanceMetric:
-        return self._options.metric
 
     def embed(self, images: Images) -> Floats:
         """Embeddings, float32 [n, dim]."""
@@ -82,20 +69,10 @@ class Pixels:
         horizontal = _operator(planes.shape[3], options.size, options.blur)
         resized = np.asarray(vertical @ planes @ horizontal.T, dtype=np.float32)
         vectors: Floats = resized.reshape(len(images), -1)
-        if options.center:
-            vectors -= _dot(vectors, np.ones_like(vectors)) / np.float32(vectors.shape[1])
         if options.normalize:
-            norms = np.sqrt(_dot(vectors, vectors))
+            norms = np.sqrt(vectors[:, None, :] @ vectors[:, :, None])[:, 0]
             vectors /= np.where(norms > 0, norms, np.float32(1))
-        if options.projection is not None:
-            matrix = _projection(vectors.shape[1], options.projection, options.projection_seed)
-            vectors = (vectors[:, None, :] @ matrix)[:, 0]
         return vectors
-
-
-def _dot(left: Floats, right: Floats) -> Floats:
-    """Row-wise dot products, [n, 1]."""
-    return np.asarray(left[:, None, :] @ right[:, :, None], dtype=np.float32)[:, 0]
 
 
 @lru_cache(maxsize=64)
@@ -122,10 +99,3 @@ def _linear(num_in: int, num_out: int) -> NDArray[np.float64]:
     """Linear interpolation between pixel centres, constant beyond the outermost."""
     at = np.clip((np.arange(num_out) + 0.5) * (num_in / num_out) - 0.5, 0, num_in - 1)
     return np.asarray(np.maximum(0.0, 1.0 - np.abs(at[:, None] - np.arange(num_in))))
-
-
-@lru_cache(maxsize=4)
-def _projection(num_in: int, num_out: int, seed: int) -> Floats:
-    """Gaussian matrix [num_in, num_out] (Johnson and Lindenstrauss 1984)."""
-    matrix = np.random.default_rng(seed).standard_normal((num_in, num_out))
-    return np.asarray(matrix / np.sqrt(num_out), dtype=np.float32)

@@ -39,9 +39,7 @@ def load_pipeline(
     checkpoint: Checkpoint,
     task: Literal["text_to_image", "image_to_image"],
     *,
-    local_files_only: bool,
     precision: Precision,
-    safety_checker: bool,
     compiled: bool,
 ) -> Any:
     """A diffusers pipeline on this process's GPU, or on the CPU where it has none.
@@ -56,26 +54,22 @@ def load_pipeline(
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    index = _index(checkpoint, local_files_only)
-    has_checker = _check(checkpoint, index, safety_checker)
+    index = _index(checkpoint)
+    has_checker = _check(checkpoint, index)
     without: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
     auto = {
         "text_to_image": diffusers.AutoPipelineForText2Image,
         "image_to_image": diffusers.AutoPipelineForImage2Image,
     }[task]
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    given = {
-        "revision": checkpoint.revision,
-        "local_files_only": local_files_only,
-        "use_safetensors": True,
-    }
+    given = {"revision": checkpoint.revision, "use_safetensors": True}
     try:
         pipeline = auto.from_pretrained(
             checkpoint.name,
             trust_remote_code=False,
             torch_dtype=dtypes[precision],
             **given,
-            **(without if has_checker and not safety_checker else {}),
+            **(without if has_checker else {}),
             **_networks(checkpoint, index, dtypes[precision], given),
         )
     except InputError:
@@ -149,8 +143,8 @@ def _quiet(pipeline: Any) -> Any:
     return pipeline
 
 
-def _check(checkpoint: Checkpoint, index: dict[str, Any], safety_checker: bool) -> bool:
-    """Refuse what can't run as it should; returns whether there is a safety checker."""
+def _check(checkpoint: Checkpoint, index: dict[str, Any]) -> bool:
+    """Refuse what can't run as it should; return whether there is a safety checker."""
     family = index.get("_class_name")
     if not isinstance(family, str) or family not in _PIPELINES:
         raise checkpoint.wrong(f"is a {family}; give a Stable Diffusion 1, 2 or XL checkpoint")
@@ -159,11 +153,7 @@ def _check(checkpoint: Checkpoint, index: dict[str, Any], safety_checker: bool) 
     pairs = all(len(value) == 2 for value in parts.values())
     if not pairs or not all(isinstance(word, str) for value in parts.values() for word in value):
         raise checkpoint.wrong(f"has a damaged {_INDEX}; copy it again")
-    has_checker = "safety_checker" in parts
-    if safety_checker and not has_checker:
-        raise InputError(f"generator.safety_checker: {checkpoint.name} has none; set it to false")
-    if not safety_checker:
-        parts.pop("safety_checker", None)
+    has_checker = parts.pop("safety_checker", None) is not None
     folder = Path(checkpoint.name)
     missing = [name for name in sorted(parts) if folder.is_dir() and not (folder / name).is_dir()]
     if missing:
@@ -183,11 +173,11 @@ def _check(checkpoint: Checkpoint, index: dict[str, Any], safety_checker: bool) 
     return has_checker
 
 
-def _index(checkpoint: Checkpoint, local_files_only: bool) -> dict[str, Any]:
+def _index(checkpoint: Checkpoint) -> dict[str, Any]:
     """A checkpoint's model_index.json: which pipeline it is and of what parts."""
     file = Path(checkpoint.name) / _INDEX
     if not Path(checkpoint.name).is_dir():
-        file = _index_from_hub(checkpoint, local_files_only)
+        file = _index_from_hub(checkpoint)
     elif not file.is_file():
         raise checkpoint.wrong(f"has no {_INDEX}; give the folder of a diffusers pipeline")
     try:
@@ -196,7 +186,7 @@ def _index(checkpoint: Checkpoint, local_files_only: bool) -> dict[str, Any]:
         raise checkpoint.wrong(f"has a damaged {_INDEX}; copy it again") from error
 
 
-def _index_from_hub(checkpoint: Checkpoint, local_files_only: bool) -> Path:
+def _index_from_hub(checkpoint: Checkpoint) -> Path:
     """Where model_index.json lies in this machine's cache, downloaded if need be."""
     from huggingface_hub import errors, hf_hub_download
 
@@ -205,7 +195,7 @@ def _index_from_hub(checkpoint: Checkpoint, local_files_only: bool) -> Path:
         raise wrong("is neither a folder on this machine nor a hub id (owner/name)")
     local = "or give the folder of a local copy"
     try:
-        found = hf_hub_download(name, _INDEX, revision=revision, local_files_only=local_files_only)
+        found = hf_hub_download(name, _INDEX, revision=revision)
     except errors.GatedRepoError as error:
         raise wrong(
             f"asks for its licence to be accepted: do so at https://huggingface.co/{name}, then "
@@ -218,10 +208,9 @@ def _index_from_hub(checkpoint: Checkpoint, local_files_only: bool) -> Path:
             f"is not shown by the hub; mend the name, `hf auth login` if it is private, {local}"
         ) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        asked = "the hub was not asked" if local_files_only else "the hub can't be reached"
         raise wrong(
-            f"is not in this machine's cache and {asked}; run `hf download {name}` where there is "
-            f"a network, {local}"
+            "is not in this machine's cache and the hub can't be reached; run "
+            f"`hf download {name}` where there is a network, {local}"
         ) from error
     except errors.EntryNotFoundError as error:
         raise wrong(f"has no {_INDEX}; give a model in diffusers' format") from error

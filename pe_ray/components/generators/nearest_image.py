@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from pe_ray import plugins
 from pe_ray.components.generators.cached_images import CachedImages, entry
@@ -46,16 +46,9 @@ class NearestImageOptions(GeneratorOptions):
     """Which public images stand for a label: those whose class has the label's name (match), all
     (random), or label -> names of public classes. Variations stay among them."""
     embedder: FixedEmbedderPlugin = Field(default_factory=_pixels)
-    """In whose space images are near; its metric l2 or cosine."""
+    """In whose space images are near; one that is meant for l2 or cosine."""
     cache: str | None = None
     """Folder for decoded images and neighbours; default: pe_ray/public in the user's cache."""
-
-    @field_validator("embedder")
-    @classmethod
-    def _a_distance(cls, embedder: Plugin) -> Plugin:
-        if getattr(embedder.options, "metric", "l2") == "inner_product":
-            raise ValueError("metric: inner_product is no distance; use l2 or cosine")
-        return embedder
 
     @property
     def image_shape(self) -> ImageShape:

@@ -29,14 +29,6 @@ class RandomSettings(Options):
     """Classifier-free guidance scale; at most 1 is none (turbo models: 0)."""
     steps: int = Field(default=50, ge=1, le=1000)
     """Denoising steps from pure noise."""
-    negative_prompt: str | None = None
-    """What images should not show; needs guidance above 1."""
-
-    @model_validator(mode="after")
-    def _negative(self) -> Self:
-        if self.negative_prompt and self.guidance <= 1:
-            raise ValueError("negative_prompt: has no effect with guidance at most 1; leave it out")
-        return self
 
 
 class VarySettings(RandomSettings):
@@ -68,8 +60,6 @@ class StableDiffusionOptions(GeneratorOptions):
     code that comes with a checkpoint is run."""
     revision: str | None = None
     """Commit, tag or branch on the hub; a commit keeps a run the same should the model change."""
-    local_files_only: bool = False
-    """Take hub checkpoints from this machine's cache alone; false may ask the hub."""
     prompt: str = Field(default="a photo of {label}", min_length=1)
     """Prompt of every label that `prompts` doesn't name; {label} stands for the label's name."""
     prompts: dict[str, str | tuple[str, ...]] = Field(default={})
@@ -83,9 +73,6 @@ class StableDiffusionOptions(GeneratorOptions):
     """Of weights and activations."""
     compile: bool = False
     """Compile the networks that denoise: a minute or more at the start, faster calls after."""
-    safety_checker: bool = False
-    """Run the checkpoint's safety checker, which puts a black image in place of one that it takes
-    for unsafe; false never loads it."""
 
     @field_validator("prompts")
     @classmethod
@@ -142,13 +129,7 @@ class StableDiffusion:
             for name in label_names
         )
         self._options = options
-        load = partial(
-            load_pipeline,
-            local_files_only=options.local_files_only,
-            precision=options.precision,
-            safety_checker=options.safety_checker,
-            compiled=options.compile,
-        )
+        load = partial(load_pipeline, precision=options.precision, compiled=options.compile)
         main = Checkpoint("generator.checkpoint", options.checkpoint, options.revision)
         self._random = load(main, "text_to_image")
         own, revision = options.vary.checkpoint, options.vary.revision
@@ -157,8 +138,8 @@ class StableDiffusion:
         else:
             other = Checkpoint("generator.vary.checkpoint", own, revision)
             self._vary = load(other, "image_to_image")
-        for pipeline, settings in ((self._random, options.random), (self._vary, options.vary)):
-            _check_texts(pipeline, settings, self._prompts)
+        for pipeline in (self._random, self._vary):
+            _check_prompts(pipeline, self._prompts)
 
     def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:
         """Text to image from each row's own initial noise."""
@@ -222,8 +203,6 @@ class StableDiffusion:
         """Images of prompts `which` (labels [n], index in the label's prompts [n])."""
         import torch
 
-        if settings.negative_prompt:
-            given["negative_prompt"] = [settings.negative_prompt] * len(seeds)
         made = pipeline(
             prompt=[self._prompts[label][index] for label, index in zip(*which, strict=True)],
             num_inference_steps=settings.steps,
@@ -246,15 +225,10 @@ def _tensor(array: NDArray[Any]) -> Any:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def _check_texts(pipeline: Any, settings: RandomSettings, prompts: Sequence[Sequence[str]]) -> None:
-    """Refuse what the pipeline would cut or ignore without a word."""
-    if settings.negative_prompt and pipeline.unet.config.time_cond_proj_dim is not None:
-        raise InputError(
-            "generator: a consistency model has its guidance built in and takes no "
-            "negative_prompt; leave it out"
-        )
+def _check_prompts(pipeline: Any, prompts: Sequence[Sequence[str]]) -> None:
+    """Refuse a prompt that the pipeline would cut or not understand."""
     tokenizers = [pipeline.tokenizer, getattr(pipeline, "tokenizer_2", None)]
-    for text in {text for texts in prompts for text in texts} | {settings.negative_prompt or ""}:
+    for text in {text for texts in prompts for text in texts}:
         for tokenizer in filter(None, tokenizers):
             tokens, limit = tokenizer(text).input_ids, tokenizer.model_max_length
             if len(tokens) > limit:
@@ -262,7 +236,7 @@ def _check_texts(pipeline: Any, settings: RandomSettings, prompts: Sequence[Sequ
                     f"generator: the prompt {text!r} has {len(tokens)} tokens but the model reads "
                     f"{limit}; shorten it"
                 )
-            if text and set(tokens) <= set(tokenizer.all_special_ids):
+            if set(tokens) <= set(tokenizer.all_special_ids):
                 raise InputError(
                     f"generator: the checkpoint's tokenizer knows no word of {text!r}; its files "
                     "are missing or damaged"
