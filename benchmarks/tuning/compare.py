@@ -26,7 +26,7 @@ from pe_ray.release.ledger import Ledger
 from pe_ray.tuning.search_config import search_of
 from pe_ray.tuning.strategies import tune
 
-STRATEGIES = ("untuned", "public", "proxy", "select", "compose")
+STRATEGIES = ("untuned", "public", "proxy", "compose")
 DEGREES = [0.5, {"start": 0.6, "end": 0.3}, {"start": 0.4, "end": 0.15}]
 SPACE: dict[str, Any] = {
     "votes.neighbors": [1, 4, 12],
@@ -81,7 +81,6 @@ def tuning(strategy: str, data: Path, folder: Path, trials: int, seed: int) -> d
         "proxy_voters": 60_000,
         "full_trials": max(1, trials // 2),
         "scheduler": "asha" if strategy == "compose" else "none",
-        "repetitions": {"mean": min(4.0, 1.0 + trials / 2), "eta": 0.0},
     }
     if strategy == "public":
         found["public_data"] = letters

@@ -77,9 +77,7 @@ def _ledger(options: argparse.Namespace) -> None:
     from pe_ray.runtime.run_directory import opened_ledger
 
     ledger = Ledger.open(opened_ledger(options.run))
-    budget, bounds, entries = ledger.budget, ledger.bounds(), ledger.entries()
-    spent, selection = min(bounds.values()), ledger.selection()
-    paid = ledger.paid_by_selection()
+    budget, spent, entries = ledger.budget, ledger.spent(), ledger.entries()
     if options.json:
         print_json(
             {
@@ -87,15 +85,7 @@ def _ledger(options: argparse.Namespace) -> None:
                 "delta": budget.delta,
                 "unit": budget.unit,
                 "budget_epsilon": budget.epsilon,
-                "bounds": bounds,
-                "selection": None
-                if selection is None
-                else {
-                    "mechanism": "repeat and select",
-                    "mean": selection.repetitions.mean,
-                    "shape": selection.repetitions.shape,
-                    "base_rho": selection.rho,
-                },
+                "accounting": ledger.accounting,
                 "releases": [
                     {
                         "key": entry.release.key,
@@ -104,7 +94,6 @@ def _ledger(options: argparse.Namespace) -> None:
                         "mechanism": "discrete Gaussian",
                         "sigma": entry.release.sigma,
                         "sensitivity": entry.release.sensitivity,
-                        "paid_by": "selection" if entry.release.key in paid else "itself",
                         "state": entry.state,
                         "reserved_at": entry.reserved_at,
                         "committed_at": entry.committed_at,
@@ -116,20 +105,13 @@ def _ledger(options: argparse.Namespace) -> None:
         return
     print(f"spent       {guarantee(spent, budget.delta, budget.unit)}")
     print(f"budget      epsilon {budget.epsilon:g}")
-    if ledger.accounting == "adaptive" or selection is not None:
-        named = ", ".join(f"{name.replace('_', ' ')} {bound:.6g}" for name, bound in bounds.items())
-        print(f"bounds      epsilon by {named}")
-    if selection is not None:
-        drawn = selection.repetitions
-        kind = "Poisson" if drawn.shape == float("inf") else f"eta {drawn.shape:g}"
-        print(f"selection   best of a random number of runs: mean {drawn.mean:g}, {kind}")
+    print(f"accounting  {ledger.accounting}")
     width = max([12, *(len(entry.release.key) + 2 for entry in entries)])
     for entry in entries:
         release = entry.release
         print(
             f"{release.key:<{width}}sigma {release.sigma:g}, sensitivity {release.sensitivity:g}, "
             f"{entry.state} {entry.committed_at or entry.reserved_at}"
-            f"{', paid by the selection' if release.key in paid else ''}"
         )
 
 

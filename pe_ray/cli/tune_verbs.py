@@ -48,7 +48,7 @@ def _tune(options: argparse.Namespace) -> None:
     outcome = tune(search, options.max_concurrent)
     page = write_report(outcome.path)
     ledger = Ledger.open(outcome.path / "ledger.sqlite")
-    budget, bounds = ledger.budget, ledger.bounds()
+    budget, epsilon = ledger.budget, ledger.spent()
     if options.json:
         print_json(
             {
@@ -57,28 +57,20 @@ def _tune(options: argparse.Namespace) -> None:
                 "settings": outcome.settings,
                 "score": outcome.score,
                 "trials": list(outcome.trials),
-                "epsilon": min(bounds.values()),
+                "epsilon": epsilon,
                 "delta": budget.delta,
                 "unit": budget.unit,
-                "bounds": bounds,
             }
         )
         return
-    if search.tuning.strategy != "select":
-        for trial in outcome.trials:
-            print(f"trial       {_trial(trial)}")
+    for trial in outcome.trials:
+        print(f"trial       {_trial(trial)}")
     print(f"best        {json.dumps(outcome.settings)}, score {outcome.score:.6g}")
     print(f"report      {page}")
     print(f"synthetic   {outcome.path / 'synthetic'}")
-    spent = guarantee(min(bounds.values()), budget.delta, budget.unit)
+    spent = guarantee(epsilon, budget.delta, budget.unit)
     print(f"spent       {spent}, search included (from the ledger)")
-    if len(bounds) > 1:
-        named = ", ".join(f"{name.replace('_', ' ')} {bound:.6g}" for name, bound in bounds.items())
-        print(f"bounds      epsilon by {named}")
-    if search.tuning.strategy == "select":
-        print("note        how many trials there were, and how they scored, is not released")
-    else:
-        print(f"time        {time.monotonic() - started:.1f} s")
+    print(f"time        {time.monotonic() - started:.1f} s")
     sys.stdout.flush()
 
 
@@ -107,11 +99,6 @@ def print_costs(search: Search, as_json: bool) -> None:
             f"{cost.final_epsilon:.4g}, sigma {cost.final_sigma:.4g} ({cost.noise:.2f} times "
             "that of a run without search)"
         )
-        if cost.score_sigma:
-            text += f"; scores with noise of sigma {cost.score_sigma:.3g} records"
-        if cost.bounds:
-            named = (f"{name.replace('_', ' ')} {e:.5g}" for name, e in cost.bounds.items())
-            text += f"; total epsilon by {', '.join(named)}"
         print(f"{cost.strategy:<12}{text}")
     print(f"recommended {strategy}: {reason}")
     print(f"configured  {search.tuning.strategy}")

@@ -150,23 +150,6 @@ def nearest_samples(
     return _nearest(pieces, parts, layout, settings, on_gpu).ids
 
 
-def nearest_distances(
-    pieces: Sequence[EmbeddedRecords],
-    parts: Sequence[tuple[Location, int, int]],
-    layout: LabelLayout,
-    settings: VotesConfig,
-) -> NDArray[np.float64]:
-    """Distance of each record to its nearest sample of its label, float64 [n], inf where none.
-
-    l2: Euclidean (not squared); cosine: 1 - cos.
-
-    Guarantee: a row depends on its record and on the samples alone; zone 1 only.
-    """
-    alone = settings.model_copy(update={"neighbors": 1})
-    distances = _nearest(pieces, parts, layout, alone, False).distances[:, 0]
-    return np.sqrt(distances) if settings.metric == "l2" else distances
-
-
 def _nearest(
     pieces: Sequence[EmbeddedRecords],
     parts: Sequence[tuple[Location, int, int]],

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pe_ray.errors import FaultError, InputError
-from pe_ray.private.sums import RawSums
+from pe_ray.private.records import PrivateRecords
+from pe_ray.private.sums import RawSums, Vectors, sum_vectors
 from pe_ray.private.votes import RawVotes
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.mechanism import discrete_gaussian
@@ -142,3 +143,17 @@ def create_aggregator(ledger_path: Path) -> Any:
         num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here
     )
     return actor.remote(ledger_path)
+
+
+def release_sums(
+    ledger_path: Path, release: Release, records: PrivateRecords, vectors: Vectors, num_values: int
+) -> NoisySums:
+    """Release the sum of the records' `vectors`, once: afterwards the ledger answers.
+
+    Guarantee: sums of L2 sensitivity 1 under adding or removing one unit, with discrete Gaussian
+    noise of `release.sigma` on each value, charged before it is drawn.
+    """
+    partials = sum_vectors(records, vectors, num_values)
+    aggregator = create_aggregator(ledger_path)
+    noisy: NoisySums = answer(aggregator.release_sums.remote(release, num_values, partials))
+    return noisy

@@ -17,8 +17,8 @@ from pe_ray.errors import InputError
 from pe_ray.files.parts import parts_of
 from pe_ray.files.storage import location
 from pe_ray.private import records as private_records
-from pe_ray.private.moments import sum_moments
 from pe_ray.private.records import PrivateRecords
+from pe_ray.private.sums import sum_moments
 from pe_ray.private.votes import cast_votes, count_labels
 from pe_ray.release.aggregator import answer, create_aggregator
 from pe_ray.release.ledger import Ledger
@@ -160,13 +160,3 @@ def open_records(config: Config, source: PrivateConfig | None = None) -> Private
         gpus=config.resources.gpus_per_worker,
         stall_seconds=config.resources.stall_seconds,
     )
-
-
-def private_folder(config: Config) -> Path:
-    """The folder (mode 0700) for what must not be published; InputError where there is none."""
-    folder = private_records.checked_cache(config.private)
-    if folder == "none":
-        raise InputError(
-            "private.cache: needed here, for what must not be published; name a folder"
-        )
-    return Path(folder)

@@ -9,9 +9,10 @@ both that of the commit: when it was asked for would tell how long the private r
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,6 @@ from pe_ray.release import ledger_sql as file
 from pe_ray.release.accounting import check, epsilon_of
 from pe_ray.release.adaptive import adaptive_epsilon
 from pe_ray.release.ledger_sql import Accounting, LedgerEntry
-from pe_ray.release.selection import (
-    Selection,
-    selection_bounds,
-)
 from pe_ray.values import LATTICE, Budget, NoisyHistogram, NoisySums, Release
 
 
@@ -98,9 +95,14 @@ class Ledger:
                             "restore the configuration that it was charged for"
                         )
                     return
-            charged = [*(e.release for e in entries), release, *file.kept(database, release.key)]
-            selection, paid = file.selection(database), file.winner(database)
-            self._require_room(release.key, charged, selection, paid)
+            kept = file.kept(database, release.key)
+            charged = [*(entry.release for entry in entries), release, *kept]
+            total = self._epsilon(charged, self.budget.delta)
+            if total > self.budget.epsilon:
+                raise BudgetError(
+                    f"privacy.epsilon: {release.key} would bring the total to {total:.6g}, over "
+                    f"the budget of {self.budget.epsilon:.6g}; raise the budget in a new run"
+                )
             file.insert(database, release, file.now())
 
     def keep_room(self, prefix: str, releases: Sequence[Release]) -> None:
@@ -110,106 +112,6 @@ class Ledger:
         """
         with file.transaction(self.path) as database:
             file.keep(database, prefix, releases)
-
-    def reserve_selection(self, selection: Selection) -> None:
-        """Charge the best of K runs, once; the runs themselves are charged nowhere else.
-
-        Guarantee: as `reserve`.
-        """
-        with file.transaction(self.path) as database:
-            self._require_same(database)
-            stored = file.selection(database)
-            if stored is not None:
-                if stored != selection:
-                    raise BudgetError(
-                        "ledger: a selection was charged with other parameters; "
-                        "restore the configuration that it was charged for"
-                    )
-                return
-            charged = [entry.release for entry in file.entries(database)]
-            self._require_room("the selection", charged, selection, ())
-            file.insert_selection(database, selection, file.now())
-
-    def commit_selection(self, winner: Sequence[tuple[Release, NDArray[np.int64]]]) -> None:
-        """Store the best run's releases, which the selection paid for; a second call does nothing.
-
-        Guarantee: one run's releases are ever stored. All times in the ledger become this one's:
-        how long the search took would tell how many runs there were, which nothing accounts for.
-        """
-        with file.transaction(self.path) as database:
-            selection = file.selection(database)
-            if selection is None:
-                raise BudgetError("ledger: no selection was charged, so none can be released")
-            if file.winner(database):
-                return
-            made = [replace(release, key="") for release, _ in winner]
-            if not any([replace(r, key="") for r in plan] == made for plan in selection.plans):
-                raise BudgetError("ledger: the best run made other releases than were charged")
-            now = file.now()
-            for release, noisy in winner:
-                file.insert(database, release, now)
-                file.store(database, release.key, noisy, now)
-            file.store_winner(database, [release.key for release, _ in winner], now)
-
-    def selection(self) -> Selection | None:
-        """The selection that was charged, None without one."""
-        with file.transaction(self.path, "DEFERRED") as database:
-            return file.selection(database)
-
-    def selection_done(self) -> bool:
-        """Whether the best run's releases are stored."""
-        with file.transaction(self.path, "DEFERRED") as database:
-            return bool(file.winner(database))
-
-    def paid_by_selection(self) -> tuple[str, ...]:
-        """Keys of the releases that the selection paid for."""
-        with file.transaction(self.path, "DEFERRED") as database:
-            return file.winner(database)
-
-    def bounds(self, delta: float | None = None) -> dict[str, float]:
-        """Epsilon at `delta` (default: the budget's) by every accounting that holds for what was
-        charged.
-        """
-        with file.transaction(self.path, "DEFERRED") as database:
-            entries, selection = file.entries(database), file.selection(database)
-            paid = file.winner(database)
-        charged = [entry.release for entry in entries]
-        return self._bounds(charged, selection, paid, self.budget.delta if delta is None else delta)
-
-    def _require_same(self, database: sqlite3.Connection) -> None:
-        """Refuse to charge a file that was made anew, for another budget, since it was opened."""
-        if file.budget(database) != (self.budget, self.fingerprint):
-            raise BudgetError(
-                f"{self.path}: was made for another run meanwhile; nothing is charged"
-            )
-
-    def _require_room(
-        self,
-        key: str,
-        charged: Sequence[Release],
-        selection: Selection | None,
-        paid: Sequence[str],
-    ) -> None:
-        total = min(self._bounds(charged, selection, paid, self.budget.delta).values())
-        if total > self.budget.epsilon:
-            raise BudgetError(
-                f"privacy.epsilon: {key} would bring the total to {total:.6g}, over "
-                f"the budget of {self.budget.epsilon:.6g}; raise the budget in a new run"
-            )
-
-    def _bounds(
-        self,
-        charged: Sequence[Release],
-        selection: Selection | None,
-        paid: Sequence[str],
-        delta: float,
-    ) -> dict[str, float]:
-        """Epsilon of the selection and all `charged` releases but those that it paid for."""
-        others = [release for release in charged if release.key not in paid]
-        if selection is not None:
-            return selection_bounds(selection, others, delta)
-        total = epsilon_of if self.accounting == "fixed" else adaptive_epsilon
-        return {self.accounting: total(others, delta)}
 
     def commit(self, key: str, noisy: NDArray[np.int64]) -> NDArray[np.int64]:
         """Store the release of `key`, unless one is stored already; returns the stored one.
@@ -259,7 +161,28 @@ class Ledger:
         return file.copied(self.path)
 
     def spent(self, delta: float | None = None) -> float:
-        """Epsilon at `delta` (default: the budget's) of everything charged, reservations and a
-        selection included.
+        """Epsilon at `delta` (default: the budget's) of everything charged, reservations included.
+
+        Of a search by the former strategy `select` only its budget is known, which it kept.
         """
-        return min(self.bounds(delta).values())
+        delta = self.budget.delta if delta is None else delta
+        with file.transaction(self.path, "DEFERRED") as database:
+            entries, selected = file.entries(database), file.selected(database)
+        if selected:
+            return self.budget.epsilon if delta >= self.budget.delta else math.inf
+        return self._epsilon([entry.release for entry in entries], delta)
+
+    def _epsilon(self, releases: Sequence[Release], delta: float) -> float:
+        total = epsilon_of if self.accounting == "fixed" else adaptive_epsilon
+        return total(releases, delta)
+
+    def _require_same(self, database: sqlite3.Connection) -> None:
+        """Refuse to charge a file that was made for another run since it was opened."""
+        if file.budget(database) != (self.budget, self.fingerprint):
+            raise BudgetError(
+                f"{self.path}: was made for another run meanwhile; nothing is charged"
+            )
+        if file.selected(database):
+            raise BudgetError(
+                f"{self.path}: is of a search by `select`, which is gone; give another output.path"
+            )

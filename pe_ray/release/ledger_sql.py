@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from pe_ray.errors import BudgetError, InputError
 from pe_ray.release.accounting import check
-from pe_ray.release.selection import Repetitions, Selection
 from pe_ray.values import Budget, Release
 
 Accounting = Literal["fixed", "adaptive"]
@@ -41,12 +40,7 @@ CREATE TABLE IF NOT EXISTS releases (
   sensitivity REAL NOT NULL, sigma REAL NOT NULL, mu_squared REAL,
   state TEXT NOT NULL CHECK (state IN ('reserved', 'committed')),
   reserved_at TEXT NOT NULL, committed_at TEXT, noisy BLOB, sha256 TEXT);
-"""
-_SEARCH_SCHEMA = """
 CREATE TABLE IF NOT EXISTS accounting (one INTEGER PRIMARY KEY CHECK (one = 1), rule TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS selection (
-  one INTEGER PRIMARY KEY CHECK (one = 1), mechanism TEXT NOT NULL, mean REAL NOT NULL,
-  shape TEXT NOT NULL, plans TEXT NOT NULL, winner TEXT, time TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS kept (prefix TEXT PRIMARY KEY, releases TEXT NOT NULL);
 """
 
@@ -69,7 +63,7 @@ def make(path: Path, budget: Budget, fingerprint: str, accounting: Accounting) -
     with _connect(path, "rwc") as database:
         database.execute("BEGIN IMMEDIATE")
         if not database.execute("SELECT 1 FROM sqlite_schema").fetchone():
-            for statement in (_SCHEMA + _SEARCH_SCHEMA).split(";\n"):
+            for statement in _SCHEMA.split(";\n"):
                 database.execute(statement)
             database.execute("INSERT INTO accounting VALUES (1, ?)", (accounting,))
             database.execute(f"PRAGMA user_version = {VERSION}")
@@ -83,16 +77,14 @@ def make(path: Path, budget: Budget, fingerprint: str, accounting: Accounting) -
 
 def charged(database: sqlite3.Connection) -> bool:
     """Whether anything was ever charged."""
-    tables = [table for table in ("releases", "selection") if _has(database, table)]
-    return any(database.execute(f"SELECT 1 FROM {table}").fetchone() for table in tables)
+    released = database.execute("SELECT 1 FROM releases").fetchone()
+    return released is not None or selected(database)
 
 
 def remake(
     database: sqlite3.Connection, budget: Budget, fingerprint: str, accounting: Accounting
 ) -> None:
-    """Make a file to which nothing was charged what `make` makes."""
-    for statement in _SEARCH_SCHEMA.split(";\n"):
-        database.execute(statement)
+    """Reset an uncharged ledger to the state that `make` leaves."""
     made_for = (budget.epsilon, budget.delta, budget.unit, fingerprint)
     database.execute("REPLACE INTO budget VALUES (1, ?, ?, ?, ?)", made_for)
     database.execute("REPLACE INTO accounting VALUES (1, ?)", (accounting,))
@@ -182,38 +174,14 @@ def store(database: sqlite3.Connection, key: str, noisy: NDArray[np.int64], now:
         raise BudgetError(f"ledger: {key} was never charged, so it can't be released")
 
 
-def insert_selection(database: sqlite3.Connection, selection: Selection, now: str) -> None:
-    """Charge `selection`."""
-    plans = [[asdict(release) for release in plan] for plan in selection.plans]
-    repetitions = selection.repetitions
-    database.execute(
-        "INSERT INTO selection VALUES (1, 'repeat_and_select', ?, ?, ?, NULL, ?)",
-        (repetitions.mean, str(repetitions.shape), json.dumps(plans), now),
-    )
-
-
-def store_winner(database: sqlite3.Connection, keys: Sequence[str], now: str) -> None:
-    """The selection paid for the releases of `keys`; all times become `now`."""
-    database.execute("UPDATE selection SET winner = ?, time = ?", (json.dumps(keys), now))
-    database.execute("UPDATE releases SET reserved_at = ?, committed_at = ?", (now, now))
-
-
 def keep(database: sqlite3.Connection, prefix: str, releases: Sequence[Release]) -> None:
     """Keys that start with `prefix` must leave room for `releases`; the first call counts."""
     rows = json.dumps([asdict(release) for release in releases])
     database.execute("INSERT OR IGNORE INTO kept VALUES (?, ?)", (prefix, rows))
 
 
-def _has(database: sqlite3.Connection, table: str) -> bool:
-    """Ledgers made before there was a search lack its tables."""
-    found = database.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,)).fetchone()
-    return found is not None
-
-
 def accounting(database: sqlite3.Connection) -> Accounting:
     """The rule by which releases compose."""
-    if not _has(database, "accounting"):
-        return "fixed"
     row = database.execute("SELECT rule FROM accounting").fetchone()
     if row is None:
         raise InputError("ledger: its accounting rule is missing; restore a copy")
@@ -221,32 +189,17 @@ def accounting(database: sqlite3.Connection) -> Accounting:
     return rule
 
 
-def selection(database: sqlite3.Connection) -> Selection | None:
-    """The selection that was charged, None without one."""
-    if not _has(database, "selection"):
-        return None
-    row = database.execute("SELECT mean, shape, plans FROM selection").fetchone()
-    if row is None:
-        return None
-    plans = tuple(tuple(Release(**release) for release in plan) for plan in json.loads(row[2]))
-    return Selection(repetitions=Repetitions(mean=row[0], shape=float(row[1])), plans=plans)
+def selected(database: sqlite3.Connection) -> bool:
+    """Whether the former strategy `select` was charged, which no release in the file shows."""
+    table = database.execute("SELECT 1 FROM sqlite_schema WHERE name = 'selection'").fetchone()
+    return bool(table) and database.execute("SELECT 1 FROM selection").fetchone() is not None
 
 
 def kept(database: sqlite3.Connection, key: str) -> list[Release]:
     """What must still be affordable after `key` is charged."""
-    if not _has(database, "kept"):
-        return []
     rows = database.execute("SELECT prefix, releases FROM kept").fetchall()
     texts = [text for prefix, text in rows if key.startswith(prefix)]
     return [Release(**release) for text in texts for release in json.loads(text)]
-
-
-def winner(database: sqlite3.Connection) -> tuple[str, ...]:
-    """Keys of the releases that the selection paid for; none before it is committed."""
-    if not _has(database, "selection"):
-        return ()
-    row = database.execute("SELECT winner FROM selection").fetchone()
-    return tuple(json.loads(row[0])) if row is not None and row[0] else ()
 
 
 _COLUMNS = "key, kind, iteration, votes_per_unit, sigma"

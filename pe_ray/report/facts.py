@@ -107,9 +107,7 @@ def privacy_curve(facts: Facts) -> list[tuple[float, float]]:
 def guessing_bound(facts: Facts) -> float:
     """Most often, in [0.5, 1], that anyone guesses right whether one unit was in, in or out being
     equally likely."""
-    # A selection's bounds take a tenth of a second each: fewer of them say a little less.
-    large = LARGE_DELTAS if facts.ledger.selection() is None else LARGE_DELTAS[::4]
-    return most_right(_curve(facts, {*_CURVE_DELTAS, *large}))
+    return most_right(_curve(facts, {*_CURVE_DELTAS, *LARGE_DELTAS}))
 
 
 def most_right(curve: Sequence[tuple[float, float]]) -> float:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pe_ray.components.metrics.moments import MomentsSpec
 from pe_ray.config import Config
 from pe_ray.errors import InputError
-from pe_ray.planning import run_shape, votes_shape
+from pe_ray.planning import run_shape
 from pe_ray.release.adaptive import budget_mu, mu_of, with_mu
 from pe_ray.release.ledger_sql import Accounting
 from pe_ray.release.releases import labels_limit
-from pe_ray.tuning.search_config import MomentsObjective, ScoreObjective, Search
+from pe_ray.tuning.search_config import MomentsObjective, Search
 from pe_ray.values import Release
 
 MOMENTS = "moments"
@@ -21,7 +21,7 @@ LABEL_COUNTS = "label_counts"
 
 def accounting_of(search: Search) -> Accounting:
     """`fixed` only where nothing that is released decides what is released next."""
-    charged = search.tuning.objective.kind in ("moments", "score")
+    charged = search.tuning.objective.kind == "moments"
     return "fixed" if search.tuning.strategy == "public" and not charged else "adaptive"
 
 
@@ -89,20 +89,6 @@ def trial_mu(search: Search) -> float:
     rest = left(search, shared_releases(search))
     trials = tuning.full_trials or float(tuning.num_trials)
     return rest * math.sqrt((1 - tuning.final_share) / trials)
-
-
-def trial_shape(search: Search, config: Config, prefix: str) -> tuple[Release, ...]:
-    """A trial's releases with relative sigmas: votes, and scores if they are charged."""
-    votes = votes_shape(config, prefix)
-    objective = search.tuning.objective
-    if not isinstance(objective, ScoreObjective):
-        return tuple(votes)
-    last = config.schedule.iterations
-    scored = range(1, last + 1) if search.tuning.scheduler == "asha" else (last,)
-    scores = [_release(f"{prefix}score/{t:04d}", "sums", 1, t) for t in scored]
-    odds = objective.share / (1 - objective.share)
-    each = mu_of(with_mu(votes, 1.0)) * math.sqrt(odds / len(scores))
-    return (*with_mu(votes, 1.0), *(with_mu([score], each)[0] for score in scores))
 
 
 def final_releases(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from pe_ray import plugins
-from pe_ray.config import Config
 from pe_ray.errors import InputError
 from pe_ray.files.public_images import evenly_spaced
 from pe_ray.files.storage import given
@@ -22,7 +21,6 @@ from pe_ray.runtime.watchdog import limited
 from pe_ray.synthetic.scoring import check_reference
 from pe_ray.tuning.budget import accounting_of, final_mu, proxy_mu, shared_releases
 from pe_ray.tuning.objectives import chosen_score
-from pe_ray.tuning.private_selection import planned_selection
 from pe_ray.tuning.references import public_images
 from pe_ray.tuning.search_config import NO_FINAL_RUN, PublicObjective, Range, Search
 from pe_ray.tuning.space import Settings, check_space, samples, with_faults_named, with_settings
@@ -37,12 +35,9 @@ def check(search: Search) -> None:
         raise InputError("output.path: a search needs a local folder; copy it from there")
     if search.config.teacher and not search.tuning.final_run:
         raise InputError(f"teacher: {NO_FINAL_RUN}")
-    check_space(search, lambda settings: _checked(search, settings))
+    check_space(search, lambda settings: trial_config(_job(search), settings))
     job = _job(search)
     shared_releases(search)
-    if search.tuning.strategy == "select":
-        planned_selection(search)
-        return
     planned = [*shared_releases(search), *trial_releases(job, search.config, "trial/")]
     if search.tuning.strategy in ("public", "proxy"):  # there trials are free
         planned = list(shared_releases(search))
@@ -66,20 +61,6 @@ def check(search: Search) -> None:
         )
 
 
-def _checked(search: Search, settings: Mapping[str, Any]) -> Config:
-    """A trial's configuration, if its strategy may have it."""
-    config = trial_config(_job(search), settings)
-    if search.tuning.strategy == "select":
-        for iteration in range(config.schedule.iterations + 1):
-            plugin = config.generator_at(iteration)
-            if plugin.options.call_price is not None:
-                raise InputError(
-                    f"generator: {plugin.kind} hands samples to a service and keeps its answers, "
-                    "but only the best trial of select may leave; use another strategy"
-                )
-    return config
-
-
 def check_parts(search: Search) -> None:
     """Build what trials and the final run will build, in Ray, and score public images as trials
     are scored; InputError names what can't be used.
@@ -87,7 +68,7 @@ def check_parts(search: Search) -> None:
     check_reference(search.config)
     resources = search.config.resources
     for settings in ({}, *_each_choice_of_parts(search)):
-        trial, final = _checked(search, settings), with_settings(search, settings)
+        trial, final = trial_config(_job(search), settings), with_settings(search, settings)
         with with_faults_named(settings):
             for config in (trial, final) if trial.private != final.private else (final,):
                 steps = range(config.schedule.iterations + 1)

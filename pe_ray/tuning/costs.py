@@ -8,13 +8,11 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from pe_ray.errors import InputError
-from pe_ray.planning import planned_releases, run_shape, votes_shape
+from pe_ray.planning import planned_releases, run_shape
 from pe_ray.release.accounting import gaussian_epsilon
-from pe_ray.release.adaptive import mu_of, with_mu
-from pe_ray.release.selection import selection_bounds
-from pe_ray.tuning.budget import accounting_of, final_mu, shared_releases, total_mu, trial_mu
-from pe_ray.tuning.private_selection import planned_selection
-from pe_ray.tuning.search_config import NO_FINAL_RUN, ScoreObjective, Search, Strategy
+from pe_ray.release.adaptive import with_mu
+from pe_ray.tuning.budget import accounting_of, final_mu, total_mu, trial_mu
+from pe_ray.tuning.search_config import NO_FINAL_RUN, Search, Strategy
 from pe_ray.values import Release
 
 
@@ -24,7 +22,7 @@ class Cost:
 
     search_share: share of mu^2 that the search costs, releases for the objective included;
     final_epsilon: what the result's own releases cost alone; final_sigma: noise of its last votes,
-    in votes; noise: that over the noise of a run without a search; bounds: of a selection;
+    in votes; noise: that over the noise of a run without a search;
     impossible: why this configuration can't have it.
     """
 
@@ -33,8 +31,6 @@ class Cost:
     final_epsilon: float = 0.0
     final_sigma: float = math.inf
     noise: float = math.inf
-    score_sigma: float | None = None
-    bounds: dict[str, float] | None = None
     impossible: str | None = None
 
 
@@ -46,10 +42,7 @@ def costs(search: Search) -> list[Cost]:
 def _costs(search: Search) -> Iterator[Cost]:
     alone = _last_sigma(planned_releases(search.config))
     for strategy in get_args(Strategy):
-        changes = {"strategy": strategy}
-        if strategy == "select":
-            changes |= {"search": "random", "scheduler": "none"}
-        tuning = search.tuning.model_copy(update=changes)
+        tuning = search.tuning.model_copy(update={"strategy": strategy})
         asked = replace(search, tuning=tuning)
         why = _impossible(asked)
         if why is not None:
@@ -65,8 +58,6 @@ def _impossible(search: Search) -> str | None:
     tuning = search.tuning
     if tuning.strategy == "public" and tuning.public_data is None:
         return "needs tuning.public_data"
-    if tuning.strategy in ("public", "proxy") and isinstance(tuning.objective, ScoreObjective):
-        return "its trials must not ask the private records for a score"
     if search.config.teacher and not tuning.final_run:
         return f"teacher: {NO_FINAL_RUN}"
     return None
@@ -74,23 +65,6 @@ def _impossible(search: Search) -> str | None:
 
 def _cost(search: Search, strategy: Strategy, alone: float) -> Cost:
     delta, config = search.config.privacy.delta, search.config
-    if strategy == "select":
-        selection = planned_selection(search)
-        plan = max(selection.plans, key=mu_of)
-        votes = [release for release in plan if release.kind == "votes"]
-        others = shared_releases(search)
-        bounds = selection_bounds(selection, others, delta)
-        last = _last_sigma(with_mu(votes_shape(config), mu_of(votes)))
-        scores = [release.sigma for release in plan if release.kind == "sums"]
-        return Cost(
-            strategy=strategy,
-            search_share=1 - mu_of(votes) ** 2 / total_mu(search) ** 2,
-            final_epsilon=gaussian_epsilon(mu_of(votes), delta),
-            final_sigma=last,
-            noise=last / alone,
-            score_sigma=scores[-1] if scores else None,
-            bounds=bounds,
-        )
     if accounting_of(search) == "fixed":
         return Cost(
             strategy=strategy,
@@ -101,17 +75,12 @@ def _cost(search: Search, strategy: Strategy, alone: float) -> Cost:
         )
     mu = final_mu(search) or trial_mu(search)
     last = _last_sigma(with_mu(run_shape(config), mu))
-    objective, score_sigma = search.tuning.objective, None
-    if isinstance(objective, ScoreObjective):
-        times = config.schedule.iterations if search.tuning.scheduler == "asha" else 1
-        score_sigma = math.sqrt(times / objective.share) / trial_mu(search)
     return Cost(
         strategy=strategy,
         search_share=max(0.0, 1 - (mu / total_mu(search)) ** 2),
         final_epsilon=gaussian_epsilon(mu, delta),
         final_sigma=last,
         noise=last / alone,
-        score_sigma=score_sigma,
     )
 
 
@@ -134,7 +103,6 @@ def recommended(found: list[Cost]) -> tuple[Strategy, str]:
     reasons = {
         "proxy": "without public data it leaves most of the budget; further trials are free",
         "compose": "here it leaves the final run the least noise, and trials vote with the records",
-        "select": "here its result has the least noise, and trials vote with the records",
         "public": "",
     }
     return least.strategy, reasons[least.strategy]

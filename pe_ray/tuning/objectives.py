@@ -1,7 +1,6 @@
 """What a trial is scored by: public data, released values, or a release that was paid for.
 
-A scorer is given a population on disk, the trial's ledger and public settings: nothing else
-reaches it. `score` is the only objective that asks the private records anything, through the door.
+A scorer is given a population on disk and public settings: nothing else reaches it.
 """
 
 from __future__ import annotations
@@ -16,14 +15,7 @@ from pe_ray.components.metrics.moments import moment_vectors, moments_distance
 from pe_ray.config import Config
 from pe_ray.config.blocks import Plugin
 from pe_ray.errors import InputError
-from pe_ray.files.parts import parts_of
-from pe_ray.files.storage import delete_tree
 from pe_ray.plugins import Embedder
-from pe_ray.release.door import Door
-from pe_ray.release.ledger import Ledger
-from pe_ray.release.scores import release_closeness
-from pe_ray.runtime.run_directory import RunDirectory
-from pe_ray.synthetic.embedding import embed
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.population_files import read_population
 from pe_ray.tuning.budget import moments_spec
@@ -31,11 +23,8 @@ from pe_ray.tuning.references import public_images
 from pe_ray.tuning.search_config import (
     MomentsObjective,
     PublicObjective,
-    ReleasedObjective,
-    ScoreObjective,
     Search,
 )
-from pe_ray.values import NoisyHistogram, Release
 
 _MOMENTS_IMAGES = 20_000
 
@@ -50,30 +39,20 @@ class Scorer:
         self,
         search: Search,
         config: Config,
-        run: RunDirectory,
-        ledger: Ledger,
-        prefix: str,
         moments: NDArray[np.float64] | None,
     ) -> None:
-        self._search, self._config, self._run = search, config, run
-        self._ledger, self._prefix, self._moments = ledger, prefix, moments
+        self._search, self._config, self._moments = search, config, moments
         objective = search.tuning.objective
         if isinstance(objective, PublicObjective):
             self._metric = plugins.load("metric", objective.metric.kind)(objective.metric.options)
             self._reference = public_images(search.tuning, config.image_shape)
 
-    def score(self, door: Door, releases: dict[str, Release], population: Population) -> float:
+    def score(self, population: Population) -> float:
         """Of S_t, t = population.iteration >= 1."""
         objective = self._search.tuning.objective
         if isinstance(objective, PublicObjective):
             return self._public(objective, population)
-        if isinstance(objective, ReleasedObjective):
-            votes = self._ledger.released(f"{self._prefix}votes/{population.iteration:04d}")
-            assert votes is not None, "a population follows its votes"
-            return crowding(votes)
-        if isinstance(objective, MomentsObjective):
-            return self._distance(objective, population)
-        return self._closeness(objective, door, releases, population)
+        return self._distance(objective, population)
 
     def _public(self, objective: PublicObjective, population: Population) -> float:
         images, labels = self._images(population, objective.max_images)
@@ -86,38 +65,6 @@ class Scorer:
         features = moments_embedder(self._search).embed(images)
         made = moment_vectors(features, labels, spec).sum(axis=0)
         return moments_distance(made, self._moments, spec)
-
-    def _closeness(
-        self,
-        objective: ScoreObjective,
-        door: Door,
-        releases: dict[str, Release],
-        population: Population,
-    ) -> float:
-        """Noisy number of records reached: sum of 1 - min(d, clip) / clip."""
-        key = f"{self._prefix}score/{population.iteration:04d}"
-        stored = self._ledger.released_sums(key)
-        if stored is None:
-            votes = self._config.votes.model_copy(update={"lookahead": 0, "reuse_lookahead": False})
-            plain = self._config.model_copy(update={"votes": votes})
-            number = population.iteration
-            folder = self._run.path / "scoring" / f"iter={number:04d}"
-            made = embed(plain, folder, number, population, folder / "none")
-            parts = [
-                (made.directory / part.file, part.start, part.stop)
-                for part in parts_of(made.directory)
-            ]
-            stored = release_closeness(
-                door.aggregator,
-                releases[key],
-                door.records,
-                parts,
-                population.layout,
-                votes,
-                objective.clip,
-            )
-            delete_tree(self._run.path / "scoring")
-        return float(stored.sums[0])
 
     def _images(
         self, population: Population, at_most: int
@@ -138,19 +85,6 @@ def chosen_score(objective: PublicObjective, scores: Mapping[str, float]) -> flo
     if objective.score is None or objective.score not in scores:
         raise InputError(f"tuning.objective.score: name one of {', '.join(scores)}")
     return float(scores[objective.score])
-
-
-def crowding(histogram: NoisyHistogram) -> float:
-    """Chance that two votes fall on the same sample; small where the population covers the data.
-
-    An unbiased estimate: noise adds n sigma^2 to the sum of squares in expectation, which is taken
-    off. It is blind to how far a record is from the sample it votes for, and drowns in noise where
-    sigma is above the votes a sample gets: both are what `score` and `moments` are for.
-    """
-    votes = histogram.noisy_votes.astype(np.float64)
-    squares = float((votes**2).sum()) - votes.size * histogram.release.sigma**2
-    total = max(float(votes.sum()), 1.0)
-    return squares / total**2
 
 
 def moments_embedder(search: Search) -> Embedder:

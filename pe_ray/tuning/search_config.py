@@ -20,9 +20,8 @@ from pe_ray.config.blocks import Block, FixedEmbedderPlugin, MetricPlugin, Priva
 from pe_ray.config.run_config import apart, first_fault
 from pe_ray.config.yaml_tree import read_tree
 from pe_ray.errors import InputError
-from pe_ray.release.selection import Repetitions
 
-Strategy = Literal["public", "proxy", "select", "compose"]
+Strategy = Literal["public", "proxy", "compose"]
 Mode = Literal["min", "max"]
 
 NO_FINAL_RUN = (
@@ -69,12 +68,6 @@ class PublicObjective(Block):
     """Synthetic images scored at most (evenly spaced rows)."""
 
 
-class ReleasedObjective(Block):
-    """How evenly the last histogram's votes are spread: post-processing, free (see objectives)."""
-
-    kind: Literal["released"]
-
-
 class MomentsObjective(Block):
     """Frechet distance to moments of the private records, released once for all trials."""
 
@@ -91,34 +84,10 @@ class MomentsObjective(Block):
     """Of the projection; public."""
 
 
-class ScoreObjective(Block):
-    """Closeness of the private records to a trial's population, released for each trial."""
-
-    kind: Literal["score"]
-    clip: float = Field(gt=0, allow_inf_nan=False)
-    """Distance (in the embedder's units) from which on a record counts as not reached at all."""
-    share: float = Field(default=0.1, gt=0, lt=1)
-    """Share of a trial's mu^2 that its scores cost."""
-
-
 Objective = Annotated[
-    PublicObjective | ReleasedObjective | MomentsObjective | ScoreObjective,
+    PublicObjective | MomentsObjective,
     Field(discriminator="kind"),
 ]
-
-
-class RepetitionsConfig(Block):
-    """How often `select` tries: the number is random, drawn in secret and never shown."""
-
-    distribution: Literal["truncated_negative_binomial", "poisson"] = "truncated_negative_binomial"
-    eta: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Of the truncated negative binomial: 0 logarithmic, 1 geometric; small is cheap and uneven."""
-    mean: float = Field(default=6.0, gt=1, le=1000)
-
-    @property
-    def repetitions(self) -> Repetitions:
-        shape = math.inf if self.distribution == "poisson" else self.eta
-        return Repetitions(mean=self.mean, shape=shape)
 
 
 class TuningConfig(Block):
@@ -129,14 +98,14 @@ class TuningConfig(Block):
     """Dotted key of the configuration -> values to choose from, or {low, high, log, integer}."""
     objective: Objective
     num_trials: int = Field(default=8, ge=1, le=10_000)
-    """Settings tried (not for `select`, which draws the number)."""
+    """Settings tried."""
     search: Literal["random", "optuna"] = "random"
     scheduler: Literal["none", "asha"] = "none"
     """asha: stop a trial early whose score falls behind."""
     max_concurrent: int = Field(default=1, ge=1)
     """Trials at once; changes speed, and for optuna and asha what they know when they decide."""
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Of the search (never of noise; `select` draws in secret and uses none)."""
+    """Of the search, never of noise."""
     public_data: PrivateConfig | None = None
     """`public` only: PUBLIC stand-in records that trials vote with, written like `private`."""
     proxy_share: float = Field(default=0.2, gt=0, lt=1)
@@ -150,7 +119,6 @@ class TuningConfig(Block):
     final_share: float = Field(default=0.5, ge=0, lt=1)
     """`compose` only: share of mu^2 kept for a final run with the best settings, which also gets
     what the search left over; 0: the best trial's population is the result."""
-    repetitions: RepetitionsConfig = RepetitionsConfig()
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -159,19 +127,8 @@ class TuningConfig(Block):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        strategy, objective = self.strategy, self.objective.kind
-        if strategy == "select" and (self.search != "random" or self.scheduler != "none"):
-            raise ValueError(
-                "strategy: select needs search: random and scheduler: none, since its guarantee "
-                "holds for runs that are independent of each other and complete"
-            )
-        if strategy == "public" and self.public_data is None:
+        if self.strategy == "public" and self.public_data is None:
             raise ValueError("public_data: needed for strategy: public")
-        if objective == "score" and strategy in ("public", "proxy"):
-            raise ValueError(
-                f"objective: score asks the private records about every trial, which {strategy} "
-                "must not; use public, released or moments"
-            )
         if isinstance(self.objective, PublicObjective) and not self.reference:
             raise ValueError("objective.reference: needed without public_data")
         return self
@@ -182,14 +139,12 @@ class TuningConfig(Block):
         objective = self.objective
         if isinstance(objective, PublicObjective):
             return objective.mode
-        return "max" if objective.kind == "score" else "min"
+        return "min"
 
     @property
     def final_run(self) -> bool:
         """Whether a run with the best settings follows; if not, the best trial is the result."""
-        if self.strategy == "compose":
-            return self.final_share > 0
-        return self.strategy != "select"
+        return self.strategy != "compose" or self.final_share > 0
 
     @property
     def reference(self) -> PrivateConfig | None:
@@ -215,11 +170,8 @@ class Search:
         }
 
     def bound(self, values: dict[str, Any]) -> dict[str, Any]:
-        """`values`, this search's or stored ones, without what a single run isn't bound to either;
-        but `select` to `private.cache`, where its runs are until the best is known.
-        """
-        bound = self.config.bound(values)
-        return bound | {"private": values["private"]} if self.tuning.strategy == "select" else bound
+        """`values`, this search's or stored ones, without what a single run isn't bound to."""
+        return self.config.bound(values)
 
     @property
     def fingerprint(self) -> str:

@@ -116,25 +116,6 @@ def _number(value: float, domain: Range) -> float | int:
     return float(f"{min(max(value, domain.low), domain.high):.{_DIGITS}g}")
 
 
-def draw_in_secret(search: Search, rng: Random) -> dict[str, Any]:
-    """Independent settings; `rng` must be the operating system's (random.SystemRandom)."""
-    settings: dict[str, Any] = {}
-    for key, domain in search.tuning.space.items():
-        if not isinstance(domain, Range):
-            settings[key] = rng.choice(domain)
-        elif domain.integer and not domain.log:
-            settings[key] = rng.randint(int(domain.low), int(domain.high))
-        elif domain.log:
-            # A whole number k stands for [k, k + 1), as in Ray Tune's lograndint.
-            above = domain.high + 1 if domain.integer else domain.high
-            drawn = math.exp(rng.uniform(math.log(domain.low), math.log(above)))
-            whole = min(math.floor(drawn), domain.high) if domain.integer else drawn
-            settings[key] = _number(whole, domain)
-        else:
-            settings[key] = _number(rng.uniform(domain.low, domain.high), domain)
-    return settings
-
-
 def ray_space(search: Search) -> dict[str, Any]:
     """The space for Ray Tune; a choice that is no plain scalar is shown as its JSON."""
     from ray import tune

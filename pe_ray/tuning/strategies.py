@@ -11,12 +11,13 @@ import json
 import logging
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
 import yaml
 
+from pe_ray.components.metrics.moments import moment_vectors
 from pe_ray.config import Config
 from pe_ray.config.blocks import PrivateConfig, ResourcesConfig
 from pe_ray.config.extras import require_extras
@@ -26,10 +27,9 @@ from pe_ray.evolution import iterations
 from pe_ray.files.storage import Location, atomic_write, delete_tree
 from pe_ray.planning import plan, planned_releases, require_affordable, run_shape, votes_shape
 from pe_ray.release.adaptive import with_mu
-from pe_ray.release.aggregator import create_aggregator
+from pe_ray.release.aggregator import release_sums
 from pe_ray.release.door import Door, open_records
 from pe_ray.release.ledger import Ledger
-from pe_ray.release.scores import release_moments
 from pe_ray.runtime.cluster import connected
 from pe_ray.runtime.run_directory import (
     FEATURES,
@@ -55,7 +55,6 @@ from pe_ray.tuning.budget import (
 )
 from pe_ray.tuning.checks import check, check_parts
 from pe_ray.tuning.objectives import moments_plugin
-from pe_ray.tuning.private_selection import run_selection
 from pe_ray.tuning.search_config import MomentsObjective, Search
 from pe_ray.tuning.space import trial_id
 from pe_ray.tuning.trial import Job, final_config
@@ -66,7 +65,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a search ended. trials: what each left behind; only the best of `select`."""
+    """How a search ended. trials: what each left behind."""
 
     path: Path
     settings: dict[str, Any]
@@ -102,15 +101,9 @@ def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
             folder / "config.yaml", yaml.safe_dump(search.values(), sort_keys=False).encode()
         )
         result = folder / "result.json"
-        if search.tuning.strategy == "select" and sum(node["Alive"] for node in ray.nodes()) > 1:
-            raise InputError(
-                "tuning.strategy: select keeps its runs on this machine's disk until the best is "
-                "released; start it on a cluster of one machine, or use another strategy"
-            )
         if not ledger.charged and not result.exists():
             check_parts(search)
-        asks = search.tuning.strategy in ("select", "compose")
-        if asks and not result.exists():
+        if search.tuning.strategy == "compose" and not result.exists():
             open_records(search.config)  # a bad record must end this before anything is spent
         job = _prepared(search, run, ledger, folder)
         if not result.exists():
@@ -120,9 +113,6 @@ def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
             delete_tree(folder / "tune")  # its times tell how long the private records took to vote
         found = json.loads(result.read_bytes())
         _finish(job, run, ledger, found["settings"])
-        if search.tuning.strategy == "select":
-            for file in output.rglob("*"):  # times would tell how many runs there were
-                os.utime(file)
     return Outcome(
         path=output,
         settings=found["settings"],
@@ -185,12 +175,10 @@ def _prepared(search: Search, run: RunDirectory, ledger: Ledger, folder: Path) -
         objective = search.tuning.objective
         assert isinstance(objective, MomentsObjective)
         embedded = config.model_copy(update={"embedder": moments_plugin(search)})
-        release_moments(
-            create_aggregator(ledger.path),
-            shared[MOMENTS],
-            open_records(embedded),
-            moments_spec(search, objective),
-        )
+        spec = moments_spec(search, objective)
+        vectors = partial(moment_vectors, spec=spec)
+        records = open_records(embedded)
+        release_sums(ledger.path, shared[MOMENTS], records, vectors, spec.num_values)
     if LABEL_COUNTS in shared:
         counts = Door(config, run, ledger, [shared[LABEL_COUNTS]]).label_counts()
         job = replace(job, fractions=fractions_of(counts))
@@ -203,18 +191,15 @@ def _searched(job: Job, ledger: Ledger, folder: Path, concurrent: int) -> dict[s
     from pe_ray.tuning.search import best_of, records, run_search
 
     search = job.search
-    if search.tuning.strategy == "select":
-        run_selection(job, ledger, concurrent)
-    else:
-        if search.tuning.strategy == "proxy":
-            job = replace(job, source=_proxy(job, ledger, folder / "proxy"))
-        if search.tuning.strategy == "compose":
-            # Trials that share what is left for one of them might all be refused half-way.
-            concurrent = min(concurrent, int(search.tuning.full_trials or search.tuning.num_trials))
-            if search.tuning.final_run:
-                final = with_mu(run_shape(search.config, "kept/"), final_mu(search))
-                ledger.keep_room("trial/", final)
-        run_search(job, folder / "tune", concurrent)
+    if search.tuning.strategy == "proxy":
+        job = replace(job, source=_proxy(job, ledger, folder / "proxy"))
+    if search.tuning.strategy == "compose":
+        # Trials that share what is left for one of them might all be refused half-way.
+        concurrent = min(concurrent, int(search.tuning.full_trials or search.tuning.num_trials))
+        if search.tuning.final_run:
+            final = with_mu(run_shape(search.config, "kept/"), final_mu(search))
+            ledger.keep_room("trial/", final)
+    run_search(job, folder / "tune", concurrent)
     found = records(job.folder)
     for record in found:
         record["state"] = {"running": "stopped"}.get(record["state"], record["state"])
@@ -248,13 +233,9 @@ def _finish(job: Job, run: RunDirectory, ledger: Ledger, settings: dict[str, Any
     """The final run: with what is left, or the run that was chosen."""
     search = job.search
     config = final_config(search, settings, job.fractions)
-    strategy, prefix = search.tuning.strategy, ""
+    prefix = ""
     releases: tuple[Release, ...]
-    if strategy == "select":
-        stored = [entry.release for entry in ledger.entries()]
-        paid = ledger.paid_by_selection()
-        releases = tuple(r for r in stored if r.key in paid and r.kind == "votes")
-    elif not search.tuning.final_run:
+    if not search.tuning.final_run:
         prefix = f"trial/{trial_id(settings)}/"
         releases = with_mu(votes_shape(config, prefix), trial_mu(search))  # all stored by now
     elif accounting_of(search) == "fixed":

@@ -25,13 +25,13 @@ from pe_ray.config.blocks import PrivateConfig
 from pe_ray.errors import BudgetError, InputError
 from pe_ray.evolution import iterations
 from pe_ray.files.storage import atomic_write
-from pe_ray.planning import planned_releases, run_shape
+from pe_ray.planning import planned_releases, run_shape, votes_shape
 from pe_ray.release.adaptive import with_mu
 from pe_ray.release.door import Door
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.releases import labels_limit, votes_limit
 from pe_ray.runtime.run_directory import locked, on_disk, write_config
-from pe_ray.tuning.budget import accounting_of, final_mu, trial_mu, trial_shape
+from pe_ray.tuning.budget import accounting_of, final_mu, trial_mu
 from pe_ray.tuning.objectives import Scorer
 from pe_ray.tuning.search_config import Search
 from pe_ray.tuning.space import Settings, trial_id, with_settings
@@ -109,7 +109,7 @@ def trial_releases(job: Job, config: Config, prefix: str) -> tuple[Release, ...]
     """Every release of a trial. Where trials are free, their votes have the final run's noise."""
     search = job.search
     if search.tuning.strategy not in ("public", "proxy"):
-        return with_mu(trial_shape(search, config, prefix), trial_mu(search))
+        return with_mu(votes_shape(config, prefix), trial_mu(search))
     privacy = config.privacy.model_copy(update={"unit": search.config.privacy.unit})
     final = config.model_copy(update={"teacher": search.config.teacher, "privacy": privacy})
     releases = (
@@ -122,37 +122,26 @@ def trial_releases(job: Job, config: Config, prefix: str) -> tuple[Release, ...]
     return tuple(replace(r, votes_per_unit=ones[r.kind]) for r in releases if r.kind != "sums")
 
 
-def run_trial(
-    job: Job,
-    settings: Settings,
-    folder: Path | None = None,
-    plan: tuple[Release, ...] | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Reports {iteration, score} after each iteration that is scored, the last one's with `done`.
+def run_trial(job: Job, settings: Settings) -> Iterator[dict[str, Any]]:
+    """Report {iteration, score} after each iteration that is scored, the last one's with `done`.
 
-    folder, plan: of a run of `select`, which has a ledger of its own there.
-
-    Guarantee: private records are asked nothing but the releases of `trial_releases` (or `plan`),
-    each through the aggregator of a ledger.
+    Guarantee: private records are asked nothing but the releases of `trial_releases`, each through
+    the aggregator of a ledger.
     """
     config = trial_config(job, settings)
-    if folder is not None:
-        output = config.output.model_copy(update={"path": str(folder)})
-        config = config.model_copy(update={"output": output})
     prefix = f"trial/{trial_id(settings)}/" if job.ledger else ""
-    releases = trial_releases(job, config, prefix) if plan is None else plan
+    releases = trial_releases(job, config, prefix)
     run = on_disk(config.output.path)
     with locked(run, wait=True):
         if job.ledger:
             ledger = Ledger.open(job.ledger)
         else:
-            path = run.ledger.with_name(STAND_IN) if plan is None else run.ledger
+            path = run.ledger.with_name(STAND_IN)
             budget = Budget(epsilon=float("inf"), delta=config.privacy.delta, unit="record")
             ledger = Ledger.create(path, budget, config.fingerprint)
         write_config(run, config)
         door = Door(config, run, ledger, releases, source=job.source, prefix=prefix)
-        scorer = Scorer(job.search, config, run, ledger, prefix, job.moments)
-        keyed = {release.key: release for release in releases}
+        scorer = Scorer(job.search, config, job.moments)
         record: dict[str, Any] = {"settings": dict(settings), "scores": {}, "state": "running"}
         last = config.schedule.iterations
         for population in iterations(config, run, door):
@@ -160,7 +149,7 @@ def run_trial(
             scored = number == last or job.search.tuning.scheduler == "asha"
             if number == 0 or not scored:
                 continue
-            score = scorer.score(door, keyed, population)
+            score = scorer.score(population)
             if math.isnan(score):  # the best must not depend on the order that trials end in
                 score = math.inf if job.search.tuning.mode == "min" else -math.inf
             record["scores"][str(number)] = score

@@ -203,3 +203,23 @@ def test_the_budget_is_a_sharp_bound(tmp_path: Path) -> None:
         else:
             ledger.reserve(both[1])
             assert ledger.spent() == epsilon
+
+
+def test_a_ledger_of_the_former_strategy_select_opens_and_claims_its_budget(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    """Its releases alone would claim too little: the trials that lost were charged, too."""
+    ledger.reserve(votes("a"))
+    ledger.commit("a", np.array([1]))
+    with sqlite3.connect(ledger.path) as database:
+        database.execute("CREATE TABLE selection (one INTEGER PRIMARY KEY, plans TEXT)")
+    before = Ledger.open(ledger.path)
+    assert before.spent() < BUDGET.epsilon  # every search of that version had the table
+    with sqlite3.connect(ledger.path) as database:
+        database.execute("INSERT INTO selection VALUES (1, '[]')")
+    again = Ledger.open(ledger.path)
+    assert again.released("a") is not None
+    assert again.spent() == again.spent(1e-4) == BUDGET.epsilon
+    assert again.spent(1e-6) == float("inf")
+    with pytest.raises(BudgetError):
+        again.reserve(votes("b"))

@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def searched(tree: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    """Two settings, both cheap; every trial is scored by released votes."""
+    """Two settings, both cheap; every trial is compared with noisy moments."""
     tree["votes"] = {}
     tree["privacy"]["epsilon"] = 10.0
     tree["schedule"] |= {"iterations": 2, "num_samples": 20}
@@ -18,7 +18,7 @@ def searched(tree: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     tree["tuning"] = {
         "strategy": "compose",
         "space": {"votes.neighbors": [1, 2], "selection.denoise": ["threshold", "simplex"]},
-        "objective": {"kind": "released"},
+        "objective": {"kind": "moments", "dim": 1},
         "num_trials": 2,
     }
     return tree

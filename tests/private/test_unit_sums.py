@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pe_ray.components.second_moments import Moments
-from pe_ray.private import moments
-from pe_ray.private.moments import moments_of
+from pe_ray.private import sums
 from pe_ray.private.records import EmbeddedRecords
+from pe_ray.private.sums import RawSums, sum_partition
 from pe_ray.values import LATTICE
 
 SHORTER = 1 - 2**-10  # see private.sums
@@ -36,6 +36,10 @@ def without(whole: EmbeddedRecords, gone: np.ndarray) -> EmbeddedRecords:
     )
 
 
+def total(*pieces: EmbeddedRecords) -> RawSums:
+    return sum_partition(pieces, LAYOUT.pack, LAYOUT.num_values)
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     num=st.integers(1, 30),
@@ -48,9 +52,7 @@ def test_a_unit_moves_the_sums_by_one_at_most(
 ) -> None:
     whole = records(num, seed, users, length)
     gone = np.arange(num) == 0 if whole.users is None else whole.users == whole.users[0]
-    moved = (
-        moments_of([whole], LAYOUT).steps - moments_of([without(whole, gone)], LAYOUT).steps
-    ).astype(object)
+    moved = (total(whole).steps - total(without(whole, gone)).steps).astype(object)
     assert (moved**2).sum() <= LATTICE**2
 
 
@@ -59,10 +61,10 @@ def test_chunks_change_nothing_and_keep_users_whole(
     users: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = records(40, 1, users)
-    expected = moments_of([whole], LAYOUT).steps
-    monkeypatch.setattr(moments, "_CHUNK_BYTES", 8 * LAYOUT.num_values * 3)
+    expected = total(whole).steps
+    monkeypatch.setattr(sums, "_CHUNK_BYTES", 8 * LAYOUT.num_values * 3)
     halves = [without(whole, np.arange(40) < 20), without(whole, np.arange(40) >= 20)]
-    chunked = moments_of(halves, LAYOUT).steps
+    chunked = total(*halves).steps
     # A mean's additions may come in another order.
     assert np.abs(chunked - expected).max() <= (5 if users else 0)
 
@@ -72,14 +74,14 @@ def test_a_user_gives_the_mean_of_its_records() -> None:
     packed = LAYOUT.pack(whole.features.astype(np.float64), whole.labels)
     assert whole.users is not None
     means = [packed[whole.users == user].mean(axis=0) for user in np.unique(whole.users)]
-    found = moments_of([whole], LAYOUT).steps / LATTICE
+    found = total(whole).steps / LATTICE
     assert found == pytest.approx(SHORTER * np.sum(means, axis=0), abs=1e-6)
 
 
 def test_unpacked_sums_are_the_products() -> None:
     whole = records(50, 2, users=False)
     features, hot = whole.features.astype(np.float64), np.eye(LAYOUT.num_labels)[whole.labels]
-    gram, cross = LAYOUT.unpack(moments_of([whole], LAYOUT).steps / LATTICE)
+    gram, cross = LAYOUT.unpack(total(whole).steps / LATTICE)
     assert gram == pytest.approx(SHORTER * features.T @ features, abs=1e-5)
     assert cross == pytest.approx(SHORTER * features.T @ hot, abs=1e-5)
 
