@@ -32,6 +32,7 @@ from benchmarks.watch import Watch
 from pe_ray import Config, evolution, evolve, expand, plugins
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.release import door
+from pe_ray.synthetic import embedding
 
 RECORDS = 100_000
 DIGITS = [str(digit) for digit in range(10)]
@@ -76,12 +77,12 @@ class Stages:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        for name in ("make_population", "next_offspring", "write_final"):
+        for name in ("draw_population", "select_parents", "vary", "export"):
             setattr(evolution, name, self._timed(name, getattr(evolution, name)))
-        door.embed = self._timed("embed", door.embed)
-        for name in ("__init__", "_release"):
+        embedding.Embedding.parts = self._timed("embed", embedding.Embedding.parts)  # type: ignore[method-assign]
+        for name in ("__init__", "ask"):
             timed = self._timed(
-                {"__init__": "read records", "_release": "embed, vote, release"}[name],
+                {"__init__": "read records", "ask": "embed, vote, release"}[name],
                 getattr(door.Door, name),
             )
             setattr(door.Door, name, timed)
@@ -113,7 +114,7 @@ def measure(folder: Path, samples: int, stages: Stages) -> tuple[int, float, flo
     print(f"\n{samples:,} samples: {seconds:.1f} s, {size / 2**20:,.0f} MiB of run directory")
     print("  step                     seconds   us/sample     rows/s   raw MB/s")
     for name, spent in stages.seconds.items():
-        rows = samples * (2 if name == "make_population" else 1)
+        rows = samples
         print(
             f"  {name:22s}{spent:10.1f}{spent / rows * 1e6:12.1f}{rows / spent:11,.0f}"
             f"{rows * 3072 / spent / 1e6:11.1f}"

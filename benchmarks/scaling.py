@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +49,14 @@ def block_seconds(folder: Path, count: int) -> float:
     stage.num_blocks = lambda *_: count
     started = time.perf_counter()
     directory = folder / f"blocks-{count}"
-    stage.run_stage(
-        "empty",
-        directory,
-        "empty",
-        requests,
-        EmptyWorker,
-        {"directory": str(directory)},
-        ResourcesConfig(),
-        {},
+    empty = stage.Stage(
+        name="empty",
+        directory=directory,
+        suffix="empty",
+        requests=requests,
+        worker=partial(EmptyWorker, str(directory)),
     )
+    stage.run_stage(empty, ResourcesConfig())
     return time.perf_counter() - started
 
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from pe_ray import Config
-from pe_ray.planning import planned_releases
+from pe_ray.planning import plan_releases
 from pe_ray.release.ledger import Ledger
 from tests.support.faulty import arm
 from tests.support.real_cluster import REPOSITORY, RealCluster, real_cluster
@@ -114,9 +114,9 @@ class Soak:
             return
         ledger = Ledger.open(path)
         for entry in ledger.entries():
-            histogram = ledger.released(entry.release.key)
-            if histogram is not None:
-                noisy = histogram.noisy_votes.tobytes()
+            stored = ledger.stored(entry.release.key)
+            if stored is not None:
+                noisy = stored.tobytes()
                 self.wrong_releases += self.seen.setdefault(entry.release.key, noisy) != noisy
 
     def check(self, config: Config) -> None:
@@ -130,7 +130,7 @@ class Soak:
         final = pq.read_table(run / "synthetic", partitioning=None)
         self.rows += config.schedule.sizes[-1]
         self.wrong_rows += abs(final.num_rows - config.schedule.sizes[-1])
-        planned = list(planned_releases(config))
+        planned = list(plan_releases(config))
         entries = Ledger.open(run / "ledger.sqlite").entries()
         self.releases += len(planned)
         committed = [entry.release for entry in entries if entry.state == "committed"]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from pe_ray.config import Config
 from pe_ray.config.blocks import ResourcesConfig
-from pe_ray.config.extras import require_extras
 from pe_ray.config.run_config import lies_in
 from pe_ray.errors import InputError
 from pe_ray.files.parts import part_ranges
@@ -22,13 +21,13 @@ from pe_ray.files.storage import (
     names,
     require_writable,
 )
+from pe_ray.run import Run, open_run
 from pe_ray.runtime.cluster import connected
-from pe_ray.runtime.run_directory import opened, others_cant_write, require_disk
-from pe_ray.synthetic.export import Format, disk_bytes, png, require_folder_names
-from pe_ray.synthetic.population import Population
+from pe_ray.runtime.run_directory import others_cant_write, require_disk
+from pe_ray.synthetic.export import disk_bytes, export, load_format, png
+from pe_ray.synthetic.population import Population, final_population
 from pe_ray.synthetic.population_files import read_population
-from pe_ray.synthetic.teacher import load as load_teacher
-from pe_ray.synthetic.variation import layout_of, write_final
+from pe_ray.synthetic.teacher import load_teacher
 
 _NOTE = ".expansion.json"
 PROBED_IMAGES = 64
@@ -40,27 +39,23 @@ def expand(
     num_samples: int | None,
     output: str | Location,
     resources: ResourcesConfig | None = None,
-    form: Format = "parquet",
+    form: str = "parquet",
 ) -> Location:
     """Stream `num_samples` variations of the final population to `output`, or continue that.
 
     Every sample of S_T gets as many, but for the last |S_T| rows at most, whose samples are evenly
-    spaced; None for num_samples writes the final population itself.
+    spaced. None for num_samples writes the final population itself.
     form: parquet; webdataset (tar shards); or folder (an image folder per label). Raises InputError
     where the run is not finished, the output folder holds something else, the disk is too small or
-    its names too short for a label.
+    its names are too short for a label.
     """
     if num_samples is not None and num_samples < 1:
         raise InputError("--num-samples: must be at least 1")
-    run, config = opened(run_path)
-    require_extras(config)
-    config = config.model_copy(update={"resources": resources or ResourcesConfig()})
-    iteration = config.schedule.iterations
-    layout = layout_of(run.population(iteration))
-    if layout is None:
-        raise InputError(f"run {run.path}: not finished; run the same `pe-ray run` command first")
-    load_teacher(config, run.teacher)
-    population = Population(iteration=iteration, layout=layout, directory=run.population(iteration))
+    run = open_run(run_path)
+    config = run.config.model_copy(update={"resources": resources or ResourcesConfig()})
+    run = replace(run, config=config)
+    population = final_population(run)
+    load_teacher(run)
     directory = given(output, "--output")
     if lies_in(str(directory), config.private.data):
         raise InputError(
@@ -68,25 +63,22 @@ def expand(
             "give a folder elsewhere"
         )
     require_writable(directory, "--output")
-    if form == "folder":
-        require_folder_names(directory, config.private.labels)
-    request = {"run": config.fingerprint, "num_samples": num_samples, "format": form}
-    _claim(directory, request)
-    num_rows = layout.num_samples if num_samples is None else num_samples
+    load_format(form).check(directory, run.labels)
+    _claim(directory, {"run": config.fingerprint, "num_samples": num_samples, "format": form})
+    num_rows = population.layout.num_samples if num_samples is None else num_samples
     parts = part_ranges(num_rows, config.image_shape.num_bytes, config.output.rows_per_part)
-    some, labels = _some_images(config, population), config.private.labels
-    needed = disk_bytes(form, some, num_rows, len(parts), labels)
+    some = _sample_images(run, population)
+    needed = disk_bytes(form, some, num_rows, len(parts), run.labels)
     require_disk(directory, needed, "--output")
     with connected(config.resources):
-        vary = num_samples is not None
-        write_final(config, directory, population, num_rows, run.teacher, vary=vary, form=form)
+        export(run, population, directory, num_variations=num_samples, form=form)
     return directory
 
 
 def _claim(directory: Location, request: dict[str, Any]) -> None:
-    """Tie the output folder to what was asked for, or refuse one that holds something else.
+    """Tie the output folder to the request; refuse one that holds something else.
 
-    What an earlier start left as it was killed is neither, and is removed.
+    What a killed start left behind is removed.
     """
     held, note = names(directory), directory / _NOTE
     left = {name for name in held if left_aside(name) in (_NOTE, PROBE)}
@@ -101,9 +93,9 @@ def _claim(directory: Location, request: dict[str, Any]) -> None:
         atomic_write(note, json.dumps(request).encode())
 
 
-def _some_images(config: Config, population: Population) -> list[bytes]:
-    """Images of the population as PNG, evenly spaced."""
+def _sample_images(run: Run, population: Population) -> list[bytes]:
+    """Return images of the population as PNG, evenly spaced."""
     count = population.layout.num_samples
     ids = np.unique(np.linspace(0, count - 1, PROBED_IMAGES).astype(np.int64))
-    options = config.generator_at(population.iteration).options
+    options = run.config.generator_at(population.iteration).options
     return [png(image) for image in read_population(population.directory, ids, options)["image"]]

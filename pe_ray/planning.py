@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from pe_ray.files.parts import part_rows
 from pe_ray.plugins import Generator, load
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.release.accounting import calibrate, epsilon_of
-from pe_ray.release.releases import labels_limit, votes_limit
+from pe_ray.release.releases import shape_releases
 from pe_ray.synthetic.population import apportion
 from pe_ray.values import Price, Release
 
@@ -69,7 +68,7 @@ class Plan:
 
 
 def label_fractions(config: Config) -> tuple[float, ...] | None:
-    """Public share of each label, None when it is to be released."""
+    """Return the public share of each label, None where it is to be released."""
     fractions = config.privacy.label_fractions
     if fractions == "dp":
         return None
@@ -78,71 +77,15 @@ def label_fractions(config: Config) -> tuple[float, ...] | None:
     return fractions
 
 
-def votes_shape(config: Config, prefix: str = "") -> list[Release]:
-    """The releases of votes, in order, their sigmas up to a common factor."""
-    limit = votes_limit(config)
-    return [
-        Release(
-            key=f"{prefix}votes/{iteration:04d}",
-            kind="votes",
-            iteration=iteration,
-            votes_per_unit=limit,
-            sigma=weight * math.sqrt(limit),
-        )
-        for iteration, weight in enumerate(config.schedule.relative_sigmas, start=1)
-    ]
-
-
-def run_shape(config: Config, prefix: str = "", beside: float = 0.0) -> list[Release]:
-    """The votes and, where there is one, the teacher's moments, sigmas up to a common factor.
-
-    beside: share of sum(1/sigma^2) that goes to what is released besides.
-    """
-    releases = votes_shape(config, prefix)
-    if config.teacher:
-        teacher = Release(
-            key=f"{prefix}teacher",
-            kind="sums",
-            iteration=config.schedule.iterations,
-            votes_per_unit=1,
-            sigma=math.sqrt(_of_votes(config, beside) / config.teacher.share),
-        )
-        releases.append(teacher)
-    return releases
-
-
-def _of_votes(config: Config, beside: float) -> float:
-    """Share of sum(1/sigma^2) of a vote with relative sigma 1."""
-    of_teacher = config.teacher.share if config.teacher else 0.0
-    weights = sum(relative**-2 for relative in config.schedule.relative_sigmas)
-    return (1 - beside - of_teacher) / weights
-
-
-def planned_releases(config: Config) -> tuple[Release, ...]:
-    """Every release of the run, in order, with noise calibrated to the budget."""
-    by_labels = config.privacy.label_fractions == "dp"
-    label_share = config.privacy.label_count_share if by_labels else 0.0
-    releases = run_shape(config, beside=label_share)
-    if by_labels:
-        weight = math.sqrt(_of_votes(config, label_share) / label_share)
-        ones = labels_limit(config)
-        first = Release(
-            key="label_counts",
-            kind="label_counts",
-            iteration=0,
-            votes_per_unit=ones,
-            sigma=weight * math.sqrt(ones),
-        )
-        releases.insert(0, first)
-    if math.isinf(config.privacy.epsilon):
-        return tuple(replace(release, sigma=0.0) for release in releases)
-    return calibrate(releases, config.privacy.budget)
+def plan_releases(config: Config) -> tuple[Release, ...]:
+    """Return every release of the run in order, with noise calibrated to the budget."""
+    return calibrate(shape_releases(config), config.privacy.budget)
 
 
 def plan(config: Config) -> Plan:
     """Work out the cost of a run; touches no private record."""
     num_labels = len(config.private.labels)
-    releases = planned_releases(config)
+    releases = plan_releases(config)
     sizes, selection = config.schedule.sizes, config.selection
     layouts = [apportion(size, label_fractions(config) or (1.0,) * num_labels) for size in sizes]
     drawn = sum(-(-count // (1 + selection.initial_variation_fold)) for count in layouts[0].counts)

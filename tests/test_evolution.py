@@ -25,14 +25,15 @@ from pe_ray import Config, InputError, evolution, evolve, expand, plugins
 from pe_ray.files.parts import MANIFEST, manifest_of, parts_of
 from pe_ray.private.evaluation import audit
 from pe_ray.release.ledger import Ledger
+from pe_ray.synthetic.population import read_layout
 from pe_ray.synthetic.teacher import Teacher
-from pe_ray.synthetic.variation import layout_of
 
 KILLER = """
 import os, signal, sys
 import pe_ray.release.door as door, pe_ray.evolution as evolution
 from pe_ray.config import Config
 from pe_ray.runtime import stages as stage
+from pe_ray.synthetic import embedding
 
 left = int(sys.argv[2])
 
@@ -48,12 +49,13 @@ def counted(step):
         return result
     return call
 
-for name in ("make_population", "smoothed_votes", "next_offspring", "write_final", "write_config"):
+for name in ("draw_population", "denoise", "select_parents", "vary", "learn_features",
+             "solve_teacher", "export", "write_config"):
     setattr(evolution, name, counted(getattr(evolution, name)))
-for name in ("embed", "cast_votes", "create_aggregator", "fit_features", "sum_moments",
-             "write_teacher"):
+for name in ("cast_votes", "create_aggregator", "sum_vectors"):
     setattr(door, name, counted(getattr(door, name)))
-door.Door._release = counted(door.Door._release)
+door.Door.ask = counted(door.Door.ask)
+embedding.Embedding.parts = counted(embedding.Embedding.parts)
 stage.commit = counted(stage.commit)
 evolution.evolve(Config.from_yaml(sys.argv[1]))
 print("steps left", left)
@@ -105,10 +107,10 @@ def test_a_charged_release_stays_though_calibration_changes(
         database.execute("DELETE FROM releases WHERE key = 'votes/0002'")
     for stage in ("populations/iter=0002", "synthetic"):
         shutil.rmtree(run / stage)
-    planned = evolution.planned_releases
+    planned = evolution.plan_releases
     monkeypatch.setattr(
         evolution,
-        "planned_releases",
+        "plan_releases",
         lambda config: tuple(replace(r, sigma=r.sigma * 1.01) for r in planned(config)),
     )
     evolve(Config.from_dict(tree))
@@ -128,8 +130,13 @@ def test_reused_lookahead_draws_are_the_children(
     assert 0 < manifest["reused_draws"] <= manifest["variations"]
     assert not list((run / "lookahead").glob("*"))
     # Without the kept images the same draws are made again, from the same seeds.
-    made = evolution.make_population
-    monkeypatch.setattr(evolution, "make_population", lambda *arguments: made(*arguments[:5]))
+    vary = evolution.vary
+
+    def vary_without_draws(run: Any, *arguments: Any, **named: Any) -> Any:
+        shutil.rmtree(run.directory.path / "lookahead", ignore_errors=True)
+        return vary(run, *arguments, **named)
+
+    monkeypatch.setattr(evolution, "vary", vary_without_draws)
     assert replayed(tree, run, tmp_path) == first
 
 
@@ -160,9 +167,9 @@ def test_killed_at_every_state_change_it_continues(
             ledger = Ledger.open(run / "ledger.sqlite")
             assert ledger.spent() <= 1.0
             for entry in ledger.entries():
-                histogram = ledger.released(entry.release.key)
-                if histogram is not None:
-                    votes = histogram.noisy_votes.tolist()
+                stored = ledger.stored(entry.release.key)
+                if stored is not None:
+                    votes = stored.tolist()
                     assert seen.setdefault(entry.release.key, votes) == votes
         if done.returncode == 0:
             break
@@ -239,14 +246,14 @@ def test_a_teacher_labels_the_final_set_its_expansion_and_the_audit(
     total = sum(spent) + sum((release.sensitivity / release.sigma) ** 2 for release in votes)
     assert [share / total for share in spent] == pytest.approx([0.05, 0.4], rel=1e-3)
     assert ledger.spent() <= 30
-    labels_of = Teacher(run / "teacher", 12).labels
+    labels_of = Teacher(run / "teacher", 12).predict
     made = {}
     for name, folder in (("final", run / "synthetic"), ("more", expand(run, 250, tmp_path / "x"))):
         table = pq.read_table(folder, partitioning=None)
         images = [np.asarray(Image.open(io.BytesIO(cell))) for cell in table["image"].to_pylist()]
         made[name] = np.array(table["label"])
         assert (made[name] == labels_of(np.stack(images)[..., None])).all()
-    drawn_for = layout_of(run.joinpath("populations", "iter=0002")).labels(0, 200)
+    drawn_for = read_layout(run.joinpath("populations", "iter=0002")).labels(0, 200)
     assert 0.1 < (made["final"] == drawn_for).mean() < 1.0
     seen: list[Any] = []
     scorer = plugins.load("metric", "classifier")

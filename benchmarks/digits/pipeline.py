@@ -80,7 +80,7 @@ def through_ray(settings: Config) -> tuple[dict[str, float], float, Watch]:
     import ray
 
     from pe_ray import evolution
-    from pe_ray.release import door
+    from pe_ray.synthetic import embedding
 
     seconds: dict[str, float] = defaultdict(float)
 
@@ -96,10 +96,10 @@ def through_ray(settings: Config) -> tuple[dict[str, float], float, Watch]:
 
         setattr(module, attribute, timed)
 
-    phase("variation, embedding with lookahead", evolution, "make_population")
-    phase("embedding of what was left", door, "embed")
-    phase("selection", evolution, "next_offspring")
-    phase("final set", evolution, "write_final")
+    phase("variation, embedding with lookahead", evolution, "vary")
+    phase("embedding of what was left", embedding.Embedding, "parts")
+    phase("selection", evolution, "select_parents")
+    phase("final set", evolution, "export")
     watch = Watch()
     started = time.perf_counter()
     ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,18 +25,18 @@ from PIL import Image
 from pe_ray.config import Config
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.errors import InputError
-from pe_ray.files.parts import parts_of
-from pe_ray.files.storage import Location, atomic_write
+from pe_ray.files.storage import atomic_write
 from pe_ray.planning import label_fractions
 from pe_ray.private.records import EmbeddedRecords, open_records
 from pe_ray.private.votes import bounded_votes, nearest_samples
 from pe_ray.release.releases import votes_limit
+from pe_ray.run import Run
+from pe_ray.runtime.run_directory import on_disk
 from pe_ray.synthetic.embedding import embed
-from pe_ray.synthetic.learnt_embedder import with_learnt_embedder
-from pe_ray.synthetic.population import Population, apportion, initial_offspring
+from pe_ray.synthetic.learnt_embedder import prepare_run
+from pe_ray.synthetic.population import Population, apportion
 from pe_ray.synthetic.population_files import read_population
-from pe_ray.synthetic.variation import make_population
-from pe_ray.values import LabelLayout
+from pe_ray.synthetic.variation import draw_population
 
 MOST_RECORDS = 50_000
 """First draws considered; also the most records that canaries have together."""
@@ -73,8 +73,8 @@ class CanaryVotes:
     reached: tuple[Ids, Ids]
 
 
-def placed(config: Config, folder: Path, most: int | None) -> Canaries:
-    """The canaries of the attack in `folder`, chosen and flipped there by the first call.
+def place_canaries(config: Config, folder: Path, most: int | None) -> Canaries:
+    """Return the canaries of the attack in `folder`; the first call chooses them and flips coins.
 
     A canary's records are samples of S_0, so that each is its own nearest sample unless lookahead
     moves it; they are chosen greedily so that no bin has two of them near. A canary user has
@@ -102,9 +102,9 @@ def canary_data(config: Config, file: Path) -> PrivateConfig:
 
 def _place(config: Config, folder: Path, most: int | None) -> None:
     aside = folder / "placement"
+    run = replace(prepare_run(config, on_disk(config.output.path)), directory=on_disk(aside))
     layout = apportion(config.schedule.sizes[0], label_fractions(config) or ())
-    offspring = initial_offspring(layout, config.selection.initial_variation_fold)
-    population = make_population(config, aside / "population", 0, offspring, None)
+    population = draw_population(run, layout)
     count = layout.num_samples
     ids = np.unique(np.linspace(0, count - 1, min(count, MOST_RECORDS)).astype(np.int64))
     options = config.generator_at(0).options
@@ -112,8 +112,8 @@ def _place(config: Config, folder: Path, most: int | None) -> None:
     labels = layout.labels(0, count)[ids]
     candidates = aside / "candidates.parquet"
     _write(candidates, images, labels, labels, config)
-    features = embedded(config, candidates)
-    choices = _choices(config, 1, population, features, labels, aside)
+    features = embed_canaries(run, candidates)
+    choices = _choices(run, population, features, labels)
     owner, rows = _grouped(config, _apart(choices), labels)
     owner, rows = (owner, rows) if most is None else (owner[owner < most], rows[owner < most])
     num = int(owner[-1]) + 1 if len(owner) else 0
@@ -181,14 +181,14 @@ def _write(
     atomic_write(file, sink.getvalue())
 
 
-def embedded(config: Config, file: Path) -> NDArray[np.float32]:
-    """Embeddings of a canary file's records, in order, made as a run makes them."""
-    config = with_learnt_embedder(config)
+def embed_canaries(run: Run, file: Path) -> NDArray[np.float32]:
+    """Embed a canary file's records, in order, as a run does; float32 [records, d]."""
+    config = run.config
     records = open_records(
         canary_data(config, file).model_copy(update={"user_column": None, "cache": "none"}),
         channels=config.image_shape.channels,
-        embedder_kind=config.embedder.kind,
-        embedder_options=config.embedder.options,
+        embedder_kind=run.embedder.kind,
+        embedder_options=run.embedder.options,
         gpus=config.resources.gpus_per_worker,
     )
     pieces: list[EmbeddedRecords] = ray.get([piece for [piece] in records.partitions])
@@ -196,47 +196,36 @@ def embedded(config: Config, file: Path) -> NDArray[np.float32]:
 
 
 def _choices(
-    config: Config,
-    iteration: int,
+    run: Run,
     population: Population,
     features: NDArray[np.float32],
     labels: NDArray[np.int32],
-    folder: Path,
 ) -> Ids:
-    """Nearest samples of each record as the votes of `iteration` find them, int64 [n, k]."""
-    aside = folder / f"embedding-{iteration:04d}"
-    embedding = embed(config, aside, iteration, population, folder / "lookahead")
-    parts = [
-        (embedding.directory / part.file, part.start, part.stop)
-        for part in parts_of(embedding.directory)
-    ]
+    """Return the samples of `population` that each record would vote for, int64 [n, k]."""
+    embedding = embed(run, population)
     piece = EmbeddedRecords(features=features, labels=labels, users=None)
-    found = nearest_samples([piece], parts, population.layout, config.votes)
-    shutil.rmtree(aside)
+    found = nearest_samples([piece], embedding.parts(), population.layout, run.config.votes)
+    embedding.discard()
     return found
 
 
 def canary_votes(
-    config: Config,
-    canaries: Canaries,
-    features: NDArray[np.float32],
-    populations: Sequence[tuple[Location, LabelLayout]],
-    folder: Path,
+    run: Run, canaries: Canaries, features: NDArray[np.float32], populations: Sequence[Population]
 ) -> list[CanaryVotes]:
-    """What each canary votes for at each iteration, worked out from the released populations.
+    """Work out from the released populations what each canary votes for at each iteration.
 
-    populations: directory and layout of S_0 .. S_(T-1).
+    populations: S_0 .. S_(T-1).
     """
-    limit = votes_limit(config)
+    limit = votes_limit(run.config)
     found = []
-    for iteration, (directory, layout) in enumerate(populations, start=1):
-        population = Population(iteration=iteration - 1, layout=layout, directory=directory)
-        chosen = _choices(config, iteration, population, features, canaries.labels, folder)
+    for population in populations:
+        layout = population.layout
+        chosen = _choices(run, population, features, canaries.labels)
         edges = np.searchsorted(canaries.owner, np.arange(len(canaries.coins) + 1))
         claimed, reached = [], []
         for first, last in pairwise(edges.tolist()):
             mine = chosen[first:last]
-            users = np.full(len(mine), b"one") if config.privacy.unit == "user" else None
+            users = np.full(len(mine), b"one") if run.config.privacy.unit == "user" else None
             claimed.append(bounded_votes(mine, users, limit).ids)
             reached.append(np.unique(mine[mine >= 0]))
         alone = np.bincount(np.concatenate(reached), minlength=layout.num_samples) == 1

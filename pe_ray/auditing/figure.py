@@ -14,9 +14,8 @@ from pe_ray.auditing.bounds import tradeoff
 from pe_ray.auditing.game import Game, Verdict, scored
 from pe_ray.files.images import pixels
 from pe_ray.private.search import Search
-from pe_ray.synthetic.learnt_embedder import with_learnt_embedder
+from pe_ray.synthetic.population import final_population
 from pe_ray.synthetic.population_files import read_population
-from pe_ray.synthetic.variation import layout_of
 
 MOST_COMPARED = 4096
 
@@ -28,14 +27,13 @@ def nearest_distances(game: Game) -> NDArray[np.float64]:
     that lie nearer show that votes had an effect, which they are meant to have; equal distances
     don't show that nothing leaked, since the histograms say far more.
     """
-    config, canaries = with_learnt_embedder(game.config), game.canaries
-    embedder = plugins.load("embedder", config.embedder.kind)(config.embedder.options)
-    last = config.schedule.iterations
-    layout = layout_of(game.run.population(last))
-    assert layout is not None
-    ids = np.unique(np.linspace(0, layout.num_samples - 1, MOST_COMPARED).astype(np.int64))
-    options = config.generator_at(last).options
-    samples = embedder.embed(read_population(game.run.population(last), ids, options)["image"])
+    config, canaries = game.run.config, game.canaries
+    embedder = plugins.load("embedder", game.run.embedder.kind)(game.run.embedder.options)
+    population = final_population(game.run)
+    count = population.layout.num_samples
+    ids = np.unique(np.linspace(0, count - 1, MOST_COMPARED).astype(np.int64))
+    options = config.generator_at(population.iteration).options
+    samples = embedder.embed(read_population(population.directory, ids, options)["image"])
     cells = pq.read_table(canaries.file)["image"].slice(0, MOST_COMPARED).to_pylist()
     images = np.stack([pixels(cell, config.image_shape.channels) for cell in cells])
     search = Search(embedder.embed(images), 1, config.votes.metric)

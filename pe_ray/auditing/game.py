@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -31,8 +31,8 @@ from pe_ray.auditing.canaries import (
     CanaryVotes,
     canary_data,
     canary_votes,
-    embedded,
-    placed,
+    embed_canaries,
+    place_canaries,
 )
 from pe_ray.config import Config
 from pe_ray.config.extras import require_extras
@@ -40,9 +40,11 @@ from pe_ray.errors import InputError
 from pe_ray.files.parts import parts_of
 from pe_ray.files.storage import delete_tree, given, names, require_writable
 from pe_ray.release.ledger import Ledger
+from pe_ray.run import Run
 from pe_ray.runtime.cluster import connected
 from pe_ray.runtime.run_directory import LEDGER, RunDirectory, on_disk
-from pe_ray.synthetic.variation import layout_of
+from pe_ray.synthetic.learnt_embedder import prepare_run
+from pe_ray.synthetic.population import Population, read_layout
 from pe_ray.values import Release
 
 Statistic = Literal["histograms", "reached", "parents"]
@@ -106,8 +108,7 @@ class Game:
     votes: Sequence[CanaryVotes]
     histograms: Sequence[Sequence[NDArray[np.int64]]]
     children: Sequence[NDArray[np.int64]]
-    run: RunDirectory
-    config: Config
+    run: Run
 
 
 def play(config: Config, output: Path, *, most: int | None = None, restarts: int = 1) -> Game:
@@ -121,28 +122,26 @@ def play(config: Config, output: Path, *, most: int | None = None, restarts: int
     require_extras(config)
     attacked = _attacked(config, output)
     require_writable(output, "--output")
-    run = on_disk(output / "run")
+    directory = on_disk(output / "run")
     with connected(config.resources):
-        canaries = placed(attacked, output, most)
-        features = embedded(attacked, canaries.file)
+        canaries = place_canaries(attacked, output, most)
         with_data = attacked.model_copy(
             update={"private": canary_data(attacked, canaries.included)}
         )
         passes: list[list[NDArray[np.int64]]] = []
         for number in range(restarts + 1):
             if number and passes:
-                _take_back(run)
+                _take_back(directory)
             evolution.evolve(with_data)
-            passes.append(_histograms(run, with_data))
-        iterations = range(1, config.schedule.iterations + 1)
-        layouts = [layout_of(run.population(t - 1)) for t in iterations]
-        populations = [
-            (run.population(t - 1), layout)
-            for t, layout in zip(iterations, layouts, strict=True)
-            if layout is not None
-        ]
-        votes = canary_votes(with_data, canaries, features, populations, output)
-    ledger = Ledger.open(run.ledger)
+            passes.append(_histograms(directory, with_data))
+        run = prepare_run(with_data, directory)
+        populations = [_population(directory, t - 1) for t in run.iterations]
+        # Embedded again in a directory of the attack's own: the run's stays as it was published.
+        again = replace(run, directory=on_disk(output / "embedded"))
+        features = embed_canaries(again, canaries.file)
+        votes = canary_votes(again, canaries, features, populations)
+        delete_tree(again.directory.path)
+    ledger = Ledger.open(directory.ledger)
     releases = [entry.release for entry in ledger.entries() if entry.release.kind == "votes"]
     return Game(
         canaries=canaries,
@@ -152,9 +151,10 @@ def play(config: Config, output: Path, *, most: int | None = None, restarts: int
         releases=tuple(releases),
         votes=votes,
         histograms=list(zip(*passes, strict=True)),
-        children=[_children(run, t, populations[t - 1][1].num_samples) for t in iterations],
+        children=[
+            _children(directory, t, populations[t - 1].layout.num_samples) for t in run.iterations
+        ],
         run=run,
-        config=with_data,
     )
 
 
@@ -179,6 +179,14 @@ def _attacked(config: Config, output: Path) -> Config:
     if config.privacy.label_fractions == "dp":
         update["privacy"] = config.privacy.model_copy(update={"label_fractions": "uniform"})
     return config.model_copy(update=update)
+
+
+def _population(directory: RunDirectory, iteration: int) -> Population:
+    """Return S_iteration of the finished run."""
+    place = directory.population(iteration)
+    layout = read_layout(place)
+    assert layout is not None, "a finished run has all its populations"
+    return Population(iteration=iteration, layout=layout, directory=place)
 
 
 def _take_back(run: RunDirectory) -> None:

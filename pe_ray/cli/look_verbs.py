@@ -74,9 +74,9 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _ledger(options: argparse.Namespace) -> None:
     from pe_ray.release.ledger import Ledger
-    from pe_ray.runtime.run_directory import opened_ledger
+    from pe_ray.runtime.run_directory import find_ledger
 
-    ledger = Ledger.open(opened_ledger(options.run))
+    ledger = Ledger.open(find_ledger(options.run))
     budget, spent, entries = ledger.budget, ledger.spent(), ledger.entries()
     if options.json:
         print_json(

@@ -106,9 +106,9 @@ def _run(options: argparse.Namespace) -> None:
     path = evolve(config)
     page = write_report(path)
     from pe_ray.release.ledger import Ledger
-    from pe_ray.runtime.run_directory import opened
+    from pe_ray.run import open_run
 
-    ledger = Ledger.open(opened(path)[0].ledger)
+    ledger = Ledger.open(open_run(path).directory.ledger)
     budget = ledger.budget
     print(f"report      {page}")
     print(f"synthetic   {path / 'synthetic'}")

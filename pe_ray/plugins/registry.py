@@ -49,11 +49,23 @@ _BUILT_IN: Mapping[PluginType, Mapping[str, str]] = {
         "classifier": _ROOT + ".metrics.scores:ClassifierAccuracy",
         "cnn": _ROOT + ".metrics.scores:ConvnetAccuracy",
     },
-    "denoiser": {},
-    "export_format": {},
+    "denoiser": {
+        "threshold": "pe_ray.synthetic.denoising:Threshold",
+        "simplex": "pe_ray.synthetic.denoising:Simplex",
+        "none": "pe_ray.synthetic.denoising:Clip",
+    },
+    "export_format": {
+        "parquet": "pe_ray.synthetic.export_formats:Parquet",
+        "webdataset": "pe_ray.synthetic.export_formats:WebDataset",
+        "folder": "pe_ray.synthetic.export_formats:ImageFolder",
+    },
     "tuning_strategy": {},
     "tuning_objective": {},
-    "release": {},
+    "release": {
+        "votes": "pe_ray.release.releases:Votes",
+        "label_counts": "pe_ray.release.releases:LabelCounts",
+        "sums": "pe_ray.release.releases:Sums",
+    },
 }
 _OPTIONS: Mapping[PluginType, type[Options]] = {
     "generator": GeneratorOptions,

@@ -11,36 +11,31 @@ from numpy.typing import NDArray
 
 from pe_ray import plugins
 from pe_ray.config.blocks import PrivateConfig
-from pe_ray.config.extras import require_extras
 from pe_ray.errors import InputError
 from pe_ray.files.images import resized
 from pe_ray.files.storage import Location
 from pe_ray.private.record_sources import list_slices, read_slice
-from pe_ray.runtime.run_directory import opened
+from pe_ray.run import open_run
+from pe_ray.synthetic.population import final_population
 from pe_ray.synthetic.population_files import read_population
-from pe_ray.synthetic.teacher import load as load_teacher
-from pe_ray.synthetic.variation import layout_of
+from pe_ray.synthetic.teacher import load_teacher
 from pe_ray.values import ImageShape
 
 
 def audit(run_path: str | Location) -> dict[str, float]:
     """Scores of a finished run's final population against private (or `audit_data`) records."""
-    run, config = opened(run_path)
-    iteration = config.schedule.iterations
-    layout = layout_of(run.population(iteration))
-    if layout is None:
-        raise InputError(f"run {run.path}: not finished; run the same `pe-ray run` command first")
+    run = open_run(run_path)
+    config, population = run.config, final_population(run)
     if not config.metrics.audit:
         raise InputError("metrics.audit: names no metric, so there is nothing to score")
-    require_extras(config)
     rows = read_population(
-        run.population(iteration),
-        np.arange(layout.num_samples, dtype=np.int64),
-        config.generator_at(iteration).options,
+        population.directory,
+        np.arange(population.layout.num_samples, dtype=np.int64),
+        config.generator_at(population.iteration).options,
     )
-    teacher = load_teacher(config, run.teacher)
+    teacher = load_teacher(run)
     if teacher is not None:
-        rows["label"] = teacher.labels(rows["image"])
+        rows["label"] = teacher.predict(rows["image"])
     private = config.private.model_copy(
         update={
             "data": config.metrics.audit_data or config.private.data,

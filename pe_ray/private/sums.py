@@ -9,11 +9,8 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from pe_ray.components.embedders.label_features import KIND, LearntFeaturesOptions
-from pe_ray.components.second_moments import Moments
-from pe_ray.config.blocks import PrivateConfig
 from pe_ray.private.record_sources import joined
-from pe_ray.private.records import EmbeddedRecords, PrivateRecords, open_records
+from pe_ray.private.records import EmbeddedRecords, PrivateRecords
 from pe_ray.private.tasks import guarded, private_task
 from pe_ray.runtime.watchdog import headway
 from pe_ray.values import LATTICE
@@ -71,37 +68,18 @@ def sum_vectors(records: PrivateRecords, vectors: Vectors, num_values: int) -> l
     Guarantee: adding or removing one unit changes the total over all partitions by a vector of L2
     norm at most 1 (`clipped_sums`), since all records of a user are in one partition.
     """
-    stall_seconds = records.stall_seconds
-
-    def sum_guarded(*pieces: EmbeddedRecords) -> RawSums:
-        with guarded("summing", stall_seconds):
-            return sum_partition(pieces, vectors, num_values)
-
-    task = private_task(sum_guarded, records.node_label)
-    return [task.remote(*pieces) for pieces in records.partitions]
+    task = private_task(_sum_partition, records.node_label)
+    return [
+        task.remote(vectors, num_values, records.stall_seconds, *pieces)
+        for pieces in records.partitions
+    ]
 
 
-def sum_moments(
-    config: PrivateConfig,
-    channels: int,
-    features: LearntFeaturesOptions,
-    layout: Moments,
-    stall_seconds: float,
-) -> list[ray.ObjectRef]:
-    """Read the records again, map them to `features` and start summing their moments.
-
-    Nothing is cached: features are of one run. stall_seconds: as in `open_records`.
-
-    Guarantee: as `sum_vectors`.
-    """
-    records = open_records(
-        config.model_copy(update={"cache": "none"}),
-        channels=channels,
-        embedder_kind=KIND,
-        embedder_options=features,
-        stall_seconds=stall_seconds,
-    )
-    return sum_vectors(records, layout.pack, layout.num_values)
+def _sum_partition(
+    vectors: Vectors, num_values: int, stall_seconds: float, *pieces: EmbeddedRecords
+) -> RawSums:
+    with guarded("summing", stall_seconds):
+        return sum_partition(pieces, vectors, num_values)
 
 
 def sum_partition(pieces: Sequence[EmbeddedRecords], vectors: Vectors, num_values: int) -> RawSums:

@@ -1,162 +1,152 @@
-"""The loop's side of the release: what private records answer, and nothing else of them.
+"""The door: the loop's only way to private records. It asks for releases.
 
-The only place between the loop and the private zone: it holds references to private records and
-hands references to their votes to the aggregator, which noises them.
+It holds references to private records and hands references to what they answer to the aggregator,
+which adds noise. It never sees what a release was made from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import ray
 
 from pe_ray.config import Config
-from pe_ray.config.blocks import PrivateConfig
+from pe_ray.config.blocks import Plugin, PrivateConfig
 from pe_ray.errors import InputError
-from pe_ray.files.parts import parts_of
 from pe_ray.files.storage import location
 from pe_ray.private import records as private_records
 from pe_ray.private.records import PrivateRecords
-from pe_ray.private.sums import sum_moments
+from pe_ray.private.sums import Vectors, sum_vectors
 from pe_ray.private.votes import cast_votes, count_labels
 from pe_ray.release.aggregator import answer, create_aggregator
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_copy import update_copy
-from pe_ray.release.releases import votes_limit
+from pe_ray.release.releases import votes_key, votes_limit
+from pe_ray.run import Run
 from pe_ray.runtime.progress import log_stage
-from pe_ray.runtime.run_directory import RunDirectory
-from pe_ray.synthetic.embedding import EmbeddingWorker, embed, embedding_beside
-from pe_ray.synthetic.learnt_embedder import with_learnt_embedder
-from pe_ray.synthetic.population import Population
-from pe_ray.synthetic.teacher import fit_features, layout_of, write_teacher
-from pe_ray.values import NoisyHistogram, Release
+from pe_ray.synthetic.embedding import Embedding
+from pe_ray.values import NoisyHistogram, NoisySums, Release
 
 
 class Door:
-    """The loop's side of the release: asks for a histogram, never sees what it was made from.
+    """Asks for the releases that were planned, each at most once.
 
-    source: whose records vote, if not `config.private`; prefix: of the votes' keys in the ledger,
+    source: whose records vote, if not `config.private`. prefix: of the votes' keys in the ledger,
     where it holds several runs.
+
+    Guarantee: what it returns was charged to the ledger before noise was drawn, and is the same
+    whenever it is asked for. Nothing else of the private records leaves through it.
     """
 
     def __init__(
         self,
-        config: Config,
-        run: RunDirectory,
+        run: Run,
         ledger: Ledger,
         releases: Sequence[Release],
         *,
         source: PrivateConfig | None = None,
         prefix: str = "",
     ) -> None:
-        self._config = config
-        self._run = run
-        self._ledger = ledger
-        self._prefix = prefix
+        self._run, self._ledger, self._prefix = run, ledger, prefix
+        self._source = source
         # What was charged stays as it was charged, should another version calibrate differently.
         charged = {entry.release.key: entry.release for entry in ledger.entries()}
         self._releases = {r.key: charged.get(r.key, r) for r in releases}
         if all(ledger.stored(key) is not None for key in self._releases):
             return
-        self._voters = voters(config, source)
-        self.records = open_records(config, source)
+        self.records = open_records(run.config, run.embedder, source)
         self.aggregator = create_aggregator(ledger.path)
+
+    def awaits_votes(self, iteration: int) -> bool:
+        """Tell whether the votes of `iteration` are planned and were not released yet."""
+        key = votes_key(iteration, self._prefix)
+        return key in self._releases and self._ledger.stored(key) is None
 
     def label_counts(self) -> NoisyHistogram:
         """Release the number of records (or users) per label."""
         release = self._releases["label_counts"]
-        num_labels = len(self._config.private.labels)
-        return self._release(
-            release, num_labels, lambda: count_labels(self.records, release.votes_per_unit)
-        )
 
-    def embedding(self, iteration: int) -> Callable[[], EmbeddingWorker] | None:
-        """What embeds S_(iteration-1) while it is made, if it is to be voted on."""
-        run, key = self._run, f"{self._prefix}votes/{iteration:04d}"
-        if key not in self._releases or self._ledger.released(key) is not None:
-            return None
-        made, kept = run.population(iteration - 1), run.lookahead(iteration)
-        return embedding_beside(self._config, run.embedding(iteration), iteration, made, kept)
+        def count() -> list[ray.ObjectRef]:
+            return count_labels(self.records, release.votes_per_unit)
 
-    def votes(self, iteration: int, population: Population) -> NoisyHistogram:
-        """Release the votes of `iteration` for the samples of S_(iteration-1)."""
-        config, layout = self._config, population.layout
+        counts: NoisyHistogram = self.ask(release, len(self._run.labels), count)
+        return counts
+
+    def votes(self, embedding: Embedding) -> NoisyHistogram:
+        """Release the votes for the embedded samples (Lin et al. 2024, Algorithm 2, lines 1-5)."""
+        config, layout = self._run.config, embedding.layout
+        release = self._releases[votes_key(embedding.iteration, self._prefix)]
 
         def cast() -> list[ray.ObjectRef]:
-            embedding = embed(
-                config,
-                self._run.embedding(iteration),
-                iteration,
-                population,
-                self._run.lookahead(iteration),
-            )
-            parts = [
-                (embedding.directory / part.file, part.start, part.stop)
-                for part in parts_of(embedding.directory)
-            ]
             gpus, limit = config.resources.gpus_per_worker, votes_limit(config)
-            return cast_votes(self.records, parts, layout, config.votes, limit, gpus)
+            return cast_votes(self.records, embedding.parts(), layout, config.votes, limit, gpus)
 
-        release = self._releases[f"{self._prefix}votes/{iteration:04d}"]
-        histogram = self._release(release, layout.num_samples, cast)
-        self._run.write_histogram(histogram, layout)
-        self._run.keep_embedding_time(iteration)
+        histogram: NoisyHistogram = self.ask(release, layout.num_samples, cast)
+        self._run.directory.write_histogram(histogram, layout)
         return histogram
 
-    def teacher(self, population: Population) -> None:
-        """Release moments of the private records, in features learnt from S_T; solve them."""
-        config, folder = self._config, self._run.teacher
-        features, layout = fit_features(config, folder, population), layout_of(config)
-        sums = self._ledger.released_sums("teacher")
-        if sums is None:
-            channels, release = config.image_shape.channels, self._releases["teacher"]
-            stall = config.resources.stall_seconds
-            partials = sum_moments(self._voters, channels, features, layout, stall)
-            sums = answer(self.aggregator.release_sums.remote(release, layout.num_values, partials))
-            self._published(release)
-        write_teacher(config, folder, sums)
+    def sums(self, key: str, embedder: Plugin, vectors: Vectors, num_values: int) -> NoisySums:
+        """Release sums of the vectors, [num_values], that records are mapped to.
 
-    def _release(
-        self, release: Release, num_bins: int, cast: Callable[[], list[ray.ObjectRef]]
-    ) -> NoisyHistogram:
+        vectors: maps embeddings by `embedder` and labels to vectors; each counts with norm 1 at
+        most.
+        """
+
+        def add_up() -> list[ray.ObjectRef]:
+            records = self.records
+            if embedder != self._run.embedder:
+                records = open_records(self._run.config, embedder, self._source)
+            return sum_vectors(records, vectors, num_values)
+
+        sums: NoisySums = self.ask(self._releases[key], num_values, add_up)
+        return sums
+
+    def ask(
+        self, release: Release, num_values: int, start: Callable[[], list[ray.ObjectRef]]
+    ) -> Any:
+        """Return the answer to `release`: what the ledger holds, or what the aggregator makes.
+
+        start: starts tasks on the private records and returns references to what they add up, one
+        for each partition. They are never fetched here.
+
+        Guarantee: see `Aggregator.release`.
+        """
         stored = self._ledger.released(release.key)
         if stored is not None:
             return stored
-        histogram: NoisyHistogram = answer(
-            self.aggregator.release.remote(release, num_bins, cast())
-        )
-        self._published(release)
-        return histogram
-
-    def _published(self, release: Release) -> None:
-        update_copy(self._ledger, self._run.ledger_copy)  # before anything is made from it
+        made = answer(self.aggregator.release.remote(release, num_values, start()))
+        update_copy(self._ledger, self._run.directory.ledger_copy)  # before anything uses it
         # Without the time that it took, which depends on the records.
         log_stage(release.kind, iteration=release.iteration, state="released", sigma=release.sigma)
+        return made
 
 
 def voters(config: Config, source: PrivateConfig | None = None) -> PrivateConfig:
-    """Whose records vote, with the user column only where users are the unit."""
+    """Return whose records vote, with the user column only where users are the unit."""
     private = source or config.private
     user_column = private.user_column if config.privacy.unit == "user" else None
     return private.model_copy(update={"user_column": user_column})
 
 
-def open_records(config: Config, source: PrivateConfig | None = None) -> PrivateRecords:
+def open_records(
+    config: Config, embedder: Plugin, source: PrivateConfig | None = None
+) -> PrivateRecords:
     """Read, validate and embed the records that vote; spends nothing (see private.records)."""
-    cache, run = private_records.cache_folder(config.private), location(config.output.path)
-    if cache and isinstance(run, Path) and cache.resolve().is_relative_to(run.resolve()):
+    cache, place = private_records.cache_folder(config.private), location(config.output.path)
+    if cache and isinstance(place, Path) and cache.resolve().is_relative_to(place.resolve()):
         raise InputError(
             f"private.cache: {cache} lies in output.path, which is publishable; name another folder"
         )
-    config, private = with_learnt_embedder(config), voters(config, source)
-    if config.embedder.options.learnt:
+    private = voters(config, source)
+    if embedder.options.learnt:
         private = private.model_copy(update={"cache": "none"})  # embeddings are of one run
     return private_records.open_records(
         private,
         channels=config.image_shape.channels,
-        embedder_kind=config.embedder.kind,
-        embedder_options=config.embedder.options,
+        embedder_kind=embedder.kind,
+        embedder_options=embedder.options,
         gpus=config.resources.gpus_per_worker,
         stall_seconds=config.resources.stall_seconds,
     )

@@ -14,6 +14,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,8 @@ from pe_ray.release import ledger_sql as file
 from pe_ray.release.accounting import check, epsilon_of
 from pe_ray.release.adaptive import adaptive_epsilon
 from pe_ray.release.ledger_sql import Accounting, LedgerEntry
-from pe_ray.values import LATTICE, Budget, NoisyHistogram, NoisySums, Release
+from pe_ray.release.releases import kind_of
+from pe_ray.values import Budget, Release
 
 
 class Ledger:
@@ -133,17 +135,11 @@ class Ledger:
             stored = file.stored(database, key)
         return None if stored is None else stored[1]
 
-    def released(self, key: str) -> NoisyHistogram | None:
-        """The histogram released under `key`, None where there is none yet."""
+    def released(self, key: str) -> Any:
+        """Return what was released under `key` as its kind answers; None where nothing was yet."""
         with file.transaction(self.path, "DEFERRED") as database:
             stored = file.stored(database, key)
-        return None if stored is None else NoisyHistogram(release=stored[0], noisy_votes=stored[1])
-
-    def released_sums(self, key: str) -> NoisySums | None:
-        """The sums released under `key`, None where there are none yet."""
-        with file.transaction(self.path, "DEFERRED") as database:
-            stored = file.stored(database, key)
-        return None if stored is None else NoisySums(release=stored[0], sums=stored[1] / LATTICE)
+        return None if stored is None else kind_of(stored[0]).answer(*stored)
 
     @property
     def charged(self) -> bool:

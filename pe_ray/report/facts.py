@@ -16,9 +16,9 @@ from pe_ray.files.parts import manifest_of
 from pe_ray.files.storage import Location, seekable
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_sql import LedgerEntry
-from pe_ray.runtime.run_directory import RunDirectory, opened
-from pe_ray.synthetic.population import initial_offspring
-from pe_ray.synthetic.variation import layout_of
+from pe_ray.run import open_run
+from pe_ray.runtime.run_directory import RunDirectory
+from pe_ray.synthetic.population import initial_offspring, read_layout
 from pe_ray.values import Budget, LabelLayout, NoisyHistogram
 
 _CURVE_DELTAS = tuple(
@@ -52,7 +52,8 @@ class Facts:
         those that this run exports.
         """
         key = f"votes/{iteration:04d}"
-        found, file = self.ledger.released(key), self.run.histogram(iteration)
+        found: NoisyHistogram | None = self.ledger.released(key)
+        file = self.run.histogram(iteration)
         if found is not None or not file.exists():
             return found
         exported = pq.read_table(seekable(file), columns=["noisy_votes"])["noisy_votes"].to_numpy()
@@ -78,11 +79,12 @@ class StageTime:
 
 def gather(path: str | Location) -> Facts:
     """Read the run at `path`, finished or not."""
-    run, config = opened(path)
+    opened = open_run(path)
+    run, config = opened.directory, opened.config
     ledger = Ledger.open(run.ledger)
     layouts = []
     for iteration in range(config.schedule.iterations + 1):
-        layout = layout_of(run.population(iteration))
+        layout = read_layout(run.population(iteration))
         if layout is None:
             break
         layouts.append(layout)

@@ -17,7 +17,8 @@ from pe_ray.config import Config
 from pe_ray.files.parts import manifest_of, rows_found
 from pe_ray.files.storage import Location
 from pe_ray.release.ledger import Ledger
-from pe_ray.runtime.run_directory import RunDirectory, in_use, opened
+from pe_ray.run import open_run
+from pe_ray.runtime.run_directory import RunDirectory, in_use
 from pe_ray.values import Budget
 
 State = Literal["done", "running", "stopped", "begun", "waiting"]
@@ -51,7 +52,8 @@ class RunStatus:
 
 def status(path: str | Location) -> RunStatus:
     """The state of the run in `path`; raises InputError where there is none."""
-    run, config = opened(path)
+    opened = open_run(path)
+    run, config = opened.directory, opened.config
     ledger = Ledger.open(run.ledger)
     running = in_use(run)
     released = {e.release.key for e in ledger.entries() if e.state == "committed"}

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from pe_ray.files.storage import Location, atomic_write, names
 from pe_ray.report.facts import Facts
-from pe_ray.synthetic.denoising import read_smoothed
+from pe_ray.synthetic.denoising import make_denoiser
 from pe_ray.synthetic.scoring import read_scores
-from pe_ray.synthetic.selection import denoiser, votes_of
+from pe_ray.synthetic.smoothing import read_smoothed, unsmoothed
 from pe_ray.values import LabelLayout, NoisyHistogram
 
 Row = dict[str, Any]
@@ -106,13 +106,13 @@ def _weights(facts: Facts, histogram: NoisyHistogram, layout: LabelLayout) -> ND
     """Denoised votes, float64 [num_samples], as the selection draws parents by them."""
     iteration = histogram.release.iteration
     settings = facts.config.selection.at(iteration)
-    denoise = denoiser(settings.denoise, settings.threshold)
-    votes = read_smoothed(facts.run.smoothed(iteration)) or votes_of(histogram, layout)
+    denoiser = make_denoiser(settings)
+    votes = read_smoothed(facts.run.smoothed(iteration)) or unsmoothed(histogram, layout)
     parts = []
     for label, sigma in enumerate(votes.sigmas):
         start, stop = layout.label_range(label)
         if stop > start:
-            parts.append(denoise(votes.votes[start:stop], sigma))
+            parts.append(denoiser.weigh(votes.votes[start:stop], sigma))
     return np.concatenate(parts)
 
 

@@ -1,7 +1,7 @@
-"""The run directory: where each thing is, whose it is, and that one process at a time writes it.
+"""The run directory: its paths, the configuration it belongs to, and the lock of its one writer.
 
 Everything in it is safe to publish: configuration, releases and their post-processing. The ledger
-of a run in a store is on the driver's disk (`output.ledger`); a copy of it lies beside the run and
+of a run in a store is on the driver's disk (`output.ledger`). A copy of it lies in the store, and
 holds a release before anything that was made from that release is written.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import io
-import json
 import os
 import shutil
 import stat
@@ -27,7 +26,6 @@ import yaml
 from pe_ray.config import Config
 from pe_ray.config.yaml_tree import differences
 from pe_ray.errors import InputError
-from pe_ray.files.parts import manifest_of
 from pe_ray.files.storage import (
     Location,
     ObjectPath,
@@ -109,17 +107,6 @@ class RunDirectory:
     def embedding_time(self, iteration: int) -> Location:
         return self.path / "stages" / f"embedding-{iteration:04d}.json"
 
-    def keep_embedding_time(self, iteration: int) -> None:
-        """Keep what an embedding's manifest says of its rows and seconds, as it is removed next.
-
-        Guarantee: the embedding is one of released samples, so its time is post-processing; the
-        votes that follow it depend on the private records and are timed nowhere.
-        """
-        manifest = manifest_of(self.embedding(iteration))
-        if manifest is not None:
-            kept = {name: manifest[name] for name in ("num_rows", "rows_made", "seconds")}
-            atomic_write(self.embedding_time(iteration), json.dumps(kept).encode())
-
     def write_histogram(self, histogram: NoisyHistogram, layout: LabelLayout) -> None:
         """Export a released histogram for readers; the ledger keeps the original."""
         file = self.histogram(histogram.release.iteration)
@@ -145,7 +132,7 @@ def on_disk(path: str | Path) -> RunDirectory:
 
 
 @contextmanager
-def claimed(config: Config) -> Iterator[RunDirectory]:
+def claim_directory(config: Config) -> Iterator[RunDirectory]:
     """The run directory of `config`, created or continued, locked against a second process."""
     run = RunDirectory(given(config.output.path, "output.path"), ledger_folder(config) / LEDGER)
     with locked(run):
@@ -307,23 +294,7 @@ def require_disk(directory: Location, num_bytes: int, field: str) -> None:
         )
 
 
-def opened(path: str | Location) -> tuple[RunDirectory, Config]:
-    """An existing run and its configuration (resources at their defaults).
-
-    Of a run in a store, the ledger is the copy beside it.
-    """
-    place = given(path, "run")
-    with reported("run", place):
-        if not {"config.yaml", LEDGER} <= names(place):
-            raise InputError(
-                f"run {path}: not a run directory (no config.yaml and ledger.sqlite); give the "
-                "folder that was its output.path"
-            )
-        run = RunDirectory(place, opened_ledger(place))
-        return run, Config.from_yaml(run.config)
-
-
-def opened_ledger(path: str | Location) -> Path:
+def find_ledger(path: str | Location) -> Path:
     """The ledger of an existing run, or of a search that has made no final run yet."""
     place = given(path, "run")
     with reported("run", place):

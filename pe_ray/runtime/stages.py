@@ -19,9 +19,8 @@ import itertools
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -79,10 +78,8 @@ def _request(requests: pa.Table, row: int) -> Request:
 class _Reporting:
     """A worker whose InputErrors come back as rows, since Ray Data keeps no exception's type."""
 
-    def __init__(
-        self, worker: type[PartWorker], arguments: Mapping[str, Any], stall_seconds: float
-    ) -> None:
-        self._construct = partial(worker, **arguments)
+    def __init__(self, worker: Callable[[], PartWorker], stall_seconds: float) -> None:
+        self._construct = worker
         self._stall_seconds = stall_seconds
         self._worker: PartWorker | None = None
 
@@ -96,50 +93,54 @@ class _Reporting:
 
 
 def _make_parts(
-    requests: pa.Table,
-    worker: type[PartWorker],
-    arguments: Mapping[str, Any],
-    stall_seconds: float,
+    requests: pa.Table, worker: Callable[[], PartWorker], stall_seconds: float
 ) -> pa.Table:
-    return _Reporting(worker, arguments, stall_seconds)(requests)
+    return _Reporting(worker, stall_seconds)(requests)
 
 
-def run_stage(
-    name: str,
-    directory: Location,
-    suffix: str,
-    requests: Sequence[Request],
-    worker: type[PartWorker],
-    arguments: Mapping[str, Any],
-    resources: ResourcesConfig,
-    extra: Mapping[str, Any],
-) -> None:
-    """Make the parts that are missing, then commit the stage; returns at once when it is done.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Parts to be made in one directory.
 
-    name: for the user who watches; suffix: of the parts' files; resources change speed only. The
-    manifest says how many rows the start that completed the stage made, and in how many seconds;
-    rows of starts before it are not timed.
+    name: for the user who watches, with the iteration last where there is one. suffix: of the
+    parts' files. worker: called in each worker process, makes what makes the parts. manifest: what
+    the manifest says besides the parts.
     """
-    if manifest_of(directory) is not None:
+
+    name: str
+    directory: Location
+    suffix: str
+    requests: Sequence[Request]
+    worker: Callable[[], PartWorker]
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run_stage(stage: Stage, resources: ResourcesConfig) -> None:
+    """Make the parts that are missing, then commit the stage; return at once when it is done.
+
+    `resources` change speed only. The manifest says how many rows the start that completed the
+    stage made, and in how many seconds. Rows of earlier starts are not timed.
+    """
+    if manifest_of(stage.directory) is not None:
         return
     started = time.monotonic()
-    with room(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-    ranges = [(request["start"], request["stop"]) for request in requests]
+    with room(stage.directory):
+        stage.directory.mkdir(parents=True, exist_ok=True)
+    ranges = [(request["start"], request["stop"]) for request in stage.requests]
 
     def found() -> dict[int, Part]:
-        parts = found_parts(directory, ranges, suffix)
+        parts = found_parts(stage.directory, ranges, stage.suffix)
         return {part.start: part for part in parts if part is not None}
 
     made = found()
     before = _num_rows(made)
-    if len(made) < len(requests):
+    if len(made) < len(ranges):
         num_rows = sum(stop - start for start, stop in ranges)
-        with Progress(name, num_rows, _num_rows(made)) as progress:
+        with Progress(stage.name, num_rows, _num_rows(made)) as progress:
             failures = 0
-            while missing := [request for request in requests if request["start"] not in made]:
+            while missing := [req for req in stage.requests if req["start"] not in made]:
                 try:
-                    for part in _make(missing, worker, arguments, resources):
+                    for part in _make(missing, stage.worker, resources):
                         made[part.start] = part
                         progress.add(part.stop - part.start)
                 except Exception as error:
@@ -147,18 +148,18 @@ def run_stage(
                         raise
                     known, made = _num_rows(made), found()
                     progress.add(_num_rows(made) - known)
-                    finished = len(requests) - len(made) < len(missing)
+                    finished = len(ranges) - len(made) < len(missing)
                     failures = 0 if finished else failures + 1
                     reason = type(error).__name__
                     if failures == _ATTEMPTS:
                         raise FaultError(
-                            f"{name}: workers died or hung, {_ATTEMPTS} times in a row without "
-                            f"finishing a part ({reason}); see Ray's logs of the workers"
+                            f"{stage.name}: workers died or hung, {_ATTEMPTS} times in a row "
+                            f"without finishing a part ({reason}); see Ray's logs of the workers"
                         ) from None
-                    logger.warning("%s: %s; making what is missing anew", name, reason)
+                    logger.warning("%s: %s; making what is missing anew", stage.name, reason)
     seconds = round(time.monotonic() - started, 3)
     timed = {"rows_made": _num_rows(made) - before, "seconds": seconds}
-    commit(directory, list(made.values()), {**extra, **timed})
+    commit(stage.directory, list(made.values()), {**stage.manifest, **timed})
 
 
 def _num_rows(parts: Mapping[int, Part]) -> int:
@@ -174,10 +175,7 @@ def _is_fault(error: Exception) -> bool:
 
 
 def _make(
-    requests: Sequence[Request],
-    worker: type[PartWorker],
-    arguments: Mapping[str, Any],
-    resources: ResourcesConfig,
+    requests: Sequence[Request], worker: Callable[[], PartWorker], resources: ResourcesConfig
 ) -> Iterator[Part]:
     """Parts as they are made, in any order."""
     workers, stall_seconds = num_workers(resources), resources.stall_seconds
@@ -190,7 +188,7 @@ def _make(
     # Ray Data has no other name for max_restarts and max_retries, but warns of such arguments.
     warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", RayDeprecationWarning)
     requested = ray.data.from_arrow(blocks)
-    given = {"worker": worker, "arguments": dict(arguments), "stall_seconds": stall_seconds}
+    given = {"worker": worker, "stall_seconds": stall_seconds}
     lost = None
     if resources.gpus_per_worker:
         made = requested.map_batches(

@@ -1,168 +1,141 @@
-"""Noisy votes averaged over near samples, as far as that is estimated to help: post-processing.
+"""Denoising: from a noisy histogram to the weights that parents are drawn by; post-processing.
 
-Samples that lie close together get about the same votes, while their noise is independent. The
-average of a count and those of its m - 1 nearest samples of the same label has 1/m of the noise's
-variance; what it blurs is for m to decide. m is chosen for each label, among powers of two, by the
-released votes themselves: where they are many against the noise, m is 1 and they stay as they are.
+Where no count of a label is left after denoising, that label falls back to its positive noisy
+counts. Where it has none either, all its samples weigh the same. Both look at the released
+histogram only.
+
+To add a denoiser, write a class with `Options` and `weigh`, as those below.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import time
-from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import ray
 from numpy.typing import NDArray
+from pydantic import Field
 
-from pe_ray.config import Config
-from pe_ray.files.parts import parts_of
-from pe_ray.files.storage import Location, atomic_write, seekable, whole
-from pe_ray.runtime.progress import log_stage
-from pe_ray.runtime.watchdog import headway, limited
-from pe_ray.synthetic.embedding import embed
-from pe_ray.synthetic.population import Population
-from pe_ray.synthetic.selection import Votes, votes_of
-from pe_ray.values import DistanceMetric, LabelLayout, NoisyHistogram
+from pe_ray.config.blocks import SelectionSettings
+from pe_ray.plugins import Options, registry
+from pe_ray.run import Run
+from pe_ray.synthetic.embedding import Embedding
+from pe_ray.synthetic.smoothing import smooth_votes
+from pe_ray.values import NoisyHistogram
 
-Floats = NDArray[np.float64]
-_QUERIES = 1024  # searched at once
-_PartRows = tuple[Location, int, int]  # a part of an embedding, its first row and its last's next
+Weights = NDArray[np.float64]
 
 
-def smoothed_votes(
-    config: Config,
-    histogram: NoisyHistogram,
-    population: Population,
-    embedding: Location,
-    lookahead: Location,
-    file: Location,
-) -> Votes:
-    """The votes for `population`, smoothed as `selection.smooth` says; kept in `file`.
+class Denoiser(Protocol):
+    """Turns the noisy counts of one label into weights."""
 
-    Distances are those of the samples' embedding, which is in the folder `embedding` or is made
-    again (`lookahead`: see `embed`). One Ray task of one CPU for each label; it holds the label's
-    embeddings twice and takes about n^2 dim / 10^10 seconds for n samples of `dim` dimensions.
+    Options: ClassVar[type[Options]]
+
+    def __init__(self, options: Any) -> None: ...
+
+    def weigh(self, noisy_votes: NDArray[np.float64], sigma: float) -> Weights:
+        """Return weights >= 0, [n], for counts [n] with Gaussian noise of scale `sigma`."""
+        ...
+
+
+class Threshold:
+    """Subtract a height and clip at 0 (Lin et al. 2024, Algorithm 2, line 6)."""
+
+    class Options(Options):
+        threshold: Annotated[float, Field(allow_inf_nan=False)] | Literal["auto"] = "auto"
+        """Votes subtracted from each count; auto: what Stein's risk estimate prefers."""
+
+    def __init__(self, options: Threshold.Options) -> None:
+        self._height = options.threshold
+
+    def weigh(self, noisy_votes: NDArray[np.float64], sigma: float) -> Weights:
+        height = self._height
+        if height == "auto":
+            height = auto_threshold(noisy_votes, sigma)
+        return np.asarray(np.maximum(noisy_votes - height, 0.0))
+
+
+class Simplex:
+    """Project onto the vectors >= 0 with the same sum (Held, Wolfe, Crowder 1974).
+
+    All weights are 0 where the sum is not above 0.
     """
-    iteration, sigma = histogram.release.iteration, histogram.release.sigma
-    layout, most = population.layout, config.selection.at(iteration).smooth
-    if most == 1 or sigma == 0:
-        return votes_of(histogram, layout)
-    kept = read_smoothed(file)
-    if kept is not None:
-        return kept
-    made = embed(config, embedding, iteration, population, lookahead)
-    started, stall_seconds = time.monotonic(), config.resources.stall_seconds
-    parts = [(made.directory / p.file, p.start, p.stop) for p in parts_of(made.directory)]
-    task = ray.remote(num_cpus=1)(_smooth_label)
-    tasks = []
-    for label in range(len(layout.counts)):
-        start, stop = layout.label_range(label)
-        noisy, metric = histogram.noisy_votes[start:stop].astype(np.float64), config.votes.metric
-        tasks.append(task.remote(parts, start, noisy, sigma, most, metric, stall_seconds))
-    votes, sigmas = zip(*ray.get(tasks), strict=True)
-    smoothed = Votes(votes=np.concatenate(votes), sigmas=tuple(sigmas))
-    _write(file, smoothed, layout)
-    seconds = time.monotonic() - started
-    log_stage(
-        "smoothing", iteration=iteration, state="done", rows=layout.num_samples, seconds=seconds
-    )
-    return smoothed
+
+    class Options(Options):
+        pass
+
+    def __init__(self, options: Simplex.Options) -> None:
+        pass
+
+    def weigh(self, noisy_votes: NDArray[np.float64], sigma: float) -> Weights:
+        total = float(noisy_votes.sum())
+        if total <= 0:
+            return np.zeros(noisy_votes.size)
+        falling = np.sort(noisy_votes)[::-1]
+        shifts = (np.cumsum(falling) - total) / np.arange(1, falling.size + 1)
+        shift = shifts[np.nonzero(falling > shifts)[0][-1]]
+        return np.asarray(np.maximum(noisy_votes - shift, 0.0))
 
 
-def smooth(
-    noisy: Floats, neighbors: NDArray[np.int32], sigma: float, most: int
-) -> tuple[Floats, float]:
-    """Counts [n] averaged over m samples each, and the noise's standard deviation after it.
+class Clip:
+    """Clip at 0 and change nothing else."""
 
-    neighbors: of each sample the others, nearest first, [n, most - 1 or more, or all]. m is the
-    power of two, at most `most`, with the least estimated squared error: Stein's unbiased estimate
-    (1981) of the linear smoother S under independent noise `sigma`, |S y - y|^2 + 2 sigma^2 tr(S)
-    + const, tr(S) = n / m as each sample is in its own average. The least m where equal.
+    class Options(Options):
+        pass
+
+    def __init__(self, options: Clip.Options) -> None:
+        pass
+
+    def weigh(self, noisy_votes: NDArray[np.float64], sigma: float) -> Weights:
+        return np.asarray(np.maximum(noisy_votes, 0.0))
+
+
+def denoise(run: Run, embedding: Embedding, histogram: NoisyHistogram) -> Weights:
+    """Return the weights of all samples that were voted on, float64 [num_samples].
+
+    Each label's votes are averaged over near samples first, as `selection.smooth` says. The weights
+    of every label that has samples have a positive sum.
     """
-    num, widest = len(noisy), min(most, neighbors.shape[1] + 1)
-    sums, best, least, m = noisy.copy(), noisy, 2 * sigma**2 * num, 1
-    chosen = 1
-    while 2 * m <= widest:
-        sums = sums + noisy[neighbors[:, m - 1 : 2 * m - 1]].sum(axis=1)
-        m *= 2
-        risk = float(np.square(sums / m - noisy).sum()) + 2 * sigma**2 * num / m
-        if risk < least:
-            best, least, chosen = sums / m, risk, m
-    return best, sigma / chosen**0.5
+    settings = run.config.selection.at(histogram.release.iteration)
+    denoiser = make_denoiser(settings)
+    votes = smooth_votes(run, embedding, histogram)
+    weights = np.empty(votes.votes.size)
+    for label, sigma in enumerate(votes.sigmas):
+        own = slice(*embedding.layout.label_range(label))
+        weights[own] = fall_back(denoiser.weigh(votes.votes[own], sigma), votes.votes[own])
+    return weights
 
 
-def _smooth_label(
-    parts: Sequence[_PartRows],
-    first: int,
-    noisy: Floats,
-    sigma: float,
-    most: int,
-    metric: DistanceMetric,
-    stall_seconds: float,
-) -> tuple[Floats, float]:
-    """`smooth` of the samples first, first + 1, ..., which are all of one label."""
-    num = len(noisy)
-    widest = 1 << (min(most, num).bit_length() - 1) if num else 1
-    if widest == 1:
-        return noisy, sigma
-    vectors = np.concatenate(
-        [
-            np.load(whole(file), allow_pickle=False)[max(0, first - start) : first + num - start]
-            for file, start, stop in parts
-            if start < first + num and first < stop
-        ]
-    )
-    if metric == "cosine":
-        norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
-        vectors /= np.where(norms > 0, norms, 1.0).astype(np.float32)[:, None]
-    with limited(stall_seconds):
-        return smooth(noisy, _nearest(vectors, widest - 1), sigma, most)
+def make_denoiser(settings: SelectionSettings) -> Denoiser:
+    """Return the denoiser that `settings` names."""
+    made = registry.load("denoiser", settings.denoise)
+    given = {name: getattr(settings, name) for name in made.Options.model_fields}
+    denoiser: Denoiser = made(made.Options(**given))
+    return denoiser
 
 
-def _nearest(vectors: NDArray[np.float32], count: int) -> NDArray[np.int32]:
-    """Of each row the `count` nearest others, [n, count], by l2 as faiss computes it in float32.
+def auto_threshold(noisy_votes: NDArray[np.float64], sigma: float) -> float:
+    """Return the threshold with the least estimated squared error, in votes.
 
-    Always in the same blocks and by one thread, as tasks of one CPU have it, so the same for any
-    workers; near ties may fall otherwise on another processor, and an average takes either.
+    Stein's unbiased risk estimate of the shrinker y -> max(y - h, 0) under Gaussian noise,
+    sum(min(y, h)^2) + 2 sigma^2 #(y > h) + const, minimised over h in [0, sigma sqrt(2 ln n)]
+    (Donoho and Johnstone 1995, "Adapting to unknown smoothness", section 2.3).
     """
-    import faiss
-
-    vectors -= vectors.mean(axis=0, dtype=np.float64).astype(np.float32)  # else norms cost digits
-    index = faiss.IndexFlatL2(vectors.shape[1])
-    index.add(vectors)
-    nearest = np.empty((len(vectors), count), dtype=np.int32)
-    for start in range(0, len(vectors), _QUERIES):
-        found = index.search(vectors[start : start + _QUERIES], count + 1)[1]
-        own = found == np.arange(start, start + len(found))[:, None]
-        own[~own.any(axis=1), -1] = True  # it has more duplicates than that
-        nearest[start : start + _QUERIES] = found[~own].reshape(-1, count)
-        headway()
-    return nearest
+    if sigma == 0 or noisy_votes.size == 0:
+        return 0.0
+    limit = sigma * np.sqrt(2.0 * np.log(max(2, noisy_votes.size)))
+    votes = np.sort(noisy_votes)
+    inside = votes[(votes > 0) & (votes < limit)]
+    candidates = np.unique(np.concatenate([[0.0], inside, [limit]]))
+    below = np.searchsorted(votes, candidates, side="right")
+    squares = np.concatenate([[0.0], np.cumsum(votes**2)])
+    above = votes.size - below
+    risk = squares[below] + above * candidates**2 + 2.0 * sigma**2 * above
+    return float(candidates[np.argmin(risk)])
 
 
-def read_smoothed(file: Location) -> Votes | None:
-    """What `smoothed_votes` kept in `file`; None where there is none."""
-    if not file.exists():
-        return None
-    table = pq.read_table(seekable(file))
-    sigmas = json.loads(table.schema.metadata[b"sigmas"])
-    return Votes(votes=table["votes"].to_numpy(), sigmas=tuple(sigmas))
-
-
-def _write(file: Location, votes: Votes, layout: LabelLayout) -> None:
-    count = layout.num_samples
-    table = pa.table(
-        {
-            "id": pa.array(np.arange(count), type=pa.int64()),
-            "label": pa.array(layout.labels(0, count), type=pa.int32()),
-            "votes": pa.array(votes.votes, type=pa.float64()),
-        }
-    ).replace_schema_metadata({"sigmas": json.dumps(votes.sigmas)})
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    atomic_write(file, sink.getvalue())
+def fall_back(weights: Weights, noisy_votes: NDArray[np.float64]) -> Weights:
+    """Return `weights`, or what replaces them where all are 0 (see the module's docstring)."""
+    if weights.sum() > 0:
+        return weights
+    positive = np.maximum(noisy_votes, 0.0)
+    return positive if positive.sum() > 0 else np.ones(noisy_votes.size)

@@ -1,137 +1,136 @@
-"""What users read: the final set or its expansion, as parquet, webdataset or image folders."""
+"""Export: the final set and its expansions, as PNG images with labels for readers."""
 
 from __future__ import annotations
 
 import io
-import json
 import math
-import os
-import tarfile
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
-from urllib.parse import quote
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pe_ray.errors import InputError
-from pe_ray.files.storage import Location, sync, write_many
+from pe_ray.files.parts import Part, part_ranges, write_part
+from pe_ray.files.storage import Location
+from pe_ray.plugins import registry
+from pe_ray.plugins.seeds import row_seeds
+from pe_ray.run import Run
+from pe_ray.runtime.stages import PartWorker, Request, Stage, run_stage
+from pe_ray.synthetic.batching import BatchedGenerator
+from pe_ray.synthetic.export_formats import BLOCK_BYTES, ExportFormat
+from pe_ray.synthetic.population import Population
+from pe_ray.synthetic.population_files import read_population
+from pe_ray.synthetic.teacher import load_teacher
 
-Format = Literal["parquet", "webdataset", "folder"]
-SUFFIXES: dict[Format, str] = {"parquet": "parquet", "webdataset": "tar", "folder": "done"}
-"""Of a part's file; a part of a folder is a marker, written after its images."""
+_PART_BYTES = BLOCK_BYTES + 256  # of any part: the end of its last block, its lines in the manifest
 
 
-_BLOCK = 4096  # in which disks are given out
-_TAR_BLOCK = 512
-_ROW_BYTES = 16  # of parquet, beside the image
-_ENTRY_BYTES = 64  # of an image in its folder
-_PART_BYTES = _BLOCK + 256  # of any part: the end of its last block, and its lines in the manifest
+def export(
+    run: Run,
+    population: Population,
+    directory: Location,
+    *,
+    num_variations: int | None = None,
+    form: str = "parquet",
+) -> None:
+    """Write S_T itself, or `num_variations` further variations of it, to `directory`.
+
+    form: name of an export format. A run's teacher labels the images. Which sample a row stems from
+    says `final_parents`.
+    """
+    config = run.config
+    num_rows = population.layout.num_samples if num_variations is None else num_variations
+    made = load_format(form)
+    ranges = part_ranges(num_rows, config.image_shape.num_bytes, config.output.rows_per_part)
+    requests: list[Request] = [{"start": start, "stop": stop} for start, stop in ranges]
+    stage = Stage(
+        name="final set" if num_variations is None else "expansion",
+        directory=directory,
+        suffix=made.suffix,
+        requests=requests,
+        worker=partial(ExportWorker, run, population, directory, num_variations, form),
+        manifest={"fingerprint": config.fingerprint, "labels": list(run.labels)},
+    )
+    run_stage(stage, config.resources)
+
+
+def load_format(form: str) -> type[ExportFormat]:
+    """Return the export format with this name."""
+    made: type[ExportFormat] = registry.load("export_format", form)
+    return made
+
+
+class ExportWorker(PartWorker):
+    """Makes parts of the final set or of an expansion."""
+
+    def __init__(
+        self,
+        run: Run,
+        population: Population,
+        directory: Location,
+        num_variations: int | None,
+        form: str,
+    ) -> None:
+        self._run, self._population, self._directory = run, population, directory
+        self._num_variations = num_variations
+        self._format = load_format(form)
+        self._plugin = run.config.generator_at(population.iteration)
+        self._generator: BatchedGenerator | None = None
+        self._teacher = load_teacher(run)
+
+    def make(self, request: Mapping[str, Any]) -> Part:
+        start, stop = request["start"], request["stop"]
+        config, population = self._run.config, self._population
+        ids = np.arange(start, stop, dtype=np.int64)
+        num_parents, options = population.layout.num_samples, self._plugin.options
+        if self._num_variations is None:
+            rows = read_population(population.directory, ids, options)
+        else:
+            parents = final_parents(ids, self._num_variations, num_parents)
+            rows = read_population(population.directory, parents, options)
+            if self._generator is None:
+                batch_size = config.resources.batch_size
+                self._generator = BatchedGenerator(self._plugin, self._run.labels, batch_size)
+            seeds = row_seeds(config.schedule.seed, "expansion", population.iteration, ids)
+            rows = self._generator.vary(rows, config.schedule.degree_list[-1], seeds)
+        labels = rows["label"]
+        if self._teacher is not None:
+            labels = self._teacher.predict(rows["image"])
+        pngs = [png(image) for image in rows["image"]]
+        content = self._format.write(self._directory, start, pngs, labels, self._run.labels)
+        return write_part(self._directory, start, stop, self._format.suffix, content)
+
+
+def final_parents(ids: NDArray[np.int64], num_samples: int, num_parents: int) -> NDArray[np.int64]:
+    """Return which sample of S_T each of the rows `ids` of `num_samples` stems from, [n].
+
+    Full rounds over all samples in order come first, then evenly spaced ones. Populations are in
+    label order, so the labels' shares hold for any number of rows.
+    """
+    full_rounds = num_samples - num_samples % num_parents
+    rest = max(num_samples % num_parents, 1)
+    return np.where(ids < full_rounds, ids % num_parents, (ids - full_rounds) * num_parents // rest)
+
+
+def disk_bytes(
+    form: str, pngs: Sequence[bytes], num_rows: int, num_parts: int, names: Sequence[str]
+) -> int:
+    """Estimate from above the disk that `num_rows` images like `pngs` take in so many parts.
+
+    The estimate is four standard errors above the mean, with all that the format adds.
+    """
+    taken = load_format(form).measure(pngs, names)
+    spread = 4 * taken.rows.std() * math.sqrt(1 / len(pngs) + 1 / num_rows)
+    fixed = 4 * BLOCK_BYTES + sum(len(name.encode()) for name in names) + taken.fixed
+    row = float(taken.rows.mean() + spread)
+    return math.ceil(num_rows * row) + num_parts * (_PART_BYTES + taken.part) + fixed
 
 
 def png(image: NDArray[np.uint8]) -> bytes:
-    """PNG bytes of one image, uint8 [height, width, channels]."""
+    """Encode one image, uint8 [height, width, channels], as PNG."""
     from PIL import Image
 
     sink = io.BytesIO()
     Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(sink, format="PNG")
-    return sink.getvalue()
-
-
-def export_part(
-    form: Format,
-    directory: Location,
-    first: int,
-    pngs: Sequence[bytes],
-    labels: NDArray[np.int32],
-    names: Sequence[str],
-) -> bytes:
-    """Content of the part's file for rows first, first + 1, ...; writes the images of a folder."""
-    if form == "parquet":
-        return _parquet(pngs, labels, names)
-    if form == "webdataset":
-        return _webdataset(first, pngs, labels)
-    for label in np.unique(labels):  # made again while the marker is missing
-        rows = np.flatnonzero(labels == label).tolist()
-        files = [(f"{first + row:010d}.png", pngs[row]) for row in rows]
-        write_many(directory / folder_name(names[label]), files)
-    sync(directory)  # before there is a marker
-    return f"{len(pngs)} images\n".encode()
-
-
-def folder_name(label: str) -> str:
-    """The label's name, characters that a path can't hold percent-encoded."""
-    return quote(label, safe=" ") if label.strip(".") else quote(label).replace(".", "%2E")
-
-
-def require_folder_names(directory: Location, names: Sequence[str]) -> None:
-    """Raise InputError where `directory`'s disk has no room in a name for a label's folder."""
-    if not isinstance(directory, Path):
-        return
-    most = os.pathconf(directory, "PC_NAME_MAX")
-    for name in names:
-        length = len(folder_name(name))
-        if length > most:
-            raise InputError(
-                f"--format: the label {name[:16]!r}... is too long for a folder's name: "
-                f"{length} bytes, percent-encoded, of at most {most}; use parquet or "
-                "webdataset"
-            )
-
-
-def disk_bytes(
-    form: Format, pngs: Sequence[bytes], num_rows: int, num_parts: int, names: Sequence[str]
-) -> int:
-    """Disk that `num_rows` images take at most in so many parts, if `pngs` were drawn as they are:
-    four standard errors above the mean, and with all that the format adds.
-    """
-    sizes = np.array([len(image) for image in pngs])
-    fixed, of_part = 4 * _BLOCK + sum(len(name.encode()) for name in names), _PART_BYTES
-    if form == "parquet":
-        largest = max(pngs, key=len)
-        of_part += len(_parquet([largest], np.zeros(1, np.int32), names)) - len(largest)
-        sizes = sizes + _ROW_BYTES
-    elif form == "webdataset":  # a header each, and the label in a block
-        sizes = _whole(sizes, _TAR_BLOCK) + 3 * _TAR_BLOCK
-        of_part += tarfile.RECORDSIZE
-    else:
-        sizes = _whole(sizes, _BLOCK) + _ENTRY_BYTES
-        fixed += len(names) * _BLOCK
-    row = sizes.mean() + 4 * sizes.std() * math.sqrt(1 / len(sizes) + 1 / num_rows)
-    return math.ceil(num_rows * float(row)) + num_parts * of_part + fixed
-
-
-def _whole(sizes: NDArray[np.int64], block: int) -> NDArray[np.int64]:
-    return -(-sizes // block) * block
-
-
-def _parquet(pngs: Sequence[bytes], labels: NDArray[np.int32], names: Sequence[str]) -> bytes:
-    """Columns image (PNG bytes) and label, with the label names as HF datasets reads them."""
-    features = {
-        "image": {"_type": "Value", "dtype": "binary"},
-        "label": {"_type": "ClassLabel", "names": list(names)},
-    }
-    table = pa.table(
-        {
-            "image": pa.array(pngs, type=pa.binary()),
-            "label": pa.array(labels, type=pa.int64()),
-        }
-    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="none")
-    return sink.getvalue()
-
-
-def _webdataset(first: int, pngs: Sequence[bytes], labels: NDArray[np.int32]) -> bytes:
-    """A tar with NNNNNNNNNN.png and NNNNNNNNNN.cls (the label's number) for each row."""
-    sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for row, (image, label) in enumerate(zip(pngs, labels, strict=True), start=first):
-            for suffix, content in (("png", image), ("cls", str(label).encode())):
-                entry = tarfile.TarInfo(f"{row:010d}.{suffix}")
-                entry.size = len(content)
-                tar.addfile(entry, io.BytesIO(content))
     return sink.getvalue()

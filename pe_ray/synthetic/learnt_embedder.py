@@ -1,6 +1,6 @@
-"""The embedder that a run learns from its generator's random images, before anything else.
+"""Learn an embedder from the generator's random images, before a private record is read.
 
-Public randomness alone goes into it: it depends on no private record and is no release.
+Only public randomness goes into it. It depends on no private record and is no release.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from pe_ray.config import Config
 from pe_ray.config.blocks import Plugin
 from pe_ray.errors import InputError
 from pe_ray.files.images import resized
-from pe_ray.files.storage import Location, given, location
+from pe_ray.files.storage import Location, location
 from pe_ray.plugins.seeds import row_seeds
-from pe_ray.runtime.run_directory import FEATURES
+from pe_ray.run import Run
+from pe_ray.runtime.run_directory import FEATURES, RunDirectory
 from pe_ray.runtime.watchdog import headway, limited
-from pe_ray.synthetic.variation import BatchedGenerator
+from pe_ray.synthetic.batching import BatchedGenerator
 from pe_ray.values import ImageShape
 
 logger = logging.getLogger(__name__)
@@ -31,16 +32,23 @@ logger = logging.getLogger(__name__)
 _CHUNK = 1024  # images drawn between two signs of life
 
 
-def with_learnt_embedder(config: Config) -> Config:
-    """`config` with the embedder that its run has learnt, or learns now, in place of
-    `label_features`; any other stays.
+def prepare_run(config: Config, directory: RunDirectory) -> Run:
+    """Return the run of `config` in `directory`; its embedder is learnt first where it has to be.
 
-    It is kept in output.path, so it is learnt once.
+    Needs a connected Ray.
+    """
+    return Run(config=config, directory=directory, embedder=resolve_embedder(config, directory))
+
+
+def resolve_embedder(config: Config, directory: RunDirectory) -> Plugin:
+    """Return the embedder that the run votes by; learn it first where it is `label_features`.
+
+    What is learnt stays in the run directory, so it is learnt once. Needs a connected Ray.
     """
     options = config.embedder.options
     if not isinstance(options, LabelFeaturesOptions):
-        return config
-    file = given(config.output.path, "output.path") / FEATURES / f"{_name(config)}.npz"
+        return config.embedder
+    file = directory.path / FEATURES / f"{_name(config)}.npz"
     if not file.exists():
         logger.info("learning the embedder from %d random images", options.num_images)
         started, resources = time.monotonic(), config.resources
@@ -52,12 +60,11 @@ def with_learnt_embedder(config: Config) -> Config:
             raise InputError(fault)
         logger.info("learning the embedder: done in %.1f s", time.monotonic() - started)
     learnt = LearntFeaturesOptions(file=str(file), num_features=options.features)
-    plugin = Plugin(plugin_type="embedder", kind=label_features.KIND, options=learnt)
-    return config.model_copy(update={"embedder": plugin})
+    return Plugin(plugin_type="embedder", kind=label_features.KIND, options=learnt)
 
 
 def _name(config: Config) -> str:
-    """Digest of all that the features depend on."""
+    """Return a digest of all that the features depend on."""
     inputs = {
         "generator": config.generator_at(0).model_dump(mode="json"),
         "embedder": config.embedder.model_dump(mode="json"),
@@ -69,7 +76,7 @@ def _name(config: Config) -> str:
 
 
 def _learn(config: Config, options: LabelFeaturesOptions, file: str) -> str | None:
-    """Draw, train and write; what the user has to mend, if something."""
+    """Draw, train and write; return the text of an InputError, if there is one."""
     try:
         with limited(config.resources.stall_seconds):
             _write(location(file), config, options)

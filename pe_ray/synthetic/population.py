@@ -1,4 +1,4 @@
-"""Who is in a population: labels, ids, parents and copies, as plain arrays on the driver."""
+"""Population: which samples there are, as plain arrays on the driver; the images are on disk."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_ray.config.blocks import SelectionSettings
+from pe_ray.errors import InputError
+from pe_ray.files.parts import manifest_of
 from pe_ray.files.storage import Location
-from pe_ray.plugins.seeds import row_seeds
-from pe_ray.synthetic.selection import Votes, denoiser, draw, with_fallback
+from pe_ray.run import Run
 from pe_ray.values import LabelLayout, NoisyHistogram
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Population:
-    """A population on disk: S_iteration, laid out by label."""
+    """S_iteration on disk; its samples are in label order."""
 
     iteration: int
     layout: LabelLayout
@@ -38,10 +38,10 @@ class Offspring:
 
 
 def apportion(num_samples: int, fractions: Sequence[float]) -> LabelLayout:
-    """Samples per label by largest remainder (Hamilton), lower label on ties.
+    """Share samples out to labels by largest remainder (Hamilton); ties go to the lower label.
 
-    Every label with a share gets one sample first, so that a label never dies out between
-    populations of different sizes; needs num_samples >= number of labels.
+    Every label with a share gets one sample first. So no label dies out between populations of
+    different sizes. Needs num_samples >= number of labels.
     """
     shares = np.asarray(fractions, dtype=np.float64)
     present = (shares > 0).astype(np.int64)
@@ -54,14 +54,14 @@ def apportion(num_samples: int, fractions: Sequence[float]) -> LabelLayout:
 
 
 def fractions_of(label_counts: NoisyHistogram) -> tuple[float, ...]:
-    """Label fractions from a released label count; negative counts are 0, all 0 means uniform."""
+    """Return label fractions from released counts: negative ones are 0; if all are 0, uniform."""
     counts = np.maximum(label_counts.noisy_votes, 0).astype(np.float64)
     counts = counts if counts.sum() > 0 else np.ones(counts.size)
     return tuple(float(share) for share in counts / counts.sum())
 
 
 def initial_offspring(layout: LabelLayout, variation_fold: int) -> Offspring:
-    """S_0: families of one random draw and `variation_fold` variations of it."""
+    """Lay out S_0: families of one random draw and `variation_fold` variations of it."""
     parents, copies, first = [], [], 0
     for count in layout.counts:
         position = np.arange(count, dtype=np.int64)
@@ -71,35 +71,8 @@ def initial_offspring(layout: LabelLayout, variation_fold: int) -> Offspring:
     return Offspring(layout=layout, parents=np.concatenate(parents), copies=np.concatenate(copies))
 
 
-def next_offspring(
-    population: Population,
-    votes: Votes,
-    layout: LabelLayout,
-    settings: SelectionSettings,
-    run_seed: int,
-) -> Offspring:
-    """S_t: denoise each label's votes, draw parents in proportion, give each its children."""
-    denoise = denoiser(settings.denoise, settings.threshold)
-    family = settings.next_variation_fold + int(settings.keep_selected)
-    label_ids = np.arange(len(layout.counts), dtype=np.int64)
-    seeds = row_seeds(run_seed, "selection", population.iteration + 1, label_ids)
-    parents, copies = [], []
-    for label, count in enumerate(layout.counts):
-        start, stop = population.layout.label_range(label)
-        if count == 0:
-            continue
-        assert stop > start, "a label with samples keeps samples"
-        own = votes.votes[start:stop]
-        weights = with_fallback(denoise(own, votes.sigmas[label]), own)
-        selected = draw(weights, -(-count // family), settings.method, int(seeds[label]))
-        parents.append(start + np.repeat(selected, family)[:count])
-        first_copy = 0 if settings.keep_selected else 1
-        copies.append((np.arange(count) % family + first_copy).astype(np.int32))
-    return Offspring(layout=layout, parents=np.concatenate(parents), copies=np.concatenate(copies))
-
-
 def lookahead_draws(offspring: Offspring, lookahead: int) -> NDArray[np.int64]:
-    """Which lookahead draw of its parent each sample is, int64 [n]; -1: a variation of its own.
+    """Return which lookahead draw of its parent each sample is, int64 [n]; -1: a new variation.
 
     A parent's first variations take its draws 0, 1, ... while there are any.
     """
@@ -109,3 +82,23 @@ def lookahead_draws(offspring: Offspring, lookahead: int) -> NDArray[np.int64]:
     draws = np.full(len(offspring.parents), -1, dtype=np.int64)
     draws[varied] = np.where(rank < lookahead, rank, -1)
     return draws
+
+
+def read_layout(directory: Location) -> LabelLayout | None:
+    """Return the layout of a complete population on disk, None where there is none."""
+    counts = (manifest_of(directory) or {}).get("label_counts")
+    if not isinstance(counts, list) or not all(type(count) is int for count in counts):
+        return None
+    return LabelLayout(counts=tuple(counts))
+
+
+def final_population(run: Run) -> Population:
+    """Return S_T of a finished run; InputError where the run is not finished."""
+    last = run.config.schedule.iterations
+    directory = run.directory.population(last)
+    layout = read_layout(directory)
+    if layout is None:
+        raise InputError(
+            f"run {run.directory.path}: not finished; run the same `pe-ray run` command first"
+        )
+    return Population(iteration=last, layout=layout, directory=directory)

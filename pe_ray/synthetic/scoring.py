@@ -1,7 +1,7 @@
-"""Scores of released populations against public images: post-processing, so free.
+"""Score released populations against public images: post-processing, so free.
 
-One small file for each scored iteration, written whole; a start after a crash scores only what is
-missing. `pe_ray.report` reads them into metrics.jsonl.
+There is one small file for each scored iteration, written whole. A start after a crash scores only
+what is missing. `pe_ray.report` reads the files into metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pe_ray.config.blocks import PublicMetricsConfig
 from pe_ray.errors import InputError
 from pe_ray.files.public_images import PublicSource, check_public, evenly_spaced, read_public
 from pe_ray.files.storage import Location, atomic_write
+from pe_ray.run import Run
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.population_files import read_population
 
@@ -34,9 +35,10 @@ def check_reference(config: Config) -> None:
         check_public(_source(config.metrics.public), config.private.labels)
 
 
-def score_population(config: Config, file: Location, population: Population) -> None:
-    """Score S_iteration, if `metrics.public` says so and no start before this one has."""
-    public, iteration = config.metrics.public, population.iteration
+def score_population(run: Run, population: Population) -> None:
+    """Score S_t against the public images, if `metrics.public` says so and it isn't done."""
+    config, iteration = run.config, population.iteration
+    public, file = config.metrics.public, run.directory.scores(iteration)
     if public is None or file.exists():
         return
     if iteration % public.every and iteration != config.schedule.iterations:
@@ -59,7 +61,7 @@ def score_population(config: Config, file: Location, population: Population) -> 
 
 
 def read_scores(file: Location) -> dict[str, float]:
-    """Scores of one iteration by name; none where it wasn't scored."""
+    """Return the scores of one iteration by name; none where it was not scored."""
     if not file.exists():
         return {}
     scores: dict[str, float] = json.loads(file.read_bytes())
@@ -69,7 +71,7 @@ def read_scores(file: Location) -> dict[str, float]:
 def _score_task(
     config: Config, public: PublicMetricsConfig, population: Population
 ) -> dict[str, float] | str:
-    """Scores by name, or what the user has to mend."""
+    """Return scores by name, or the text of an InputError."""
     try:
         return _scores(config, public, population)
     except InputError as error:

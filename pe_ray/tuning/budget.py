@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pe_ray.components.metrics.moments import MomentsSpec
 from pe_ray.config import Config
 from pe_ray.errors import InputError
-from pe_ray.planning import run_shape
 from pe_ray.release.adaptive import budget_mu, mu_of, with_mu
 from pe_ray.release.ledger_sql import Accounting
-from pe_ray.release.releases import labels_limit
+from pe_ray.release.releases import LabelCounts, shape_releases
 from pe_ray.tuning.search_config import MomentsObjective, Search
 from pe_ray.values import Release
 
@@ -37,7 +36,7 @@ def shared_releases(search: Search) -> tuple[Release, ...]:
     found: list[Release] = []
     privacy, objective, whole = search.config.privacy, search.tuning.objective, total_mu(search)
     if privacy.label_fractions == "dp":
-        shape = _release(LABEL_COUNTS, "label_counts", labels_limit(search.config))
+        shape = _release(LABEL_COUNTS, "label_counts", LabelCounts.limit(search.config))
         found += with_mu([shape], whole * math.sqrt(privacy.label_count_share))
     if isinstance(objective, MomentsObjective):
         found += with_mu([_release(MOMENTS, "sums", 1)], whole * math.sqrt(objective.share))
@@ -95,4 +94,4 @@ def final_releases(
     search: Search, config: Config, charged: Sequence[Release]
 ) -> tuple[Release, ...]:
     """The final run's votes and its teacher's moments, with all that `charged` left."""
-    return with_mu(run_shape(config), left(search, charged))
+    return with_mu(shape_releases(config, label_counts=False), left(search, charged))

@@ -14,8 +14,9 @@ from pe_ray import plugins
 from pe_ray.errors import InputError
 from pe_ray.files.public_images import evenly_spaced
 from pe_ray.files.storage import given
-from pe_ray.planning import planned_releases, run_shape, votes_shape
+from pe_ray.planning import plan_releases
 from pe_ray.release.adaptive import adaptive_epsilon, with_mu
+from pe_ray.release.releases import Votes, shape_releases
 from pe_ray.runtime.stages import check_plugins
 from pe_ray.runtime.watchdog import limited
 from pe_ray.synthetic.scoring import check_reference
@@ -42,12 +43,12 @@ def check(search: Search) -> None:
     if search.tuning.strategy in ("public", "proxy"):  # there trials are free
         planned = list(shared_releases(search))
     if search.tuning.strategy == "proxy":
-        planned += with_mu(votes_shape(search.config, "proxy/"), proxy_mu(search))
+        planned += with_mu(Votes.plan(search.config, "proxy/"), proxy_mu(search))
     if final_mu(search):
-        planned += with_mu(run_shape(search.config), final_mu(search))
+        planned += with_mu(shape_releases(search.config, label_counts=False), final_mu(search))
     privacy = search.config.privacy
     if accounting_of(search) == "fixed":
-        planned_releases(search.config)
+        plan_releases(search.config)
         return
     epsilon = adaptive_epsilon(planned, privacy.delta)
     if math.isinf(epsilon):

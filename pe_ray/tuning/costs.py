@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from pe_ray.errors import InputError
-from pe_ray.planning import planned_releases, run_shape
+from pe_ray.planning import plan_releases
 from pe_ray.release.accounting import gaussian_epsilon
 from pe_ray.release.adaptive import with_mu
+from pe_ray.release.releases import shape_releases
 from pe_ray.tuning.budget import accounting_of, final_mu, total_mu, trial_mu
 from pe_ray.tuning.search_config import NO_FINAL_RUN, Search, Strategy
 from pe_ray.values import Release
@@ -40,7 +41,7 @@ def costs(search: Search) -> list[Cost]:
 
 
 def _costs(search: Search) -> Iterator[Cost]:
-    alone = _last_sigma(planned_releases(search.config))
+    alone = _last_sigma(plan_releases(search.config))
     for strategy in get_args(Strategy):
         tuning = search.tuning.model_copy(update={"strategy": strategy})
         asked = replace(search, tuning=tuning)
@@ -74,7 +75,7 @@ def _cost(search: Search, strategy: Strategy, alone: float) -> Cost:
             noise=1.0,
         )
     mu = final_mu(search) or trial_mu(search)
-    last = _last_sigma(with_mu(run_shape(config), mu))
+    last = _last_sigma(with_mu(shape_releases(config, label_counts=False), mu))
     return Cost(
         strategy=strategy,
         search_share=max(0.0, 1 - (mu / total_mu(search)) ** 2),

@@ -23,13 +23,14 @@ from pe_ray.config.blocks import PrivateConfig, ResourcesConfig
 from pe_ray.config.extras import require_extras
 from pe_ray.config.yaml_tree import differences
 from pe_ray.errors import InputError
-from pe_ray.evolution import iterations
+from pe_ray.evolution import iterate
 from pe_ray.files.storage import Location, atomic_write, delete_tree
-from pe_ray.planning import plan, planned_releases, require_affordable, run_shape, votes_shape
+from pe_ray.planning import plan, plan_releases, require_affordable
 from pe_ray.release.adaptive import with_mu
-from pe_ray.release.aggregator import release_sums
 from pe_ray.release.door import Door, open_records
 from pe_ray.release.ledger import Ledger
+from pe_ray.release.releases import Votes, shape_releases
+from pe_ray.run import Run
 from pe_ray.runtime.cluster import connected
 from pe_ray.runtime.run_directory import (
     FEATURES,
@@ -40,8 +41,9 @@ from pe_ray.runtime.run_directory import (
     on_disk,
     write_config,
 )
+from pe_ray.synthetic.export import export
+from pe_ray.synthetic.learnt_embedder import prepare_run
 from pe_ray.synthetic.population import fractions_of
-from pe_ray.synthetic.variation import write_final
 from pe_ray.tuning.budget import (
     LABEL_COUNTS,
     MOMENTS,
@@ -104,7 +106,8 @@ def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
         if not ledger.charged and not result.exists():
             check_parts(search)
         if search.tuning.strategy == "compose" and not result.exists():
-            open_records(search.config)  # a bad record must end this before anything is spent
+            # A bad record must end this before anything is spent.
+            open_records(search.config, prepare_run(search.config, run).embedder)
         job = _prepared(search, run, ledger, folder)
         if not result.exists():
             found = _searched(job, ledger, folder, concurrent)
@@ -174,15 +177,14 @@ def _prepared(search: Search, run: RunDirectory, ledger: Ledger, folder: Path) -
     if MOMENTS in shared and ledger.stored(MOMENTS) is None:
         objective = search.tuning.objective
         assert isinstance(objective, MomentsObjective)
-        embedded = config.model_copy(update={"embedder": moments_plugin(search)})
-        spec = moments_spec(search, objective)
+        spec, embedder = moments_spec(search, objective), moments_plugin(search)
+        door = Door(Run(config=config, directory=run, embedder=embedder), ledger, [shared[MOMENTS]])
         vectors = partial(moment_vectors, spec=spec)
-        records = open_records(embedded)
-        release_sums(ledger.path, shared[MOMENTS], records, vectors, spec.num_values)
+        door.sums(MOMENTS, embedder, vectors, spec.num_values)
     if LABEL_COUNTS in shared:
-        counts = Door(config, run, ledger, [shared[LABEL_COUNTS]]).label_counts()
-        job = replace(job, fractions=fractions_of(counts))
-    sums = ledger.released_sums(MOMENTS)
+        door = Door(prepare_run(config, run), ledger, [shared[LABEL_COUNTS]])
+        job = replace(job, fractions=fractions_of(door.label_counts()))
+    sums = ledger.released(MOMENTS)
     return job if sums is None else replace(job, moments=sums.sums)
 
 
@@ -197,7 +199,9 @@ def _searched(job: Job, ledger: Ledger, folder: Path, concurrent: int) -> dict[s
         # Trials that share what is left for one of them might all be refused half-way.
         concurrent = min(concurrent, int(search.tuning.full_trials or search.tuning.num_trials))
         if search.tuning.final_run:
-            final = with_mu(run_shape(search.config, "kept/"), final_mu(search))
+            final = with_mu(
+                shape_releases(search.config, "kept/", label_counts=False), final_mu(search)
+            )
             ledger.keep_room("trial/", final)
     run_search(job, folder / "tune", concurrent)
     found = records(job.folder)
@@ -214,14 +218,14 @@ def _proxy(job: Job, ledger: Ledger, folder: Path) -> PrivateConfig:
     config = final_config(search, {}, job.fractions)
     output = config.output.model_copy(update={"path": str(folder)})
     config = config.model_copy(update={"output": output, "teacher": None})
-    run = on_disk(folder)
-    releases = with_mu(votes_shape(config, "proxy/"), proxy_mu(search))
-    voters: Location = run.synthetic
-    for population in iterations(config, run, Door(config, run, ledger, releases, prefix="proxy/")):
+    run = prepare_run(config, on_disk(folder))
+    releases = with_mu(Votes.plan(config, "proxy/"), proxy_mu(search))
+    voters: Location = run.directory.synthetic
+    for population in iterate(run, Door(run, ledger, releases, prefix="proxy/")):
         last = population
     if search.tuning.proxy_voters is not None:
         voters = folder / "voters"
-        write_final(config, voters, last, search.tuning.proxy_voters, run.teacher, vary=True)
+        export(run, last, voters, num_variations=search.tuning.proxy_voters)
     return PrivateConfig(
         data=str(voters),
         labels=tuple(str(label) for label in range(len(config.private.labels))),
@@ -237,13 +241,14 @@ def _finish(job: Job, run: RunDirectory, ledger: Ledger, settings: dict[str, Any
     releases: tuple[Release, ...]
     if not search.tuning.final_run:
         prefix = f"trial/{trial_id(settings)}/"
-        releases = with_mu(votes_shape(config, prefix), trial_mu(search))  # all stored by now
+        releases = with_mu(Votes.plan(config, prefix), trial_mu(search))  # all stored by now
     elif accounting_of(search) == "fixed":
-        releases = planned_releases(config)
+        releases = plan_releases(config)
     else:
-        own = {release.key for release in run_shape(config)}
+        own = {release.key for release in shape_releases(config, label_counts=False)}
         others = [e.release for e in ledger.entries() if e.release.key not in own]
         releases = final_releases(search, config, others)
-    for _ in iterations(config, run, Door(config, run, ledger, releases, prefix=prefix)):
+    made = prepare_run(config, run)
+    for _ in iterate(made, Door(made, ledger, releases, prefix=prefix)):
         pass
     write_config(run, config)

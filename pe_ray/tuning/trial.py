@@ -23,14 +23,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pe_ray.config import Config
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.errors import BudgetError, InputError
-from pe_ray.evolution import iterations
+from pe_ray.evolution import iterate
 from pe_ray.files.storage import atomic_write
-from pe_ray.planning import planned_releases, run_shape, votes_shape
+from pe_ray.planning import plan_releases
 from pe_ray.release.adaptive import with_mu
 from pe_ray.release.door import Door
 from pe_ray.release.ledger import Ledger
-from pe_ray.release.releases import labels_limit, votes_limit
+from pe_ray.release.releases import LabelCounts, Votes, shape_releases, votes_limit
 from pe_ray.runtime.run_directory import locked, on_disk, write_config
+from pe_ray.synthetic.learnt_embedder import prepare_run
 from pe_ray.tuning.budget import accounting_of, final_mu, trial_mu
 from pe_ray.tuning.objectives import Scorer
 from pe_ray.tuning.search_config import Search
@@ -109,16 +110,16 @@ def trial_releases(job: Job, config: Config, prefix: str) -> tuple[Release, ...]
     """Every release of a trial. Where trials are free, their votes have the final run's noise."""
     search = job.search
     if search.tuning.strategy not in ("public", "proxy"):
-        return with_mu(votes_shape(config, prefix), trial_mu(search))
+        return with_mu(Votes.plan(config, prefix), trial_mu(search))
     privacy = config.privacy.model_copy(update={"unit": search.config.privacy.unit})
     final = config.model_copy(update={"teacher": search.config.teacher, "privacy": privacy})
     releases = (
-        planned_releases(final)
+        plan_releases(final)
         if accounting_of(search) == "fixed"
-        else with_mu(run_shape(final, prefix), final_mu(search))
+        else with_mu(shape_releases(final, prefix, label_counts=False), final_mu(search))
     )
     # A stand-in without users votes as records do.
-    ones = {"votes": votes_limit(config), "label_counts": labels_limit(config)}
+    ones = {"votes": votes_limit(config), "label_counts": LabelCounts.limit(config)}
     return tuple(replace(r, votes_per_unit=ones[r.kind]) for r in releases if r.kind != "sums")
 
 
@@ -140,11 +141,12 @@ def run_trial(job: Job, settings: Settings) -> Iterator[dict[str, Any]]:
             budget = Budget(epsilon=float("inf"), delta=config.privacy.delta, unit="record")
             ledger = Ledger.create(path, budget, config.fingerprint)
         write_config(run, config)
-        door = Door(config, run, ledger, releases, source=job.source, prefix=prefix)
+        made = prepare_run(config, run)
+        door = Door(made, ledger, releases, source=job.source, prefix=prefix)
         scorer = Scorer(job.search, config, job.moments)
         record: dict[str, Any] = {"settings": dict(settings), "scores": {}, "state": "running"}
         last = config.schedule.iterations
-        for population in iterations(config, run, door):
+        for population in iterate(made, door):
             number = population.iteration
             scored = number == last or job.search.tuning.scheduler == "asha"
             if number == 0 or not scored:

@@ -23,9 +23,10 @@ from pe_ray.auditing.game import Verdict, judged, play, scored
 from pe_ray.private.record_sources import joined
 from pe_ray.private.votes import RawVotes, bounded_votes, nearest_samples
 from pe_ray.release import aggregator, door
-from pe_ray.release.aggregator import Aggregator, _sum_votes
+from pe_ray.release.aggregator import Aggregator
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.mechanism import discrete_gaussian
+from pe_ray.release.releases import Votes
 from pe_ray.runtime.run_directory import RunDirectory
 from pe_ray.values import NoisyHistogram, Release
 
@@ -120,14 +121,19 @@ def test_noise_drawn_twice_and_averaged(
     assert verdict.refuted, verdict
 
 
+def clean(release: Release, num_bins: int, partials: Sequence[ray.ObjectRef]) -> NDArray[np.int64]:
+    counts = np.zeros(num_bins, dtype=np.int64)
+    for partial in partials:
+        Votes.add(release, counts, ray.get(partial))
+    return counts
+
+
 class LeakyAggregator(Aggregator):
     """Stores the noisy histogram and answers with the clean one."""
 
-    def release(
-        self, release: Release, num_bins: int, partials: Sequence[ray.ObjectRef]
-    ) -> NoisyHistogram:
-        noisy = super().release(release, num_bins, partials)
-        return replace(noisy, noisy_votes=_sum_votes(release, num_bins, partials))
+    def release(self, release: Release, num_values: int, partials: Sequence[ray.ObjectRef]) -> Any:
+        noisy = super().release(release, num_values, partials)
+        return replace(noisy, noisy_votes=clean(release, num_values, partials))
 
 
 def test_the_clean_histogram_leaked_into_selection(
@@ -200,13 +206,11 @@ def test_user_votes_bounded_per_label_only(
 class RedrawingAggregator(Aggregator):
     """Charges as it should, but draws for every call."""
 
-    def release(
-        self, release: Release, num_bins: int, partials: Sequence[ray.ObjectRef]
-    ) -> NoisyHistogram:
-        super().release(release, num_bins, partials)
-        drawn = discrete_gaussian(release.sigma, num_bins)
+    def release(self, release: Release, num_values: int, partials: Sequence[ray.ObjectRef]) -> Any:
+        super().release(release, num_values, partials)
+        drawn = discrete_gaussian(release.sigma, num_values)
         return NoisyHistogram(
-            release=release, noisy_votes=_sum_votes(release, num_bins, partials) + drawn
+            release=release, noisy_votes=clean(release, num_values, partials) + drawn
         )
 
 
@@ -230,7 +234,7 @@ def test_the_sensitivity_of_neighbours_forgotten(
     """Noise for one vote, though every record gives nine."""
     tree["votes"] = {"neighbors": 9}
     tree["schedule"]["num_samples"] = [8000, 50]
-    planned = planning.planned_releases
+    planned = planning.plan_releases
 
     def forgetful(config: Config) -> tuple[Release, ...]:
         votes = config.votes.model_copy(update={"neighbors": 1})
@@ -238,7 +242,7 @@ def test_the_sensitivity_of_neighbours_forgotten(
 
     honest = attacked(tree, tmp_path / "honest")
     assert not honest.refuted, honest
-    monkeypatch.setattr(evolution, "planned_releases", forgetful)
+    monkeypatch.setattr(evolution, "plan_releases", forgetful)
     monkeypatch.setattr(door, "votes_limit", lambda config: 1)
     verdict = attacked(tree, tmp_path / "attack")
     assert verdict.refuted, verdict

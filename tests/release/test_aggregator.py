@@ -68,29 +68,27 @@ def test_sums_add_up_and_carry_their_noise(ray_session: None, tmp_path: Path) ->
     vectors = np.random.default_rng(0).normal(size=(50, 4000)) / 100
     parts = [ray.put(clipped_sums(rows, None)) for rows in (vectors[:20], vectors[20:])]
     exact = Aggregator(ledger_at(tmp_path / "open.sqlite", float("inf")))
-    without = exact.release_sums(sums(0.0), 4000, parts).sums
+    without = exact.release(sums(0.0), 4000, parts).sums
     clipped = vectors / np.maximum(1, np.linalg.norm(vectors, axis=1, keepdims=True))
     assert np.abs(without - (1 - 2**-10) * clipped.sum(axis=0)).max() < 51 / LATTICE
     path = ledger_at(tmp_path / "ledger.sqlite", 1.0)
-    noisy = Aggregator(path).release_sums(sums(10.0), 4000, parts)
+    noisy = Aggregator(path).release(sums(10.0), 4000, parts)
     noise = noisy.sums - without
     assert abs(noise.mean()) < 1
     assert 9 < noise.std() < 11
-    stored = Ledger.open(path).released_sums("sums")
+    stored = Ledger.open(path).released("sums")
     assert stored is not None
     assert np.array_equal(stored.sums, noisy.sums)
-    assert np.array_equal(Aggregator(path).release_sums(sums(10.0), 4000, []).sums, noisy.sums)
+    assert np.array_equal(Aggregator(path).release(sums(10.0), 4000, []).sums, noisy.sums)
 
 
 def test_sums_of_another_size_or_kind_are_refused(ray_session: None, tmp_path: Path) -> None:
     aggregator = Aggregator(ledger_at(tmp_path / "ledger.sqlite", 1.0))
     part = ray.put(clipped_sums(np.ones((3, 5)), None))
-    with pytest.raises(InputError, match="summed other than 6"):
-        aggregator.release_sums(sums(10.0), 6, [part])
-    with pytest.raises(InputError, match="1 to 1048576 sums"):
-        aggregator.release_sums(sums(10.0), 2**20 + 1, [])
-    with pytest.raises(InputError, match="1 to 1048576 sums"):
-        aggregator.release_sums(votes(10.0), 5, [part])
+    with pytest.raises(InputError, match="sum"):
+        aggregator.release(sums(10.0), 6, [part])
+    with pytest.raises(InputError, match="1 to 1048576"):
+        aggregator.release(sums(10.0), 2**20 + 1, [])
 
 
 def test_a_stored_release_is_returned_without_the_votes(ray_session: None, tmp_path: Path) -> None:
@@ -100,7 +98,7 @@ def test_a_stored_release_is_returned_without_the_votes(ray_session: None, tmp_p
     assert np.array_equal(first.noisy_votes, again.noisy_votes)
     with pytest.raises(BudgetError, match="other parameters"):
         Aggregator(path).release(votes(11.0), 4, [])
-    with pytest.raises(InputError, match="4 bins, not 5"):
+    with pytest.raises(InputError, match="4 values, not 5"):
         Aggregator(path).release(votes(10.0), 5, [])
 
 

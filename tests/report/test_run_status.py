@@ -13,7 +13,7 @@ import pytest
 from pe_ray import Config, InputError, cli, evolve
 from pe_ray.files.parts import MANIFEST
 from pe_ray.report.run_status import as_tree, status
-from pe_ray.runtime.run_directory import claimed
+from pe_ray.runtime.run_directory import claim_directory
 
 
 def read(run: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def test_a_run_that_is_finished_stopped_and_running(
     text = capsys.readouterr().out
     assert "stopped     population 2 34 of 40 rows" in text
     assert "repeat the same `pe-ray run` command" in text
-    with claimed(config):
+    with claim_directory(config):
         assert as_tree(status(run))["state"] == "running"
     # As before the second release: nothing of it is told but that it is next.
     with sqlite3.connect(run / "ledger.sqlite") as database:
@@ -94,9 +94,9 @@ def test_looking_never_makes_a_start_fail(
     lock = os.open(run / ".lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(lock, fcntl.LOCK_SH)
     threading.Timer(0.2, os.close, [lock]).start()
-    with claimed(config):
+    with claim_directory(config):
         started = time.monotonic()
-        with pytest.raises(InputError, match="in use by another"), claimed(config):
+        with pytest.raises(InputError, match="in use by another"), claim_directory(config):
             pass
         assert time.monotonic() - started < 10
 

@@ -13,7 +13,7 @@ from undisturbed import content
 
 from pe_ray import Config, InputError, evolve, expand
 from pe_ray.release.ledger import Ledger
-from pe_ray.runtime.run_directory import claimed, write_config
+from pe_ray.runtime.run_directory import claim_directory, write_config
 
 
 def images(run: Path) -> dict[str, bytes]:
@@ -56,7 +56,7 @@ def test_every_change_but_resources_is_refused_by_name(
     tree: dict[str, Any], tmp_path: Path, key: str, value: Any
 ) -> None:
     config = Config.from_dict(tree)
-    with claimed(config) as run:
+    with claim_directory(config) as run:
         Ledger.create(run.ledger, config.privacy.budget, config.fingerprint)
         write_config(run, config)
         (tmp_path / "run" / "populations").mkdir()
@@ -64,13 +64,13 @@ def test_every_change_but_resources_is_refused_by_name(
     tree["resources"] = {"workers": 7, "batch_size": 3, "num_cpus": 5}
     tree["private"]["cache"] = str(tmp_path / "elsewhere")
     tree["metrics"] = {"audit": [{"kind": "classifier"}], "audit_where": {"split": "test"}}
-    with claimed(Config.from_dict(tree)):
+    with claim_directory(Config.from_dict(tree)):
         pass
     block, name = key.split(".")
     tree.setdefault(block, {})[name] = value
     with (
         pytest.raises(InputError, match=rf"^{re.escape(key)}[\w.]*: differs from the run"),
-        claimed(Config.from_dict(tree)),
+        claim_directory(Config.from_dict(tree)),
     ):
         pass
 
@@ -103,7 +103,7 @@ def test_a_population_of_another_configuration_is_not_taken_over(
 ) -> None:
     """Left by a search, say, before anything was charged; a run writes its configuration first."""
     config = Config.from_dict(tree)
-    with claimed(config) as run:
+    with claim_directory(config) as run:
         Ledger.create(run.ledger, config.privacy.budget, config.fingerprint)
     (tmp_path / "run" / "populations").mkdir()
     (tmp_path / "run" / "populations" / "part").write_bytes(b"made")

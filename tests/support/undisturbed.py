@@ -43,8 +43,8 @@ def charged(run: Path) -> list[tuple[Any, ...]]:
     ledger = Ledger.open(run / "ledger.sqlite")
     listed = []
     for entry in ledger.entries():
-        histogram = ledger.released(entry.release.key)
-        noisy = None if histogram is None else histogram.noisy_votes.tobytes()
+        stored = ledger.stored(entry.release.key)
+        noisy = None if stored is None else stored.tobytes()
         listed.append((entry.release, entry.state, noisy))
     return listed
 
@@ -59,7 +59,7 @@ def assert_undisturbed(
     run = Path(tree["output"]["path"])
     config = Config.from_dict(tree)
     disturbed, releases = content(run), charged(run)
-    assert [release for release, *_ in releases] == list(evolution.planned_releases(config))
+    assert [release for release, *_ in releases] == list(evolution.plan_releases(config))
     assert {state for _, state, _ in releases} == {"committed"}
     kept = run.with_name("kept.sqlite")
     shutil.copy(run / "ledger.sqlite", kept)

@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from runs import run_in
 
 from pe_ray import Config
-from pe_ray.files.parts import parts_of
+from pe_ray.files.parts import MANIFEST, parts_of
+from pe_ray.run import Run
 from pe_ray.runtime import stages as stage
 from pe_ray.synthetic import embedding
-from pe_ray.synthetic.embedding import embed, embedding_beside
-from pe_ray.synthetic.population import Population, apportion, initial_offspring
-from pe_ray.synthetic.variation import make_population
+from pe_ray.synthetic.embedding import embed, embed_while_varying
+from pe_ray.synthetic.population import Population, apportion
+from pe_ray.synthetic.variation import draw_population
 
 VOTES = [
     {"lookahead": 0},
@@ -23,10 +25,9 @@ VOTES = [
 ]
 
 
-def drawn(config: Config, folder: Path, then: Any = None) -> Population:
-    layout = apportion(config.schedule.sizes[0], (0.1,) * 10)
-    offspring = initial_offspring(layout, 0)
-    return make_population(config, folder / "population", 0, offspring, None, None, then)
+def drawn(run: Run, *, embed_next: bool = False) -> Population:
+    layout = apportion(run.config.schedule.sizes[0], (0.1,) * 10)
+    return draw_population(run, layout, embed_next=embed_next)
 
 
 def content(*folders: Path) -> dict[str, bytes]:
@@ -46,30 +47,33 @@ def test_embedded_while_made_is_embedded_from_files(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = Config.from_dict(tree | {"votes": votes})
-    plain = drawn(config, tmp_path / "plain")
-    target, kept = tmp_path / "later" / "e", tmp_path / "later" / "kept"
-    embed(config, target, 1, plain, kept)
-    beside = tmp_path / "beside"
-    then = embedding_beside(config, beside / "e", 1, beside / "population", beside / "kept")
-    both = drawn(config, beside, then)
+    later = run_in(tmp_path / "later", config)
+    embed(later, drawn(later)).parts()
+    at_once = run_in(tmp_path / "at_once", config)
+    population = drawn(at_once, embed_next=True)
     monkeypatch.setattr(stage, "_make", None)  # nothing is left to make
-    embed(config, beside / "e", 1, both, beside / "kept")
-    assert content(beside / "e", beside / "kept") == content(target, kept)
-    assert len(parts_of(target)) == 3
-    assert bool(list(kept.glob("*"))) == votes.get("reuse_lookahead", False)
+    embed(at_once, population).parts()
+    found, expected = (
+        content(run.directory.embedding(1), run.directory.lookahead(1)) for run in (at_once, later)
+    )
+    assert found == expected
+    assert len(parts_of(later.directory.embedding(1))) == 3
+    kept = any("lookahead" in str(file) for file in later.directory.path.rglob("part-*"))
+    assert kept == votes.get("reuse_lookahead", False)
 
 
 def test_only_missing_parts_are_embedded_again(
     ray_session: None, tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = Config.from_dict(tree | {"votes": {"lookahead": 2, "reuse_lookahead": True}})
-    population = drawn(config, tmp_path)
-    target, kept = tmp_path / "e", tmp_path / "kept"
-    embed(config, target, 1, population, kept)
+    run = run_in(tmp_path, config)
+    population = drawn(run)
+    target, kept = run.directory.embedding(1), run.directory.lookahead(1)
+    embed(run, population).parts()
     whole = content(target, kept)
-    for lost in (target / parts_of(target)[1].file, target / ".manifest.json"):
+    for lost in (target / parts_of(target)[1].file, target / MANIFEST):
         lost.unlink()
-    (kept / ".manifest.json").unlink()
+    (kept / MANIFEST).unlink()
     made, asked = stage._make, []
 
     def counted(requests: Any, *given: Any) -> Any:
@@ -77,7 +81,7 @@ def test_only_missing_parts_are_embedded_again(
         return made(requests, *given)
 
     monkeypatch.setattr(stage, "_make", counted)
-    embed(config, target, 1, population, kept)
+    embed(run, population).parts()
     assert asked == [17]
     assert content(target, kept) == whole
 
@@ -89,9 +93,8 @@ def test_parts_and_batches_do_not_reach_an_embedding(
     for rows, batch in ((17, 256), (40, 7), (1, 1)):
         tree["output"]["rows_per_part"], tree["resources"]["batch_size"] = rows, batch
         config = Config.from_dict(tree)
-        folder = tmp_path / str(rows)
-        made = embed(config, folder / "e", 1, drawn(config, folder), folder / "kept")
-        found.append([np.load(folder / "e" / part.file) for part in parts_of(made.directory)])
+        run = run_in(tmp_path / str(rows), config)
+        found.append([np.load(file) for file, *_ in embed(run, drawn(run)).parts()])
     first, *others = map(np.concatenate, found)
     assert first.shape == (40, 36)
     for other in others:
@@ -102,10 +105,9 @@ def test_another_generators_lookahead_is_not_drawn_beside(tree: dict[str, Any]) 
     thick = {"kind": "rendered_text", "image_size": 12, "stroke": [0.2, 0.3]}
     stages = [{"start": 0, "generator": tree["generator"]}, {"start": 2, "generator": thick}]
     tree["generator"] = {"kind": "switch", "stages": stages}
-    folder = Path("unused")
     for lookahead, beside in ((1, [True, False]), (0, [True, True])):
         config = Config.from_dict(tree | {"votes": {"lookahead": lookahead}})
-        given = [embedding_beside(config, folder, t, folder, folder) for t in (1, 2)]
+        given = [embed_while_varying(run_in(Path("unused"), config), t) for t in (1, 2)]
         assert [made is not None for made in given] == beside
 
 
@@ -118,7 +120,7 @@ def test_values_that_are_not_finite_are_refused(
 
     monkeypatch.setattr(embedding, "loaded", lambda *_: Broken())
     config = Config.from_dict(tree | {"votes": {}})
-    worker = embedding.EmbeddingWorker(config, 1, str(tmp_path), str(tmp_path), None)
+    worker = embedding.EmbeddingWorker(run_in(tmp_path, config), 1, tmp_path)
     with pytest.raises(ValueError, match="non-finite"):
         worker.write({"image": np.zeros((3, 12, 12, 1), np.uint8)}, 0, 3)
-    assert not list(tmp_path.glob("part-*"))
+    assert not list(tmp_path.rglob("part-*"))

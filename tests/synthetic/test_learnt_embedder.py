@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from runs import run_in
 from tiny_public import save_parquet
 from undisturbed import content
 
 from pe_ray import Config, InputError, evolve
-from pe_ray.components.embedders.label_features import LearntFeatures
+from pe_ray.components.embedders.label_features import LearntFeatures, LearntFeaturesOptions
 from pe_ray.plugins import load
 from pe_ray.release import door
 from pe_ray.release.ledger import Ledger
-from pe_ray.synthetic.learnt_embedder import with_learnt_embedder
 from pe_ray.tuning.search_config import search_of
 
 
@@ -39,10 +39,10 @@ def test_a_run_stopped_anywhere_learns_what_its_replay_learns(
     learning["private"]["data"] = str(data)
     votes = door.Door.votes
 
-    def dies(self: door.Door, iteration: int, population: Any) -> Any:
-        if iteration == 2:
+    def dies(self: door.Door, embedding: Any) -> Any:
+        if embedding.iteration == 2:
             raise KeyboardInterrupt
-        return votes(self, iteration, population)
+        return votes(self, embedding)
 
     with monkeypatch.context() as patched:
         patched.setattr(door.Door, "votes", dies)
@@ -80,6 +80,11 @@ def test_it_learns_before_it_reads_a_record(ray_session: None, learning: dict[st
     evolve(Config.from_dict(learning))
 
 
+def learnt(config: Config) -> LearntFeaturesOptions:
+    options: LearntFeaturesOptions = run_in(Path(config.output.path), config).embedder.options
+    return options
+
+
 def test_another_generator_has_another_embedder(
     ray_session: None, learning: dict[str, Any]
 ) -> None:
@@ -88,7 +93,7 @@ def test_another_generator_has_another_embedder(
         learning["generator"] |= change
         for key, value in (("features", 6), ("features", 7), ("epochs", 2)):
             learning["embedder"][key] = value
-            made = with_learnt_embedder(Config.from_dict(learning)).embedder.options
+            made = learnt(Config.from_dict(learning))
             files.add(made.file)
         learning["embedder"] |= {"features": 6, "epochs": 1}
     assert len(files) == 9
@@ -99,7 +104,7 @@ def test_what_shares_a_label_lies_near(ray_session: None, learning: dict[str, An
     learning["generator"]["image_size"] = 24
     learning["embedder"] |= {"num_images": 3000, "features": 32, "size": 16}
     config = Config.from_dict(learning)
-    embedder = LearntFeatures(with_learnt_embedder(config).embedder.options)
+    embedder = LearntFeatures(learnt(config))
     kind = config.generator_at(0)
     text = load("generator", kind.kind)(kind.options, config.private.labels)
     labels = (np.arange(600) % 10).astype(np.int32)
@@ -167,7 +172,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(
 ) -> None:
     """To the last bit: else a private record would move the votes of others."""
     learning["embedder"]["num_images"] = 1000
-    embedder = LearntFeatures(with_learnt_embedder(Config.from_dict(learning)).embedder.options)
+    embedder = LearntFeatures(learnt(Config.from_dict(learning)))
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (150, 12, 12, 1), dtype=np.uint8)
     images[::3] = 0

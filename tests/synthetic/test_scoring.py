@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from runs import run_in
 
 from pe_ray import Config, InputError, evolve, plugins
 from pe_ray.components.metrics.distances import frechet_distance
@@ -100,8 +101,9 @@ def test_a_score_that_is_no_number_is_left_out_and_stops_no_run(
     ray = SimpleNamespace(remote=lambda **options: lambda _: task, get=lambda answer: answer)
     monkeypatch.setattr(scoring, "ray", ray)
     population: Any = SimpleNamespace(iteration=2)
-    score_population(Config.from_dict(scored), tmp_path / "scores.json", population)
-    assert read_scores(tmp_path / "scores.json") == {"public/b": 0.5}
+    run = run_in(tmp_path, Config.from_dict(scored))
+    score_population(run, population)
+    assert read_scores(run.directory.scores(2)) == {"public/b": 0.5}
     assert "public/a of population 2 is not finite" in caplog.text
 
 

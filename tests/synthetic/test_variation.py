@@ -16,7 +16,8 @@ from pe_ray import InputError
 from pe_ray.config.blocks import Plugin
 from pe_ray.plugins import GeneratorOptions, Rows
 from pe_ray.plugins.seeds import Seeds
-from pe_ray.synthetic.variation import BatchedGenerator, final_parents
+from pe_ray.synthetic.batching import BatchedGenerator
+from pe_ray.synthetic.export import final_parents
 from pe_ray.values import ImageShape
 
 

@@ -15,12 +15,12 @@ from faulty import MortalAggregator, arm, faulty_task, taken
 from undisturbed import assert_undisturbed, with_faults
 
 from pe_ray import Config, FaultError, InputError, evolution, evolve
-from pe_ray.private import moments, votes
+from pe_ray.private import sums, votes
 from pe_ray.release import door
 
 pytestmark = pytest.mark.slow
 
-LABELS, SEARCH, SUMS = votes._count_labels, votes._count_partitions, moments._sum_partition
+LABELS, SEARCH, SUMS = votes._count_labels, votes._count_partitions, sums._sum_partition
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_killed_embedding_workers(
 ) -> None:
     """Of private records, and then of the population (S_0 is made without the embedding beside)."""
     arm(faults / "embedder", "kill-1", "kill-2")
-    monkeypatch.setattr(door.Door, "embedding", lambda *_: None)
+    monkeypatch.setattr(door.Door, "awaits_votes", lambda *_: False)
     opened = door.private_records.open_records
 
     def then_armed(*arguments: Any, **named: Any) -> Any:
@@ -148,7 +148,7 @@ def test_workers_that_hang_are_ended(
         arm(faults / victim, "hang-1")
     monkeypatch.setattr(votes, "_count_labels", faulty_task(LABELS, faults / "labels"))
     monkeypatch.setattr(votes, "_count_partitions", faulty_task(SEARCH, faults / "search"))
-    monkeypatch.setattr(moments, "_sum_partition", faulty_task(SUMS, faults / "sums"))
+    monkeypatch.setattr(sums, "_sum_partition", faulty_task(SUMS, faults / "sums"))
     started = time.monotonic()
     evolve(Config.from_dict(tree))
     assert time.monotonic() - started >= 50

@@ -29,8 +29,8 @@ from pe_ray.files import images
 from pe_ray.files.parts import MANIFEST, commit, manifest_of, write_part
 from pe_ray.private.record_sources import list_slices, read_slice
 from pe_ray.release.ledger import Ledger
-from pe_ray.runtime.run_directory import opened
-from pe_ray.synthetic.variation import layout_of
+from pe_ray.run import open_run
+from pe_ray.synthetic.population import read_layout
 from pe_ray.values import Budget, Release
 
 few = functools.partial(settings, deadline=None, suppress_health_check=list(HealthCheck))
@@ -281,11 +281,11 @@ def test_manifests(scratch: Path, tree: Any, instead: bytes | None) -> None:
     folder = scratch / "stage"
     part = write_part(folder, 0, 2, "npy", b"xy")
     commit(folder, [part], {"label_counts": [2]})
-    assert layout_of(folder) is not None
+    assert read_layout(folder) is not None
     (folder / MANIFEST).write_bytes(json.dumps(tree).encode() if instead is None else instead)
     found = manifest_of(folder)
     assert found is None or len(found["parts"]) >= 0
-    layout_of(folder)
+    read_layout(folder)
 
 
 def test_a_bottomless_manifest(tmp_path: Path) -> None:
@@ -316,8 +316,8 @@ def test_ledgers(scratch: Path, changes: list[tuple[float, int]], kept: float) -
     def read() -> None:
         ledger = Ledger.open(file)
         for entry in ledger.entries():
-            found = ledger.released(entry.release.key)
-            assert found is None or found.noisy_votes.tolist() == list(range(50))
+            found = ledger.stored(entry.release.key)
+            assert found is None or found.tolist() == list(range(50))
         ledger.spent()
 
     told(InputError, read)
@@ -360,9 +360,9 @@ def test_run_directories(scratch: Path, content: bytes) -> None:
     (run / "config.yaml").write_bytes(content)
     (run / "ledger.sqlite").write_bytes(b"")
     with pytest.raises(InputError):
-        opened(run)
-    from pe_ray.runtime.run_directory import claimed
+        open_run(run)
+    from pe_ray.runtime.run_directory import claim_directory
 
     tree = {**VALID, "output": {"path": str(run)}}
-    with pytest.raises(InputError), claimed(Config.from_dict(tree)):
+    with pytest.raises(InputError), claim_directory(Config.from_dict(tree)):
         pass

@@ -16,7 +16,7 @@ from tiny_search import STAND_IN, final
 
 from pe_ray import InputError, cli
 from pe_ray.release.ledger import Ledger
-from pe_ray.runtime.run_directory import claimed, write_config
+from pe_ray.runtime.run_directory import claim_directory, write_config
 from pe_ray.tuning import strategies
 from pe_ray.tuning.checks import check
 from pe_ray.tuning.search_config import search_of
@@ -102,7 +102,7 @@ def test_a_folder_with_a_population_is_no_searchs_place(
 ) -> None:
     """A run that was killed before its first votes: its ledger was never charged."""
     config = search_of(searched).config
-    with claimed(config) as run:
+    with claim_directory(config) as run:
         Ledger.create(run.ledger, config.privacy.budget, config.fingerprint)
         write_config(run, config)
     with pytest.raises(InputError, match="belongs to another configuration"):

@@ -23,9 +23,10 @@ from tiny_search import STAND_IN, final
 
 from pe_ray import InputError, cli
 from pe_ray.files.parts import manifest_of
-from pe_ray.planning import planned_releases, run_shape
+from pe_ray.planning import plan_releases
 from pe_ray.release.adaptive import mu_of, with_mu
 from pe_ray.release.ledger import Ledger
+from pe_ray.release.releases import shape_releases
 from pe_ray.report import write_report
 from pe_ray.report.run_status import status
 from pe_ray.tuning.budget import final_mu
@@ -87,9 +88,9 @@ def test_free_trials_have_the_noise_of_the_final_runs_votes(
     config = trial_config(job, {})
     trial = trial_releases(job, config, "")
     fixed = strategy == "public"
-    final = planned_releases(search.config)
+    final = plan_releases(search.config)
     if not fixed:
-        final = with_mu(run_shape(search.config), final_mu(search))
+        final = with_mu(shape_releases(search.config, label_counts=False), final_mu(search))
     assert config.teacher is None
     assert [release.key for release in final] == ["votes/0001", "votes/0002", "teacher"]
     assert [release.key for release in trial] == ["votes/0001", "votes/0002"]

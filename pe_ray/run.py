@@ -1,0 +1,51 @@
+"""Run: what every step of a run is given. The ledger is not part of it: only the door has that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pe_ray.config import Config
+from pe_ray.config.blocks import Plugin
+from pe_ray.errors import InputError
+from pe_ray.files.storage import Location, given, names, reported
+from pe_ray.runtime.run_directory import LEDGER, RunDirectory, find_ledger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A configuration, the directory that it is run in, and the embedder that its records vote by.
+
+    embedder: `config.embedder`, or what the run has learnt where that is to be learnt.
+    """
+
+    config: Config
+    directory: RunDirectory
+    embedder: Plugin
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of all labels, in order."""
+        return self.config.private.labels
+
+    @property
+    def iterations(self) -> range:
+        """t = 1, ..., T."""
+        return range(1, self.config.schedule.iterations + 1)
+
+
+def open_run(path: str | Location) -> Run:
+    """Open an existing run directory, with `resources` at their defaults.
+
+    The ledger of a run in a store is the copy that lies in the store. Raises InputError where
+    `path` is no run directory.
+    """
+    place = given(path, "run")
+    with reported("run", place):
+        if not {"config.yaml", LEDGER} <= names(place):
+            raise InputError(
+                f"run {path}: not a run directory (no config.yaml and ledger.sqlite); give the "
+                "folder that was its output.path"
+            )
+        directory = RunDirectory(place, find_ledger(place))
+        config = Config.from_yaml(directory.config)
+        return Run(config=config, directory=directory, embedder=config.embedder)

@@ -1,0 +1,173 @@
+"""Smoothing: average noisy votes over near samples where that is estimated to help.
+
+Samples that lie close together get about the same votes, while their noise is independent. The
+average of a count and those of its m - 1 nearest samples of the same label has 1/m of the noise's
+variance, but blurs the votes. m is chosen for each label, among powers of two, from the released
+votes alone (post-processing). Where votes are many against the noise, m is 1 and nothing changes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from numpy.typing import NDArray
+
+from pe_ray.files.storage import Location, atomic_write, seekable, whole
+from pe_ray.run import Run
+from pe_ray.runtime.progress import log_stage
+from pe_ray.runtime.watchdog import headway, limited
+from pe_ray.synthetic.embedding import Embedding
+from pe_ray.values import DistanceMetric, LabelLayout, NoisyHistogram
+
+Floats = NDArray[np.float64]
+_QUERIES = 1024  # searched at once
+_PartRows = tuple[Location, int, int]  # a part of an embedding, its first row and its last's next
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Votes:
+    """Votes to be denoised: float64 [num_samples], and the scale of each label's noise."""
+
+    votes: NDArray[np.float64]
+    sigmas: tuple[float, ...]
+
+
+def unsmoothed(histogram: NoisyHistogram, layout: LabelLayout) -> Votes:
+    """Return the released votes as they are."""
+    sigmas = (histogram.release.sigma,) * len(layout.counts)
+    return Votes(votes=histogram.noisy_votes.astype(np.float64), sigmas=sigmas)
+
+
+def smooth_votes(run: Run, embedding: Embedding, histogram: NoisyHistogram) -> Votes:
+    """Average the votes as `selection.smooth` says; the result is kept in the run directory.
+
+    One Ray task of one CPU for each label. It holds the label's embeddings twice and takes about
+    n^2 dim / 10^10 seconds for n samples of `dim` dimensions.
+    """
+    iteration, sigma = histogram.release.iteration, histogram.release.sigma
+    layout, most = embedding.layout, run.config.selection.at(iteration).smooth
+    if most == 1 or sigma == 0:
+        return unsmoothed(histogram, layout)
+    file = run.directory.smoothed(iteration)
+    kept = read_smoothed(file)
+    if kept is not None:
+        return kept
+    parts = embedding.parts()
+    started, stall_seconds = time.monotonic(), run.config.resources.stall_seconds
+    task = ray.remote(num_cpus=1)(_smooth_label)
+    tasks = []
+    for label in range(len(layout.counts)):
+        start, stop = layout.label_range(label)
+        noisy = histogram.noisy_votes[start:stop].astype(np.float64)
+        metric = run.config.votes.metric
+        tasks.append(task.remote(parts, start, noisy, sigma, most, metric, stall_seconds))
+    votes, sigmas = zip(*ray.get(tasks), strict=True)
+    smoothed = Votes(votes=np.concatenate(votes), sigmas=tuple(sigmas))
+    _write(file, smoothed, layout)
+    seconds = time.monotonic() - started
+    log_stage(
+        "smoothing", iteration=iteration, state="done", rows=layout.num_samples, seconds=seconds
+    )
+    return smoothed
+
+
+def smooth(
+    noisy: Floats, neighbors: NDArray[np.int32], sigma: float, most: int
+) -> tuple[Floats, float]:
+    """Return counts [n] averaged over m samples each, and the noise's scale after that.
+
+    neighbors: of each sample the others, nearest first, [n, most - 1 or more, or all]. m is the
+    power of two, at most `most`, with the least estimated squared error: Stein's unbiased estimate
+    (1981) of the linear smoother S under independent noise `sigma`, |S y - y|^2 + 2 sigma^2 tr(S)
+    + const, tr(S) = n / m as each sample is in its own average. Ties go to the smallest m.
+    """
+    num, widest = len(noisy), min(most, neighbors.shape[1] + 1)
+    sums, best, least, m = noisy.copy(), noisy, 2 * sigma**2 * num, 1
+    chosen = 1
+    while 2 * m <= widest:
+        sums = sums + noisy[neighbors[:, m - 1 : 2 * m - 1]].sum(axis=1)
+        m *= 2
+        risk = float(np.square(sums / m - noisy).sum()) + 2 * sigma**2 * num / m
+        if risk < least:
+            best, least, chosen = sums / m, risk, m
+    return best, sigma / chosen**0.5
+
+
+def _smooth_label(
+    parts: Sequence[_PartRows],
+    first: int,
+    noisy: Floats,
+    sigma: float,
+    most: int,
+    metric: DistanceMetric,
+    stall_seconds: float,
+) -> tuple[Floats, float]:
+    """Apply `smooth` to the samples first, first + 1, ..., which are all of one label."""
+    num = len(noisy)
+    widest = 1 << (min(most, num).bit_length() - 1) if num else 1
+    if widest == 1:
+        return noisy, sigma
+    vectors = np.concatenate(
+        [
+            np.load(whole(file), allow_pickle=False)[max(0, first - start) : first + num - start]
+            for file, start, stop in parts
+            if start < first + num and first < stop
+        ]
+    )
+    if metric == "cosine":
+        norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+        vectors /= np.where(norms > 0, norms, 1.0).astype(np.float32)[:, None]
+    with limited(stall_seconds):
+        return smooth(noisy, _nearest(vectors, widest - 1), sigma, most)
+
+
+def _nearest(vectors: NDArray[np.float32], count: int) -> NDArray[np.int32]:
+    """Of each row the `count` nearest others, [n, count], by l2 as faiss computes it in float32.
+
+    Always in the same blocks and by one thread, as tasks of one CPU have it, so the same for any
+    workers; near ties may fall otherwise on another processor, and an average takes either.
+    """
+    import faiss
+
+    vectors -= vectors.mean(axis=0, dtype=np.float64).astype(np.float32)  # else norms cost digits
+    index = faiss.IndexFlatL2(vectors.shape[1])
+    index.add(vectors)
+    nearest = np.empty((len(vectors), count), dtype=np.int32)
+    for start in range(0, len(vectors), _QUERIES):
+        found = index.search(vectors[start : start + _QUERIES], count + 1)[1]
+        own = found == np.arange(start, start + len(found))[:, None]
+        own[~own.any(axis=1), -1] = True  # it has more duplicates than that
+        nearest[start : start + _QUERIES] = found[~own].reshape(-1, count)
+        headway()
+    return nearest
+
+
+def read_smoothed(file: Location) -> Votes | None:
+    """Return what `smooth_votes` kept in `file`, None where there is none."""
+    if not file.exists():
+        return None
+    table = pq.read_table(seekable(file))
+    sigmas = json.loads(table.schema.metadata[b"sigmas"])
+    return Votes(votes=table["votes"].to_numpy(), sigmas=tuple(sigmas))
+
+
+def _write(file: Location, votes: Votes, layout: LabelLayout) -> None:
+    count = layout.num_samples
+    table = pa.table(
+        {
+            "id": pa.array(np.arange(count), type=pa.int64()),
+            "label": pa.array(layout.labels(0, count), type=pa.int32()),
+            "votes": pa.array(votes.votes, type=pa.float64()),
+        }
+    ).replace_schema_metadata({"sigmas": json.dumps(votes.sigmas)})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    atomic_write(file, sink.getvalue())
