@@ -17,7 +17,7 @@ from pe_ray.release.door import Door
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_copy import update_copy
 from pe_ray.run import Run
-from pe_ray.runtime.cluster import connected, require_object_store
+from pe_ray.runtime.cluster import connected
 from pe_ray.runtime.run_directory import claim_directory, require_disk, write_config
 from pe_ray.synthetic.denoising import denoise
 from pe_ray.synthetic.embedding import embed
@@ -28,7 +28,6 @@ from pe_ray.synthetic.scoring import check_reference, score_population
 from pe_ray.synthetic.selection import select_parents
 from pe_ray.synthetic.teacher import learn_features, moments_layout, solve_teacher
 from pe_ray.synthetic.variation import (
-    REQUEST_BYTES,
     check_generators,
     draw_population,
     vary,
@@ -54,8 +53,6 @@ def evolve(config: Config) -> Location:
         cost = plan(config)
         require_affordable(cost)
         require_disk(directory.path, cost.disk_bytes, "output.path")
-        asked = REQUEST_BYTES * max(config.schedule.sizes)
-        require_object_store(asked, "schedule.num_samples", "a population's parents and labels")
         ledger = Ledger.create(
             directory.ledger, config.privacy.budget, config.fingerprint, renew=directory.is_bare
         )

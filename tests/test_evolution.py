@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -290,43 +289,3 @@ def test_a_torn_export_is_mended(
         torn.write_bytes(torn.read_bytes()[:30])
     expand(run, None, output, form=form)
     assert content() == whole
-
-
-SMALL_STORE = """
-import sys
-import ray
-from pe_ray.cli import main
-
-ray.init(
-    "local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-    object_store_memory=80 * 2**20,
-    _system_config={"automatic_object_spilling_enabled": sys.argv[1] == "spill"},
-)
-for change in sys.argv[3:]:
-    print("exit", main(["run", sys.argv[2], "--set", change]))
-"""
-
-
-@pytest.mark.slow
-def test_what_neither_fits_the_object_store_nor_may_spill_is_refused(
-    tree: dict[str, Any], tmp_path: Path
-) -> None:
-    """Records of 6 x 6 need 4 x 36 bytes each: 600,000 of them 82 MiB, of a store of 80."""
-    grey = np.zeros((600_000, 4), dtype=np.uint8)
-    column = pa.FixedShapeTensorArray.from_numpy_ndarray(grey.reshape(-1, 2, 2))
-    pq.write_table(pa.table({"image": column, "label": [0] * 600_000}), tmp_path / "many.parquet")
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
-    done = subprocess.run(
-        [
-            *(sys.executable, "-c", SMALL_STORE, "keep", str(tmp_path / "config.yaml")),
-            "schedule.num_samples=4000000",
-            f"private.data={tmp_path / 'many.parquet'}",
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.split("\n")[:2] == ["exit 2", "exit 2"], done.stderr[-2000:]
-    errors = [line for line in done.stderr.splitlines() if line.startswith("pe-ray:")]
-    assert errors[0].startswith("pe-ray: schedule.num_samples: a population's parents")
-    assert errors[1].startswith("pe-ray: private.data: the private embeddings need more")
-    assert not Ledger.open(Path(tree["output"]["path"]) / "ledger.sqlite").entries()

@@ -30,9 +30,8 @@ from pe_ray.private.record_sources import (
     read_batches,
 )
 from pe_ray.private.tasks import RETRIES, private_task
-from pe_ray.runtime.cluster import on_nodes, require_object_store
+from pe_ray.runtime.cluster import on_nodes
 from pe_ray.runtime.watchdog import headway, limited
-from pe_ray.values import ImageShape
 
 _MOST_PARTITIONS = 64  # of users: each slice has as many pieces
 _FORMAT = 3  # of cached embeddings; 2: of tensors misread beyond the first slice of a file
@@ -156,9 +155,9 @@ def open_records(
     shard, row and a fixed reason. Spends nothing. All records of a user are in one partition.
     With private.node_label the data are looked at on nodes with that label only, and the embedded
     records stay in the object stores there. Raises InputError where the embedder can't be made
-    (missing weights) or the embeddings don't fit the cluster, before any record is read, and where
-    `where` keeps no record. These errors, like a bad record's, depend on private data: they are
-    for whoever holds them, and publish nothing.
+    (missing weights), before any record is read, and where `where` keeps no record. These
+    errors, like a bad record's, depend on private data: they are for whoever holds them, and
+    publish nothing.
     """
     placement = on_nodes(config.node_label)
     if placement:
@@ -168,9 +167,6 @@ def open_records(
     else:
         prepared = _prepare(config)
     config, slices = prepared
-    dim = embedder_options.dim(ImageShape(height=8, width=8, channels=channels))
-    num_bytes = 4 * dim * sum(part.stop - part.start for part in slices)
-    require_object_store(num_bytes, "private.data", "the private embeddings")
     num_pieces = min(len(slices), _MOST_PARTITIONS) if config.user_column else 1
     task = private_task(_embed_task, config.node_label, gpus=gpus, num_returns=num_pieces + 2)
     results = [

@@ -169,23 +169,6 @@ def _require_room(
     logger.warning("no machine of the cluster has the %s of a worker yet: waiting for one", wanted)
 
 
-def require_object_store(num_bytes: int, field: str, what: str) -> None:
-    """Raise InputError where `num_bytes` can't be in Ray's object store and can't be spilled.
-
-    Says no size, since that of private data is not public. Only for a connected Ray.
-    """
-    import ray
-    from ray._private.state import state
-
-    spilling = state.get_system_config().get("automatic_object_spilling_enabled", True)
-    if spilling or ray.cluster_resources().get("object_store_memory", 0) >= num_bytes:
-        return
-    raise InputError(
-        f"{field}: {what} need more than Ray's object store holds, and spilling to disk is "
-        "disabled; enable it, or start Ray with more object_store_memory"
-    )
-
-
 def _has(node: Mapping[str, Any], node_label: str) -> bool:
     name, value = split_label(node_label)
     return bool((node.get("Labels") or {}).get(name) == value)

@@ -7,14 +7,12 @@ holds a release before anything that was made from that release is written.
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
 import shutil
 import stat
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +24,7 @@ import yaml
 from pe_ray.config import Config
 from pe_ray.config.yaml_tree import differences
 from pe_ray.errors import InputError
+from pe_ray.files.locks import is_locked, locked
 from pe_ray.files.storage import (
     Location,
     ObjectPath,
@@ -40,13 +39,15 @@ from pe_ray.files.storage import (
 from pe_ray.values import LabelLayout, NoisyHistogram
 
 LEDGER = "ledger.sqlite"
+_LOCK = ".lock"
+_LOCK_SECONDS = 0.5  # outlasts a look by `in_use`
 FEATURES = "features"
 """Folder of the learnt embedder; its files' names stand for all that they are made from."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """Paths of a run (DESIGN: README, "The run directory"). ledger: always on a local disk."""
+    """Paths of a run (README, "The run directory"). ledger: always on a local disk."""
 
     path: Location
     ledger: Path
@@ -58,13 +59,14 @@ class RunDirectory:
 
     @property
     def has_ledger(self) -> bool:
-        """Whether its ledger is there; an empty file is none, though SQLite would begin one."""
+        """Whether its ledger exists. An empty file is none, though SQLite would start one."""
         return self.ledger.exists() and self.ledger.stat().st_size > 0
 
     @property
     def is_bare(self) -> bool:
-        """Whether nothing was made in it yet, so that a mistake in the configuration may be mended:
-        it holds a configuration and a ledger at most.
+        """Whether nothing was made in it yet: it holds a configuration and a ledger at most.
+
+        Then a mistake in the configuration may be corrected in place.
         """
         return not made_in(self.path) - {"config.yaml", LEDGER, FEATURES}
 
@@ -108,7 +110,7 @@ class RunDirectory:
         return self.path / "stages" / f"embedding-{iteration:04d}.json"
 
     def write_histogram(self, histogram: NoisyHistogram, layout: LabelLayout) -> None:
-        """Export a released histogram for readers; the ledger keeps the original."""
+        """Write a released histogram for readers; the ledger keeps the original."""
         file = self.histogram(histogram.release.iteration)
         if file.exists():
             return
@@ -126,16 +128,16 @@ class RunDirectory:
 
 
 def on_disk(path: str | Path) -> RunDirectory:
-    """The run directory in a local folder, whose ledger is in it."""
+    """Return the run directory in a local folder, with its ledger inside."""
     folder = Path(path).resolve()
     return RunDirectory(folder, folder / LEDGER)
 
 
 @contextmanager
 def claim_directory(config: Config) -> Iterator[RunDirectory]:
-    """The run directory of `config`, created or continued, locked against a second process."""
+    """Create or continue the run directory of `config`; lock it against a second process."""
     run = RunDirectory(given(config.output.path, "output.path"), ledger_folder(config) / LEDGER)
-    with locked(run):
+    with lock_directory(run):
         with reported("output.path", run.path):
             _bind(run, config)
         require_writable(run.path, "output.path")
@@ -143,24 +145,31 @@ def claim_directory(config: Config) -> Iterator[RunDirectory]:
 
 
 @contextmanager
-def locked(run: RunDirectory, *, wait: bool = False) -> Iterator[None]:
-    """Hold the run directory, made if there is none, against a second process.
+def lock_directory(run: RunDirectory, *, wait: bool = False) -> Iterator[None]:
+    """Hold the run directory against a second process; create it if there is none.
 
-    wait: for the other one to be done, instead of InputError.
+    wait: for the other one to end, instead of InputError.
     """
-    with others_cant_write(), _lock_of(run) as lock:
-        if wait:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        elif not _locked(lock, fcntl.LOCK_EX, tries=10):
+    folder = run.ledger.parent
+    field = "output.path" if folder == run.path else "output.ledger"
+    with others_cant_write(), ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if folder.stat().st_mode & stat.S_IWOTH:
+                raise InputError(f"{field}: anyone can write to {folder}; chmod o-w it")
+            held.enter_context(locked(folder / _LOCK, None if wait else _LOCK_SECONDS))
+        except TimeoutError:
             raise InputError(
                 f"output.path: {run.path} is in use by another pe-ray; wait for it or stop it"
-            )
+            ) from None
+        except OSError as error:
+            raise InputError(f"{field}: {folder} can't be written ({error.strerror})") from None
         yield
 
 
 @contextmanager
 def others_cant_write() -> Iterator[None]:
-    """A umask under which nobody else can change a run: a ledger that others can edit is none."""
+    """Set a umask under which nobody else can change a run or its ledger."""
     own = os.umask(0o022)
     os.umask(own | 0o022)
     try:
@@ -169,56 +178,16 @@ def others_cant_write() -> Iterator[None]:
         os.umask(own)
 
 
-@contextmanager
-def _lock_of(run: RunDirectory) -> Iterator[int]:
-    """The open lock file beside the run's ledger, both made where they are missing."""
-    folder = run.ledger.parent
-    field = "output.path" if folder == run.path else "output.ledger"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        anyone = folder.stat().st_mode & stat.S_IWOTH
-        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise InputError(f"{field}: {folder} can't be written ({error.strerror})") from None
-    try:
-        if anyone:
-            raise InputError(f"{field}: anyone can write to {folder}; chmod o-w it")
-        yield lock
-    finally:
-        os.close(lock)
-
-
 def in_use(run: RunDirectory) -> bool | None:
-    """Whether a process has claimed the run directory at this moment; None where it lies in a
-    store, as the lock is on the driver's disk then.
+    """Tell whether a process holds the run directory now.
+
+    None where it lies in a store, as the lock is on the driver's disk then.
     """
-    if not isinstance(run.path, Path):
-        return None
-    try:
-        lock = os.open(run.path / ".lock", os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        return not _locked(lock, fcntl.LOCK_SH)
-    finally:
-        os.close(lock)
-
-
-def _locked(lock: int, kind: int, tries: int = 1) -> bool:
-    """Take the lock; `tries` (20 a second) outlast a look at it by `in_use`."""
-    for again in reversed(range(tries)):
-        try:
-            fcntl.flock(lock, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if again:
-                time.sleep(0.05)
-        else:
-            return True
-    return False
+    return is_locked(run.path / _LOCK) if isinstance(run.path, Path) else None
 
 
 def _bind(run: RunDirectory, config: Config) -> None:
-    """Tie the directory to the configuration, or refuse a configuration it isn't tied to."""
+    """Bind the directory to the configuration; refuse another configuration."""
     if run.config.exists():
         try:
             stored = yaml.safe_load(run.config.read_text("utf-8"))
@@ -246,7 +215,7 @@ def _bind(run: RunDirectory, config: Config) -> None:
 
 
 def made_in(folder: Location) -> set[str]:
-    """Names in `folder` that are files or hold some; without dotted ones."""
+    """Return names in `folder` that are files or contain some, without hidden ones."""
 
     def holds_files(name: str) -> bool:
         below = folder / name
@@ -258,7 +227,7 @@ def made_in(folder: Location) -> set[str]:
 
 
 def ledger_folder(config: Config) -> Path:
-    """Where the ledger and the lock of a run are: a local folder."""
+    """Return the local folder of a run's ledger and lock."""
     path = given(config.output.path, "output.path")
     if isinstance(path, Path):
         return path
@@ -271,7 +240,7 @@ def ledger_folder(config: Config) -> Path:
 
 
 def write_config(run: RunDirectory, config: Config) -> None:
-    """Record the configuration, once the ledger exists; again where what isn't bound changed."""
+    """Write config.yaml; call it once the ledger exists."""
     header = f"# fingerprint: {config.fingerprint}\n"
     text = yaml.safe_dump(config.tree(), sort_keys=False, allow_unicode=True)
     content = (header + text).encode()
@@ -280,8 +249,9 @@ def write_config(run: RunDirectory, config: Config) -> None:
 
 
 def require_disk(directory: Location, num_bytes: int, field: str) -> None:
-    """Raise InputError unless `directory` has room for `num_bytes` of disk, counting those that its
-    files take; a store has.
+    """Raise InputError unless `num_bytes` fit on the disk of `directory`, its own files included.
+
+    A store always has room.
     """
     if not isinstance(directory, Path):
         return
@@ -295,7 +265,7 @@ def require_disk(directory: Location, num_bytes: int, field: str) -> None:
 
 
 def find_ledger(path: str | Location) -> Path:
-    """The ledger of an existing run, or of a search that has made no final run yet."""
+    """Return the ledger of an existing run, or of a search that has no final run yet."""
     place = given(path, "run")
     with reported("run", place):
         if LEDGER not in names(place):

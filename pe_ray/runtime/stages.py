@@ -18,16 +18,17 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-import warnings
+import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 from ray.data.exceptions import ExecutionTimeoutError
-from ray.util.annotations import RayDeprecationWarning
 
 from pe_ray import plugins
 from pe_ray.config.blocks import Plugin, ResourcesConfig
@@ -43,7 +44,7 @@ logger = logging.getLogger(__name__)
 _PARTS_PER_BLOCK = 4  # a block costs Ray about 12 ms, a part takes a worker 0.1 s and up
 _ATTEMPTS = 3  # in a row that finish nothing
 _BLOCKS_PATIENCE = 2 * _PARTS_PER_BLOCK  # each of its parts may take stall_seconds
-_DEATHS = 3  # that Ray makes up for by itself: of a task, or of an actor
+_DEATHS = 3  # of the workers of one block, which Ray makes up for by itself
 
 Request = dict[str, Any]
 """What one part is made from: start, stop (rows) and whatever arrays its worker needs."""
@@ -75,15 +76,47 @@ def _request(requests: pa.Table, row: int) -> Request:
     }
 
 
-class _Reporting:
-    """A worker whose InputErrors come back as rows, since Ray Data keeps no exception's type."""
+class RepeatedDeathError(Exception):
+    """A block killed its worker each time it was made."""
 
-    def __init__(self, worker: Callable[[], PartWorker], stall_seconds: float) -> None:
-        self._construct = worker
-        self._stall_seconds = stall_seconds
+
+class _Attempts:
+    """Counts how often each part was begun: Ray repeats what kills its worker without limit."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[str, int]] = Counter()
+
+    def count(self, stage: str, start: int) -> int:
+        """Count one more attempt at a part of a stage and return their number."""
+        self._counts[stage, start] += 1
+        return self._counts[stage, start]
+
+
+@lru_cache(maxsize=1)
+def _attempts_of(job: str) -> Any:
+    """Start the counter of a Ray job, once: an actor is a process."""
+    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Attempts).remote()
+
+
+class _BlockMaker:
+    """Makes the parts of blocks.
+
+    InputErrors come back as rows, as Ray Data keeps no exception's type. So does a part that was
+    begun too often. attempts: counts them.
+    """
+
+    def __init__(
+        self,
+        worker: Callable[[], PartWorker],
+        stall_seconds: float,
+        attempts: Callable[[int], ray.ObjectRef],
+    ) -> None:
+        self._construct, self._stall_seconds, self._attempts = worker, stall_seconds, attempts
         self._worker: PartWorker | None = None
 
     def __call__(self, requests: pa.Table) -> pa.Table:
+        if ray.get(self._attempts(requests.column("start")[0].as_py())) > _DEATHS + 1:
+            return pa.table({"deaths": [_DEATHS + 1]})
         try:
             with limited(self._stall_seconds):
                 self._worker = self._worker or self._construct()
@@ -92,10 +125,13 @@ class _Reporting:
             return pa.table({"error": [str(error)]})
 
 
-def _make_parts(
-    requests: pa.Table, worker: Callable[[], PartWorker], stall_seconds: float
+def _make_block(
+    requests: pa.Table,
+    worker: Callable[[], PartWorker],
+    stall_seconds: float,
+    attempts: Callable[[int], ray.ObjectRef],
 ) -> pa.Table:
-    return _Reporting(worker, stall_seconds)(requests)
+    return _BlockMaker(worker, stall_seconds, attempts)(requests)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,8 +206,8 @@ def _is_fault(error: Exception) -> bool:
     """Whether something died, as opposed to an exception of the code that it ran."""
     died = isinstance(error, ray.exceptions.RayError)
     raised = isinstance(error, ray.exceptions.RayTaskError)
-    stood = isinstance(error, StandsStillError | ExecutionTimeoutError)
-    return stood or (died and not raised)
+    stopped = isinstance(error, StandsStillError | ExecutionTimeoutError | RepeatedDeathError)
+    return stopped or (died and not raised)
 
 
 def _make(
@@ -185,16 +221,15 @@ def _make(
     blocks = [table.slice(a, b - a) for a, b in itertools.pairwise(edges)]
     pool = min(workers, blocks_made)
     common = {"batch_size": 1, "batch_format": "pyarrow", "num_cpus": resources.cpus_per_worker}
-    # Ray Data has no other name for max_restarts and max_retries, but warns of such arguments.
-    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", RayDeprecationWarning)
     requested = ray.data.from_arrow(blocks)
-    given = {"worker": worker, "stall_seconds": stall_seconds}
+    counter = _attempts_of(ray.get_runtime_context().get_job_id())
+    attempts = partial(counter.count.remote, uuid.uuid4().hex)
+    given = {"worker": worker, "stall_seconds": stall_seconds, "attempts": attempts}
     lost = None
     if resources.gpus_per_worker:
         made = requested.map_batches(
-            _Reporting,
+            _BlockMaker,
             fn_constructor_kwargs=given,
-            max_restarts=_DEATHS,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool, initial_size=pool),
             num_gpus=resources.gpus_per_worker,
             **common,
@@ -203,17 +238,15 @@ def _make(
         made.context.custom_execution_callback_classes = [lost.callback()]
     else:
         made = requested.map_batches(
-            _make_parts,
-            fn_kwargs=given,
-            compute=ray.data.TaskPoolStrategy(size=pool),
-            max_retries=_DEATHS,
-            **common,
+            _make_block, fn_kwargs=given, compute=ray.data.TaskPoolStrategy(size=pool), **common
         )
     # Not Ray's half hour, in which a slow generator may finish no block.
     made.context.execution_no_progress_timeout_s = _BLOCKS_PATIENCE * stall_seconds
     for row in made.iter_rows():
         if row.get("error"):
             raise InputError(row["error"])
+        if row.get("deaths"):
+            raise RepeatedDeathError
         if lost:
             lost.finished()
         yield Part(**{field: row[field] for field in Part.__slots__})

@@ -27,9 +27,6 @@ from pe_ray.synthetic.population import (
 from pe_ray.synthetic.population_files import population_part, read_population
 from pe_ray.values import LabelLayout
 
-REQUEST_BYTES = 24
-"""Bytes of a sample in Ray's object store: parent, copy, draw and label. Images never pass it."""
-
 
 def check_generators(config: Config) -> None:
     """Build the generators that would first be built after something was released.

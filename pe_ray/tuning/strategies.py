@@ -36,7 +36,7 @@ from pe_ray.runtime.run_directory import (
     FEATURES,
     LEDGER,
     RunDirectory,
-    locked,
+    lock_directory,
     made_in,
     on_disk,
     write_config,
@@ -89,7 +89,10 @@ def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
     require_affordable(plan(search.config))  # the final run; trials come on top
     concurrent = max_concurrent or search.tuning.max_concurrent
     run, output = on_disk(search.config.output.path), Path(search.config.output.path).resolve()
-    with locked(run), connected(_resources(search.config), search.config.private.node_label):
+    with (
+        lock_directory(run),
+        connected(_resources(search.config), search.config.private.node_label),
+    ):
         folder = output / "tuning"
         _bind(search, run, folder)
         ledger = Ledger.create(

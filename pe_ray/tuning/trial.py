@@ -30,7 +30,7 @@ from pe_ray.release.adaptive import with_mu
 from pe_ray.release.door import Door
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.releases import LabelCounts, Votes, shape_releases, votes_limit
-from pe_ray.runtime.run_directory import locked, on_disk, write_config
+from pe_ray.runtime.run_directory import lock_directory, on_disk, write_config
 from pe_ray.synthetic.learnt_embedder import prepare_run
 from pe_ray.tuning.budget import accounting_of, final_mu, trial_mu
 from pe_ray.tuning.objectives import Scorer
@@ -133,7 +133,7 @@ def run_trial(job: Job, settings: Settings) -> Iterator[dict[str, Any]]:
     prefix = f"trial/{trial_id(settings)}/" if job.ledger else ""
     releases = trial_releases(job, config, prefix)
     run = on_disk(config.output.path)
-    with locked(run, wait=True):
+    with lock_directory(run, wait=True):
         if job.ledger:
             ledger = Ledger.open(job.ledger)
         else:
