@@ -18,7 +18,7 @@ from pe_ray.plugins.seeds import row_seeds
 from pe_ray.run import Run
 from pe_ray.runtime.stages import PartWorker, Request, Stage, run_stage
 from pe_ray.synthetic.batching import BatchedGenerator
-from pe_ray.synthetic.export_formats import BLOCK_BYTES, ExportFormat
+from pe_ray.synthetic.export_formats import BLOCK_BYTES, ExportFormat, LabelledImages
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.population_files import read_population
 from pe_ray.synthetic.teacher import load_teacher
@@ -97,8 +97,13 @@ class ExportWorker(PartWorker):
         labels = rows["label"]
         if self._teacher is not None:
             labels = self._teacher.predict(rows["image"])
-        pngs = [png(image) for image in rows["image"]]
-        content = self._format.write(self._directory, start, pngs, labels, self._run.labels)
+        images = LabelledImages(
+            first=start,
+            pngs=[png(image) for image in rows["image"]],
+            labels=labels,
+            names=self._run.labels,
+        )
+        content = self._format.write(self._directory, images)
         return write_part(self._directory, start, stop, self._format.suffix, content)
 
 

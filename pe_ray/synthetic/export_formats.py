@@ -30,6 +30,16 @@ _ENTRY_BYTES = 64  # of an image in its folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledImages:
+    """Rows first, first + 1, ... of a set: images as PNG, their labels [n] and all label names."""
+
+    first: int
+    pngs: Sequence[bytes]
+    labels: NDArray[np.int32]
+    names: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
     """Bytes on disk. rows: of some images, int64 [n]; part: of any part besides; fixed: of all."""
 
@@ -50,14 +60,8 @@ class ExportFormat(Protocol):
         ...
 
     @staticmethod
-    def write(
-        directory: Location,
-        first: int,
-        pngs: Sequence[bytes],
-        labels: NDArray[np.int32],
-        names: Sequence[str],
-    ) -> bytes:
-        """Return the content of the part's file for rows first, first + 1, ...
+    def write(directory: Location, images: LabelledImages) -> bytes:
+        """Return the content of the part's file for `images`.
 
         May write further files, which must outlive a crash once this returns. A part may be written
         again.
@@ -80,20 +84,14 @@ class Parquet:
         pass
 
     @staticmethod
-    def write(
-        directory: Location,
-        first: int,
-        pngs: Sequence[bytes],
-        labels: NDArray[np.int32],
-        names: Sequence[str],
-    ) -> bytes:
+    def write(directory: Location, images: LabelledImages) -> bytes:
         features = {
             "image": {"_type": "Value", "dtype": "binary"},
-            "label": {"_type": "ClassLabel", "names": list(names)},
+            "label": {"_type": "ClassLabel", "names": list(images.names)},
         }
         columns = {
-            "image": pa.array(pngs, type=pa.binary()),
-            "label": pa.array(labels, type=pa.int64()),
+            "image": pa.array(images.pngs, type=pa.binary()),
+            "label": pa.array(images.labels, type=pa.int64()),
         }
         metadata = {"huggingface": json.dumps({"info": {"features": features}})}
         sink = io.BytesIO()
@@ -104,8 +102,10 @@ class Parquet:
     @staticmethod
     def measure(pngs: Sequence[bytes], names: Sequence[str]) -> Footprint:
         largest = max(pngs, key=len)
-        one = Parquet.write(Path(), 0, [largest], np.zeros(1, np.int32), names)
-        return Footprint(rows=_sizes(pngs) + _ROW_BYTES, part=len(one) - len(largest))
+        label = np.zeros(1, dtype=np.int32)
+        one = LabelledImages(first=0, pngs=[largest], labels=label, names=names)
+        part = len(Parquet.write(Path(), one)) - len(largest)
+        return Footprint(rows=_sizes(pngs) + _ROW_BYTES, part=part)
 
 
 class WebDataset:
@@ -118,16 +118,11 @@ class WebDataset:
         pass
 
     @staticmethod
-    def write(
-        directory: Location,
-        first: int,
-        pngs: Sequence[bytes],
-        labels: NDArray[np.int32],
-        names: Sequence[str],
-    ) -> bytes:
+    def write(directory: Location, images: LabelledImages) -> bytes:
         sink = io.BytesIO()
         with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for row, (image, label) in enumerate(zip(pngs, labels, strict=True), start=first):
+            rows = zip(images.pngs, images.labels, strict=True)
+            for row, (image, label) in enumerate(rows, start=images.first):
                 for suffix, content in (("png", image), ("cls", str(label).encode())):
                     entry = tarfile.TarInfo(f"{row:010d}.{suffix}")
                     entry.size = len(content)
@@ -161,19 +156,13 @@ class ImageFolder:
                 )
 
     @staticmethod
-    def write(
-        directory: Location,
-        first: int,
-        pngs: Sequence[bytes],
-        labels: NDArray[np.int32],
-        names: Sequence[str],
-    ) -> bytes:
-        for label in np.unique(labels):
-            rows = np.flatnonzero(labels == label).tolist()
-            files = [(f"{first + row:010d}.png", pngs[row]) for row in rows]
-            write_many(directory / folder_name(names[label]), files)
+    def write(directory: Location, images: LabelledImages) -> bytes:
+        for label in np.unique(images.labels):
+            rows = np.flatnonzero(images.labels == label).tolist()
+            files = [(f"{images.first + row:010d}.png", images.pngs[row]) for row in rows]
+            write_many(directory / folder_name(images.names[label]), files)
         sync(directory)  # before there is a marker
-        return f"{len(pngs)} images\n".encode()
+        return f"{len(images.pngs)} images\n".encode()
 
     @staticmethod
     def measure(pngs: Sequence[bytes], names: Sequence[str]) -> Footprint:

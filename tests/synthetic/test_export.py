@@ -17,7 +17,7 @@ from PIL import Image
 
 from pe_ray.files.parts import commit, manifest_of, part_ranges, write_part
 from pe_ray.synthetic.export import disk_bytes, load_format, png
-from pe_ray.synthetic.export_formats import folder_name
+from pe_ray.synthetic.export_formats import LabelledImages, folder_name
 
 NAMES = ("no", "maybe/yes")
 LABELS = np.array([1, 0, 0, 1, 1], dtype=np.int32)
@@ -29,12 +29,19 @@ def images(request: pytest.FixtureRequest) -> np.ndarray:
     return IMAGES[..., : request.param]
 
 
+def write_part_of(
+    form: str, folder: Path, first: int, pngs: list[bytes], labels: np.ndarray, names: Sequence[str]
+) -> bytes:
+    images = LabelledImages(first=first, pngs=pngs, labels=labels, names=names)
+    return load_format(form).write(folder, images)
+
+
 def written(folder: Path, form: str, images: np.ndarray, names: Sequence[str] = NAMES) -> Path:
     """A set of two parts."""
     parts = []
     for start, stop in ((0, 3), (3, 5)):
         pngs = [png(image) for image in images[start:stop]]
-        content = load_format(form).write(folder, start, pngs, LABELS[start:stop], names)
+        content = write_part_of(form, folder, start, pngs, LABELS[start:stop], names)
         parts.append(write_part(folder, start, stop, load_format(form).suffix, content))
     commit(folder, parts, {})
     return folder
@@ -109,7 +116,7 @@ def test_disk_is_estimated_from_above(tmp_path: Path, form: str, size: int, rows
         ranges = part_ranges(rows, 3 * size**2, rows_per_part)
         for start, stop in ranges:
             labels = np.arange(start, stop, dtype=np.int32) % 2
-            content = load_format(form).write(folder, start, pngs[start:stop], labels, NAMES)
+            content = write_part_of(form, folder, start, pngs[start:stop], labels, NAMES)
             parts.append(write_part(folder, start, stop, load_format(form).suffix, content))
         commit(folder, parts, {})
         used = 512 * sum(place.stat().st_blocks for place in (folder, *folder.rglob("*")))
@@ -179,7 +186,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[], Path]]:
 
 def test_no_power_cut_leaves_a_marker_without_its_images(disk: Callable[[], Path]) -> None:
     folder, pngs = disk() / "set", [png(image) for image in IMAGES]
-    content = load_format("folder").write(folder, 0, pngs, LABELS, NAMES)
+    content = write_part_of("folder", folder, 0, pngs, LABELS, NAMES)
     part = write_part(folder, 0, 5, "done", content)
     disk()
     assert (folder / part.file).read_bytes() == content
