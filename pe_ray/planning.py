@@ -1,4 +1,4 @@
-"""What a run will release, call and write, worked out from the configuration alone."""
+"""Planning: what a run will release, call and write, from its configuration alone."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from pe_ray.plugins.seeds import row_seeds
 from pe_ray.release.accounting import calibrate, epsilon_of
 from pe_ray.release.releases import shape_releases
 from pe_ray.synthetic.population import apportion
-from pe_ray.values import Price, Release
+from pe_ray.values import Release
 
 PROBE_IMAGES = (1, 8, 64)
 PROBE_SECONDS = 0.5
-_PART_BYTES = 16 << 10  # of a part beside its rows
+_PART_BYTES = 16 << 10  # of a part, besides its rows
 _PAGE_BYTES = 4 << 20  # the report, its pictures and what else doesn't grow with the rows
 _LEARNT_BYTES = 8 << 20  # a network and its projection, at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bill:
-    """What a run pays to one service, if every call is answered at once and nothing is stored yet.
+    """What a run pays to one service if every call succeeds at once and no answer is stored yet.
 
     cost: calls times the price given for each; max_calls, max_cost: the caps, which hold for the
     life of the service's store.
@@ -83,65 +83,85 @@ def plan_releases(config: Config) -> tuple[Release, ...]:
 
 
 def plan(config: Config) -> Plan:
-    """Work out the cost of a run; touches no private record."""
-    num_labels = len(config.private.labels)
+    """Work out the cost of a run; touch no private record."""
     releases = plan_releases(config)
-    sizes, selection = config.schedule.sizes, config.selection
-    layouts = [apportion(size, label_fractions(config) or (1.0,) * num_labels) for size in sizes]
-    drawn = sum(-(-count // (1 + selection.initial_variation_fold)) for count in layouts[0].counts)
-    calls = [sizes[0]]
-    for iteration, layout in enumerate(layouts[1:], start=1):
-        settings = selection.at(iteration)
-        family = settings.next_variation_fold + int(settings.keep_selected)
-        kept = sum(-(-count // family) for count in layout.counts) if settings.keep_selected else 0
-        calls.append(sizes[iteration - 1] * config.votes.lookahead + layout.num_samples - kept)
-    shape = config.image_shape
-    row = shape.num_bytes + 64 + max(map(_own_bytes, map(config.generator_at, range(len(sizes)))))
-    # Of the votes that are cast and, already, of the next.
-    kept = 2 * row * config.votes.lookahead * max(sizes) if config.votes.reuse_lookahead else 0
+    drawn, calls = _count_calls(config)
     options = config.embedder.options
-    learnt = _LEARNT_BYTES * (bool(config.teacher) + options.learnt)
-    averaged = any(selection.at(t).smooth > 1 for t in range(1, len(sizes)))
-    votes = (28 + 20 * averaged) * sum(sizes)  # in the ledger and in files for readers
-    rows_per_part = config.output.rows_per_part
-    parts = [-(-size // part_rows(size, shape.num_bytes, rows_per_part)) for size in sizes]
-    files = _PAGE_BYTES + _PART_BYTES * (sum(parts) + parts[-1])
-    embedded = 4 * options.dim(shape) * max(sizes)
+    learnt = options.num_images if isinstance(options, LabelFeaturesOptions) else 0
     return Plan(
         epsilon=epsilon_of(releases, config.privacy.delta),
         delta=config.privacy.delta,
         unit=config.privacy.unit,
         releases=releases,
-        random_calls=drawn
-        + (options.num_images if isinstance(options, LabelFeaturesOptions) else 0),
+        random_calls=drawn + learnt,
         variation_calls=sum(calls) - drawn,
         calls=tuple(calls),
-        disk_bytes=row * (sum(sizes) + sizes[-1]) + embedded + kept + votes + learnt + files,
-        bills=_bills(config, drawn, calls),
+        disk_bytes=_estimate_disk(config),
+        bills=_bill_calls(config, drawn, calls),
     )
 
 
+def _count_calls(config: Config) -> tuple[int, list[int]]:
+    """Return the random draws of S_0, and the images asked of the generator by iteration."""
+    sizes, selection = config.schedule.sizes, config.selection
+    fractions = label_fractions(config) or (1.0,) * len(config.private.labels)
+    layouts = [apportion(size, fractions) for size in sizes]
+    family = 1 + selection.initial_variation_fold
+    drawn = sum(-(-count // family) for count in layouts[0].counts)
+    calls = [sizes[0]]
+    for iteration, layout in enumerate(layouts[1:], start=1):
+        settings, kept = selection.at(iteration), 0
+        if settings.keep_selected:
+            family = settings.next_variation_fold + 1
+            kept = sum(-(-count // family) for count in layout.counts)
+        calls.append(sizes[iteration - 1] * config.votes.lookahead + layout.num_samples - kept)
+    return drawn, calls
+
+
+def _estimate_disk(config: Config) -> int:
+    """Estimate the bytes of the run directory from above."""
+    sizes, shape = config.schedule.sizes, config.image_shape
+    generators = [config.generator_at(iteration) for iteration in range(len(sizes))]
+    row = shape.num_bytes + 64 + max(map(_own_bytes, generators))
+    populations = row * (sum(sizes) + sizes[-1])
+    embedding: int = 4 * config.embedder.options.dim(shape) * max(sizes)
+    # Lookahead draws: of the votes that are cast and of the next.
+    reused = config.votes.lookahead if config.votes.reuse_lookahead else 0
+    draws = 2 * row * reused * max(sizes)
+    learnt = _LEARNT_BYTES * (bool(config.teacher) + config.embedder.options.learnt)
+    smoothed = any(config.selection.at(t).smooth > 1 for t in range(1, len(sizes)))
+    votes = (28 + 20 * smoothed) * sum(sizes)  # in the ledger and in files for readers
+    rows_per_part = config.output.rows_per_part
+    parts = [-(-size // part_rows(size, shape.num_bytes, rows_per_part)) for size in sizes]
+    files = _PAGE_BYTES + _PART_BYTES * (sum(parts) + parts[-1])
+    return populations + embedding + draws + learnt + votes + files
+
+
 def _own_bytes(generator: Plugin) -> int:
-    """Of the generator's own columns in a row of a population."""
+    """Return the bytes of the generator's own columns in a row."""
     columns = generator.options.columns.values()
     return sum(np.dtype(dtype).itemsize * width for dtype, width in columns)
 
 
-def _bills(config: Config, drawn: int, calls: Sequence[int]) -> tuple[Bill, ...]:
-    """What is due, by generator; drawn: how many of calls[0] are random draws."""
-    due: dict[int, tuple[str, Price, int, float]] = {}
+def _bill_calls(config: Config, drawn: int, calls: Sequence[int]) -> tuple[Bill, ...]:
+    """Return what is due to each paid generator; drawn: random draws among calls[0]."""
+    due: dict[int, Bill] = {}
     for iteration, num in enumerate(calls):
         plugin = config.generator_at(iteration)
         price = plugin.options.call_price
-        if price is not None:
-            _, _, before, cost = due.get(id(plugin), ("", price, 0, 0.0))
-            random = drawn if iteration == 0 else 0
-            cost += random * price.random + (num - random) * price.vary
-            due[id(plugin)] = (plugin.kind, price, before + num, cost)
-    return tuple(
-        Bill(kind=kind, calls=num, cost=cost, max_calls=price.max_calls, max_cost=price.max_cost)
-        for kind, price, num, cost in due.values()
-    )
+        if price is None:
+            continue
+        random = drawn if iteration == 0 else 0
+        cost = random * price.random + (num - random) * price.vary
+        before = due.get(id(plugin))
+        due[id(plugin)] = Bill(
+            kind=plugin.kind,
+            calls=num + (before.calls if before else 0),
+            cost=cost + (before.cost if before else 0.0),
+            max_calls=price.max_calls,
+            max_cost=price.max_cost,
+        )
+    return tuple(due.values())
 
 
 def require_affordable(made: Plan) -> None:
@@ -156,9 +176,9 @@ def require_affordable(made: Plan) -> None:
 
 
 def worker_seconds(config: Config, calls: Sequence[int]) -> float | None:
-    """Seconds of one CPU worker for `calls` images by iteration, timed here on a few of them.
+    """Estimate the seconds of one CPU worker for `calls` images, from a few that are timed here.
 
-    None where workers need a GPU, or where a call costs: then nothing is timed.
+    None where workers need a GPU or a call costs money: then nothing is timed.
     """
     paid = [config.generator_at(iteration).options.call_price for iteration in range(len(calls))]
     if config.resources.gpus_per_worker or any(paid):

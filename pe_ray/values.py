@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 Unit = Literal["record", "user"]
 DistanceMetric = Literal["l2", "cosine", "inner_product"]
-ReleaseKind = Literal["votes", "label_counts", "sums"]
 
 LATTICE = 2**26
 """Sums are released on the lattice of multiples of 1 / LATTICE."""
@@ -55,6 +54,7 @@ class Budget:
 class Release:
     """One noisy answer about the private data: what it is and the noise it carries.
 
+    kind: name or module:Class of a kind of release (release.releases).
     votes_per_unit: one record (or user) adds at most this many ones, each to a different bin; 1 for
     sums, to which a unit adds one vector of L2 norm at most 1.
     sigma: scale of the discrete Gaussian noise, in votes (sums: in units of that norm, on the
@@ -62,10 +62,15 @@ class Release:
     """
 
     key: str
-    kind: ReleaseKind
+    kind: str
     iteration: int
     votes_per_unit: int
     sigma: float
+
+    @property
+    def is_sums(self) -> bool:
+        """Whether vectors are summed on the lattice; else ones are counted."""
+        return self.kind == "sums"
 
     @property
     def sensitivity(self) -> float:

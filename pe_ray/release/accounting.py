@@ -73,7 +73,7 @@ def epsilon_of(releases: Sequence[Release], delta: float) -> float:
     votes: Counter[float] = Counter()
     sums = []
     for release in releases:
-        if release.kind == "sums":
+        if release.is_sums:
             sums.append(release.sigma)
         else:
             votes[release.sigma] += release.votes_per_unit
@@ -185,7 +185,7 @@ def kept_back(release: Release) -> float:
     Outcomes that the sampler can't draw for both neighbours count as infinite losses. So does noise
     of sums beyond 14 standard deviations.
     """
-    return 2.0**-100 if release.kind == "sums" else release.votes_per_unit * 2.0**-120
+    return 2.0**-100 if release.is_sums else release.votes_per_unit * 2.0**-120
 
 
 def sums_epsilon(sigma: float) -> float:
@@ -204,7 +204,7 @@ def check_budget(epsilon: float, delta: float) -> None:
 
 def check(release: Release) -> None:
     """Refuse a release whose noise `epsilon_of` can't account for."""
-    of_sums = release.kind == "sums"
+    of_sums = release.is_sums
     low, high = (_MIN_SUMS_SIGMA, _MAX_SUMS_SIGMA) if of_sums else (MIN_SIGMA, MAX_SIGMA)
     if release.votes_per_unit < 1 or (of_sums and release.votes_per_unit != 1):
         raise InputError(f"privacy: {release.key} has a sensitivity that can't be accounted for")
@@ -230,7 +230,7 @@ def calibrate(shape: Sequence[Release], budget: Budget) -> tuple[Release, ...]:
     if not shape:
         return ()
     check_budget(budget.epsilon, budget.delta)
-    mixed = len({(release.kind == "sums", release.sigma) for release in shape}) > 1
+    mixed = len({(release.is_sums, release.sigma) for release in shape}) > 1
     epsilon = budget.epsilon * (1 - _MIXED_MARGIN) if mixed else budget.epsilon
     return scale_noise(
         shape,

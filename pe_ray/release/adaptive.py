@@ -36,7 +36,7 @@ def mu_of(releases: Sequence[Release]) -> float:
 
 def _mu_squared(release: Release) -> float:
     """Votes: a unit shifts at most votes_per_unit independent counts by 1 each. Sums: 1 in L2."""
-    if release.kind == "sums":
+    if release.is_sums:
         return 1 / release.sigma**2 if release.sigma else math.inf
     return release.votes_per_unit * gaussian_dp(release.sigma) ** 2
 
@@ -56,7 +56,7 @@ def adaptive_epsilon(releases: Sequence[Release], delta: float) -> float:
     mu = mu_of(releases)
     if math.isinf(mu):
         return math.inf
-    sums = [release.sigma for release in releases if release.kind == "sums"]
+    sums = [release.sigma for release in releases if release.is_sums]
     target = delta * (1 - DELTA_SHARE) * (1 - 2.0**-30 * len(sums))
     epsilon = gaussian_epsilon(mu, target) + math.fsum(map(sums_epsilon, sums))
     lost = lost_delta(epsilon, math.fsum(map(kept_back, releases)))

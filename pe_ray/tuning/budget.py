@@ -44,7 +44,7 @@ def shared_releases(search: Search) -> tuple[Release, ...]:
 
 
 def _release(key: str, kind: str, ones: int, iteration: int = 0) -> Release:
-    return Release(key=key, kind=kind, iteration=iteration, votes_per_unit=ones, sigma=1.0)  # type: ignore[arg-type]
+    return Release(key=key, kind=kind, iteration=iteration, votes_per_unit=ones, sigma=1.0)
 
 
 def moments_spec(search: Search, objective: MomentsObjective) -> MomentsSpec:
