@@ -128,7 +128,7 @@ def _estimate_disk(config: Config) -> int:
     # Lookahead draws: of the votes that are cast and of the next.
     reused = config.votes.lookahead if config.votes.reuse_lookahead else 0
     draws = 2 * row * reused * max(sizes)
-    learnt = _LEARNT_BYTES * (bool(config.teacher) + config.embedder.options.learnt)
+    learnt: int = _LEARNT_BYTES * (bool(config.teacher) + config.embedder.options.learnt)
     smoothed = any(config.selection.at(t).smooth > 1 for t in range(1, len(sizes)))
     votes = (28 + 20 * smoothed) * sum(sizes)  # in the ledger and in files for readers
     rows_per_part = config.output.rows_per_part
