@@ -5,7 +5,7 @@
 The images are random draws of the configuration's own generator (rendered text, say): nothing
 private, nothing downloaded. The result is a diffusers folder that `generator: {kind: unet,
 checkpoint: ...}` loads, one class per label. Killed and started again it continues from the last
-250 steps; benchmarks/diffusion.md says how long it takes.
+250 steps; benchmarks/notes/speed.md says how long it takes.
 
 Denoising diffusion (Ho et al. 2020) with the cosine schedule (Nichol and Dhariwal 2021), predicted
 noise, and an exponential moving average of the weights.

@@ -1,4 +1,4 @@
-"""Ideas beyond the pipeline's settings, through the whole pipeline, on ten EMNIST letters.
+"""Run settings other than the pipeline's through the whole pipeline, on ten EMNIST letters.
 
     python -m benchmarks.mnist.ideas LETTERS.parquet [--letters ABCDEFGHIJ] [--seeds 3] [--rows ...]
 
@@ -17,17 +17,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
-from numpy.typing import NDArray
 
 from pe_ray import Config, evolve
 from pe_ray.private.evaluation import audit
 from pe_ray.runtime.cluster import connected
-from pe_ray.synthetic import population, selection
 
 PIPELINE = Path(__file__).parents[2] / "pipelines" / "mnist.yaml"
 TUNED_ON = "ABDEGHMNQR"
@@ -38,7 +35,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "teacher": {"teacher": {}},
     "threshold": {"selection": {"denoise": "threshold"}},
     "none": {"selection": {"denoise": "none"}},
-    "empirical_bayes": {},
     "keep_selected": {"selection": {"denoise": "simplex", "keep_selected": True}},
     "smooth": {"selection": {"denoise": "simplex", "smooth": 64}},
     "neighbors_1": {"votes": {"neighbors": 1}},
@@ -47,31 +43,8 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 
 
-def empirical_bayes(noisy_votes: NDArray[np.int64], sigma: float) -> NDArray[np.float64]:
-    """Posterior mean counts under the known noise and a prior fitted to the counts themselves.
-
-    The prior lives on a grid of counts from 0 to the largest; 200 steps of EM (Kiefer and Wolfowitz
-    1956; Jiang and Zhang 2009). Counts without noise are taken as they are.
-    """
-    if sigma == 0:
-        return np.maximum(noisy_votes, 0.0)
-    values, repeats = np.unique(noisy_votes, return_counts=True)
-    grid = np.linspace(0.0, max(1.0, float(values[-1])), 200)
-    likelihood = np.exp(-0.5 * ((values[:, None] - grid) / sigma) ** 2)
-    prior = np.full(grid.size, 1 / grid.size)
-    for _ in range(200):
-        joint = likelihood * prior + 1e-300
-        posterior = joint / joint.sum(axis=1, keepdims=True)
-        prior = repeats @ posterior / repeats.sum()
-    return (posterior @ grid)[np.searchsorted(values, noisy_votes)]
-
-
-def denoiser_by_empirical_bayes(name: str, height: Any) -> selection.Denoiser:
-    return empirical_bayes
-
-
 def write_letters(data: Path, letters: str, file: Path) -> dict[str, int]:
-    """The rows of `letters`, labelled by name; how many there are by split."""
+    """Write the rows of `letters`, labelled by name; return their number by split."""
     table = pq.read_table(data)
     wanted = [ord(letter) - 65 for letter in letters]
     table = table.filter(pc.is_in(table["label"], pa.array(wanted, table["label"].type)))
@@ -111,7 +84,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     options = parser.parse_args()
-    plain = population.denoiser
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "letters.parquet"
         records = write_letters(options.data, options.letters, file)["train"]
@@ -119,8 +91,6 @@ def main() -> None:
             found = []
             for seed in range(options.seeds):
                 config = Config.from_dict(settings(file, options.letters, records, row, seed))
-                bayes = row == "empirical_bayes"
-                population.denoiser = denoiser_by_empirical_bayes if bayes else plain
                 with connected(config.resources):
                     found.append(100 * next(iter(audit(evolve(config)).values())))
             shown = ", ".join(f"{accuracy:.2f}" for accuracy in found)

@@ -1,4 +1,4 @@
-"""What the teacher does on public stand-ins: ten EMNIST letters in the place of private digits.
+"""Measure the teacher on public stand-ins: ten EMNIST letters instead of private digits.
 
 One process, no Ray, no ledger: the votes' noise and the release's are Gaussian and NOT private, so
 this is for choosing settings on public data only. 17,000 letters stand for 60,000 records, so noise
@@ -30,7 +30,8 @@ from pe_ray.components.embedders import convnet, label_features
 from pe_ray.components.second_moments import GRAM_SHARE
 from pe_ray.config import Config
 from pe_ray.plugins.seeds import row_seeds
-from pe_ray.synthetic.selection import draw, simplex, with_fallback
+from pe_ray.synthetic.denoising import Simplex, fall_back
+from pe_ray.synthetic.selection import draw_parents
 from pe_ray.synthetic.teacher import ridge
 
 LETTERS = "ABDEGHMNQR"
@@ -55,7 +56,7 @@ def read_letters(file: str, split: str) -> tuple[NDArray[np.uint8], NDArray[np.i
 def evolve(
     records: NDArray[np.uint8], record_labels: NDArray[np.int32], share: float, seed: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """The last population of mnist.yaml's schedule with `share` of the budget."""
+    """Return the last population of mnist.yaml's schedule with `share` of the budget, and labels."""
     import faiss
 
     config = Config.from_yaml(PIPELINE)
@@ -63,6 +64,7 @@ def evolve(
     generator = plugins.load("generator", "rendered_text")(options, list(LETTERS))
     embedder = plugins.load("embedder", "pixels")(config.embedder.options)
     schedule, k = config.schedule, config.votes.neighbors
+    denoiser = Simplex(Simplex.Options())
     rng = np.random.default_rng(seed + 1000)
     sigma = math.sqrt(k * schedule.iterations / share) / MU * len(records) / RECORDS
     vectors = embedder.embed(records)
@@ -74,10 +76,10 @@ def evolve(
             ids = np.flatnonzero(labels == label)
             nearest = faiss.knn(vectors[record_labels == label], samples[ids], k)[1]
             counts = np.bincount(nearest.ravel(), minlength=len(ids))
-            noisy = np.round(counts + rng.normal(0, sigma, len(ids))).astype(np.int64)
-            weights = with_fallback(simplex(noisy), noisy)
+            noisy = np.round(counts + rng.normal(0, sigma, len(ids)))
+            weights = fall_back(denoiser.weigh(noisy, sigma), noisy)
             num = schedule.sizes[iteration] // 10
-            chosen = draw(weights, num, "systematic", seed * 100 + iteration * 10 + label)
+            chosen = draw_parents(weights, num, "systematic", seed * 100 + iteration * 10 + label)
             parents.append(ids[chosen])
         family = np.concatenate(parents)
         labels = labels[family]
@@ -90,7 +92,7 @@ def evolve(
 def noisy_moments(
     features: Floats, labels: NDArray[np.int32], share: float, seed: int
 ) -> tuple[Floats, Floats, float]:
-    """F^T F, F^T Y as the release would give them, and its sigma; in records of the stand-in."""
+    """Return F^T F and F^T Y as the release gives them, and its sigma, in the stand-in's records."""
     rng, size, scale = np.random.default_rng(seed), features.shape[1], len(labels) / RECORDS
     sigma = scale / (MU * math.sqrt(share))
     upper = np.triu(rng.normal(size=(size, size)), 1) / math.sqrt(2)
@@ -141,7 +143,7 @@ def main() -> None:
     if "relabel" in options.rows:
         report("relabelled", images, relabelled)
     if "filter" in options.rows:
-        report("without images that the teacher labels otherwise", images[kept], labels[kept])
+        report("without images that the teacher labels differently", images[kept], labels[kept])
 
 
 if __name__ == "__main__":
