@@ -27,6 +27,7 @@ from PIL import Image
 
 from pe_ray import plugins
 from pe_ray.components.embedders import convnet, label_features
+from pe_ray.components.embedders.pixels import Pixels, PixelsOptions
 from pe_ray.components.second_moments import GRAM_SHARE
 from pe_ray.config import Config
 from pe_ray.plugins.seeds import row_seeds
@@ -56,13 +57,13 @@ def read_letters(file: str, split: str) -> tuple[NDArray[np.uint8], NDArray[np.i
 def evolve(
     records: NDArray[np.uint8], record_labels: NDArray[np.int32], share: float, seed: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """Return the last population of mnist.yaml's schedule with `share` of the budget, and labels."""
+    """Return images and labels of the last population, with `share` of the budget for votes."""
     import faiss
 
     config = Config.from_yaml(PIPELINE)
     options = config.generator.options
     generator = plugins.load("generator", "rendered_text")(options, list(LETTERS))
-    embedder = plugins.load("embedder", "pixels")(config.embedder.options)
+    embedder = Pixels(PixelsOptions(size=14, blur=1.0))
     schedule, k = config.schedule, config.votes.neighbors
     denoiser = Simplex(Simplex.Options())
     rng = np.random.default_rng(seed + 1000)
@@ -92,7 +93,7 @@ def evolve(
 def noisy_moments(
     features: Floats, labels: NDArray[np.int32], share: float, seed: int
 ) -> tuple[Floats, Floats, float]:
-    """Return F^T F and F^T Y as the release gives them, and its sigma, in the stand-in's records."""
+    """Return noisy F^T F and F^T Y and their sigma, scaled to the number of stand-ins."""
     rng, size, scale = np.random.default_rng(seed), features.shape[1], len(labels) / RECORDS
     sigma = scale / (MU * math.sqrt(share))
     upper = np.triu(rng.normal(size=(size, size)), 1) / math.sqrt(2)
