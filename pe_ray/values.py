@@ -116,11 +116,11 @@ class LabelLayout:
         return np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)]).astype(np.int64)
 
     def labels(self, start: int, stop: int) -> NDArray[np.int32]:
-        """Labels of ids start..stop-1, shape [stop - start]."""
+        """Return the labels of ids start..stop-1, shape [stop - start]."""
         ids = np.arange(start, stop, dtype=np.int64)
         return (np.searchsorted(self.starts, ids, side="right") - 1).astype(np.int32)
 
     def label_range(self, label: int) -> tuple[int, int]:
-        """First id of `label` and one past its last."""
+        """Return the first id of `label` and one past its last."""
         starts = self.starts
         return int(starts[label]), int(starts[label + 1])

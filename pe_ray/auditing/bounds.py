@@ -34,13 +34,7 @@ _LEAST, _MOST = 2.0**-6, 2.0**3  # scales looked at
 
 
 def tradeoff(releases: Sequence[Release], scale: float) -> Tradeoff:
-    """f of all `releases` together with sigmas scaled by `scale`: false alarms -> least misses.
-
-    Never above the true one: the supremum of the lines (1 - delta(e)) - exp(e) x and their mirror
-    images over a grid of e, with delta(e) a pessimistic privacy loss distribution of dp_accounting.
-    Where all sigmas are at least 10 it is the Gaussian one, mu a little raised for the lattice: the
-    discrete Gaussian's corners lie 1 / (24 sigma^2) beyond it, relative to mu.
-    """
+    """Return f of all `releases`, sigmas scaled by `scale`: false alarms -> least misses."""
     times = Counter((r.sigma * scale, r.votes_per_unit) for r in releases)
     merged: Counter[float] = Counter()
     for (sigma, ones), count in times.items():
@@ -79,11 +73,7 @@ def _tradeoff(times: tuple[tuple[float, int], ...]) -> Tradeoff:
 
 
 def measured_epsilon(releases: Sequence[Release], delta: float, refuted: Refuted) -> float:
-    """Epsilon at `delta` of the least scale at which `refuted` still refutes; 0 if none does.
-
-    Guarantee: a lower bound on the epsilon of whatever scaled discrete Gaussian the mechanism is,
-    with the confidence of `refuted`, which must refute every larger scale when it refutes one.
-    """
+    """Return epsilon at `delta` of the smallest scale that `refuted` still refutes; 0 if none."""
     low, high = math.log(_LEAST), math.log(_MOST)
     if not refuted(tradeoff(releases, math.exp(high))):
         return 0.0
@@ -96,18 +86,8 @@ def measured_epsilon(releases: Sequence[Release], delta: float, refuted: Refuted
 
 
 def refutes_in_one_run(f: Tradeoff, m: int, guesses: int, right: int, alpha: float) -> bool:
-    """Whether at least `right` of `guesses` right has a chance below `alpha` for every f-DP run.
-
-    m canaries, each included by a fair coin; the number of guesses is fixed before the run, whose
-    they are is not. Mahloujifar, Melis, Chaudhuri 2024 (arXiv 2410.22235). Derivation: flipping
-    coin i, with all other coins and the output fixed, makes a right guess about i wrong and the
-    count of right ones smaller by 1. f-DP for canary i and f's convexity (Jensen, over i and over
-    both kinds of guess) give h(j - 1) >= f(1 - r(j)), where, p(l) being the chance of l right
-    guesses, r(j) = sum over l >= j of p(l) l / m and h(j) = sum over l >= j of p(l) (g - l) / m.
-    Given P(right or more) = alpha, the recursion below takes the least mass at each count from
-    there down that satisfies this; if it needs more than there is (r + h > g / m), the
-    distribution is impossible. The possible ones form a convex set that holds one of chance 0, so
-    no chance above alpha is possible either. Nothing is assumed about how canaries interact.
+    """Tell whether `right` right guesses of `guesses` have a chance below `alpha` for every f-DP
+    run.
     """
     wrong_mass, right_mass = alpha * (guesses - right) / m, alpha * right / m
     for count in range(right - 1, -1, -1):
@@ -167,9 +147,8 @@ def approximate_dp_epsilon(m: int, guesses: int, right: int, delta: float, alpha
 
 
 def right_guesses(scores: NDArray[np.float64], coins: NDArray[np.bool_], guesses: int) -> int:
-    """How many of `guesses` guesses are right: in for the higher half of them, out for the lower.
-
-    Ties go by position, which says nothing about the coins.
+    """Count the right guesses of `guesses`: in for the higher half of the scores, out for the
+    lower.
     """
     order = np.argsort(scores, kind="stable")
     lowest = guesses // 2

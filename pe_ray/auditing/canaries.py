@@ -94,7 +94,7 @@ def place_canaries(config: Config, folder: Path, most: int | None) -> Canaries:
 
 
 def canary_data(config: Config, file: Path) -> PrivateConfig:
-    """How a run reads canaries: never from the configuration's private data."""
+    """Return how a run reads canaries: never from the configuration's private data."""
     user = "user" if config.privacy.unit == "user" else None
     names = config.private.labels
     return PrivateConfig(data=str(file), labels=names, user_column=user, cache="none")
@@ -133,7 +133,9 @@ def _place(config: Config, folder: Path, most: int | None) -> None:
 
 
 def _apart(choices: Ids) -> NDArray[np.bool_]:
-    """Which rows of `choices` [n, k] to keep, first come first served, so that all are disjoint."""
+    """Return which rows of `choices` [n, k] to keep so that all are disjoint, first come first
+    served.
+    """
     taken: set[int] = set()
     kept = np.zeros(len(choices), dtype=np.bool_)
     for row, bins in enumerate(choices.tolist()):
@@ -144,7 +146,7 @@ def _apart(choices: Ids) -> NDArray[np.bool_]:
 
 
 def _grouped(config: Config, kept: NDArray[np.bool_], labels: NDArray[np.int32]) -> tuple[Ids, Ids]:
-    """(canary, row) of each record: one by one, or users with records in every label."""
+    """Return (canary, row) of each record: one by one, or users with records in every label."""
     rows = np.flatnonzero(kept)
     if config.privacy.unit == "record":
         return np.arange(len(rows)), rows
@@ -234,7 +236,7 @@ def canary_votes(
 
 
 def _own(bins: Sequence[Ids], alone: NDArray[np.bool_]) -> tuple[Ids, Ids]:
-    """(canary, bin) pairs, those bins left out that more than one canary names."""
+    """Return (canary, bin) pairs without the bins that more than one canary names."""
     owner = np.repeat(np.arange(len(bins)), [len(some) for some in bins])
     joined = np.concatenate(bins)
     return owner[alone[joined]], joined[alone[joined]]

@@ -159,7 +159,7 @@ def play(config: Config, output: Path, *, most: int | None = None, restarts: int
 
 
 def _attacked(config: Config, output: Path) -> Config:
-    """`config` with a run directory of its own and label shares that are known beforehand."""
+    """Return `config` with a run directory of its own and label shares known beforehand."""
     place = given(config.output.path, "output.path")
     if LEDGER in names(place):
         raise InputError(
@@ -190,7 +190,7 @@ def _population(directory: RunDirectory, iteration: int) -> Population:
 
 
 def _take_back(run: RunDirectory) -> None:
-    """The run directory as a crash after the releases would leave it."""
+    """Leave the run directory as a crash after the releases would."""
     delete_tree(run.synthetic)
     delete_tree(run.path / "histograms")
     for folder in names(run.path / "populations"):
@@ -204,7 +204,7 @@ def _histograms(run: RunDirectory, config: Config) -> list[NDArray[np.int64]]:
 
 
 def _children(run: RunDirectory, iteration: int, parents: int) -> NDArray[np.int64]:
-    """Children of each sample of S_(iteration-1), from the released `parent` column."""
+    """Count the children of each sample of S_(iteration-1), from the released `parent` column."""
     directory = run.population(iteration)
     total = np.zeros(parents, dtype=np.int64)
     for part in parts_of(directory):

@@ -34,13 +34,13 @@ class Part:
 
 
 def part_ranges(num_rows: int, row_bytes: int, rows_per_part: int | None) -> list[tuple[int, int]]:
-    """Row ranges of the parts: enough of them to share out, none too large to hold in memory."""
+    """Return the row ranges of a stage's parts: enough to share out, none too large for memory."""
     rows = part_rows(num_rows, row_bytes, rows_per_part)
     return [(start, min(start + rows, num_rows)) for start in range(0, num_rows, rows)]
 
 
 def part_rows(num_rows: int, row_bytes: int, rows_per_part: int | None) -> int:
-    """Rows of a part, but for the last."""
+    """Return the number of rows of every part but the last."""
     return rows_per_part or min(4096, max(1, -(-num_rows // 32)), MAX_PART_BYTES // row_bytes or 1)
 
 
@@ -58,8 +58,9 @@ def write_part(directory: Location, start: int, stop: int, suffix: str, content:
 def found_parts(
     directory: Location, ranges: Sequence[tuple[int, int]], suffix: str
 ) -> list[Part | None]:
-    """The part of each range that an earlier start wrote, None where there is none, or where it has
-    another size than a manifest of that start states.
+    """Return the part of each range that an earlier start wrote.
+
+    None where there is none, or where its size differs from what a manifest of that start states.
     """
     sizes, stated = storage.sizes(directory), {}
     if MANIFEST in sizes:
@@ -77,13 +78,13 @@ def found_parts(
 
 
 def rows_found(directory: Location) -> int:
-    """Rows in the parts of a stage so far, complete or not, by their names."""
+    """Count the rows in a stage's parts so far, complete or not, by their names."""
     spans = [_PART.fullmatch(name) for name in storage.sizes(directory)]
     return sum(int(span[2]) - int(span[1]) for span in spans if span)
 
 
 def commit(directory: Location, parts: Sequence[Part], extra: Mapping[str, Any]) -> None:
-    """Declare a stage complete; files that are none of its parts are removed first."""
+    """Declare a stage complete; remove parts that are not its own first."""
     parts = sorted(parts, key=lambda part: part.start)
     expected = 0
     for part in parts:
@@ -98,7 +99,7 @@ def commit(directory: Location, parts: Sequence[Part], extra: Mapping[str, Any])
 
 
 def manifest_of(directory: Location) -> dict[str, Any] | None:
-    """The manifest of a complete stage; None where it, or any part, is missing or torn."""
+    """Return the manifest of a complete stage, None where it or any part is missing or torn."""
     try:
         manifest = json.loads((directory / MANIFEST).read_bytes())
         sizes = storage.sizes(directory)
@@ -109,7 +110,7 @@ def manifest_of(directory: Location) -> dict[str, Any] | None:
 
 
 def parts_of(directory: Location) -> list[Part]:
-    """Parts of a complete stage, in row order."""
+    """Return the parts of a complete stage, in row order."""
     manifest = manifest_of(directory)
     if manifest is None:
         raise FileNotFoundError(f"{directory}: stage is not complete")

@@ -72,10 +72,10 @@ class ObjectPath:
         return self
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
-        """Nothing: a folder of a store is its objects' common name."""
+        """Do nothing: a folder of a store is only a common prefix of its objects' names."""
 
     def exists(self) -> bool:
-        """Whether there is an object, or one below it."""
+        """Tell whether there is an object, or one below it."""
         return bool(self.store.get_file_info(self.key).type.name != "NotFound")
 
     def is_file(self) -> bool:
@@ -114,10 +114,10 @@ def _store(scheme: str, bucket: str, query: str) -> Any:
 
 
 def location(text: str | os.PathLike[str] | ObjectPath) -> Location:
-    """The place that `text` names: a local path, or the URI of one or of an object.
+    """Parse `text` as a local path, or as the URI of one or of an object.
 
-    Raises ValueError for a URI that can't be used; its text doesn't quote the URI, which may hold a
-    secret. Touches neither disk nor network.
+    Raises ValueError for a URI that can't be used; its text does not quote the URI, which may hold
+    a secret. Touches neither disk nor network.
     """
     if isinstance(text, ObjectPath):
         return text
@@ -145,7 +145,7 @@ def location(text: str | os.PathLike[str] | ObjectPath) -> Location:
 
 
 def at_home(text: str | Path) -> Path:
-    """A local path, in which a leading ~ is a home folder, as in a shell."""
+    """Expand a leading ~ of a local path, as a shell does."""
     try:
         return Path(text).expanduser()
     except RuntimeError:  # nobody is called that
@@ -153,7 +153,7 @@ def at_home(text: str | Path) -> Path:
 
 
 def given(text: str | os.PathLike[str] | ObjectPath, field: str) -> Location:
-    """`location`, resolved; InputError names the field."""
+    """Parse and resolve a place that the user gave; InputError names the field."""
     try:
         return location(text).resolve()
     except ValueError as error:
@@ -162,7 +162,7 @@ def given(text: str | os.PathLike[str] | ObjectPath, field: str) -> Location:
 
 @contextmanager
 def reported(field: str, path: Location) -> Iterator[None]:
-    """What keeps `path` from being reached or used, on a disk or in a store, as an InputError."""
+    """Re-raise I/O errors on `path`, on a disk or in a store, as InputError naming `field`."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
@@ -190,7 +190,7 @@ def require_writable(path: Location, field: str) -> None:
 
 @contextmanager
 def room(folder: Location) -> Iterator[None]:
-    """A full disk (or quota) as an InputError; other errors pass."""
+    """Re-raise a full disk (or quota) as InputError; other errors pass."""
     try:
         yield
     except OSError as error:
@@ -229,8 +229,9 @@ def _aside(name: str) -> str:
 
 
 def left_aside(name: str) -> str | None:
-    """Of a file that a killed `atomic_write` leaves, the name that it was to get; PROBE of a killed
-    `require_writable`; else None.
+    """Return the name that a file of a killed `atomic_write` was to get.
+
+    PROBE for a file of a killed `require_writable`; None for any other file.
     """
     found = re.fullmatch(r"\.(.+)\.[0-9a-f]{32}", name)
     return found[1] if found else None
@@ -241,8 +242,9 @@ def _not_for_others_to_change(path: str, flags: int) -> int:
 
 
 def write_many(folder: Location, files: Sequence[tuple[str, bytes]]) -> None:
-    """Write (name, content) each; on a disk neither synced nor atomic, so that others must `sync`
-    and then say that they are all there.
+    """Write (name, content) each, on a disk neither synced nor atomic.
+
+    Call `sync` before a marker says that they are all there.
     """
     if isinstance(folder, Path):
         with room(folder):
@@ -256,8 +258,9 @@ def write_many(folder: Location, files: Sequence[tuple[str, bytes]]) -> None:
 
 
 def sync(folder: Location) -> None:
-    """Return once all that was written below `folder`, on whatever its disk is, would outlive a
-    power cut. Syncing its files one by one takes many times as long where they are small.
+    """Make all that was written below `folder` outlive a power cut.
+
+    Syncs the whole disk: syncing small files one by one takes many times as long.
     """
     if isinstance(folder, ObjectPath):
         return
@@ -276,7 +279,7 @@ def sync(folder: Location) -> None:
 
 
 def names(folder: Location) -> set[str]:
-    """Names of all files and folders in `folder`, hidden ones too; none where it is no folder."""
+    """Return the names of files and folders in `folder`, hidden ones too; empty if it is none."""
     if isinstance(folder, ObjectPath):
         return {info.base_name for info in _listing(folder)}
     try:
@@ -286,7 +289,7 @@ def names(folder: Location) -> set[str]:
 
 
 def sizes(folder: Location) -> dict[str, int]:
-    """Bytes of each file in `folder`, from one listing; none where it is missing."""
+    """Return the bytes of each file in `folder`, from one listing; empty if it is missing."""
     if isinstance(folder, ObjectPath):
         return {info.base_name: info.size for info in _listing(folder) if info.is_file}
     found: dict[str, int] = {}
@@ -307,7 +310,7 @@ def _listing(folder: ObjectPath) -> list[Any]:
 
 
 def names_below(folder: Path) -> list[str]:
-    """Paths below `folder` of all files there, in their order; links to folders aren't followed.
+    """Return the paths of all files below `folder`, in order; links to folders aren't followed.
 
     Raises OSError where a folder can't be listed.
     """
@@ -323,7 +326,7 @@ def _raise(error: OSError) -> None:
 
 
 def files_below(folder: Location, suffix: str) -> list[Location]:
-    """All files below `folder` whose name ends in `suffix`, in order of their paths."""
+    """Return all files below `folder` whose name ends in `suffix`, in order of their paths."""
     if isinstance(folder, Path):
         return [folder / name for name in names_below(folder) if name.endswith(suffix)]
     from pyarrow.fs import FileSelector
@@ -345,8 +348,9 @@ def delete_tree(folder: Location) -> None:
 
 
 def version(file: Location) -> tuple[Any, ...]:
-    """What changes when the file does: size and time, or what the store says of the object (of
-    S3: size, time and ETag).
+    """Return what changes when the file does: size and time, or what the store says of the object.
+
+    For S3 that is size, time and ETag.
     """
     if isinstance(file, Path):
         state = file.stat()
@@ -357,12 +361,12 @@ def version(file: Location) -> tuple[Any, ...]:
 
 
 def whole(file: Location) -> Path | BinaryIO:
-    """The file as readers take it that read all of it: a local path, or the object in memory."""
+    """Open a file for readers that read all of it: a local path, or an in-memory buffer."""
     return file if isinstance(file, Path) else io.BytesIO(file.read_bytes())
 
 
 def fetched(file: ObjectPath) -> Path:
-    """A copy on this disk, to be read only, for as long as this process lives."""
+    """Copy an object to this disk, read-only, for as long as this process lives."""
     folder = Path(tempfile.mkdtemp(prefix="pe-ray-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     copy = folder / file.name
@@ -372,5 +376,5 @@ def fetched(file: ObjectPath) -> Path:
 
 
 def seekable(file: Location) -> Any:
-    """The file as readers take it that read pieces of it: a local path, or the open object."""
+    """Open a file for readers that read pieces of it: a local path, or the open object."""
     return file if isinstance(file, Path) else file.store.open_input_file(file.key)

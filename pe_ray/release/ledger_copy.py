@@ -37,7 +37,7 @@ def update_copy(ledger: Ledger, copy: ObjectPath | None) -> None:
 
 
 def _includes(ledger: Ledger, other: Ledger) -> bool:
-    """Whether every release charged in `other` is in `ledger`, with the same histogram."""
+    """Tell whether every release charged in `other` is in `ledger`, with the same answer."""
     if not other.charged:
         return True
     if (ledger.budget, ledger.fingerprint) != (other.budget, other.fingerprint):

@@ -24,11 +24,11 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def connected(resources: ResourcesConfig, node_label: str | None = None) -> Iterator[None]:
-    """Ray for the duration of the block; a Ray that was up before stays up after.
+    """Connect to Ray for the duration of the block; a Ray that was up before stays up after.
 
-    Without resources.address, the environment's RAY_ADDRESS counts (a submitted job has it).
-    Raises InputError where there is no cluster at the address, or no machine for a worker, or none
-    with `node_label`.
+    Without resources.address, the environment's RAY_ADDRESS counts (a submitted job has it). Raises
+    InputError where there is no cluster at the address, no machine for a worker, or none with
+    `node_label`.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
@@ -96,7 +96,7 @@ def _require_driver_in_cluster() -> None:
 
 
 def _address_of_environment() -> str | None:
-    """RAY_ADDRESS; not where it names a job server, which takes jobs but no drivers."""
+    """Return RAY_ADDRESS, unless it names a job server: that takes jobs but no drivers."""
     address = os.environ.get("RAY_ADDRESS") or None
     return None if address and address.startswith(("http://", "https://")) else address
 
@@ -142,9 +142,9 @@ def _own_sigterm() -> Iterator[None]:
 def _require_room(
     resources: ResourcesConfig, nodes: Sequence[Mapping[str, Any]], node_label: str | None
 ) -> None:
-    """Refuse a worker larger than any machine, which Ray would wait for without end.
+    """Refuse a worker larger than any machine: Ray would wait for one without end.
 
-    nodes: as ray.nodes() lists them. A cluster may still grow, so there it is only said; a label
+    nodes: as ray.nodes() lists them. A cluster may still grow, so there it is only logged. A label
     that no node has is waited for only where resources.workers says that the cluster grows.
     """
     alive = [node for node in nodes if node["Alive"]]
@@ -175,28 +175,28 @@ def _has(node: Mapping[str, Any], node_label: str) -> bool:
 
 
 def split_label(node_label: str) -> tuple[str, str]:
-    """`name=value` in two."""
+    """Split `name=value` into its two parts."""
     name, _, value = node_label.partition("=")
     return name, value
 
 
 def on_nodes(node_label: str | None) -> dict[str, Any]:
-    """Options of a Ray task that may run only on nodes with the label; none where there is none."""
+    """Return the options of a Ray task that may run only on nodes with the label."""
     return {} if node_label is None else {"label_selector": dict([split_label(node_label)])}
 
 
 def capacity(name: str) -> int:
-    """Whole units of a resource that the cluster holds now."""
+    """Return the whole units of a resource that the cluster holds now."""
     import ray
 
     return int(ray.cluster_resources().get(name, 0.0))
 
 
 def num_workers(resources: ResourcesConfig) -> int:
-    """`resources.workers`, or as many as fit into what there is now; at least one.
+    """Return `resources.workers`, or as many as fit into the cluster now; at least one.
 
-    A cluster may grow, from no worker at all, and doesn't say how far: there what was asked for is
-    asked of its autoscaler. A Ray that was started here can't grow.
+    A cluster may grow, even from no worker, and does not say how far. There its autoscaler is asked
+    for what was configured. A Ray that was started here can't grow.
     """
     fits = capacity("CPU") / resources.cpus_per_worker
     if resources.gpus_per_worker:

@@ -23,7 +23,7 @@ _GAUGES = {
 
 
 def log_stage(stage: str, **facts: Any) -> None:
-    """One line per stage for machines: `stage=... key=value ...`, strings with spaces quoted."""
+    """Log one line per stage for machines: `stage=NAME key=value`, strings with spaces quoted."""
     pairs = {"stage": stage, **facts}
     logger.info(" ".join(f"{name}={_value(value)}" for name, value in pairs.items()))
 
@@ -34,11 +34,12 @@ def _value(value: Any) -> str:
 
 
 class Progress:
-    """Rows done of one stage, rows per second and time left.
+    """Shows the rows done of one stage, rows per second and the time left.
 
     stage: its name, with the iteration last where it has one, as in `population 3`.
 
-    Guarantee: told only sizes that the configuration fixes, never anything about private records.
+    Guarantee: is told only sizes that the configuration fixes, never anything about private
+    records.
     """
 
     def __init__(self, stage: str, num_rows: int, num_done: int = 0) -> None:
@@ -107,7 +108,7 @@ class Progress:
 
 
 def _gauges(stage: str) -> list[Any]:
-    """The stage's gauges, in the order of _GAUGES; none where no Ray runs."""
+    """Return the stage's gauges, in the order of _GAUGES; empty where no Ray runs."""
     import ray
 
     if not ray.is_initialized():

@@ -51,7 +51,7 @@ Request = dict[str, Any]
 
 
 class PartWorker:
-    """Makes the requested parts, one after the other; cheap to construct but for its plugins."""
+    """Makes the requested parts, one after the other. Only its plugins are costly to construct."""
 
     def make(self, request: Mapping[str, Any]) -> Part:
         """Make and write one part."""
@@ -66,7 +66,7 @@ class PartWorker:
 
 
 def _request(requests: pa.Table, row: int) -> Request:
-    """One row, lists as int64 arrays."""
+    """Return one row of the table, lists as int64 arrays."""
     cells = {name: requests.column(name)[row] for name in requests.column_names}
     return {
         name: cell.values.to_numpy(zero_copy_only=False).astype(np.int64)
@@ -203,7 +203,7 @@ def _num_rows(parts: Mapping[int, Part]) -> int:
 
 
 def _is_fault(error: Exception) -> bool:
-    """Whether something died, as opposed to an exception of the code that it ran."""
+    """Tell whether something died, as opposed to an exception of the code that it ran."""
     died = isinstance(error, ray.exceptions.RayError)
     raised = isinstance(error, ray.exceptions.RayTaskError)
     stopped = isinstance(error, StandsStillError | ExecutionTimeoutError | RepeatedDeathError)
@@ -213,7 +213,7 @@ def _is_fault(error: Exception) -> bool:
 def _make(
     requests: Sequence[Request], worker: Callable[[], PartWorker], resources: ResourcesConfig
 ) -> Iterator[Part]:
-    """Parts as they are made, in any order."""
+    """Yield parts as they are made, in any order."""
     workers, stall_seconds = num_workers(resources), resources.stall_seconds
     blocks_made = num_blocks(len(requests), workers)
     table = _table(requests)
@@ -256,7 +256,7 @@ _loaded: dict[plugins.PluginType, tuple[str, Any]] = {}
 
 
 def loaded(plugin: Plugin, *arguments: Any) -> Any:
-    """The generator or embedder `plugin`, loaded once per process.
+    """Load the generator or embedder `plugin` once per process.
 
     Only the last of each type is kept, so a process never holds two sets of weights.
     """
@@ -298,12 +298,12 @@ def _build(
 
 
 def num_blocks(num_parts: int, workers: int) -> int:
-    """Blocks of a stage: enough to keep all workers busy and to show progress, none too small."""
+    """Return the number of blocks of a stage: enough to keep all workers busy, none too small."""
     return min(num_parts, max(4 * workers, num_parts // _PARTS_PER_BLOCK))
 
 
 def _table(requests: Sequence[Request]) -> pa.Table:
-    """One row per request; arrays become lists, made without a Python object per number."""
+    """Return one row per request; arrays become lists without a Python object per number."""
     columns = {}
     for name, first in requests[0].items():
         values = [request[name] for request in requests]

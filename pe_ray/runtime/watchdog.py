@@ -20,10 +20,10 @@ _limit: float | None = None
 
 @contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """End this process, as a crash would, unless the block ends, or calls `headway`, in time.
+    """Exit this process, as a crash would, unless the block ends or calls `headway` in time.
 
-    The timer is a thread of its own that needs no Python, so it also ends what hangs in native
-    code. It leaves the names of functions and lines, never values, in the worker's log.
+    The timer is a thread of its own that needs no Python, so it also ends a process that hangs in
+    native code. It writes the names of functions and lines, never values, to the worker's log.
     """
     global _limit
     _limit = seconds
@@ -36,21 +36,21 @@ def limited(seconds: float) -> Iterator[None]:
 
 
 def headway() -> None:
-    """Start the time anew, if there is a limit."""
+    """Restart the timer, if there is one."""
     if _limit is not None:
         faulthandler.dump_traceback_later(_limit, exit=True, file=_STDERR)
 
 
 class StandsStillError(Exception):
-    """A node was lost, and nothing has been finished since."""
+    """A node was lost, and no part has been finished since."""
 
 
 class LostNodes:
-    """Whether a stage stands still since a node was lost, whose actors may fit nowhere else.
+    """Detects a stage that makes no progress since a node was lost.
 
-    An actor of a lost node waits for room that the actors of the others never give up. So what is
-    left is shared out anew once nothing has been finished for a minute, or for twice the longest
-    time between two results, if that is longer.
+    An actor of a lost node waits for room that the actors of other nodes never give up. So the rest
+    is shared out again once nothing has been finished for a minute, or for twice the longest time
+    between two results, if that is longer.
     """
 
     def __init__(self, stall_seconds: float) -> None:
@@ -60,12 +60,12 @@ class LostNodes:
         self._longest = 0.0
 
     def finished(self) -> None:
-        """Something was finished."""
+        """Note that a part was finished."""
         now = time.monotonic()
         self._longest, self._last = max(self._longest, now - self._last), now
 
     def check(self) -> None:
-        """Raise StandsStillError if it does; cheap enough to be called all the time."""
+        """Raise StandsStillError if the stage makes no progress; cheap enough for every step."""
         now = time.monotonic()
         patience = min(self._stall_seconds, max(_SETTLE_SECONDS, 2 * self._longest))
         if now - max(self._last, self._looked) >= patience:
@@ -74,7 +74,7 @@ class LostNodes:
                 raise StandsStillError
 
     def callback(self) -> type:
-        """The check as Ray Data calls it, at every step of its loop."""
+        """Return `check` as a callback of Ray Data's execution loop."""
         check = self.check
 
         class Callback:

@@ -22,12 +22,12 @@ from pe_ray.values import ImageShape
 
 @lru_cache(maxsize=4)
 def _known_parts(directory: Location, _version: tuple[Any, ...]) -> list[Part]:
-    """`parts_of`, once per process: looking at every part for every part is quadratic."""
+    """Return `parts_of`, once per process: listing every part for every part is quadratic."""
     return parts_of(directory)
 
 
 def population_schema(options: GeneratorOptions) -> pa.Schema:
-    """The only columns a population file may have; images as fixed-size binary (read fastest)."""
+    """Return the only columns a population file may have; images as fixed-size binary."""
     shape = options.image_shape
     fields = [
         pa.field("id", pa.int64(), nullable=False),
@@ -43,7 +43,7 @@ def population_schema(options: GeneratorOptions) -> pa.Schema:
 
 
 def population_part(rows: Rows, options: GeneratorOptions) -> bytes:
-    """Parquet bytes of `rows`; parent -1 and degree NaN are stored as null."""
+    """Encode `rows` as parquet; parent -1 and degree NaN are stored as null."""
     schema = population_schema(options)
     assert set(rows) == set(schema.names), "a population has exactly the columns of its schema"
     shape = options.image_shape
@@ -69,7 +69,7 @@ def population_part(rows: Rows, options: GeneratorOptions) -> bytes:
 
 
 def read_population(directory: Location, ids: NDArray[np.int64], options: GeneratorOptions) -> Rows:
-    """Rows `ids` (int64 [n], in any order, repeats allowed) of a complete population."""
+    """Read rows `ids` (int64 [n], in any order, with repeats) of a complete population."""
     wanted, back = np.unique(ids, return_inverse=True)
     schema = population_schema(options)
     tables = []
@@ -85,7 +85,10 @@ def read_population(directory: Location, ids: NDArray[np.int64], options: Genera
 
 
 def read_parents(directory: Location, start: int, stop: int) -> NDArray[np.int64]:
-    """Parents of rows start..stop-1 of a complete population, int64 [stop - start]; -1 for none."""
+    """Read the parents of rows start..stop-1 of a complete population, int64 [stop - start].
+
+    -1 where there is none.
+    """
     found = [np.empty(0, dtype=np.int64)]
     for part in parts_of(directory):
         low, high = max(start, part.start), min(stop, part.stop)
