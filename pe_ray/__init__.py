@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pe_ray.config import Config
 from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.errors import BudgetError, FaultError, InputError, RecordError
@@ -34,7 +32,7 @@ def expand(
     num_samples: int | None,
     output: str | Location,
     resources: ResourcesConfig | None = None,
-    form: Literal["parquet", "webdataset", "folder"] = "parquet",
+    form: str = "parquet",
 ) -> Location:
     """Stream further variations of a run's final population (see pe_ray.expansion)."""
     from pe_ray.expansion import expand as stream

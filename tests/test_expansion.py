@@ -134,3 +134,13 @@ def test_a_label_too_long_for_a_folders_name_is_refused_first(
             expand(run, None, tmp_path / "long", form="folder")
         assert not any((tmp_path / "long").iterdir())
         expand(run, None, tmp_path / "long", form="webdataset")
+
+
+def test_a_format_of_another_package_is_written(
+    ray_session: None, tree: dict[str, Any], tmp_path: Path
+) -> None:
+    output = expand(evolve(Config.from_dict(tree)), None, tmp_path / "lines", form="outside:Lines")
+    text = "".join(file.read_text() for file in sorted(Path(output).glob("part-*.txt")))
+    assert text.splitlines()[:5] == ["0 0", "1 0", "2 0", "3 0", "4 1"]
+    with pytest.raises(InputError, match="csv"):
+        expand(tree["output"]["path"], None, tmp_path / "other", form="csv")

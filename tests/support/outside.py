@@ -1,0 +1,56 @@
+"""One of each thing that a package of its own may add, each named by module:Class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pe_ray.plugins import Options
+from pe_ray.release.releases import Counts
+from pe_ray.synthetic.export_formats import Footprint, LabelledImages
+from pe_ray.values import Release
+
+
+class SquareRoot:
+    """A denoiser: the square root of what is above a floor."""
+
+    class Options(Options):
+        floor: float = Field(default=0.0, ge=0)
+
+    def __init__(self, options: SquareRoot.Options) -> None:
+        self._floor = options.floor
+
+    def weigh(self, noisy_votes: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
+        return np.sqrt(np.maximum(noisy_votes - self._floor, 0.0))
+
+
+class Lines:
+    """An export format: one line of text per image."""
+
+    suffix: ClassVar[str] = "txt"
+
+    @staticmethod
+    def check(directory: Path, names: Sequence[str]) -> None:
+        pass
+
+    @staticmethod
+    def write(directory: Path, images: LabelledImages) -> bytes:
+        rows = enumerate(images.labels, start=images.first)
+        return "".join(f"{row} {images.names[label]}\n" for row, label in rows).encode()
+
+    @staticmethod
+    def measure(pngs: Sequence[bytes], names: Sequence[str]) -> Footprint:
+        return Footprint(rows=np.full(len(pngs), 16 + max(map(len, names))))
+
+
+class Corners(Counts):
+    """A kind of release: records by the corner that is brightest; one bin a record."""
+
+    @staticmethod
+    def describe(release: Release) -> str:
+        return "brightest corners"
