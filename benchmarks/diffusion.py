@@ -33,8 +33,11 @@ import numpy as np
 import torch
 
 from pe_ray import Config
+from pe_ray.components.generators.improved_diffusion import (
+    ImprovedDiffusion,
+    ImprovedDiffusionOptions,
+)
 from pe_ray.components.generators.improved_unet import ImprovedUNet
-from pe_ray.components.generators.pixel_diffusion import ImprovedDiffusion, ImprovedDiffusionOptions
 from pe_ray.files.parts import commit
 from pe_ray.synthetic.variation import PopulationWorker
 

@@ -4,11 +4,11 @@
 
 The images are random draws of the configuration's own generator (rendered text, say): nothing
 private, nothing downloaded. The result is a diffusers folder that `generator: {kind: unet,
-checkpoint: ...}` loads, one class per label. Killed and started again it continues from the last
-250 steps; benchmarks/notes/speed.md says how long it takes.
+checkpoint: ...}` loads, one class per label. The same command continues a training that was killed,
+from its last 250 steps. benchmarks/notes/speed.md says how long it takes.
 
-Denoising diffusion (Ho et al. 2020) with the cosine schedule (Nichol and Dhariwal 2021), predicted
-noise, and an exponential moving average of the weights.
+The model predicts noise (Ho et al. 2020) in the cosine schedule (Nichol and Dhariwal 2021); its
+weights are an exponential moving average.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ SAVE_EVERY = 250
 AVERAGING = 0.999
 
 
-def network(shape: Any, num_classes: int, width: int) -> diffusers.UNet2DModel:
-    """A UNet of three resolutions, attention at the lowest; 1.1 million weights at width 32."""
+def make_network(shape: Any, num_classes: int, width: int) -> diffusers.UNet2DModel:
+    """Return a UNet of three resolutions with attention at the lowest; width 32: 1.1M weights."""
     if shape.height % 4 or shape.width % 4:
         raise InputError("generator: the image size must be a multiple of 4")
     return diffusers.UNet2DModel(
@@ -49,10 +49,10 @@ def network(shape: Any, num_classes: int, width: int) -> diffusers.UNet2DModel:
     )
 
 
-def batch(
+def draw_batch(
     generator: plugins.Generator, num_classes: int, step: int, size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images [size, c, h, w] in [-1, 1] and classes [size] of one step, a function of its number.
+    """Return images [size, c, h, w] in [-1, 1] and classes [size], a function of `step` alone.
 
     Every image is used once.
     """
@@ -63,14 +63,14 @@ def batch(
     return pixels, torch.from_numpy(labels.astype(np.int64))
 
 
-def loss_of(
+def compute_loss(
     model: torch.nn.Module,
     scheduler: diffusers.DDPMScheduler,
     images: torch.Tensor,
     classes: torch.Tensor,
     random: torch.Generator,
 ) -> torch.Tensor:
-    """Squared error of the predicted noise (Ho et al. 2020, equation 14)."""
+    """Return the squared error of the predicted noise (Ho et al. 2020, equation 14)."""
     noise = torch.randn(images.shape, generator=random)
     times = torch.randint(scheduler.config.num_train_timesteps, (len(images),), generator=random)
     noise, times, images = (x.to(classes.device) for x in (noise, times, images))
@@ -79,7 +79,7 @@ def loss_of(
 
 
 def move_average(averaged: Any, current: Any, num_averaged: Any) -> None:
-    """Exponential moving average, faster at first: a short training keeps nothing of its start."""
+    """Move `averaged` towards `current`, faster at first: a short training forgets its start."""
     decay = min(AVERAGING, (1 + int(num_averaged)) / (10 + int(num_averaged)))
     torch._foreach_lerp_(averaged, current, 1 - decay)
 
@@ -87,11 +87,11 @@ def move_average(averaged: Any, current: Any, num_averaged: Any) -> None:
 def train(
     plugin: Plugin, labels: tuple[str, ...], output: Path, *, steps: int, size: int, width: int
 ) -> None:
-    """Train, saving the state every 250 steps and the pipeline at the end."""
+    """Train the model; save its state every 250 steps and the pipeline at the end."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     shape = plugin.options.image_shape
-    model = network(shape, len(labels), width).to(device)
+    model = make_network(shape, len(labels), width).to(device)
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=move_average)
     scheduler = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -107,9 +107,9 @@ def train(
     for step in range(first, steps):
         for group in optimizer.param_groups:  # warm up, then a half cosine
             group["lr"] = 1e-3 * min(1.0, step / 100) * (1 + math.cos(math.pi * step / steps)) / 2
-        images, classes = batch(generator, len(labels), step, size)
+        images, classes = draw_batch(generator, len(labels), step, size)
         random = torch.Generator().manual_seed(step)
-        loss = loss_of(model, scheduler, images, classes.to(device), random)
+        loss = compute_loss(model, scheduler, images, classes.to(device), random)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

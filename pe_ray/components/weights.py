@@ -1,74 +1,113 @@
-"""Networks' weights from files: no code that a file carries is run, and only what fits loads."""
+"""Pretrained weights: whole, read without running code, and every failure an InputError."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import pickle
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from pe_ray.errors import InputError
-from pe_ray.files.storage import at_home
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 Precision = Literal["fp32", "bf16", "fp16"]
-_SHOWN = 3  # names quoted of each kind of mismatch
+_LONGEST_REASON = 400  # characters quoted of a library's error
 
 
-def read_weights(path: str | Path, option: str) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors file or a PyTorch one; `option` is where it was given.
+@contextmanager
+def loading_errors(option: str, checkpoint: str | Path, part: str = "") -> Iterator[None]:
+    """Re-raise any failure to load `checkpoint` as InputError naming `option` and the fix.
 
-    Raises InputError where the file is missing, damaged, or holds anything but named tensors.
+    option: where the user wrote it. part: what of the checkpoint is being loaded.
     """
-    import torch
-    from safetensors.torch import load_file
-
-    file = at_home(path)
-    if not file.is_file():
-        raise InputError(f"{option}: {path} is not a file; give a .pt or .safetensors checkpoint")
     try:
-        if file.suffix == ".safetensors":
-            weights = load_file(file)
-        else:
-            weights = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can fail in any way
-        raise InputError(
-            f"{option}: {path} was not loaded: it is damaged, or holds something else than weights "
-            f"(code in a checkpoint is never run); get it again ({type(error).__name__})"
-        ) from error
-    tensors = isinstance(weights, Mapping) and all(map(torch.is_tensor, weights.values()))
-    if not tensors:
-        raise InputError(f"{option}: {path} holds no tensors by name; give a model's state dict")
-    return dict(weights)
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # a damaged checkpoint can fail in any way
+        where = f"{option}: {checkpoint}{f': {part}' if part else ''}"
+        raise InputError(f"{where} can't be loaded: {_explain(error, str(checkpoint))}") from error
 
 
-def load_into(network: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
-    """Make `weights` those of `network`, which may be on the meta device; `where`: for errors."""
-    expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
-    found = {name: list(tensor.shape) for name, tensor in weights.items()}
-    refuse_mismatch(
-        where,
-        missing=[name for name in expected if name not in found],
-        unexpected=[name for name in found if name not in expected],
-        misshapen=[
-            f"{name} {found[name]} instead of {shape}"
-            for name, shape in expected.items()
-            if name in found and found[name] != shape
-        ],
-    )
-    network.load_state_dict(weights, assign=True)
+def _explain(error: BaseException, name: str) -> str:
+    """Return the reason, by the known kinds of error that caused this one, and the fix."""
+    causes = []
+    cause: BaseException | None = error
+    while cause is not None:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    if any(isinstance(cause, pickle.UnpicklingError) for cause in causes):
+        # Its own text explains how to run the code.
+        return "it is damaged, or holds code, which is never run; get a whole checkpoint"
+    kinds = [kind.__name__ for cause in causes for kind in type(cause).__mro__]
+    local = "or give the folder of a local copy"
+    for kind, fix in {  # of huggingface_hub; a gated repository is also one that isn't found
+        "GatedRepoError": f"accept its licence at https://huggingface.co/{name}, then run "
+        "`hf auth login` on every machine",
+        "RevisionNotFoundError": "the hub has no such revision; correct it",
+        "RepositoryNotFoundError": "the hub doesn't show it; correct the name, run `hf auth login` "
+        "if it is private",
+        "HFValidationError": "it is neither a folder on this machine nor a hub id (owner/name); "
+        "correct the name",
+        "LocalEntryNotFoundError": "it is not in this machine's cache and the hub was not reached; "
+        f"run `hf download {name}` where there is a network",
+    }.items():
+        if kind in kinds:
+            return f"{fix}, {local}"
+    reason = textwrap.shorten(str(error), _LONGEST_REASON, placeholder=" ...")
+    return f"{reason or type(error).__name__}; get a whole checkpoint, weights in safetensors"
 
 
-def refuse_mismatch(
-    where: str, *, missing: Sequence[str], unexpected: Sequence[str], misshapen: Sequence[str]
-) -> None:
-    """Raise InputError naming the first few of each kind and their number, if there are any."""
-    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    named = [
-        f"{len(names)} {kind} ({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''})"
-        for kind, names in kinds.items()
-        if names
+def load_network(
+    network: Any,
+    option: str,
+    checkpoint: str,
+    part: str = "",
+    *,
+    refuse_unexpected: bool = False,
+    **given: Any,
+) -> Any:
+    """Return `network.from_pretrained(checkpoint, **given)` with all its weights from there.
+
+    network: a class of diffusers or transformers; both fill missing weights with random numbers.
+    part: subfolder of the checkpoint. Raises InputError with the names of the weights that are
+    missing, of another shape or, if `refuse_unexpected`, not the network's.
+    """
+    if part:
+        given["subfolder"] = part
+    with loading_errors(option, checkpoint, part):
+        loaded, report = network.from_pretrained(
+            checkpoint,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report
+            **given,
+        )
+    shapes = [
+        f"{name} {list(found)} instead of {list(expected)}"
+        for name, found, expected in sorted(report["mismatched_keys"])
     ]
+    kinds: dict[str, Sequence[str]] = {
+        "missing": sorted(report["missing_keys"]),
+        "of another shape": shapes,
+        "unexpected": sorted(report["unexpected_keys"]) if refuse_unexpected else (),
+    }
+    named = [f"{len(names)} {kind} ({', '.join(names)})" for kind, names in kinds.items() if names]
     if named:
-        raise InputError(f"{where} has other weights than its options say: {'; '.join(named)}")
+        shown = textwrap.shorten("; ".join(named), _LONGEST_REASON, placeholder=" ...")
+        raise InputError(
+            f"{option}: {checkpoint}{f': {part}' if part else ''} has other weights than its "
+            f"configuration says: {shown}; get a whole checkpoint"
+        )
+    return loaded
+
+
+def read_weights(file: Path) -> Any:
+    """Return what a .safetensors file or a PyTorch file holds; code in the file is never run."""
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(file)
+    import torch
+
+    return torch.load(file, map_location="cpu", weights_only=True)

@@ -233,5 +233,5 @@ def made(service: Service, store: Path, **changes: Any) -> ImageApi:
 
 
 def spent(store: Path) -> tuple[int, float]:
-    found = PaidCalls(store, max_calls=0, max_cost=0).spent()
-    return found.calls, round(found.cost, 9)
+    calls, cost = PaidCalls(store, max_calls=0, max_cost=0).spent()
+    return calls, round(cost, 9)

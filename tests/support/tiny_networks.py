@@ -1,10 +1,13 @@
-"""Tiny networks with random weights, saved as the real ones are."""
+"""Tiny networks with random weights, saved as the real ones are, and embedders on them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import (
     BitImageProcessorPil,
     CLIPConfig,
@@ -13,6 +16,19 @@ from transformers import (
     Dinov2Config,
     Dinov2Model,
 )
+
+from pe_ray import plugins
+
+
+def images(num: int, height: int, width: int, channels: int) -> NDArray[np.uint8]:
+    shape = (num, height, width, channels)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def load_embedder(kind: str, **options: Any) -> plugins.Embedder:
+    plugin = plugins.load("embedder", kind)
+    embedder: plugins.Embedder = plugin(plugin.Options(**options))
+    return embedder
 
 
 def _tower(size: int, patch: int) -> dict[str, int]:

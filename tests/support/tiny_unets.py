@@ -5,6 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pe_ray.plugins.seeds import row_seeds
+
+NAMES = ("cat", "dog")
+LABELS = np.array([0, 1, 1, 0, 1], dtype=np.int32)
+SEEDS = row_seeds(3, "random", 0, np.arange(5, dtype=np.int64))
+STEPS = row_seeds(3, "variation", 1, np.arange(5, dtype=np.int64))
+
 IMPROVED: dict[str, Any] = {
     "image_size": 32,
     "num_channels": 32,

@@ -20,8 +20,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pe_ray.components.generators.checkpoints import Checkpoint, _check, _index
-from pe_ray.components.weights import read_weights
+from pe_ray.components.generators.diffusers_pipelines import load_pipeline
+from pe_ray.components.weights import loading_errors, read_weights
 from pe_ray.config import Config
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.errors import InputError
@@ -236,8 +236,13 @@ def test_weights(
     file = scratch / f"model{suffix}"
     content = edited(weights(suffix), changes, kept)
     file.write_bytes(content[::-1] if noise else content)
-    error = told(InputError, lambda: read_weights(file, "generator: weights"))
-    assert error is None or str(error).startswith("generator: weights")
+
+    def read() -> None:
+        with loading_errors("generator.checkpoint", file):
+            read_weights(file)
+
+    error = told(InputError, read)
+    assert error is None or str(error).startswith("generator.checkpoint")
 
 
 @few(max_examples=40)
@@ -249,12 +254,18 @@ def test_weights(
 def test_checkpoint_indexes(scratch: Path, content: bytes, family: Any, part: Any) -> None:
     folder = scratch / "checkpoint"
     folder.mkdir(exist_ok=True)
-    checkpoint = Checkpoint("generator.checkpoint", str(folder), None)
     known = json.dumps({"_class_name": family, "unet": part}).encode()
     for text in (content, known):
         (folder / "model_index.json").write_bytes(text)
-        error = told(InputError, lambda: _check(checkpoint, _index(checkpoint, True), False))
-        assert error is None or str(error).startswith("generator.checkpoint")
+        with pytest.raises(InputError, match=r"^generator\.checkpoint"):
+            load_pipeline(
+                "text_to_image",
+                "generator.checkpoint",
+                str(folder),
+                None,
+                precision="fp32",
+                compiled=False,
+            )
 
 
 manifests = st.fixed_dictionaries(

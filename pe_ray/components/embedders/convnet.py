@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 _BATCH = 128
-_EMBEDDED = 64  # images at once for activations; larger batches leave the cache
+_EMBEDDED = 64  # images at once for activations; larger batches don't fit the CPU's cache
 _RATE = 3e-3  # the first step's; it falls to 0 at the last
 _WIDTHS = (16, 32, 64)
 
 Classifier = Callable[[Images], NDArray[np.int64]]
-"""Images of the size trained on -> their labels, [n]."""
+"""Maps images of the size trained on to their labels, [n]."""
 
 
 def train(images: Images, labels: NDArray[np.int32], epochs: int, seed: int) -> Classifier:
-    """`train_network`, as a function that classifies."""
+    """Train a network and return the function that classifies with it."""
     import torch
 
     network = train_network(images, labels, epochs, seed)
@@ -40,9 +40,9 @@ def train(images: Images, labels: NDArray[np.int32], epochs: int, seed: int) -> 
 def train_network(
     images: Images, labels: NDArray[np.int32], epochs: int, seed: int
 ) -> nn.Sequential:
-    """Train on the CPU: Adam, its rate falling linearly from 3e-3 to 0, batches of up to 128.
+    """Train on the CPU with Adam, a rate falling linearly from 3e-3 to 0, batches of up to 128.
 
-    At least two images, of at least 4x4; labels from 0.
+    Needs at least two images, of at least 4x4 pixels; labels count from 0.
     """
     import torch
     from torch import nn
@@ -55,7 +55,7 @@ def train_network(
         optimizer = torch.optim.Adam(network.parameters(), lr=_RATE)
         falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, epochs * batches)
         for _ in range(epochs):
-            # Of nearly equal size: batch normalisation can't do with a last one of a single image.
+            # Batches of nearly equal size: batch normalisation fails on one image.
             for batch in torch.randperm(len(pixels)).tensor_split(batches):
                 loss = nn.functional.cross_entropy(network(_scaled(pixels[batch])), targets[batch])
                 optimizer.zero_grad()
@@ -66,8 +66,10 @@ def train_network(
 
 
 def make_network(channels: int, num_labels: int) -> nn.Sequential:
-    """Three pairs of 3x3 convolutions (16, 32 and 64 channels; batch normalisation and ReLU after
-    each), 2x2 max pooling between the pairs, then the mean over positions; untrained.
+    """Return the untrained network.
+
+    Three pairs of 3x3 convolutions (16, 32 and 64 channels; batch normalisation and ReLU after
+    each), 2x2 max pooling between the pairs, then the mean over positions and a linear layer.
     """
     from torch import nn
 
@@ -86,12 +88,11 @@ def make_network(channels: int, num_labels: int) -> nn.Sequential:
 
 
 def activations(network: nn.Sequential, images: Images) -> NDArray[np.float32]:
-    """What the network makes of images, float32 [n, 64 + 64 * 4 * 4]: the means of its last maps,
-    which its own labels come from, and these maps averaged to 4x4, which keep what those did not
-    need.
+    """Return features of images, float32 [n, 64 + 64 * 4 * 4].
 
-    Batches always have the same size, filled up with black images: of another size a row may be
-    rounded otherwise, so that one image would move the rows of others.
+    The means of the network's last maps, which decide its labels; then these maps averaged to 4x4,
+    which keep what the labels did not need. All batches have one size, filled up with black images:
+    in a batch of another size a row may be rounded differently.
     """
     import torch
     from torch import nn
@@ -109,7 +110,7 @@ def activations(network: nn.Sequential, images: Images) -> NDArray[np.float32]:
 
 
 def _tensor(images: Images) -> torch.Tensor:
-    """uint8 [n, c, h, w]; stays uint8 until a batch is used."""
+    """Return uint8 [n, c, h, w]; it stays uint8 until a batch is used."""
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))

@@ -1,8 +1,9 @@
-"""What tells labels apart: features of a small network trained on public or released images.
+"""Embedder that a run learns: features of a small network that tells the labels apart.
 
-They are whitened on these images and scaled to norm 1. Whitening gives every direction that the
-images vary in the same weight: in a distance, and in the noise of the teacher's moments. Without it
-most of a norm is what all images have in common.
+The network learns from public or released images. Its features are whitened on these images and
+scaled to norm 1. Whitening gives each direction in which the images vary the same weight, in a
+distance and in the noise of the teacher's moments. Without it, most of a norm is what all images
+have in common.
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ from pe_ray.plugins import Images
 from pe_ray.values import DistanceMetric, ImageShape
 
 KIND = "pe_ray.components.embedders.label_features:LearntFeatures"
-_CONSTANT = 0.3  # the constant feature, relative to the norm of the others: the regression's offset
+_CONSTANT = 0.3  # the constant feature, the regression's offset, relative to the others' norm
 _OWN_RIDGE = 1e-3  # of `prior`, relative to the features' mean square
 _FLOOR = 1e-4  # least variance that is whitened, relative to the largest
 FORMAT = 2
-"""Of the arrays; 1: another network."""
+"""Version of the arrays; 1 held another network."""
 
 
 def fit(
     images: Images, labels: NDArray[np.int32], num_features: int, epochs: int, seed: int
 ) -> dict[str, NDArray[Any]]:
-    """Train the network and its projection on one thread; arrays for `write`, below 4 MB.
+    """Train the network and its projection on one thread; return arrays for `write`, below 4 MB.
 
-    `prior` among them, float64 [num_features, largest label + 1]: the least squares weights that
-    give the images their own labels (with a ridge of a thousandth of the features' mean square).
-    The same to the last bit for the same arguments and processor. Holds about 22 KB an image.
+    Among them `prior`, float64 [num_features, largest label + 1]: the ridge regression weights that
+    predict the images' own labels. The arrays are the same to the last bit for the same arguments
+    and processor. Training holds about 22 KB an image.
     """
     import torch
 
@@ -74,14 +75,14 @@ def _fit(
 
 
 def write(file: Location, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write what `fit` returned."""
+    """Write the arrays that `fit` returned."""
     sink = io.BytesIO()
     np.savez(sink, allow_pickle=False, **arrays)
     atomic_write(file, sink.getvalue())
 
 
 def read(file: Location) -> dict[str, NDArray[Any]]:
-    """The arrays that `fit` returned; InputError where another version wrote them."""
+    """Return the arrays that `fit` returned; InputError if another version wrote them."""
     with np.load(whole(file), allow_pickle=False) as stored:
         if "format" not in stored or stored["format"] != FORMAT:
             raise InputError(
@@ -93,8 +94,8 @@ def read(file: Location) -> dict[str, NDArray[Any]]:
 def _features(
     activations: NDArray[np.float32], mean: NDArray[np.float32], projection: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Whitened activations and a constant, each row of norm 1."""
-    # One small product per row, whose bits so don't depend on the rows beside it.
+    """Return whitened activations and a constant, each row of norm 1."""
+    # One small product per row: its bits don't depend on the other rows.
     white = ((activations - mean)[:, None, :] @ projection)[:, 0]
     constant = np.full((len(white), 1), _CONSTANT * np.sqrt(white.shape[1]), dtype=np.float32)
     features = np.concatenate([white, constant], axis=1)
@@ -130,11 +131,11 @@ class LabelFeaturesOptions(plugins.EmbedderOptions):
 
 
 class LabelFeatures:
-    """Features of a small network that learns to tell the labels of the generator's own random
-    images apart, before a run reads a private record (pe_ray.synthetic.learnt_embedder).
+    """Features of a small network that tells apart the labels of the generator's random images.
 
-    Votes then go by what makes a label, where `pixels` go by all that differs. Learnt from public
-    randomness alone, so free; a run's own, so only `embedder` may name it. Distances: l2 or cosine.
+    A run learns it before it reads a private record (pe_ray.synthetic.learnt_embedder), from public
+    randomness alone, so at no cost in privacy. Votes then follow what makes a label, while those in
+    `pixels` follow all differences. Only `embedder` may name it. Distances: l2 or cosine.
     """
 
     Options: ClassVar[type[plugins.EmbedderOptions]] = LabelFeaturesOptions
@@ -143,14 +144,11 @@ class LabelFeatures:
         raise InputError("embedder: label_features is learnt by a run, which alone can use it")
 
 
-LabelFeatures.Options = LabelFeaturesOptions
-
-
 class LearntFeaturesOptions(plugins.EmbedderOptions):
     """Options of LearntFeatures."""
 
     file: str
-    """.npz of what `fit` returns."""
+    """.npz file of the arrays that `fit` returns."""
     num_features: int
 
     @property
@@ -162,9 +160,13 @@ class LearntFeaturesOptions(plugins.EmbedderOptions):
 
 
 class LearntFeatures:
-    """Images, brought to the size trained on, to features of norm 1; the last is a constant."""
+    """A learnt network: images, resized to those trained on, to features of norm 1.
+
+    The last feature is a constant.
+    """
 
     Options: ClassVar[type[plugins.EmbedderOptions]] = LearntFeaturesOptions
+    metric: DistanceMetric = "cosine"
 
     def __init__(self, options: LearntFeaturesOptions) -> None:
         import torch
@@ -182,15 +184,8 @@ class LearntFeatures:
         self._network.load_state_dict(weights)
         self._network.eval()
 
-    @property
-    def metric(self) -> DistanceMetric:
-        return "cosine"
-
     def embed(self, images: Images) -> NDArray[np.float32]:
-        """Features, float32 [n, num_features], each of norm 1."""
+        """Return features, float32 [n, num_features], each of norm 1."""
         if images.shape[1:3] != (self._shape.height, self._shape.width):
             images = np.stack([resized(image, self._shape) for image in images])
         return _features(convnet.activations(self._network, images), self._mean, self._projection)
-
-
-LearntFeatures.Options = LearntFeaturesOptions

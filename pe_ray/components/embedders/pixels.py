@@ -1,4 +1,4 @@
-"""Embedders: images to vectors in which distance means likeness."""
+"""Embedder: resized, blurred and normalised pixels."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class PixelsOptions(EmbedderOptions):
 class Pixels:
     """Resized, blurred, normalised pixels, scaled to [0, 1] before normalisation.
 
-    Images of any height, width and 1 or 3 channels land in the same space (but for `grey: false`),
-    so 8x8 private images can be compared with 28x28 synthetic ones. Every product is one small
-    matrix product per image: an embedding is the same to the last bit in any batch.
+    With `grey: true`, images of any height and width and 1 or 3 channels land in the same space, so
+    8x8 private images can be compared with 28x28 synthetic ones. Each image has matrix products of
+    its own, so an embedding is the same to the last bit in any batch.
     """
 
     Options: ClassVar[type[EmbedderOptions]] = PixelsOptions
@@ -50,7 +50,7 @@ class Pixels:
         self._options = options
 
     def embed(self, images: Images) -> Floats:
-        """Embeddings, float32 [n, dim]."""
+        """Return embeddings, float32 [n, dim]."""
         if images.ndim != 4 or images.shape[3] not in (1, 3):
             raise TypeError(f"images must be [n, height, width, 1 or 3], not {images.shape}")
         shape = ImageShape(height=images.shape[1], width=images.shape[2], channels=images.shape[3])
@@ -77,7 +77,7 @@ class Pixels:
 
 @lru_cache(maxsize=64)
 def _operator(num_in: int, num_out: int, blur: float) -> Floats:
-    """Resize of one axis, then blur: [num_out, num_in], rows summing to 1."""
+    """Return the matrix that resizes one axis, then blurs it: [num_out, num_in], rows sum to 1."""
     weights = _area(num_in, num_out) if num_out <= num_in else _linear(num_in, num_out)
     if blur > 0:
         apart = np.subtract.outer(np.arange(num_out), np.arange(num_out)) / blur
@@ -87,7 +87,7 @@ def _operator(num_in: int, num_out: int, blur: float) -> Floats:
 
 
 def _area(num_in: int, num_out: int) -> NDArray[np.float64]:
-    """Share of each input pixel in each output pixel, pixels being intervals."""
+    """Return the share of each input pixel in each output pixel; pixels are intervals."""
     edges = np.arange(num_out + 1) * (num_in / num_out)
     pixels = np.arange(num_in)
     upper = np.minimum(edges[1:, None], pixels + 1)
@@ -96,6 +96,6 @@ def _area(num_in: int, num_out: int) -> NDArray[np.float64]:
 
 
 def _linear(num_in: int, num_out: int) -> NDArray[np.float64]:
-    """Linear interpolation between pixel centres, constant beyond the outermost."""
+    """Return weights that interpolate between pixel centres; constant beyond the outermost."""
     at = np.clip((np.arange(num_out) + 0.5) * (num_in / num_out) - 0.5, 0, num_in - 1)
     return np.asarray(np.maximum(0.0, 1.0 - np.abs(at[:, None] - np.arange(num_in))))

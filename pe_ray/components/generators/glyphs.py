@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -17,13 +17,13 @@ Form = Literal["outline", "skeleton"]
 
 FRAME = 1.5  # side of a master, in lengths of its glyph's box
 SYSTEM = "system"
-"""As a folder of fonts: all that this machine has installed, and matplotlib's."""
-_SUFFIXES = (".ttf", ".otf", ".ttc")  # of a collection, its first font
+"""In place of a folder of fonts: those installed on this machine, and matplotlib's."""
+_SUFFIXES = (".ttf", ".otf", ".ttc")  # a collection counts as its first font
 QUANTUM = 2.0**-15  # of a master's int16 values, in lengths of its glyph's box
 
 
 def _thin(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Skeleton of a mask (Zhang and Suen, CACM 1984), at least one pixel of each of its parts."""
+    """Return the skeleton of a mask (Zhang and Suen, CACM 1984), at least a pixel of each part."""
     from scipy import ndimage
 
     bits = (np.arange(256)[:, None] >> np.arange(8)) & 1  # neighbours, clockwise from the north
@@ -50,7 +50,7 @@ def _thin(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
             changed |= bool(removed.any())
     skeleton = np.zeros_like(ink)
     skeleton[window] = inner == 1
-    # The method removes 2x2 squares, and dots with them.
+    # The method removes 2x2 squares, and with them dots.
     parts, num_parts = ndimage.label(ink, np.ones((3, 3)))
     lost = sorted(set(range(1, num_parts + 1)) - set(parts[skeleton].tolist()))
     if lost:
@@ -61,7 +61,7 @@ def _thin(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 class Faces:
-    """Fonts, opened once, and the distance fields ("masters") of texts drawn with them.
+    """Fonts and the masters of texts drawn with them.
 
     A face is a font in one form; face = font * len(forms) + form.
     """
@@ -70,8 +70,8 @@ class Faces:
         self, folder: str | None, texts: tuple[str, ...], forms: tuple[Form, ...], cells: int
     ) -> None:
         self._texts, self._forms, self._cells = texts, forms, cells
-        self._paths = _font_paths(folder)
-        able = np.array([_drawable(path, texts, folder) for path in self._paths])
+        self._paths = _list_fonts(folder)
+        able = np.array([_find_drawable(path, texts, folder) for path in self._paths])
         able = able.reshape(-1, len(texts))
         of_text = [np.repeat(fonts, len(forms)).nonzero()[0] for fonts in able.T]
         named = {None: "matplotlib's bundle", SYSTEM: "this machine's font folders"}
@@ -88,24 +88,24 @@ class Faces:
         self._num_masters = 0
         self._masters = np.empty((64, cells * cells), dtype=np.int16)
 
-    def masters(
+    def get_masters(
         self, texts: NDArray[np.int64], faces: NDArray[np.int32]
     ) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
-        """All masters made so far, flat, and where the master of each (text, face) starts."""
+        """Return all masters made so far, flat, and where that of each (text, face) starts."""
         pairs = np.unique(np.stack([texts, faces], axis=1), axis=0)
         for text, face in pairs[self._places[pairs[:, 0], pairs[:, 1]] < 0]:
             if self._num_masters == len(self._masters):
                 self._masters = np.concatenate([self._masters, np.empty_like(self._masters)])
-            self._masters[self._num_masters] = self._master(int(text), int(face)).ravel()
+            self._masters[self._num_masters] = self._make_master(int(text), int(face)).ravel()
             self._places[text, face] = self._num_masters
             self._num_masters += 1
         return self._masters.reshape(-1), self._places[texts, faces] * self._cells**2
 
-    def _master(self, text: int, face: int) -> NDArray[np.int16]:
-        """Minus the distance to the centre of the text's strokes, in quanta; [cells, cells].
+    def _make_master(self, text: int, face: int) -> NDArray[np.int16]:
+        """Return minus the distance to the centre of the text's strokes, in quanta; [cells, cells].
 
-        skeleton: the distance to its thinned mask. outline: the signed distance to its edge, less
-        the half-width of its thinner strokes.
+        skeleton: the distance to the thinned mask. outline: the signed distance to the edge, less
+        half the width of the thinner strokes.
         """
         from scipy.ndimage import distance_transform_edt as distance
 
@@ -117,7 +117,7 @@ class Faces:
             field = -distance(~skeleton)
         else:
             edge = np.where(ink, distance(ink) - 0.5, 0.5 - distance(~ink))
-            # Sub-pixel edges: a half covered pixel is on the edge.
+            # The edge runs through a pixel that is half covered.
             signed = np.where(np.abs(edge) <= 0.5, coverage - 0.5, edge)
             field = signed - np.percentile(signed[skeleton], 20)
         per_length = 2 * self._cells / FRAME
@@ -125,7 +125,7 @@ class Faces:
         return np.asarray(np.clip(np.rint(blocks / QUANTUM), -32767, 32767), dtype=np.int16)
 
     def _draw(self, path: Path, text: str) -> NDArray[np.float64]:
-        """Coverage in [0, 1] of the text, its box centred, at twice the master's resolution."""
+        """Return the text's coverage in [0, 1], box centred, at twice the master's resolution."""
         from PIL import Image, ImageDraw, ImageFont
 
         side = 2 * self._cells
@@ -143,16 +143,18 @@ class Faces:
         return coverage
 
 
-def _font_paths(folder: str | None) -> list[Path]:
-    """Font files in a fixed order."""
+def _list_fonts(folder: str | None) -> list[Path]:
+    """Return font files in a fixed order."""
     if folder is None:
-        return _bundled()
+        return _list_bundled()
     if folder == SYSTEM:
         from matplotlib.font_manager import findSystemFonts
 
         installed = sorted(Path(path) for path in findSystemFonts())
         found = [path for path in installed if path.suffix.lower() in _SUFFIXES]
-        by_name = {path.name: path for path in (*found, *_bundled())}  # the bundle's where both
+        by_name = {
+            path.name: path for path in (*found, *_list_bundled())
+        }  # the bundle's where both
         return [by_name[name] for name in sorted(by_name)]
     root = at_home(folder)
     if not root.is_dir():
@@ -161,7 +163,7 @@ def _font_paths(folder: str | None) -> list[Path]:
     return sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 
-def _bundled() -> list[Path]:
+def _list_bundled() -> list[Path]:
     import matplotlib
 
     bundle = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -171,34 +173,31 @@ def _bundled() -> list[Path]:
     return sorted(path for path in found if "Display" not in path.name)
 
 
-def own_texts(label_names: Sequence[str], fonts: str | None) -> dict[str, tuple[str, ...]]:
-    """Label name -> itself and, for a letter, its other case: none that is another label, or that
-    no font has (few have Georgian capitals)."""
+def list_own_texts(label_names: Sequence[str], fonts: str | None) -> dict[str, tuple[str, ...]]:
+    """Return each label's name and, of a letter, its other case.
+
+    Left out is a case that is another label, or that no font has (few have Georgian capitals).
+    """
     cases = {name: name.swapcase() for name in label_names if len(name) == 1}
-    wanted = [case for case in cases.values() if len(case) == 1 and case not in label_names]
-    others = _any_draws(fonts, wanted)
-    return {
-        name: (name, cases[name]) if cases.get(name) in others else (name,) for name in label_names
-    }
-
-
-def _any_draws(folder: str | None, texts: Collection[str]) -> set[str]:
-    """Those of `texts` that at least one of the folder's fonts can draw."""
-    missing = set(texts)
-    for path in _font_paths(folder):
+    missing = {case for case in cases.values() if len(case) == 1 and case not in label_names}
+    drawn: set[str] = set()
+    for path in _list_fonts(fonts):
         if not missing:
             break
         left = tuple(missing)
-        able = _drawable(path, left, folder)
-        missing -= {text for text, here in zip(left, able, strict=True) if here}
-    return set(texts) - missing
+        able = _find_drawable(path, left, fonts)
+        drawn |= {text for text, here in zip(left, able, strict=True) if here}
+        missing -= drawn
+    return {
+        name: (name, cases[name]) if cases.get(name) in drawn else (name,) for name in label_names
+    }
 
 
-def _drawable(path: Path, texts: tuple[str, ...], folder: str | None) -> list[bool]:
-    """For each text, whether the font has all its characters, none blank (but white space).
+def _find_drawable(path: Path, texts: tuple[str, ...], folder: str | None) -> list[bool]:
+    """Return for each text whether the font has all its characters, blank ones only as spaces.
 
-    A font that can't be opened is an error, but for the machine's own, which nobody chose: those
-    draw nothing.
+    A font that can't be opened is an error. Of the machine's own fonts, which the user did not
+    choose, such a font draws nothing.
     """
     from matplotlib.ft2font import FT2Font, LoadFlags
 
@@ -219,6 +218,8 @@ def _drawable(path: Path, texts: tuple[str, ...], folder: str | None) -> list[bo
 
 
 @lru_cache(maxsize=4)
-def faces(folder: str | None, texts: tuple[str, ...], forms: tuple[Form, ...], cells: int) -> Faces:
-    """Shared by the generators of one process."""
+def load_faces(
+    folder: str | None, texts: tuple[str, ...], forms: tuple[Form, ...], cells: int
+) -> Faces:
+    """Return the faces, shared by the generators of one process."""
     return Faces(folder, texts, forms, cells)

@@ -54,7 +54,7 @@ class CallSettings(Options):
 
     @field_validator("parameters")
     @classmethod
-    def _own(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def _refuse_own(cls, given: dict[str, Any]) -> dict[str, Any]:
         taken = sorted({"model", "prompt", "size", "n", "image", "seed"} & set(given))
         if taken:
             raise ValueError(f"{taken[0]} is sent by the generator itself; leave it out")
@@ -116,7 +116,7 @@ class ImageApiOptions(GeneratorOptions):
 
     @field_validator("base_url")
     @classmethod
-    def _safe(cls, given: str) -> str:
+    def _check_url(cls, given: str) -> str:
         parts = urlsplit(given)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("write it as https://HOST/PATH")
@@ -125,7 +125,7 @@ class ImageApiOptions(GeneratorOptions):
         return given.rstrip("/")
 
     @model_validator(mode="after")
-    def _key_stays_secret(self) -> Self:
+    def _refuse_open_key(self) -> Self:
         parts = urlsplit(self.base_url)
         if self.api_key_env and parts.scheme == "http" and parts.hostname not in _LOOPBACK:
             raise ValueError(
@@ -161,26 +161,26 @@ class ImageApiOptions(GeneratorOptions):
 class ImageApi:
     """A service with the OpenAI images interface: generations, and variations or edits.
 
-    RANDOM_API: `generations` with the label's prompt. VARIATION_API: `variations`, where the model
-    has it (the degree has no effect), or `edits` with a prompt whose strength the degree picks.
-    One call makes one image. The service gets prompts and synthetic images, nothing else.
+    RANDOM_API: `generations` with the label's prompt. VARIATION_API: `variations`, if the model has
+    it (the degree has no effect), or `edits` with a prompt whose strength the degree picks. One
+    call makes one image. The service gets prompts and synthetic images, nothing else.
 
-    The service takes no seed, so two calls never answer alike. A row's image still depends on its
-    seed alone, by the store: a call's key is everything sent and the row's seed, and what was
-    answered to a key is the answer for ever. With the store a run is made again without a call;
-    without it, another run. Runs that share a store share their answers.
+    The service takes no seed, so two calls never answer alike. The store makes a row's image depend
+    on its seed alone: a call's key is everything sent and the row's seed, and the first answer to a
+    key is its only one. With the store, a run is repeated without a call; without it, differently.
+    Runs that share a store share their answers.
 
-    The store counts a call before it is made: while it is under way, when it was answered (also
-    with something unusable), and when its fate is unknown, since the worker died, time ran out, the
-    answer broke off or the service failed (5xx). What is unknown may have been paid for; it is
-    asked again and counts again. Not counted is what the service turned down (4xx) or what never
-    reached it. An answer is stored durably before it is looked at. So an answer that arrived is
-    never paid for again, after any crash and under Ray's own retries, and no more calls that may
-    cost are ever made than `max_calls`, by all workers and runs on the store together.
+    A call counts before it is made, and goes on counting if it was answered or if its fate is
+    unknown: the worker died, time ran out, the answer broke off, or the service failed (5xx). Such
+    a call may have been paid for; it is made again and counts again. Calls that the service turned
+    down (4xx) or that never reached it don't count. An answer is stored durably before it is
+    decoded. So an answer that arrived is never paid for twice, after any crash and under Ray's own
+    retries. All workers and runs on the store together never make more calls that may cost than
+    `max_calls`.
 
     `store` must lie on a local disk or, for workers on several machines, on a shared file system
-    with working locks (NFS 4). It holds 0.1 to 3 MB per call; nothing removes it; it is as safe to
-    publish as the run.
+    with working locks (NFS 4). It holds 0.1 to 3 MB per call, and nothing removes it. It is as safe
+    to publish as the run.
     """
 
     Options: ClassVar[type[GeneratorOptions]] = ImageApiOptions
@@ -190,9 +190,9 @@ class ImageApi:
         if unknown:
             raise InputError(f"generator.prompts: {unknown[0]!r} is not a label")
         self._options = options
-        template = options.prompt
         self._prompts = [
-            options.prompts.get(name, template.replace("{label}", name)) for name in label_names
+            options.prompts.get(name, options.prompt.replace("{label}", name))
+            for name in label_names
         ]
         calls = PaidCalls(
             Path(options.store).expanduser(),
@@ -209,10 +209,10 @@ class ImageApi:
         )
 
     def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:
-        """`generations` with each label's prompt."""
+        """Ask `generations` with each label's prompt."""
         settings = self._options.random
 
-        def request(row: int) -> ServiceRequest:
+        def make_request(row: int) -> ServiceRequest:
             return ServiceRequest(
                 endpoint="generations",
                 fields=_fields(settings) | {"prompt": self._prompts[labels[row]]},
@@ -221,56 +221,57 @@ class ImageApi:
                 price=self._options.price.random,
             )
 
-        made = self._ask(request, len(seeds), settings.size, keep_refusals=False)
-        return {"image": np.stack([image for image in made if image is not None])}
+        drawn = self._ask(make_request, len(seeds), settings.size, keep_refusals=False)
+        return {"image": np.stack([image for image in drawn if image is not None])}
 
     def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
-        """`variations` or `edits` of each row's image."""
+        """Ask `variations` or `edits` of each row's image."""
         self._options.check_degree(degree)
         settings = self._options.vary
-        place = min(int(len(settings.strengths) * degree), len(settings.strengths) - 1)
+        strengths = settings.strengths
+        strength = strengths[min(int(len(strengths) * degree), len(strengths) - 1)]
 
-        def request(row: int) -> ServiceRequest:
+        def make_request(row: int) -> ServiceRequest:
             fields = _fields(settings)
             if settings.endpoint == "edits":
                 prompt = self._prompts[rows["label"][row]]
-                fields["prompt"] = settings.strengths[place].replace("{prompt}", prompt)
+                fields["prompt"] = strength.replace("{prompt}", prompt)
             return ServiceRequest(
                 endpoint=settings.endpoint,
                 fields=fields,
-                image=_png(rows["image"][row], settings.size),
+                image=_encode_png(rows["image"][row], settings.size),
                 row_seed=int(seeds[row]),
                 price=self._options.price.vary,
             )
 
         keep = self._options.on_refusal == "keep"
-        made = self._ask(request, len(seeds), settings.size, keep_refusals=keep)
-        pairs = zip(rows["image"], made, strict=True)
+        varied = self._ask(make_request, len(seeds), settings.size, keep_refusals=keep)
+        pairs = zip(rows["image"], varied, strict=True)
         return {"image": np.stack([old if new is None else new for old, new in pairs])}
 
     def _ask(
         self,
-        request: Callable[[int], ServiceRequest],
+        make_request: Callable[[int], ServiceRequest],
         num_rows: int,
         size: int,
         *,
         keep_refusals: bool,
     ) -> list[NDArray[np.uint8] | None]:
-        """Images, `concurrency` calls at once; None where refused. An error stops the others."""
-        options, stop = self._options, threading.Event()
-        shape = options.image_shape
-        use = partial(_image_of, size=size, shape=shape)
+        """Return images, None where refused; `concurrency` calls at once. An error stops all."""
+        stop = threading.Event()
+        decode = partial(_decode_answer, size=size, shape=self._options.image_shape)
 
-        def one(row: int) -> NDArray[np.uint8] | None:
+        def ask(row: int) -> NDArray[np.uint8] | None:
             try:
-                return self._service.ask(request(row), use, stop, keep_refusals=keep_refusals)
+                request = make_request(row)
+                return self._service.ask(request, decode, stop, keep_refusals=keep_refusals)
             except BaseException:
                 stop.set()
                 raise
 
-        with ThreadPoolExecutor(options.concurrency) as pool:
+        with ThreadPoolExecutor(self._options.concurrency) as pool:
             try:
-                futures = [pool.submit(one, row) for row in range(num_rows)]
+                futures = [pool.submit(ask, row) for row in range(num_rows)]
                 wait(futures)
             finally:
                 stop.set()
@@ -286,20 +287,23 @@ def _fields(settings: CallSettings) -> dict[str, Any]:
     return {**settings.parameters, "model": settings.model, "n": 1, "size": size}
 
 
-def _png(image: NDArray[np.uint8], size: int) -> bytes:
-    """PNG bytes, RGB, of one image [h, w, c] resized to size x size (Lanczos)."""
-    made = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).convert("RGB")
-    if made.size != (size, size):
-        made = made.resize((size, size), Image.Resampling.LANCZOS)
+def _resize(image: NDArray[np.uint8], width: int, height: int) -> Image.Image:
+    """Return one image [h, w, c] resized with Pillow's Lanczos filter."""
+    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    return picture.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _encode_png(image: NDArray[np.uint8], size: int) -> bytes:
+    """Return PNG bytes, RGB, of one image [h, w, c] resized to size x size."""
     sink = io.BytesIO()
-    made.save(sink, format="PNG")
+    _resize(image, size, size).convert("RGB").save(sink, format="PNG")
     return sink.getvalue()
 
 
-def _image_of(content: bytes, *, size: int, shape: ImageShape) -> NDArray[np.uint8]:
-    """The image of a stored answer, uint8 of `shape`.
+def _decode_answer(content: bytes, *, size: int, shape: ImageShape) -> NDArray[np.uint8]:
+    """Return the image of a stored answer, uint8 of `shape`.
 
-    Raises Unusable where it holds none, InputError where asking again would not help.
+    Raises Unusable if it holds none, InputError if asking again would not help.
     """
     try:
         first = json.loads(content)["data"][0]
@@ -308,7 +312,7 @@ def _image_of(content: bytes, *, size: int, shape: ImageShape) -> NDArray[np.uin
         raise Unusable("no JSON with an image") from None
     if not encoded and link:
         raise InputError(
-            "generator: the service answers with links, which run out; set parameters: "
+            "generator: the service answers with links, which expire; set parameters: "
             "{response_format: b64_json} in generator.random and generator.vary"
         )
     try:
@@ -317,9 +321,8 @@ def _image_of(content: bytes, *, size: int, shape: ImageShape) -> NDArray[np.uin
         raise Unusable("an image that can't be decoded") from None
     if image.shape[:2] != (size, size):
         raise InputError(
-            f"generator: the service answers with {image.shape[0]}x{image.shape[1]} images where "
-            f"{size}x{size} was asked for; give a size that its model makes"
+            f"generator: the service answers with {image.shape[0]}x{image.shape[1]} images instead "
+            f"of {size}x{size}; give a size that its model makes"
         )
-    made = Image.fromarray(image[:, :, 0] if shape.channels == 1 else image)
-    resized = made.resize((shape.width, shape.height), Image.Resampling.LANCZOS)
+    resized = _resize(image, shape.width, shape.height)
     return np.asarray(resized).reshape(shape.height, shape.width, shape.channels)

@@ -1,7 +1,7 @@
 """The UNet of improved diffusion (Nichol and Dhariwal 2021), under the names its checkpoints use.
 
-Written out rather than mapped onto diffusers' UNet2DModel, which has a fixed number of channels per
-attention head where this network has a fixed number of heads. Imports torch: load it where it runs.
+diffusers' UNet2DModel can't stand in: it fixes the channels per attention head, this network the
+number of heads. Imports torch: import this module where the network runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 class _ResBlock(nn.Module):
-    """Residual block; the embedding scales and shifts what the second norm returns."""
+    """Residual block; the embedding scales and shifts the output of the second norm."""
 
     def __init__(self, channels: int, out_channels: int, embedding: int) -> None:
         super().__init__()
@@ -94,11 +94,11 @@ def _run(block: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
 
 
 class ImprovedUNet(nn.Module):
-    """Noise (and, with `learn_sigma`, variance) in an image: float [n, 3 or 6, side, side].
+    """Predicts the noise (and, with `learn_sigma`, variance) in an image: [n, 3 or 6, side, side].
 
-    num_channels: of the first level, a multiple of 32; attention_resolutions: sides, in pixels, of
-    the levels with attention; num_classes: None without classes. With scale-shift norm, which all
-    published checkpoints use.
+    num_channels: of the first level, a multiple of 32. attention_resolutions: sides, in pixels, of
+    the levels with attention. num_classes: None without classes. It has the scale-shift norm, as
+    all published checkpoints do.
     """
 
     def __init__(

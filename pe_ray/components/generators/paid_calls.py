@@ -1,17 +1,15 @@
 """A store of calls that are paid for: which were made, what they cost, and what was answered.
 
-One SQLite file, which any number of processes may use at once; on several machines it has to lie on
-a file system with working locks. A call is entered before it is made and counts from then on, so
-the caps hold in any interleaving, and an answer is stored in the transaction that marks it
-answered. Of one key, one call is under way or answered (a unique index), so nobody pays twice for
-an answer that is there. What a process that died was waiting for is unknown: it stays counted, and
-the call is made again.
+One SQLite file that any number of processes may use at once. On several machines it must lie on a
+file system with working locks. A call is entered before it is made and counts from then on, so the
+caps hold in any interleaving. An answer is stored in the transaction that marks it answered. A
+unique index allows one call per key that is under way or answered, so nobody pays twice for an
+answer that is there. If a process dies while it waits for an answer, nobody knows whether the call
+was paid for: it stays counted, and the call is made again.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 import sqlite3
 import time
 import uuid
@@ -23,10 +21,11 @@ from pathlib import Path
 from typing import Literal
 
 from pe_ray.errors import InputError
+from pe_ray.files.locks import is_locked, locked
 
-Outcome = Literal["answered", "refused", "bad", "unknown"]
-"""answered: kept for ever. refused: kept, free. bad: paid, unusable, asked again. unknown: counted,
-asked again."""
+Outcome = Literal["answered", "refused", "bad", "unknown", "free"]
+"""answered: kept. refused: kept, not counted. bad: counted, unusable, so asked again. unknown:
+counted, asked again. free: forgotten, as if it had not been made."""
 
 _VERSION = 1
 _BUSY_SECONDS = 120.0
@@ -43,24 +42,20 @@ INSERT INTO pace VALUES (1, 0);
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What is stored for a key. content: the body as it was received; of a refusal, its reason."""
+class Stored:
+    """The one call for a key that is not to be repeated.
+
+    state: sent while its process waits for the answer. content: the body of an answer as it was
+    received; of a refusal, its reason.
+    """
 
     call: int
-    state: Literal["answered", "refused"]
+    state: Literal["sent", "answered", "refused"]
     content: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spent:
-    """Calls that count, and their cost: answered, unusable or of unknown fate."""
-
-    calls: int
-    cost: float
-
-
 class PaidCalls:
-    """The store in `folder`, made if there is none; one object per process, any threads."""
+    """The store in `folder`, created if it is missing; one object per process, any threads."""
 
     def __init__(self, folder: Path, *, max_calls: int, max_cost: float) -> None:
         self._folder, self._file = folder, folder / "calls.sqlite"
@@ -68,9 +63,9 @@ class PaidCalls:
         self._owner = uuid.uuid4().hex
         try:
             (folder / "owners").mkdir(parents=True, exist_ok=True)
-            # Held for the life of this object: whoever can lock it knows that the owner is gone.
-            self._lock = self._alive(self._owner).open("wb")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Held for the life of this object: others see by it that this owner is alive.
+            self._alive = locked(folder / "owners" / self._owner, timeout=0)
+            self._alive.__enter__()
         except OSError as error:
             raise InputError(
                 f"generator.store: {folder} can't be written or locked ({error.strerror}); give a "
@@ -84,72 +79,52 @@ class PaidCalls:
             if database.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
                 raise InputError(f"generator.store: {folder} is of another version of pe_ray")
 
-    def answer(self, key: str) -> Answer | None:
-        """What is stored for `key`."""
+    def find(self, key: str) -> Stored | None:
+        """Return what is stored for `key`; None if it has to be asked (again)."""
         with self._connected() as database:
-            row = database.execute(
-                "SELECT id, state, content FROM calls WHERE key = ? "
-                "AND state IN ('answered', 'refused')",
-                (key,),
-            ).fetchone()
-        return None if row is None else Answer(call=row[0], state=row[1], content=row[2])
-
-    def under_way(self, key: str) -> bool:
-        """Whether a process that lives waits for the answer to `key`."""
-        with self._connected() as database:
-            row = database.execute(
-                "SELECT owner FROM calls WHERE key = ? AND state = 'sent'", (key,)
-            ).fetchone()
-        return row is not None and self._lives(row[0])
+            return self._find(database, key)
 
     def claim(self, key: str, price: float) -> int | None:
-        """Enter a call for `key`, which counts from now on; returns its number.
+        """Enter a call for `key`, which counts from now on, and return its number.
 
-        None where another is under way or answered. Raises InputError where a cap is reached, and
-        then nothing is entered.
+        None if another is under way or answered. Raises InputError if a cap is reached; nothing is
+        entered then.
         """
         with self._transaction() as database:
-            row = database.execute(
-                "SELECT id, owner, state FROM calls WHERE key = ? "
-                "AND state IN ('sent', 'answered', 'refused')",
-                (key,),
-            ).fetchone()
-            if row is not None:
-                if row[2] != "sent" or self._lives(row[1]):
-                    return None
-                database.execute("UPDATE calls SET state = 'unknown' WHERE id = ?", (row[0],))
-            self._require_room(_spent(database), price)
-            made = database.execute(
+            if self._find(database, key) is not None:
+                return None
+            # What is still marked as sent was so by a process that died.
+            database.execute(
+                "UPDATE calls SET state = 'unknown' WHERE key = ? AND state = 'sent'", (key,)
+            )
+            self._require_room(database, price)
+            entered = database.execute(
                 "INSERT INTO calls (key, price, owner, at, state) VALUES (?, ?, ?, ?, 'sent')",
                 (key, price, self._owner, datetime.now(UTC).isoformat(timespec="seconds")),
             )
-            return made.lastrowid
+            return entered.lastrowid
 
     def settle(self, call: int, outcome: Outcome, content: bytes | None = None) -> None:
-        """Say what came of a call, durably."""
+        """Record durably what came of a call; a body stored before is kept."""
         with self._transaction() as database:
-            database.execute(
-                "UPDATE calls SET state = ?, content = ? WHERE id = ?", (outcome, content, call)
-            )
+            if outcome == "free":
+                database.execute("DELETE FROM calls WHERE id = ?", (call,))
+            else:
+                database.execute(
+                    "UPDATE calls SET state = ?, content = coalesce(?, content) WHERE id = ?",
+                    (outcome, content, call),
+                )
 
-    def reject(self, call: int) -> None:
-        """An answer turned out to be unusable: it stays counted, its body kept for a look."""
-        with self._transaction() as database:
-            database.execute("UPDATE calls SET state = 'bad' WHERE id = ?", (call,))
-
-    def withdraw(self, call: int) -> None:
-        """A call that the service turned down, or that never reached it: it doesn't count."""
-        with self._transaction() as database:
-            database.execute("DELETE FROM calls WHERE id = ?", (call,))
-
-    def spent(self) -> Spent:
-        """What counts so far."""
+    def spent(self) -> tuple[int, float]:
+        """Return the number of calls that count, and their cost."""
         with self._connected() as database:
             return _spent(database)
 
-    def turn(self, interval: float) -> float:
-        """Seconds to wait before the next call, so that calls of all processes are `interval`
-        seconds apart, and none is made before the time that `hold` set."""
+    def take_turn(self, interval: float) -> float:
+        """Return the seconds to wait before the next call.
+
+        Calls of all processes are `interval` seconds apart, and none is made in the time of `hold`.
+        """
         now = time.time()
         with self._transaction() as database:
             at = max(now, float(database.execute("SELECT next FROM pace").fetchone()[0]))
@@ -157,41 +132,37 @@ class PaidCalls:
         return at - now
 
     def hold(self, seconds: float) -> None:
-        """No process makes a call for `seconds`."""
+        """Let no process make a call for `seconds`."""
         with self._transaction() as database:
             until = time.time() + seconds
             database.execute("UPDATE pace SET next = max(next, ?)", (until,))
 
-    def _require_room(self, spent: Spent, price: float) -> None:
-        if spent.calls + 1 > self._max_calls:
-            name, held, limit = "max_calls", f"{spent.calls:,} calls", f"{self._max_calls:,}"
-        elif spent.cost + price > self._max_cost * (1 + 1e-9):
-            name, held, limit = "max_cost", f"cost {spent.cost:,.2f}", f"{self._max_cost:,.2f}"
+    def _find(self, database: sqlite3.Connection, key: str) -> Stored | None:
+        row = database.execute(
+            "SELECT id, state, content, owner FROM calls WHERE key = ? "
+            "AND state IN ('sent', 'answered', 'refused')",
+            (key,),
+        ).fetchone()
+        if row is None or (row[1] == "sent" and not self._is_alive(row[3])):
+            return None
+        return Stored(call=row[0], state=row[1], content=row[2] or b"")
+
+    def _is_alive(self, owner: str) -> bool:
+        """Return whether the process that entered a call still runs: it holds its lock."""
+        return owner == self._owner or is_locked(self._folder / "owners" / owner)
+
+    def _require_room(self, database: sqlite3.Connection, price: float) -> None:
+        calls, cost = _spent(database)
+        if calls + 1 > self._max_calls:
+            name, held, limit = "max_calls", f"{calls:,} calls", f"{self._max_calls:,}"
+        elif cost + price > self._max_cost * (1 + 1e-9):
+            name, held, limit = "max_cost", f"cost {cost:,.2f}", f"{self._max_cost:,.2f}"
         else:
             return
         raise InputError(
             f"generator.{name}: {self._folder} holds {held} of at most {limit}; raise it and run "
             "the same command to go on (what was answered is kept)"
         )
-
-    def _alive(self, owner: str) -> Path:
-        return self._folder / "owners" / owner
-
-    def _lives(self, owner: str) -> bool:
-        """Whether the process that entered a call still runs: it holds its lock until it ends."""
-        if owner == self._owner:
-            return True
-        try:
-            handle = os.open(self._alive(owner), os.O_RDWR)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(handle)
-        return False
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -202,7 +173,7 @@ class PaidCalls:
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
-        """A connection of its own, as threads can't share one; closing rolls back."""
+        """Open a connection for this thread; closing it rolls back."""
         database = None
         try:
             database = sqlite3.connect(self._file, timeout=_BUSY_SECONDS, isolation_level=None)
@@ -215,8 +186,8 @@ class PaidCalls:
                 database.close()
 
 
-def _spent(database: sqlite3.Connection) -> Spent:
+def _spent(database: sqlite3.Connection) -> tuple[int, float]:
     calls, cost = database.execute(
         "SELECT count(*), total(price) FROM calls WHERE state <> 'refused'"
     ).fetchone()
-    return Spent(calls=int(calls), cost=float(cost))
+    return int(calls), float(cost)

@@ -1,4 +1,4 @@
-"""Generators without a network: text drawn with fonts, bent and smeared by public randomness."""
+"""Generator without a network: text drawn with fonts, deformed by public randomness."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
 
-from pe_ray.components.generators.glyphs import FRAME, QUANTUM, Form, faces, own_texts
+from pe_ray.components.generators.glyphs import (
+    FRAME,
+    QUANTUM,
+    Form,
+    list_own_texts,
+    load_faces,
+)
 from pe_ray.errors import InputError
 from pe_ray.plugins import GeneratorOptions, Rows
 from pe_ray.plugins.seeds import Seeds, uniforms
@@ -19,15 +25,15 @@ from pe_ray.values import ImageShape
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
-_NODES = 4  # elastic displacement lives on a 4x4 grid,
-_GRID = np.linspace(-0.975, 0.975, _NODES + 2)  # inside a ring that keeps its place
-_REACH = 1.1  # deformed glyphs are looked for in [-reach, reach]^2; their box has unit length
+_NODES = 4  # a 4x4 grid of points is displaced,
+_GRID = np.linspace(-0.975, 0.975, _NODES + 2)  # inside a ring of points that stay
+_REACH = 1.1  # deformed glyphs are measured in [-reach, reach]^2; their box has length 1
 _COARSE = 24  # samples a side when measuring a deformed glyph
-_LEVEL = 0.1  # the measured box is that of all points this close to the glyph
-_CHUNK = 64  # rows rendered at once: a few MB of temporaries at 28x28
+_LEVEL = 0.1  # the measured box holds all points this close to the glyph
+_CHUNK = 64  # rows rendered at a time: a few MB of temporaries at 28x28
 
 
-def _range(low: float, high: float) -> AfterValidator:
+def _within(low: float, high: float) -> AfterValidator:
     def check(value: tuple[float, float]) -> tuple[float, float]:
         if not low <= value[0] <= value[1] <= high:
             raise ValueError(f"give [low, high] with {low:g} <= low <= high <= {high:g}")
@@ -36,7 +42,7 @@ def _range(low: float, high: float) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _positive(value: tuple[float, float]) -> tuple[float, float]:
+def _check_box(value: tuple[float, float]) -> tuple[float, float]:
     if not all(0 < side <= 10 for side in value):
         raise ValueError("give [width, height], each above 0 and at most 10")
     return value
@@ -51,39 +57,38 @@ class RenderedTextOptions(GeneratorOptions):
     inverted: bool = False
     """Black on white; default white on black."""
     texts: dict[str, tuple[str, ...]] | None = None
-    """Label name -> strings to draw, equally likely. A label not named here draws its own name; one
-    of a single letter its other case too, unless that is another label or no font has it: the votes
-    decide."""
+    """Label name -> strings to draw, equally likely. A label not named here draws its own name; a
+    single letter also draws its other case, unless that is another label or no font has it."""
     fonts: str | None = None
-    """Folder with .ttf, .otf and .ttc files, searched recursively; `system`: all fonts installed
-    here and matplotlib's (the same on every machine of a run); default: matplotlib's text faces."""
+    """Folder with .ttf, .otf and .ttc files, searched recursively; `system`: the installed fonts
+    and matplotlib's (the same on every machine of a run); default: matplotlib's text fonts."""
     forms: tuple[Form, ...] = Field(default=("outline", "skeleton"), min_length=1)
     """outline keeps a font's thick and thin parts; skeleton draws its centre lines evenly."""
-    box: Annotated[tuple[float, float], AfterValidator(_positive)] = (0.72, 0.72)
+    box: Annotated[tuple[float, float], AfterValidator(_check_box)] = (0.72, 0.72)
     """Width and height, in image sides, of the box the text is drawn into (MNIST: 20/28)."""
     fit: bool = True
-    """Scale the deformed text until it touches the box, as digit data sets normalise theirs;
-    else only the undeformed text fits."""
+    """Scale the deformed text until it touches the box, as digit data sets normalise theirs; false
+    fits the text before it is deformed."""
     stretch: float = Field(default=1.0, ge=1, le=100)
     """With fit, width and height may be scaled differently, by up to this factor, to fill the box
     (NIST's normalised characters: no bound); strokes are stretched too."""
     center: Literal["box", "mass"] = "box"
-    """What sits in the image's middle: the text's box or its centre of mass (MNIST); needs fit."""
-    size: Annotated[tuple[float, float], _range(0.01, 10)] = (0.9, 1.05)
+    """What is in the image's middle: the text's box or its centre of mass (MNIST); needs fit."""
+    size: Annotated[tuple[float, float], _within(0.01, 10)] = (0.9, 1.05)
     """Factor on the box."""
-    aspect: Annotated[tuple[float, float], _range(0.05, 20)] = (0.7, 1.3)
+    aspect: Annotated[tuple[float, float], _within(0.05, 20)] = (0.7, 1.3)
     """Factor on width over height (log-uniform)."""
-    rotation: Annotated[tuple[float, float], _range(-180, 180)] = (-10.0, 10.0)
+    rotation: Annotated[tuple[float, float], _within(-180, 180)] = (-10.0, 10.0)
     """Degrees, anticlockwise."""
-    shear: Annotated[tuple[float, float], _range(-2, 2)] = (-0.2, 0.4)
+    shear: Annotated[tuple[float, float], _within(-2, 2)] = (-0.2, 0.4)
     """Slant to the right: width moved per height."""
-    offset: Annotated[tuple[float, float], _range(-1, 1)] = (-0.04, 0.04)
-    """Shift right and down, drawn for each, in image sides."""
-    stroke: Annotated[tuple[float, float], _range(0, 1)] = (0.06, 0.14)
+    offset: Annotated[tuple[float, float], _within(-1, 1)] = (-0.04, 0.04)
+    """Shift to the right and down, drawn separately, in image sides."""
+    stroke: Annotated[tuple[float, float], _within(0, 1)] = (0.06, 0.14)
     """Width of the strokes, in image sides."""
-    softness: Annotated[tuple[float, float], _range(0.1, 100)] = (0.8, 2.0)
+    softness: Annotated[tuple[float, float], _within(0.1, 100)] = (0.8, 2.0)
     """Width of an edge's ramp from 0 to 1, in pixels: antialiasing at 1, blur above."""
-    gain: Annotated[tuple[float, float], _range(0, 1)] = (0.85, 1.0)
+    gain: Annotated[tuple[float, float], _within(0, 1)] = (0.85, 1.0)
     """Brightness of full ink."""
     elastic: float = Field(default=0.05, ge=0, le=1)
     """Largest displacement of each of 4x4 grid points, in lengths of the text's box."""
@@ -93,7 +98,7 @@ class RenderedTextOptions(GeneratorOptions):
     """Probability, per unit of degree, that a variation draws a new string."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check(self) -> Self:
         if self.center == "mass" and not self.fit:
             raise ValueError("center: mass needs fit: true")
         for label, texts in (self.texts or {}).items():
@@ -123,14 +128,15 @@ _GENES = (
     "softness",
     "gain",
 )
-"""Meaning of a genome's first numbers, each in [-1, 1] across its option's range; the rest is the
-displacement of the grid points, rightwards then downwards, in units of `elastic`."""
+"""Meaning of a genome's first numbers; [-1, 1] spans the option's range. The rest displaces the
+grid points, first to the right, then down, in units of `elastic`."""
 
 
 def _spline_table(num: int) -> Floats:
-    """Natural cubic spline through the grid points: weights [num, nodes + 2] at `num` positions.
+    """Return weights [num, nodes + 2] of the natural cubic spline through the grid points.
 
-    The positions are evenly spaced in [-reach, reach]; linear functions are reproduced exactly.
+    They are for `num` positions, evenly spaced in [-reach, reach]. Outside the grid the spline goes
+    on as a line.
     """
     from scipy.interpolate import CubicSpline
 
@@ -144,8 +150,8 @@ def _spline_table(num: int) -> Floats:
 class RenderedText:
     """Text in a font, under a random affine map and elastic displacement, with random strokes.
 
-    An image is read off a signed distance field of its text, so stroke width and blur are
-    continuous and cheap. `degree` is the furthest a gene moves, as a share of half its range:
+    An image is computed from a signed distance field of its text, so stroke width and blur are
+    continuous and cheap. `degree` is the furthest that a gene moves, as a share of half its range:
     0 changes nothing, 1 is about as wide as the initial draw.
     """
 
@@ -156,7 +162,7 @@ class RenderedText:
         unknown = sorted(set(given) - set(label_names))
         if unknown:
             raise InputError(f"generator.texts: {unknown[0]!r} is not a label")
-        by_label = list({**own_texts(label_names, options.fonts), **given}.values())
+        by_label = list({**list_own_texts(label_names, options.fonts), **given}.values())
         if not all(text.strip() for texts in by_label for text in texts):
             raise InputError("generator.texts: give a string for the label whose name is blank")
         self._options = options
@@ -164,31 +170,31 @@ class RenderedText:
         self._first_text = np.cumsum(self._num_texts) - self._num_texts
         texts = tuple(text for texts in by_label for text in texts)
         self._cells = min(256, max(64, 2 * options.image_size))
-        self._faces = faces(options.fonts, texts, options.forms, self._cells)
+        self._faces = load_faces(options.fonts, texts, options.forms, self._cells)
         self._table = _spline_table(4096)
         self._coarse = _spline_table(_COARSE)
 
     def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:
-        """Text, font and genome uniform over their ranges."""
+        """Draw text, font and genome uniformly over their ranges."""
         drawn = uniforms(seeds, 2 + self._num_genes)
         text = np.floor(drawn[:, 0] * self._num_texts[labels]).astype(np.int32)
         font = self._draw_font(self._first_text[labels] + text, drawn[:, 1])
         genome = (2.0 * drawn[:, 2:] - 1.0).astype(np.float32)
-        return self._rows(labels, text, font, genome)
+        return self._render_rows(labels, text, font, genome)
 
     def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
-        """Genes take a uniform step and are reflected at the ends of their ranges."""
+        """Move each gene by a uniform step, reflected at the ends of its range."""
         labels, text, font = rows["label"], rows["text"], rows["font"]
         drawn = uniforms(seeds, 4 + self._num_genes)
         new_text = drawn[:, 0] < degree * self._options.text_change
         fresh = np.floor(drawn[:, 1] * self._num_texts[labels]).astype(np.int32)
         varied_text = np.where(new_text, fresh, text)
-        # A string that is new to the row may be missing in the row's font.
+        # The row's font may not have a string that is new to the row.
         new_font = (drawn[:, 2] < degree * self._options.font_change) | (varied_text != text)
         drawn_font = self._draw_font(self._first_text[labels] + varied_text, drawn[:, 3])
         moved = rows["genome"] + degree * (2.0 * drawn[:, 4:] - 1.0)
         genome = (np.abs((moved - 1.0) % 4.0 - 2.0) - 1.0).astype(np.float32)
-        return self._rows(labels, varied_text, np.where(new_font, drawn_font, font), genome)
+        return self._render_rows(labels, varied_text, np.where(new_font, drawn_font, font), genome)
 
     @property
     def _num_genes(self) -> int:
@@ -198,7 +204,7 @@ class RenderedText:
         position = np.floor(drawn * self._faces.num_faces[texts]).astype(np.int64)
         return np.asarray(self._faces.table[texts, position])
 
-    def _rows(
+    def _render_rows(
         self,
         labels: NDArray[np.int32],
         text: NDArray[np.int32],
@@ -206,7 +212,7 @@ class RenderedText:
         genome: Floats,
     ) -> Rows:
         options = self._options
-        masters, starts = self._faces.masters(self._first_text[labels] + text, font)
+        masters, starts = self._faces.get_masters(self._first_text[labels] + text, font)
         side = options.image_size
         image = np.empty((len(labels), side, side), dtype=np.uint8)
         for begin in range(0, len(labels), _CHUNK):
@@ -218,7 +224,7 @@ class RenderedText:
         return {"image": image, "text": text, "font": font, "genome": genome}
 
     def _decode(self, genome: Floats) -> dict[str, Doubles]:
-        """Genes in the units of their options, each [n]."""
+        """Return the genes in the units of their options, each [n]."""
         genes = {}
         for index, name in enumerate(_GENES):
             low, high = getattr(self._options, name.removesuffix("_x").removesuffix("_y"))
@@ -232,16 +238,20 @@ class RenderedText:
     def _render(
         self, masters: NDArray[np.int16], starts: NDArray[np.int64], genome: Floats
     ) -> NDArray[np.uint8]:
-        """Images [n, side, side]; row by row elementwise, or one small product per row."""
+        """Return images [n, side, side].
+
+        All operations are elementwise or one small product per row, so a row's bits depend on the
+        row alone.
+        """
         side = self._options.image_size
         genes = self._decode(genome)
-        across, down = self._grid(genes, genome)
-        scale_x, scale_y, center_x, center_y = self._placement(masters, starts, genes, across, down)
+        across, down = self._displace(genes, genome)
+        scale_x, scale_y, center_x, center_y = self._place(masters, starts, genes, across, down)
         pixels = np.arange(side) + 0.5 - side / 2
         at_x = pixels - genes["offset_x"][:, None] * side
         at_y = pixels - genes["offset_y"][:, None] * side
-        weights_x = self._weights(at_x / scale_x[:, None] + center_x[:, None])
-        weights_y = self._weights(at_y / scale_y[:, None] + center_y[:, None])
+        weights_x = self._interpolate(at_x / scale_x[:, None] + center_x[:, None])
+        weights_y = self._interpolate(at_y / scale_y[:, None] + center_y[:, None])
         turned = weights_x.transpose(0, 2, 1)
         x = np.asarray(weights_y @ across @ turned, dtype=np.float32)
         y = np.asarray(weights_y @ down @ turned, dtype=np.float32)
@@ -252,17 +262,17 @@ class RenderedText:
         field *= _per_row(slope)
         field += _per_row(slope * 0.5 * genes["stroke"] * side / (scale_y * QUANTUM))
         if self._options.stretch > 1:
-            field /= _steepness(field, gain / genes["softness"], scale_x / scale_y)
+            field /= _measure_steepness(field, gain / genes["softness"], scale_x / scale_y)
         field += _per_row(0.5 * gain)
         np.clip(field, np.float32(0), _per_row(gain), out=field)
         field += np.float32(0.5)
         return field.astype(np.uint8)
 
-    def _grid(self, genes: Mapping[str, Doubles], genome: Floats) -> tuple[Floats, Floats]:
-        """Where in its master each grid point of a deformed glyph lies; x and y, [n, 6, 6].
+    def _displace(self, genes: Mapping[str, Doubles], genome: Floats) -> tuple[Floats, Floats]:
+        """Return x and y, [n, 6, 6], of a deformed glyph's grid points in its master, in cells.
 
-        In cells. The map is shear * rotation * stretch of the glyph, so points go back by the
-        inverse; lengths are in units of the glyph's box.
+        A glyph is deformed by shear * rotation * stretch, so points are mapped back by the inverse.
+        Its own lengths are in units of its box.
         """
         moves = np.zeros((len(genome), 2, len(_GRID), len(_GRID)))
         inner = genome[:, len(_GENES) :].reshape(-1, 2, _NODES, _NODES)
@@ -278,7 +288,7 @@ class RenderedText:
         down = (y * stretch) * cells + middle
         return across.astype(np.float32), down.astype(np.float32)
 
-    def _placement(
+    def _place(
         self,
         masters: NDArray[np.int16],
         starts: NDArray[np.int64],
@@ -286,7 +296,7 @@ class RenderedText:
         across: Floats,
         down: Floats,
     ) -> tuple[Doubles, Doubles, Doubles, Doubles]:
-        """Pixels per box length, x and y, and the deformed glyph's point in the image's middle."""
+        """Return pixels per box length, x and y, and the glyph's point in the image's middle."""
         side = self._options.image_size
         width, height = (genes["size"] * share * side for share in self._options.box)
         if not self._options.fit:
@@ -299,14 +309,14 @@ class RenderedText:
         column = np.clip(x + np.float32(0.5), 0, last).astype(np.int32)
         row = np.clip(y + np.float32(0.5), 0, last).astype(np.int32)
         field = masters[starts[:, None, None] + row * self._cells + column] * np.float32(QUANTUM)
-        left, right = _extent(field.max(axis=1))
-        top, bottom = _extent(field.max(axis=2))
+        left, right = _measure_extent(field.max(axis=1))
+        top, bottom = _measure_extent(field.max(axis=2))
         stroke = genes["stroke"] * side
-        thinnest = 0.02  # a straight line has no width but its stroke's
+        thinnest = 0.02  # a straight line has no width except its stroke's
         inner_x = np.maximum(right - left, thinnest)
         inner_y = np.maximum(bottom - top, thinnest)
         room_x, room_y = np.maximum(width - stroke, 1.0), np.maximum(height - stroke, 1.0)
-        # Strokes are `stroke` high; how wide they get is up to the stretch.
+        # Strokes are `stroke` high; the stretch decides how wide they are.
         stretch = self._options.stretch
         scale_y = np.minimum(room_y / inner_y, stretch * room_x / inner_x)
         scale_x = np.minimum(width / (inner_x + stroke / scale_y), stretch * scale_y)
@@ -323,8 +333,8 @@ class RenderedText:
             (ink.sum(axis=2) * at).sum(axis=1) / mass,
         )
 
-    def _weights(self, positions: Doubles) -> Floats:
-        """Spline weights [n, side, nodes + 2] at positions [n, side]."""
+    def _interpolate(self, positions: Doubles) -> Floats:
+        """Return spline weights [n, side, nodes + 2] at positions [n, side]."""
         last = len(self._table) - 1
         index = np.clip((positions / _REACH + 1.0) * (last / 2) + 0.5, 0, last).astype(np.int64)
         return self._table[index]
@@ -332,7 +342,7 @@ class RenderedText:
     def _sample(
         self, masters: NDArray[np.int16], starts: NDArray[np.int64], x: Floats, y: Floats
     ) -> Floats:
-        """Masters at cell coordinates x and y [n, side, side], bilinear, in quanta."""
+        """Return the masters' values at cells x and y [n, side, side], bilinear, in quanta."""
         cells = self._cells
         last = np.float32(cells - 1.001)
         x, y = np.clip(x, 0, last), np.clip(y, 0, last)
@@ -354,12 +364,12 @@ class RenderedText:
 
 
 def _per_row(values: Doubles) -> Floats:
-    """Values [n] in the shape that multiplies images."""
+    """Return values [n] in the shape that multiplies images."""
     return values.astype(np.float32)[:, None, None]
 
 
-def _steepness(field: Floats, edge: Doubles, ratio: Doubles) -> Floats:
-    """Slope of a stretched field relative to `edge` (per pixel, [n]); [n, side, side].
+def _measure_steepness(field: Floats, edge: Doubles, ratio: Doubles) -> Floats:
+    """Return the slope [n, side, side] of a stretched field, relative to `edge` (per pixel, [n]).
 
     Dividing by it makes edges equally sharp in all directions. A distance field stretched by
     `ratio` along x has relative slopes between 1 (along y) and 1/ratio (along x).
@@ -370,10 +380,11 @@ def _steepness(field: Floats, edge: Doubles, ratio: Doubles) -> Floats:
     return np.asarray(np.clip(steepness, _per_row(low), _per_row(high), out=steepness))
 
 
-def _extent(profile: Floats) -> tuple[Doubles, Doubles]:
-    """Ends, [n] each, of the glyph along an axis, from the largest field value at each position.
+def _measure_extent(profile: Floats) -> tuple[Doubles, Doubles]:
+    """Return the ends, [n] each, of the glyph along an axis.
 
-    Finds where the profile crosses -level, between samples, and takes the level off again.
+    profile: the largest field value at each position. Its crossings of -level are interpolated
+    between samples, and the level is subtracted again.
     """
     above = profile.astype(np.float64) + _LEVEL
     num = profile.shape[1]
@@ -388,6 +399,3 @@ def _extent(profile: Floats) -> tuple[Doubles, Doubles]:
         position = inner - np.clip(back, 0.0, 1.0)
         ends.append(position * (2 * _REACH / (num - 1)) - _REACH + _LEVEL)
     return ends[0], -ends[1]
-
-
-RenderedText.Options = RenderedTextOptions

@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
-from pe_ray.components.generators.checkpoints import (
-    Checkpoint,
-    image_to_image_on,
+from pe_ray.components.generators.diffusers_pipelines import (
     load_pipeline,
+    share_as_image_to_image,
 )
 from pe_ray.components.weights import Precision
 from pe_ray.errors import InputError
@@ -43,9 +42,9 @@ class VarySettings(RandomSettings):
     """As the generator's `revision`, for the checkpoint given here."""
 
     @model_validator(mode="after")
-    def _own_revision(self) -> Self:
+    def _check_revision(self) -> Self:
         if self.revision and not self.checkpoint:
-            raise ValueError("revision: needs a checkpoint of its own beside it")
+            raise ValueError("revision: needs a checkpoint of its own next to it")
         return self
 
 
@@ -76,9 +75,9 @@ class StableDiffusionOptions(GeneratorOptions):
 
     @field_validator("prompts")
     @classmethod
-    def _not_blank(cls, prompts: dict[str, Any]) -> dict[str, Any]:
+    def _refuse_blank(cls, prompts: dict[str, Any]) -> dict[str, Any]:
         for label, given in prompts.items():
-            texts = _several(given)
+            texts = _as_tuple(given)
             if not texts or not all(text.strip() for text in texts):
                 raise ValueError(f"give {label!r} at least one prompt, none of them blank")
         return prompts
@@ -89,8 +88,8 @@ class StableDiffusionOptions(GeneratorOptions):
 
     @property
     def columns(self) -> Mapping[str, tuple[str, int]]:
-        """prompt: index in the label's prompts; only where some label has several."""
-        several = any(len(_several(given)) > 1 for given in self.prompts.values())
+        """prompt: index in the label's prompts; only if some label has several."""
+        several = any(len(_as_tuple(given)) > 1 for given in self.prompts.values())
         return {"prompt": ("int32", 1)} if several else {}
 
     def check_degree(self, degree: float) -> None:
@@ -103,18 +102,18 @@ class StableDiffusionOptions(GeneratorOptions):
             )
 
 
-def _several(given: str | tuple[str, ...]) -> tuple[str, ...]:
+def _as_tuple(given: str | tuple[str, ...]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else given
 
 
 class StableDiffusion:
     """Text to image for random draws, image to image for variations, through diffusers.
 
-    `degree` is img2img's strength, in (0, 1]: 1 starts again from pure noise and keeps the prompt
-    alone. Noise is drawn row by row and on the CPU whatever the device, so a row's image depends on
-    its own seed and not on its batch, but for rounding (tested on a CPU in fp32: at most 1 of 255
-    levels). Invisible watermarks, which diffusers adds to SDXL images where a package for it
-    happens to be installed, are left out.
+    `degree` is the strength of image to image, in (0, 1]: 1 starts from pure noise and keeps the
+    prompt alone. Each row's noise is drawn from its own seed, on the CPU. So a row's image depends
+    on its batch and device by rounding only (tested on a CPU in fp32: at most 1 of 255 levels).
+    The invisible watermark, which diffusers adds to SDXL images if a certain package is installed,
+    is left out.
     """
 
     Options: ClassVar[type[GeneratorOptions]] = StableDiffusionOptions
@@ -123,63 +122,57 @@ class StableDiffusion:
         unknown = sorted(set(options.prompts) - set(label_names))
         if unknown:
             raise InputError(f"generator.prompts: {unknown[0]!r} is not a label")
-        template = options.prompt
         self._prompts = tuple(
-            _several(options.prompts.get(name, template.replace("{label}", name)))
+            _as_tuple(options.prompts.get(name, options.prompt.replace("{label}", name)))
             for name in label_names
         )
         self._options = options
         load = partial(load_pipeline, precision=options.precision, compiled=options.compile)
-        main = Checkpoint("generator.checkpoint", options.checkpoint, options.revision)
-        self._random = load(main, "text_to_image")
-        own, revision = options.vary.checkpoint, options.vary.revision
-        if own is None or (own, revision) == (options.checkpoint, options.revision):
-            self._vary = image_to_image_on(self._random)
+        main, own = (options.checkpoint, options.revision), options.vary
+        self._random = load("text_to_image", "generator.checkpoint", *main)
+        if own.checkpoint is None or (own.checkpoint, own.revision) == main:
+            self._vary = share_as_image_to_image(self._random)
         else:
-            other = Checkpoint("generator.vary.checkpoint", own, revision)
-            self._vary = load(other, "image_to_image")
+            option = "generator.vary.checkpoint"
+            self._vary = load("image_to_image", option, own.checkpoint, own.revision)
         for pipeline in (self._random, self._vary):
             _check_prompts(pipeline, self._prompts)
 
     def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:
-        """Text to image from each row's own initial noise."""
+        """Make images from text and each row's own noise."""
         counts = np.array([len(texts) for texts in self._prompts], dtype=np.uint64)[labels]
         prompt = (seeds % counts).astype(np.int32)
         pipeline, side = self._random, self._options.image_size
         latent = side // pipeline.vae_scale_factor
         shape = (len(seeds), pipeline.unet.config.in_channels, latent, latent)
-        # Not from torch's generators, which keep 32 bits of a seed: of a million random draws
-        # some would start from the same noise.
+        # torch's generators keep 32 bits of a seed: of a million rows some would share their noise.
         noise = normals(seeds, int(np.prod(shape[1:]))).reshape(shape)
         images = self._run(
             pipeline,
             self._options.random,
-            (labels, prompt),
+            labels,
+            prompt,
             seeds,
-            latents=_tensor(noise).to(pipeline.device, pipeline.unet.dtype),
+            latents=_to_tensor(noise).to(pipeline.device, pipeline.unet.dtype),
             height=side,
             width=side,
         )
-        return {"image": images, **self._own(prompt)}
+        return {"image": images, **self._own_columns(prompt)}
 
     def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
-        """Image to image: noise on each row's latents, then the last `degree` of the steps."""
-        self._check_consistency(degree)
+        """Put noise on each row's latents, then do the last `degree` of the steps."""
+        self._check_consistency_model(degree)
         several = bool(self._options.columns)
         prompt = rows["prompt"] if several else np.zeros(len(seeds), dtype=np.int32)
-        pixels = _tensor(rows["image"].transpose(0, 3, 1, 2) / 255.0)
+        pixels = _to_tensor(rows["image"].transpose(0, 3, 1, 2) / 255.0).float()
+        settings = self._options.vary
         images = self._run(
-            self._vary,
-            self._options.vary,
-            (rows["label"], prompt),
-            seeds,
-            image=pixels.float(),
-            strength=degree,
+            self._vary, settings, rows["label"], prompt, seeds, image=pixels, strength=degree
         )
-        return {"image": images, **self._own(prompt)}
+        return {"image": images, **self._own_columns(prompt)}
 
-    def _check_consistency(self, degree: float) -> None:
-        """A consistency model's variations pick `steps` of the first `degree` of its own steps."""
+    def _check_consistency_model(self, degree: float) -> None:
+        """Refuse a degree that leaves a consistency model fewer of its own steps than `steps`."""
         if not type(self._vary).__name__.startswith("LatentConsistencyModel"):
             return
         own, steps = self._vary.scheduler.config.original_inference_steps, self._options.vary.steps
@@ -189,44 +182,45 @@ class StableDiffusion:
                 f"of its {own} steps to pick vary.steps = {steps} from; give fewer steps"
             )
 
-    def _own(self, prompt: NDArray[np.int32]) -> Rows:
+    def _own_columns(self, prompt: NDArray[np.int32]) -> Rows:
         return {"prompt": prompt} if self._options.columns else {}
 
     def _run(
         self,
         pipeline: Any,
         settings: RandomSettings,
-        which: tuple[NDArray[np.int32], NDArray[np.int32]],
+        labels: NDArray[np.int32],
+        prompt: NDArray[np.int32],
         seeds: Seeds,
         **given: Any,
     ) -> Images:
-        """Images of prompts `which` (labels [n], index in the label's prompts [n])."""
+        """Return images of the labels' prompts number `prompt`."""
         import torch
 
-        made = pipeline(
-            prompt=[self._prompts[label][index] for label, index in zip(*which, strict=True)],
+        images = pipeline(
+            prompt=[self._prompts[label][i] for label, i in zip(labels, prompt, strict=True)],
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance,
             generator=[torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds],
             output_type="np",
             **given,
         ).images
-        if not np.isfinite(made).all():
+        if not np.isfinite(images).all():
             raise InputError(
                 f"generator.precision: {self._options.precision} overflowed into pixels that are "
                 "no numbers; use bf16 or fp32"
             )
-        return np.asarray(np.rint(made * 255.0), dtype=np.uint8)
+        return np.asarray(np.rint(images * 255.0), dtype=np.uint8)
 
 
-def _tensor(array: NDArray[Any]) -> Any:
+def _to_tensor(array: NDArray[Any]) -> Any:
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def _check_prompts(pipeline: Any, prompts: Sequence[Sequence[str]]) -> None:
-    """Refuse a prompt that the pipeline would cut or not understand."""
+    """Refuse prompts that the pipeline would cut off or not understand, without a word."""
     tokenizers = [pipeline.tokenizer, getattr(pipeline, "tokenizer_2", None)]
     for text in {text for texts in prompts for text in texts}:
         for tokenizer in filter(None, tokenizers):

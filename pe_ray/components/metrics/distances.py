@@ -1,6 +1,6 @@
 """Distances between two samples of embeddings, [n, d] and [m, d]: pure functions, bounded memory.
 
-Beside the samples themselves they hold a few blocks of 2,048 rows in float64 and d x d matrices.
+Besides the samples they hold a few blocks of 2,048 rows in float64 and d x d matrices.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _ROWS = 2048
 
 
 def frechet_distance(first: Sample, second: Sample) -> float:
-    """Frechet distance between Gaussians fitted to two samples of at least 2 (Heusel et al. 2017,
-    eq. 6): |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), with unbiased covariances.
+    """Return the squared Frechet distance between Gaussians fitted to two samples of at least 2.
 
-    With C = R^T R the trace of the root is the sum of the singular values of R1 R2^T, whichever
-    R is taken: no root of a product is needed, and nothing complex appears.
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), with unbiased covariances (Heusel et al. 2017,
+    eq. 6). With C = R^T R, the trace of the root is the sum of the singular values of R1 R2^T. So
+    no root of a product is needed, and no complex numbers appear.
     """
     mean1, mean2 = _mean(first), _mean(second)
     factor1, factor2 = _factor(first, mean1), _factor(second, mean2)
@@ -35,7 +35,7 @@ def _mean(sample: Sample) -> Block:
 
 
 def _factor(sample: Sample, mean: Block) -> Block:
-    """R, [at most d, d], with R^T R the sample's covariance."""
+    """Return R, [at most d, d], with R^T R the sample's covariance."""
     num, dim = sample.shape
     if num <= dim:
         return np.asarray((sample - mean) / np.sqrt(num - 1))
@@ -76,7 +76,7 @@ def _kernel_diagonal(sample: Sample) -> float:
 def precision_and_recall(
     synthetic: Sample, reference: Sample, neighbors: int
 ) -> tuple[float, float]:
-    """Improved precision and recall (Kynkaanniemi et al. 2019, eq. 1 and 2).
+    """Return improved precision and recall (Kynkaanniemi et al. 2019, eq. 1 and 2).
 
     A sample's manifold is the union of balls around its points, each reaching to the point's
     `neighbors`-th nearest other point of the sample. Precision: share of synthetic points in the
@@ -90,7 +90,7 @@ def precision_and_recall(
 
 
 def _radii(sample: Sample, neighbors: int) -> Block:
-    """Squared distance of each point to its `neighbors`-th nearest other point, [n]."""
+    """Return each point's squared distance to its `neighbors`-th nearest other point, [n]."""
     radii = []
     for number, rows in enumerate(_blocks(sample)):
         nearest = np.full((len(rows), neighbors), np.inf)
@@ -105,7 +105,7 @@ def _radii(sample: Sample, neighbors: int) -> Block:
 
 
 def _covered(points: Sample, centres: Sample, radii: Block) -> float:
-    """Share of points within any centre's radius (squared, [m])."""
+    """Return the share of points within any centre's radius; `radii`: squared, [m]."""
     inside = 0
     for rows in _blocks(points):
         hit = np.zeros(len(rows), dtype=bool)

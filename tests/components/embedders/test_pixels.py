@@ -88,6 +88,6 @@ def test_norms() -> None:
 
 
 def test_bad_shapes() -> None:
-    with pytest.raises(TypeError, match=r"\(2, 8, 8\)"):
+    with pytest.raises(TypeError, match="images"):
         embed(np.zeros((2, 8, 8), dtype=np.uint8))
     assert embed(np.zeros((0, 8, 8, 1), dtype=np.uint8)).shape == (0, 196)

@@ -135,14 +135,14 @@ def test_the_service_says_how_long_to_wait_and_all_workers_do(
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (status(401, "", f"Incorrect key: {KEY}"), r"refused the key in PE_RAY_TEST_KEY \(401\)"),
-        (status(403), r"refused the key in PE_RAY_TEST_KEY \(403\)"),
+        (status(401, "", f"Incorrect key: {KEY}"), r"api_key_env: .*PE_RAY_TEST_KEY \(401\)"),
+        (status(403), r"api_key_env: .*PE_RAY_TEST_KEY \(403\)"),
         (status(429, "insufficient_quota", "no credit left"), "no credit left"),
-        (status(400, "invalid", f"size? {KEY}"), r"turned a call down \(400: size\? \(key\)\)"),
+        (status(400, "invalid", f"size? {KEY}"), r"\(400: size\? \(key\)\)"),
         (status(404, "model_not_found", "no such model"), "404: no such model"),
         (status(302, Location="http://127.0.0.1:9/elsewhere"), "302"),
-        (status(429, Retry_After="7200"), "asks to wait 7,200 s"),
-        (status(400, "moderation_blocked"), "content policy refused generations .*photo of cat"),
+        (status(429, Retry_After="7200"), "7,200 s"),
+        (status(400, "moderation_blocked"), r"generator\.prompt: .*generations .*photo of cat"),
     ],
 )
 def test_what_will_not_pass_is_one_error_and_free(
@@ -161,8 +161,8 @@ def test_what_will_not_pass_is_one_error_and_free(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (answer(np.zeros((512, 512, 3), np.uint8)), "512x512 images where 256x256 was asked for"),
-        (answer(np.zeros((256, 128, 3), np.uint8)), "256x128 images where 256x256 was asked for"),
+        (answer(np.zeros((512, 512, 3), np.uint8)), "512x512"),
+        (answer(np.zeros((256, 128, 3), np.uint8)), "256x128"),
         (b'{"data": [{"url": "http://x/y.png"}]}', "response_format: b64_json"),
     ],
 )
@@ -178,14 +178,14 @@ def test_wrong_sizes_and_links_end_the_run_at_the_first(
 
 def test_attempts_end(service: Service, tmp_path: Path) -> None:
     service.faults = [status(500)] * 99
-    with pytest.raises(InputError, match=r"failed 3 times in a row .*last: 500"):
+    with pytest.raises(InputError, match=r"3 times .*500"):
         made(service, tmp_path, attempts=3, concurrency=1).random(LABELS, SEEDS)
     assert len(service.calls) == 3
 
 
 def test_a_service_that_is_not_there_costs_nothing(service: Service, tmp_path: Path) -> None:
     options = {"base_url": "http://127.0.0.1:9/v1", "attempts": 2}
-    with pytest.raises(InputError, match=r"failed 2 times in a row .*ConnectionError"):
+    with pytest.raises(InputError, match=r"2 times .*ConnectionError"):
         made(service, tmp_path, **options).random(LABELS, SEEDS)
     assert spent(tmp_path)[0] == 0
 
@@ -193,7 +193,7 @@ def test_a_service_that_is_not_there_costs_nothing(service: Service, tmp_path: P
 def test_an_error_stops_the_other_calls(service: Service, tmp_path: Path) -> None:
     service.faults = [status(401)] * 99
     seeds = row_seeds(1, "random", 0, np.arange(50))
-    with pytest.raises(InputError, match="refused the key"):
+    with pytest.raises(InputError, match="api_key_env"):
         made(service, tmp_path, concurrency=2).random(np.zeros(50, np.int32), seeds)
     assert len(service.calls) <= 4
 
@@ -210,13 +210,13 @@ def test_a_refused_variation_is_kept_if_so_configured(service: Service, tmp_path
     assert len(service.calls) == 8
     assert spent(tmp_path)[0] == 7
     strict = made(service, tmp_path, concurrency=1)
-    with pytest.raises(InputError, match="content policy refused edits"):
+    with pytest.raises(InputError, match=r"generator\.prompt: .*edits"):
         strict.vary(drawn, 0.5, VARIED)  # as it was stored
     service.faults = [refusal]
-    with pytest.raises(InputError, match="content policy refused edits"):
+    with pytest.raises(InputError, match=r"generator\.prompt: .*edits"):
         strict.vary(drawn, 0.9, VARIED)
     service.faults = [refusal]
-    with pytest.raises(InputError, match="content policy refused generations"):
+    with pytest.raises(InputError, match=r"generator\.prompt: .*generations"):
         generator.random(LABELS, SEEDS + np.uint64(1))
 
 
@@ -243,7 +243,7 @@ def test_a_netrc_file_is_not_read(
     made(service, tmp_path / "store").random(LABELS, SEEDS)
     assert service.calls[0].headers["Authorization"] == f"Bearer {KEY}"
     service.calls.clear()
-    with pytest.raises(InputError, match="refused a call without a key"):
+    with pytest.raises(InputError, match="api_key_env"):
         made(service, tmp_path / "other", api_key_env=None).random(LABELS, SEEDS)
     assert "Authorization" not in service.calls[0].headers
 
@@ -251,13 +251,13 @@ def test_a_netrc_file_is_not_read(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"base_url": "http://example.org/v1"}, "http would show the key"),
-        ({"base_url": "https://me:secret@example.org/v1"}, "must hold no user"),
-        ({"base_url": "example.org"}, "write it as https"),
+        ({"base_url": "http://example.org/v1"}, "base_url"),
+        ({"base_url": "https://me:secret@example.org/v1"}, "base_url"),
+        ({"base_url": "example.org"}, "base_url"),
         ({"random": {"model": "m", "size": 300}}, "random.size"),
-        ({"random": {"model": "m", "size": 256, "parameters": {"n": 4}}}, "n is sent by"),
+        ({"random": {"model": "m", "size": 256, "parameters": {"n": 4}}}, "random.parameters"),
         ({"max_calls": None}, "max_calls"),
-        ({"prompts": {"bird": "x"}}, "'bird' is not a label"),
+        ({"prompts": {"bird": "x"}}, "prompts: 'bird'"),
     ],
 )
 def test_bad_options(

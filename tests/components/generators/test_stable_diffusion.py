@@ -138,22 +138,22 @@ def test_lower_precision_is_close_and_used(checkpoint: Checkpoint, precision: st
     assert 0 < np.abs(rough["image"].astype(int) - exact["image"]).mean() < 5
 
 
-def test_a_safety_checker_is_never_loaded(checkpoint: Checkpoint) -> None:
+def test_a_safety_checker_is_not_loaded(checkpoint: Checkpoint) -> None:
     made = generator(checkpoint("checked"))
-    assert made._vary.safety_checker is made._random.safety_checker is None
+    assert made._random.safety_checker is made._vary.safety_checker is None
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "field"),
     [
-        ({"vary": {"revision": "main"}}, "needs a checkpoint of its own"),
-        ({"prompts": {"cat": []}}, "at least one prompt"),
-        ({"prompts": {"cat": ["a cat", " "]}}, "none of them blank"),
-        ({"image_size": 36}, "multiple of 8"),
+        ({"vary": {"revision": "main"}}, "revision"),
+        ({"prompts": {"cat": []}}, "prompts"),
+        ({"prompts": {"cat": ["a cat", " "]}}, "prompts"),
+        ({"image_size": 36}, "image_size"),
     ],
 )
-def test_bad_options(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
+def test_bad_options(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(ValidationError, match=field):
         StableDiffusionOptions(checkpoint="owner/name", **options)
 
 
@@ -176,17 +176,18 @@ def test_degrees_are_checked_before_a_run(
 
 def test_a_consistency_model_needs_steps_to_pick_from(checkpoint: Checkpoint) -> None:
     made = generator(checkpoint("consistency"), vary={"steps": 8})
-    with pytest.raises(InputError, match="6 of its 50 steps"):
+    with pytest.raises(InputError, match=r"schedule\.degrees"):
         made.vary(drawn(made), 0.125, STEPS)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"checkpoint": "/nowhere"}, "neither a folder on this machine nor a hub id"),
+        ({"checkpoint": "/nowhere"}, r"generator\.checkpoint: /nowhere .*hub id"),
         ({"checkpoint": "owner/name"}, "hf download owner/name"),
-        ({"prompts": {"cow": "a cow"}}, "'cow' is not a label"),
-        ({"prompt": "a very, very, very, very long prompt"}, "tokens but the model reads 24"),
+        ({"vary": {"checkpoint": "/nowhere"}}, r"generator\.vary\.checkpoint"),
+        ({"prompts": {"cow": "a cow"}}, r"generator\.prompts: 'cow'"),
+        ({"prompt": "a very, very, very, very long prompt"}, "prompt .*24"),
     ],
 )
 def test_bad_names_and_prompts(
@@ -222,8 +223,8 @@ def test_a_missing_checkpoint_ends_a_run_with_an_input_error(
     ray_session: None, tree: dict[str, Any]
 ) -> None:
     tree["generator"] = {"kind": "stable_diffusion", "checkpoint": "/nowhere"}
-    with pytest.raises(InputError, match="neither a folder on this machine nor a hub id"):
+    with pytest.raises(InputError, match=r"generator\.checkpoint: /nowhere"):
         evolve(Config.from_dict(tree))
     tree["resources"]["gpus_per_worker"] = 0.5  # actors instead of tasks
-    with pytest.raises(InputError, match="neither a folder on this machine nor a hub id"):
+    with pytest.raises(InputError, match=r"generator\.checkpoint: /nowhere"):
         evolve(Config.from_dict(tree))

@@ -88,33 +88,33 @@ def _batch_noise(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("damage", "part"),
     [
-        (lambda folder: (folder / "model_index.json").unlink(), "has no model_index.json"),
-        (lambda folder: (folder / "model_index.json").write_text("{"), "has a damaged model_index"),
-        (lambda folder: shutil.rmtree(folder / "vae"), "lacks vae"),
-        (lambda folder: shutil.rmtree(folder / "tokenizer"), "lacks tokenizer"),
+        (lambda folder: (folder / "model_index.json").unlink(), "model_index.json"),
+        (lambda folder: (folder / "model_index.json").write_text("{"), "model_index.json"),
+        (lambda folder: shutil.rmtree(folder / "vae"), "vae"),
+        (lambda folder: shutil.rmtree(folder / "tokenizer"), "tokenizer"),
         (_wordless, "tokenizer"),
-        (_without_weights, r": unet: .*no file named diffusion_pytorch_model\.safetensors"),
-        (_pickled, "weights in safetensors"),
-        (_cut, "unet/diffusion_pytorch_model.safetensors"),
-        (_with_code, "own_unet.*never run"),
-        (_renamed("FluxPipeline"), "is a FluxPipeline"),
-        (_reweighed("unet", "missing"), r": unet .* 1 missing \(down_blocks\.0\.attentions\.0"),
-        (_reweighed("vae", "missing"), r": vae .* 1 missing \(decoder\.mid_block\.attentions\.0"),
-        (_reweighed("text_encoder", "missing"), r": text_encoder .* 1 missing \(.*mlp\.fc2"),
-        (_reweighed("unet", "shape"), r"size mismatch for down_blocks\.0\.attentions\.0"),
-        (_reweighed("text_encoder", "shape"), r": text_encoder .* 1 of another shape \(.*mlp\.fc2"),
+        (_without_weights, r"unet.*diffusion_pytorch_model\.safetensors"),
+        (_pickled, "unet.*safetensors"),
+        (_cut, "unet"),
+        (_with_code, "own_unet"),
+        (_renamed("FluxPipeline"), "FluxPipeline"),
+        (_reweighed("unet", "missing"), r"unet.*down_blocks\.0\.attentions\.0"),
+        (_reweighed("vae", "missing"), r"vae.*decoder\.mid_block\.attentions\.0"),
+        (_reweighed("text_encoder", "missing"), r"text_encoder.*mlp\.fc2"),
+        (_reweighed("unet", "shape"), r"unet.*down_blocks\.0\.attentions\.0"),
+        (_reweighed("text_encoder", "shape"), r"text_encoder.*mlp\.fc2"),
         (_batch_noise, "DPMSolverSDEScheduler"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_by_name(
-    checkpoint: Checkpoint, tmp_path: Path, damage: Callable[[Path], None], message: str
+    checkpoint: Checkpoint, tmp_path: Path, damage: Callable[[Path], None], part: str
 ) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(checkpoint("sd"), folder)
     damage(folder)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=f"^generator.*{part}"):
         generator(str(folder))
     assert not (folder / "ran").exists()
 
@@ -167,6 +167,6 @@ def test_what_the_hub_refuses_is_explained(tmp_path: Path) -> None:
             env=environment,
         )
     gated, absent = done.stdout.splitlines()
-    assert "licence to be accepted" in gated
+    assert "https://huggingface.co/maker/gated" in gated
     assert "hf auth login" in gated
-    assert "maker/absent is not shown by the hub" in absent
+    assert absent.startswith("generator.checkpoint: maker/absent")

@@ -1,0 +1,113 @@
+"""Embedder: pool features of Inception v3, as clean-fid computes them for the FID."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pe_ray.components.weights import loading_errors
+from pe_ray.errors import InputError
+from pe_ray.plugins import EmbedderOptions, Images
+from pe_ray.values import DistanceMetric, ImageShape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_DIM = 2048
+_FILE = "inception-2015-12-05.pt"
+_OPTION = "embedder.weights"
+
+
+class InceptionOptions(EmbedderOptions):
+    """Options of Inception."""
+
+    modules: ClassVar[tuple[str, ...]] = ("torch", "cleanfid")
+
+    weights: str | None = None
+    """Path of inception-2015-12-05.pt; default: downloaded once to ~/.cache/pe_ray/weights. The
+    file is a TorchScript archive, which is a program: use one whose source you trust."""
+
+    def dim(self, shape: ImageShape) -> int:
+        return _DIM
+
+
+class Inception:
+    """Pool features of Inception v3, prepared as clean-fid's "clean" mode (Parmar et al. 2022).
+
+    Each channel is resized to 299x299 in floats (bicubic, antialiased) and clipped to [0, 255]. The
+    network is NVIDIA's TorchScript translation of the 2015 TensorFlow graph that defines the FID,
+    in float32.
+
+    The same images in the same order give the same features to the last bit on one kind of device.
+    Another batch, number of threads or device changes them by rounding, about 3e-6 of the largest.
+    """
+
+    Options: ClassVar[type[EmbedderOptions]] = InceptionOptions
+    metric: DistanceMetric = "l2"
+
+    def __init__(self, options: InceptionOptions) -> None:
+        import torch
+
+        from pe_ray.components.inference import pick_device
+
+        self._device = pick_device()
+        file = _find_weights(options.weights)
+        with loading_errors(_OPTION, file):
+            self._layers = torch.jit.load(str(file), map_location=self._device).eval().layers
+            # A network that doesn't fit fails here, before any record is read.
+            self.embed(np.zeros((1, 8, 8, 3), dtype=np.uint8))
+
+    def embed(self, images: Images) -> NDArray[np.float32]:
+        """Return features, float32 [n, 2048], of grey (repeated to RGB) or RGB images."""
+        from pe_ray.components.inference import embed_in_chunks
+
+        return embed_in_chunks(self._features, images, _DIM)
+
+    def _features(self, images: Images) -> Tensor:
+        import torch
+
+        pixels = torch.from_numpy(np.stack([_resize_as_clean_fid(image) for image in images]))
+        pixels = pixels.to(self._device).expand(-1, 3, -1, -1).contiguous()
+        # Unoptimised: the profiling executor changes a network's rounding after its first calls.
+        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+            features: Tensor = self._layers((pixels - 128) / 128)
+        return features.reshape(len(images), -1)
+
+
+def _find_weights(given: str | None) -> Path:
+    """Return the given file, or clean-fid's, which is downloaded where this user lacks it."""
+    from cleanfid.downloads_helper import check_download_inception, inception_url
+
+    if given is not None:
+        if not Path(given).is_file():
+            raise InputError(f"{_OPTION}: {given} is not a file; get {inception_url}")
+        return Path(given)
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    file = Path(cache) / "pe_ray" / "weights" / _FILE
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Renamed once complete: several workers may come here at once, or be killed here.
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            try:
+                check_download_inception(folder)
+            except OSError as error:
+                raise InputError(
+                    f"{_OPTION}: {inception_url} can't be downloaded from here; get the file and "
+                    "give its path as `weights`"
+                ) from error
+            (Path(folder) / _FILE).replace(file)
+    return file
+
+
+def _resize_as_clean_fid(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return one image as float32 [c, 299, 299] in [0, 255]; grey stays one channel."""
+    from PIL import Image
+
+    planes = [Image.fromarray(plane) for plane in image.astype(np.float32).transpose(2, 0, 1)]
+    resized = [np.asarray(p.resize((299, 299), Image.Resampling.BICUBIC)) for p in planes]
+    return np.stack(resized).clip(0, 255)

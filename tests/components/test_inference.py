@@ -1,0 +1,49 @@
+"""Embedders on networks: chunks, channels and determinism."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_networks import images, load_embedder, save_clip, save_dinov2, save_inception
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """kind -> options of a tiny network."""
+    folder = tmp_path_factory.mktemp("networks")
+    return {
+        "inception": {"weights": str(save_inception(folder))},
+        "clip": {"checkpoint": str(save_clip(folder / "clip"))},
+        "dinov2": {"checkpoint": str(save_dinov2(folder / "dinov2"))},
+    }
+
+
+KINDS = ["inception", "clip", "dinov2"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_embedding_hardly_depends_on_its_batch(
+    saved: dict[str, dict[str, Any]], kind: str, channels: int
+) -> None:
+    embedder = load_embedder(kind, **saved[kind])
+    batch = images(40, 13, 10, channels)  # more than one forward pass
+    whole = embedder.embed(batch)
+    assert np.array_equal(embedder.embed(batch), whole)
+    assert np.array_equal(load_embedder(kind, **saved[kind]).embed(batch), whole)
+    scale = np.abs(whole).max()
+    for size in (1, 7):
+        parts = [embedder.embed(batch[start : start + size]) for start in range(0, 40, size)]
+        assert np.abs(np.concatenate(parts) - whole).max() < 3e-6 * scale
+    assert np.abs(whole - whole.mean(axis=0)).max() > 1e-3 * scale  # images do matter
+    assert embedder.embed(batch[:0]).shape == (0, whole.shape[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_grey_is_rgb_with_equal_channels(saved: dict[str, dict[str, Any]], kind: str) -> None:
+    embedder, grey = load_embedder(kind, **saved[kind]), images(3, 40, 50, 1)
+    assert np.array_equal(embedder.embed(grey), embedder.embed(grey.repeat(3, axis=3)))
+    with pytest.raises(TypeError):
+        embedder.embed(images(3, 40, 50, 2))
