@@ -1,42 +1,57 @@
-"""Verbs that look at a run: what it made, what it spent, how good it is."""
+"""Verbs that look at a run's released values: status, report, compare, ledger."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
-from pe_ray.cli.printing import AddVerb, guarantee, print_json
+from pe_ray.cli.printing import PRIVATE, AddVerb, add_json, guarantee, print_json, release_tree
 from pe_ray.errors import InputError
-
-PRIVATE = "PRIVATE: computed on private records without noise; do not publish"
 
 
 def add_verbs(verb: AddVerb) -> None:
-    """report, compare, ledger, audit."""
-    verb("report", _report, "Write RUN/report.html, samples and metrics.").add_argument(
-        "run", metavar="RUN"
-    )
-    compare = verb(
-        "compare", _compare, "Show several runs side by side: epsilon, quality, samples."
-    )
+    """Add status, report, compare and ledger."""
+    status = verb("status", _status, "Print what a run has done, what is left and what was spent.")
+    report = verb("report", _report, "Write RUN/report.html, samples and metrics.")
+    compare = verb("compare", _compare, "Print guarantees, settings and metrics of several runs.")
+    ledger = verb("ledger", _ledger, "Print what was released and the (epsilon, delta) spent.")
+    for added in (status, report, ledger):
+        added.add_argument("run", metavar="RUN")
+    for added in (status, compare, ledger):
+        add_json(added)
     compare.add_argument("runs", nargs="+", metavar="RUN")
-    compare.add_argument("--output", metavar="PAGE", help="write an HTML page with samples too")
+    compare.add_argument("--output", metavar="PAGE", help="write an HTML page with charts too")
     compare.add_argument(
         "--scores",
         action="append",
         default=[],
         metavar="RUN=FILE",
-        help="show the output of `pe-ray audit RUN --json`: PRIVATE, as is the result then",
+        help="add the output of `pe-ray audit RUN --json`; the result is PRIVATE then",
     )
-    compare.add_argument("--json", action="store_true")
-    ledger = verb("ledger", _ledger, "Print what was released and the (epsilon, delta) spent.")
-    audit = verb(
-        "audit", _audit, "Score a finished run on private records (never publish the output)."
-    )
-    for added in (ledger, audit):
-        added.add_argument("run", metavar="RUN")
-        added.add_argument("--json", action="store_true")
+
+
+def _status(options: argparse.Namespace) -> None:
+    from pe_ray.report.run_status import read_status
+
+    status = read_status(options.run)
+    if options.json:
+        print_json(asdict(status))
+        return
+    print(f"state       {status.state}")
+    for stage in status.stages:
+        if stage.state != "waiting":
+            name = stage.stage if stage.iteration is None else f"{stage.stage} {stage.iteration}"
+            part = "" if stage.rows is None else f" {stage.rows_done:,} of {stage.rows:,} rows"
+            print(f"{stage.state:<12}{name}{part}")
+    waiting = sum(stage.state == "waiting" for stage in status.stages)
+    rows, releases = status.left["rows"], status.left["releases"]
+    print(f"left        {rows:,} rows, {releases} releases, {waiting} stages to begin")
+    print(f"spent       {guarantee(**status.spent)}")
+    print(f"budget      epsilon {status.budget_epsilon:g}")
+    if status.state == "stopped":
+        print("continue    repeat the same `pe-ray run` command")
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -46,26 +61,26 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from pe_ray.report.comparison import compare, table_of, tree_of, write_comparison
+    from pe_ray.report.comparison import compare, tabulate, write_comparison
 
     scores = {}
     for given in options.scores:
-        run, equals, file = given.rpartition("=")
-        if not equals or not run or not file:
+        run, _, file = given.rpartition("=")
+        if not run or not file:
             raise InputError(f"--scores {given}: write it as RUN=FILE")
         scores[run] = Path(file)
     runs = compare(options.runs, scores)
     if scores:
         print(PRIVATE, file=sys.stderr)
     if options.json:
-        print_json(tree_of(runs))
+        print_json({"runs": [asdict(run) for run in runs]})
     else:
-        lines = table_of(runs)
-        widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-        for line in lines:
-            cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        rows = tabulate(runs)
+        widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+        for row in rows:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
             print("  ".join(cells).rstrip())
-        if len({(run.facts.budget.unit, run.facts.budget.delta) for run in runs}) > 1:
+        if len({(run.unit, run.delta) for run in runs}) > 1:
             print("units or deltas differ: these epsilons can't be compared")
     if options.output:
         page = write_comparison(runs, Path(options.output))
@@ -88,12 +103,7 @@ def _ledger(options: argparse.Namespace) -> None:
                 "accounting": ledger.accounting,
                 "releases": [
                     {
-                        "key": entry.release.key,
-                        "kind": entry.release.kind,
-                        "iteration": entry.release.iteration,
-                        "mechanism": "discrete Gaussian",
-                        "sigma": entry.release.sigma,
-                        "sensitivity": entry.release.sensitivity,
+                        **release_tree(entry.release),
                         "state": entry.state,
                         "reserved_at": entry.reserved_at,
                         "committed_at": entry.committed_at,
@@ -113,15 +123,3 @@ def _ledger(options: argparse.Namespace) -> None:
             f"{release.key:<{width}}sigma {release.sigma:g}, sensitivity {release.sensitivity:g}, "
             f"{entry.state} {entry.committed_at or entry.reserved_at}"
         )
-
-
-def _audit(options: argparse.Namespace) -> None:
-    from pe_ray.private.evaluation import audit
-
-    scores = audit(options.run)
-    if options.json:
-        print_json(scores)
-        return
-    print(PRIVATE, file=sys.stderr)
-    for name, score in scores.items():
-        print(f"{name:<28}{score:.4f}")

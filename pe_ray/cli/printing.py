@@ -1,4 +1,4 @@
-"""What several verbs print."""
+"""Arguments and output that several verbs share."""
 
 from __future__ import annotations
 
@@ -8,26 +8,59 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from pe_ray.values import Release
+
 Command = Callable[[argparse.Namespace], None]
 AddVerb = Callable[[str, Command, str], argparse.ArgumentParser]
-"""(name, what runs it, help) -> its parser."""
+"""(name, command, help) -> the parser of a new verb."""
+
+PRIVATE = "PRIVATE: computed on private records without noise; do not publish"
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add CONFIG and --set."""
+    parser.add_argument("config", metavar="CONFIG", help="YAML file of the run")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="block.key=value",
+        help="replace one value of CONFIG; may be repeated",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add --json."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def guarantee(epsilon: float, delta: float, unit: str) -> str:
-    """The claim in words."""
+    """Return the privacy claim in words."""
     if math.isinf(epsilon):
         return "epsilon inf: no noise, NOT private"
     return f"epsilon {epsilon:.6g}, delta {delta:g}, adding or removing one {unit}"
 
 
+def release_tree(release: Release) -> dict[str, Any]:
+    """Return `release` as plain values."""
+    return {
+        "key": release.key,
+        "kind": release.kind,
+        "iteration": release.iteration,
+        "mechanism": "discrete Gaussian",
+        "sigma": release.sigma,
+        "sensitivity": release.sensitivity,
+    }
+
+
 def print_json(tree: Any) -> None:
-    """JSON without the non-standard Infinity: an infinite epsilon is the string "inf"."""
+    """Print JSON without the non-standard Infinity: an infinite epsilon is the string "inf"."""
 
     def standard(value: Any) -> Any:
         if isinstance(value, float) and math.isinf(value):
             return "inf"
         if isinstance(value, dict):
             return {key: standard(below) for key, below in value.items()}
-        return [standard(below) for below in value] if isinstance(value, list) else value
+        return [standard(below) for below in value] if isinstance(value, list | tuple) else value
 
     print(json.dumps(standard(tree), indent=2))

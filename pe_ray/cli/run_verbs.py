@@ -1,4 +1,4 @@
-"""Verbs that plan, make and expand a run."""
+"""Verbs that plan, make and expand a run: plan, run, expand."""
 
 from __future__ import annotations
 
@@ -6,24 +6,32 @@ import argparse
 import time
 from dataclasses import asdict
 
-from pe_ray.cli.printing import AddVerb, guarantee, print_json
+from pe_ray.cli.printing import (
+    AddVerb,
+    add_config,
+    add_json,
+    guarantee,
+    print_json,
+    release_tree,
+)
 from pe_ray.config import Config
 from pe_ray.config.run_config import resources_of
 from pe_ray.config.yaml_tree import read_tree
 
 
 def add_verbs(verb: AddVerb) -> None:
-    """plan, run, expand."""
+    """Add plan, run and expand."""
     plan = verb("plan", _plan, "Validate a configuration and print what a run would cost.")
     run = verb("run", _run, "Start a run, or continue it after any interruption.")
-    for added in (plan, run):
-        added.add_argument("config", metavar="CONFIG")
-        added.add_argument("--set", action="append", default=[], metavar="block.key=value")
-    plan.add_argument("--json", action="store_true")
     expand = verb("expand", _expand, "Write further variations of a run's final population.")
+    for added in (plan, run):
+        add_config(added)
+    add_json(plan)
     expand.add_argument("run", metavar="RUN")
-    expand.add_argument("--num-samples", type=int, help="default: the final set itself, unvaried")
-    expand.add_argument("--output", required=True)
+    expand.add_argument(
+        "--num-samples", type=int, metavar="N", help="default: the final set itself, unvaried"
+    )
+    expand.add_argument("--output", required=True, metavar="DIR", help="folder for the samples")
     expand.add_argument("--set", action="append", default=[], metavar="resources.key=value")
     expand.add_argument("--format", choices=("parquet", "webdataset", "folder"), default="parquet")
     for added in (run, expand):
@@ -32,6 +40,7 @@ def add_verbs(verb: AddVerb) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     from pe_ray.planning import plan, worker_seconds
+    from pe_ray.release.releases import kind_of
     from pe_ray.runtime.run_directory import ledger_folder
 
     if "tuning" in read_tree(options.config, options.set):
@@ -42,7 +51,7 @@ def _plan(options: argparse.Namespace) -> None:
         return
     config = Config.from_yaml(options.config, options.set)
     ledger_folder(config)
-    made = plan(config)
+    made, sizes = plan(config), config.schedule.sizes
     seconds = worker_seconds(config, made.calls)
     if options.json:
         print_json(
@@ -50,19 +59,9 @@ def _plan(options: argparse.Namespace) -> None:
                 "epsilon": made.epsilon,
                 "delta": made.delta,
                 "unit": made.unit,
-                "releases": [
-                    {
-                        "key": release.key,
-                        "kind": release.kind,
-                        "iteration": release.iteration,
-                        "mechanism": "discrete Gaussian",
-                        "sigma": release.sigma,
-                        "sensitivity": release.sensitivity,
-                    }
-                    for release in made.releases
-                ],
+                "releases": [release_tree(release) for release in made.releases],
                 "calls": {"random": made.random_calls, "variation": made.variation_calls},
-                "images": {"populations": sum(config.schedule.sizes)},
+                "images": {"populations": sum(sizes)},
                 "disk_bytes": made.disk_bytes,
                 "worker_seconds": seconds,
                 "bills": [asdict(bill) for bill in made.bills],
@@ -71,14 +70,10 @@ def _plan(options: argparse.Namespace) -> None:
         return
     print(f"guarantee   {guarantee(made.epsilon, made.delta, made.unit)}")
     for release in made.releases:
-        what = {
-            "votes": f"votes, iteration {release.iteration}",
-            "label_counts": "label counts",
-            "sums": "the teacher's moments",
-        }[release.kind]
+        what = kind_of(release).describe(release)
         print(f"release     {what}: sigma {release.sigma:g}, sensitivity {release.sensitivity:g}")
     print(f"calls       {made.random_calls:,} random, {made.variation_calls:,} variation")
-    print(f"images      {sum(config.schedule.sizes):,} in {len(config.schedule.sizes)} populations")
+    print(f"images      {sum(sizes):,} in {len(sizes)} populations")
     print(f"disk        {made.disk_bytes / 2**20:,.1f} MiB at most")
     for bill in made.bills:
         print(
@@ -86,12 +81,12 @@ def _plan(options: argparse.Namespace) -> None:
             f"{bill.max_calls:,} calls, {bill.max_cost:,.2f}"
             + ("" if bill.affordable else ": NOT ENOUGH, the run would not start")
         )
-    if seconds is None and made.bills:
-        print("time        not estimated: it is the service's, and asking it costs")
-    elif seconds is None:
-        print("time        not estimated: the generator needs a GPU; time a short run there")
-    else:
+    if seconds is not None:
         print(f"time        {seconds:,.1f} worker seconds of generation, on this machine's CPU")
+    elif made.bills:
+        print("time        not estimated: the service decides, and a call to it costs")
+    else:
+        print("time        not estimated: the generator needs a GPU; time a short run there")
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -100,15 +95,14 @@ def _run(options: argparse.Namespace) -> None:
         resources = config.resources.model_copy(update={"address": options.address})
         config = config.model_copy(update={"resources": resources})
     from pe_ray.evolution import evolve
+    from pe_ray.release.ledger import Ledger
     from pe_ray.report import write_report
+    from pe_ray.runtime.run_directory import find_ledger
 
     started = time.monotonic()
     path = evolve(config)
     page = write_report(path)
-    from pe_ray.release.ledger import Ledger
-    from pe_ray.run import open_run
-
-    ledger = Ledger.open(open_run(path).directory.ledger)
+    ledger = Ledger.open(find_ledger(path))
     budget = ledger.budget
     print(f"report      {page}")
     print(f"synthetic   {path / 'synthetic'}")

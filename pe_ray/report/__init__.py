@@ -1,38 +1,34 @@
-"""A run, or several side by side, as self-contained pages; from released values only.
+"""A run, or several side by side, as numbers and self-contained pages; from released values only.
 
-`facts` reads a run, `scores` turns histograms into numbers by iteration, `samples` and `lineage`
-read the few images that are shown, `charts` draws, `page` and `comparison` lay it all out.
+`facts` reads a run, `score_tables` turns histograms into numbers, `samples` and `lineage` read
+images, `charts` draws, `page` and `comparison` make pages, `run_status` says how far a run is.
 """
 
 from __future__ import annotations
 
 from pe_ray.files.storage import Location, atomic_write
 from pe_ray.report.facts import gather
-from pe_ray.report.lineage import lineages_of
-from pe_ray.report.page import run_page
-from pe_ray.report.samples import grid, samples_of
-from pe_ray.report.score_tables import spreads_of, write_scores
+from pe_ray.report.page import render_run
+from pe_ray.report.samples import join_images, read_samples
+from pe_ray.report.score_tables import write_scores
 from pe_ray.runtime.run_directory import others_cant_write
 from pe_ray.synthetic.export import png
 
 
 @others_cant_write()
 def write_report(path: str | Location) -> Location:
-    """Write samples/, metrics.jsonl, tensorboard/ and report.html of a run; returns the page.
+    """Write samples/, metrics.jsonl, tensorboard/ and report.html of a run; return the page's path.
 
-    Works on a run in progress too: the page then says how far it is.
+    A run in progress has a report too: its page says how far the run is.
 
     Guarantee: reads the configuration, the ledger's releases, populations and the times of
     synthetic stages, all of which are covered by the ledger's (epsilon, delta).
     """
     facts = gather(path)
-    shown = []
-    for iteration, layout in enumerate(facts.layouts):
-        strips = samples_of(facts, iteration)
+    samples = [read_samples(facts, iteration) for iteration in range(len(facts.layouts))]
+    for iteration, by_label in enumerate(samples):
         picture = facts.run.path / "samples" / f"iter={iteration:04d}.png"
-        atomic_write(picture, png(grid(list(strips.values()))))
-        shown.append((iteration, layout, strips))
-    rows = write_scores(facts)
-    page = run_page(facts, shown, lineages_of(facts), rows, spreads_of(facts))
+        atomic_write(picture, png(join_images(list(by_label.values()))))
+    page = render_run(facts, samples, write_scores(facts))
     atomic_write(facts.run.report, page.encode())
     return facts.run.report

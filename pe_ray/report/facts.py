@@ -1,10 +1,10 @@
-"""What a run released and made so far, read from its directory."""
+"""What a run has released and made so far, read from its directory."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,24 +16,24 @@ from pe_ray.files.parts import manifest_of
 from pe_ray.files.storage import Location, seekable
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_sql import LedgerEntry
+from pe_ray.release.releases import votes_key
 from pe_ray.run import open_run
 from pe_ray.runtime.run_directory import RunDirectory
 from pe_ray.synthetic.population import initial_offspring, read_layout
 from pe_ray.values import Budget, LabelLayout, NoisyHistogram
 
-_CURVE_DELTAS = tuple(
-    10.0**-exponent for exponent in (*range(1, 13), *(n + 0.5 for n in range(12)))
-)
+CURVE_DELTAS = tuple(10.0**-exponent for exponent in (*range(1, 13), *(n + 0.5 for n in range(12))))
 LARGE_DELTAS = tuple(step / 40 for step in range(1, 40))
 """Where the bound on guessing is tightest: near the delta at which epsilon is 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """A run as its directory tells it.
+    """The content of a run directory.
 
-    spent: epsilon at the budget's delta of all `entries`, from the ledger; layouts: of the complete
-    populations S_0, S_1, ...; num_final: rows of the final set, None while there is none.
+    spent: epsilon at the budget's delta of all `entries`, from the ledger.
+    layouts: of the complete populations S_0, S_1, ...
+    num_final: rows of the final set, None while there is none.
     """
 
     run: RunDirectory
@@ -45,15 +45,14 @@ class Facts:
     layouts: tuple[LabelLayout, ...]
     num_final: int | None
 
-    def votes(self, iteration: int) -> NoisyHistogram | None:
-        """The released votes of `iteration`, on the samples of S_(iteration-1).
+    def read_votes(self, iteration: int) -> NoisyHistogram | None:
+        """Return the released votes of `iteration` on the samples of S_(iteration-1).
 
-        Of a trial that a search took as its result, the votes have the trial's own keys: they are
-        those that this run exports.
+        A search may take a trial as its result. The ledger then has the votes under the trial's
+        key; they are the ones that equal the run's exported histogram.
         """
-        key = f"votes/{iteration:04d}"
+        key, file = votes_key(iteration), self.run.histogram(iteration)
         found: NoisyHistogram | None = self.ledger.released(key)
-        file = self.run.histogram(iteration)
         if found is not None or not file.exists():
             return found
         exported = pq.read_table(seekable(file), columns=["noisy_votes"])["noisy_votes"].to_numpy()
@@ -67,8 +66,11 @@ class Facts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageTime:
-    """A synthetic stage. calls: images asked of the generator; rows_made, seconds: of the start
-    that completed it, None where that wasn't recorded."""
+    """A stage that made or embedded samples.
+
+    calls: images asked of the generator.
+    rows_made, seconds: of the start that completed the stage, None where they weren't recorded.
+    """
 
     name: str
     rows: int
@@ -101,67 +103,55 @@ def gather(path: str | Location) -> Facts:
     )
 
 
-def privacy_curve(facts: Facts) -> list[tuple[float, float]]:
-    """(delta, epsilon) of everything charged, delta falling; empty where there is no guarantee."""
-    return _curve(facts, {*_CURVE_DELTAS, facts.budget.delta})
+def compute_privacy_curve(
+    facts: Facts, deltas: Iterable[float] = CURVE_DELTAS
+) -> list[tuple[float, float]]:
+    """Return (delta, epsilon) of everything charged, at `deltas` and the budget's, delta falling.
+
+    Empty where there is no guarantee. By the ledger's own accounting, as the releases of a search
+    are not a list that was fixed in advance.
+    """
+    if not facts.spent or math.isinf(facts.spent):
+        return []
+    falling = sorted({*deltas, facts.budget.delta}, reverse=True)
+    curve = [(delta, facts.ledger.spent(delta)) for delta in falling]
+    return [(delta, epsilon) for delta, epsilon in curve if math.isfinite(epsilon)]
 
 
-def guessing_bound(facts: Facts) -> float:
-    """Most often, in [0.5, 1], that anyone guesses right whether one unit was in, in or out being
-    equally likely."""
-    return most_right(_curve(facts, {*_CURVE_DELTAS, *LARGE_DELTAS}))
+def bound_guessing(curve: Sequence[tuple[float, float]]) -> float:
+    """Bound how often, in [0.5, 1], anyone guesses right whether one unit was in the data.
 
-
-def most_right(curve: Sequence[tuple[float, float]]) -> float:
-    """Least of (e^epsilon + delta) / (e^epsilon + 1) over a curve of (delta, epsilon).
-
-    Kairouz, Oh, Viswanath 2015, Theorem 2.1: the two errors of any test together are at least
-    2 (1 - delta) / (1 + e^epsilon).
+    In and out are equally likely. The bound is the least of (e^epsilon + delta) / (e^epsilon + 1)
+    over a curve of (delta, epsilon). Kairouz, Oh, Viswanath 2015, Theorem 2.1: the two errors of
+    any test add up to at least 2 (1 - delta) / (1 + e^epsilon).
     """
     bounds = [1 - (1 - delta) / (1 + math.exp(min(epsilon, 700.0))) for delta, epsilon in curve]
     return min([1.0, *bounds])
 
 
-def _curve(facts: Facts, deltas: Iterable[float]) -> list[tuple[float, float]]:
-    """By the ledger's own accounting: a search's releases are no list that was fixed in advance."""
-    if not facts.spent or math.isinf(facts.spent):
-        return []
-    curve = [(delta, facts.ledger.spent(delta)) for delta in sorted(deltas, reverse=True)]
-    return [(delta, epsilon) for delta, epsilon in curve if math.isfinite(epsilon)]
-
-
-def stage_times(facts: Facts) -> Iterator[StageTime]:
-    """Stages that made or embedded samples, in order. Votes are never among them."""
-    run, lookahead = facts.run, facts.config.votes.lookahead
+def list_stage_times(facts: Facts) -> list[StageTime]:
+    """Return the stages that made or embedded samples, in order; votes are never among them."""
+    run, before, found = facts.run, 0, []
     for iteration, layout in enumerate(facts.layouts):
         if iteration:
-            made = _json(run.embedding_time(iteration))
-            rows = facts.layouts[iteration - 1].num_samples
-            yield _stage(f"embedding {iteration}", rows, rows * lookahead, made)
-        manifest = manifest_of(run.population(iteration)) or {}
-        calls = manifest.get("variations", 0) - manifest.get("reused_draws", 0)
-        name = f"population {iteration}"
+            file, calls = run.embedding_time(iteration), before * facts.config.votes.lookahead
+            made = json.loads(file.read_bytes()) if file.exists() else {}
+            found.append(_stage_time(f"embedding {iteration}", before, calls, made))
+        made = manifest_of(run.population(iteration)) or {}
+        name = f"population {iteration}" if iteration else "population 0 (random draws)"
+        calls = made.get("variations", 0) - made.get("reused_draws", 0)
         if iteration == 0:
-            name += " (random draws)"
             fold = facts.config.selection.initial_variation_fold
             calls += int((initial_offspring(layout, fold).copies == 0).sum())
-        yield _stage(name, layout.num_samples, calls, manifest)
+        before = layout.num_samples
+        found.append(_stage_time(name, before, calls, made))
     if facts.num_final is not None:
-        yield _stage("final set", facts.num_final, 0, manifest_of(run.synthetic) or {})
+        made = manifest_of(run.synthetic) or {}
+        found.append(_stage_time("final set", facts.num_final, 0, made))
+    return found
 
 
-def _stage(name: str, rows: int, calls: int, made: dict[str, Any]) -> StageTime:
-    return StageTime(
-        name=name,
-        rows=rows,
-        calls=calls,
-        rows_made=made.get("rows_made") or None,  # 0: made by another stage's workers, in its time
-        seconds=made.get("seconds") if made.get("rows_made") else None,
-    )
-
-
-def _json(file: Location) -> dict[str, Any]:
-    if not file.exists():
-        return {}
-    tree: dict[str, Any] = json.loads(file.read_bytes())
-    return tree
+def _stage_time(name: str, rows: int, calls: int, made: Mapping[str, Any]) -> StageTime:
+    rows_made = made.get("rows_made") or None  # 0: made by the workers of another stage
+    seconds = made.get("seconds") if rows_made else None
+    return StageTime(name=name, rows=rows, calls=calls, rows_made=rows_made, seconds=seconds)

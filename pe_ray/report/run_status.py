@@ -1,141 +1,107 @@
-"""Where a run stands: what is done, running and left, and what was spent.
+"""How far a run is: what is done, running and left, and what was spent.
 
 Read from the run directory alone (parts, manifests, lock, ledger), so from any machine that sees
-it, while the run goes on or after it stopped.
+it, at any time.
 
-Guarantee: everything it says is in the run directory, which is safe to publish.
+Guarantee: everything printed is in the run directory, which is safe to publish.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-from pe_ray.config import Config
 from pe_ray.files.parts import manifest_of, rows_found
 from pe_ray.files.storage import Location
-from pe_ray.release.ledger import Ledger
-from pe_ray.run import open_run
-from pe_ray.runtime.run_directory import RunDirectory, in_use
-from pe_ray.values import Budget
-
-State = Literal["done", "running", "stopped", "begun", "waiting"]
-_UNFINISHED: dict[bool | None, State] = {True: "running", False: "stopped", None: "begun"}
+from pe_ray.release.releases import votes_key
+from pe_ray.report.facts import Facts, gather
+from pe_ray.runtime.run_directory import in_use
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageStatus:
-    """One stage. rows: that it makes (samples); None for a release, of which no part is told."""
+    """One stage; the rows are None for a release, which has no visible parts.
+
+    state: done, waiting, or the state of the run for the first stage that is not done.
+    """
 
     stage: str
     iteration: int | None
-    state: State
+    state: str
     rows: int | None
     rows_done: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
-    """A run. running: whether a process holds it now; None where that can't be told (a store)."""
+    """A run and its stages, in order, with the keys that `--json` prints.
 
-    path: Location
-    running: bool | None
-    finished: bool
+    state: finished, running or stopped; begun where a lock can't be seen, in a store.
+    """
+
+    run: str
+    state: str
     stages: tuple[StageStatus, ...]
-    rows_left: int
-    releases_left: int
-    spent: float
-    budget: Budget
+    left: Mapping[str, int]
+    spent: Mapping[str, Any]
+    budget_epsilon: float
 
 
-def status(path: str | Location) -> RunStatus:
-    """The state of the run in `path`; raises InputError where there is none."""
-    opened = open_run(path)
-    run, config = opened.directory, opened.config
-    ledger = Ledger.open(run.ledger)
-    running = in_use(run)
-    released = {e.release.key for e in ledger.entries() if e.state == "committed"}
-    stages: list[StageStatus] = []
-    current = _UNFINISHED[running]
-    for name, iteration, rows, done in _stages(run, config, released):
-        complete = done is True or done == rows
-        begun = not any(stage.state == current for stage in stages)
-        stages.append(
-            StageStatus(
-                stage=name,
-                iteration=iteration,
-                state="done" if complete else current if begun else "waiting",
-                rows=rows,
-                rows_done=None if rows is None else min(int(done), rows),
-            )
-        )
+def read_status(path: str | Location) -> RunStatus:
+    """Read how far the run in `path` is; InputError where there is none."""
+    facts = gather(path)
+    stages = list(_list_stages(facts))
+    left = [place for place, stage in enumerate(stages) if stage.state != "done"]
+    state = "finished"
+    if left:
+        state = {True: "running", False: "stopped", None: "begun"}[in_use(facts.run)]
+        stages[left[0]] = replace(stages[left[0]], state=state)
     return RunStatus(
-        path=run.path,
-        running=running,
-        finished=all(stage.state == "done" for stage in stages),
+        run=str(facts.run.path),
+        state=state,
         stages=tuple(stages),
-        rows_left=sum((stage.rows or 0) - (stage.rows_done or 0) for stage in stages),
-        releases_left=sum(stage.rows is None and stage.state != "done" for stage in stages),
-        spent=ledger.spent(),
-        budget=ledger.budget,
+        left={
+            "rows": sum((stage.rows or 0) - (stage.rows_done or 0) for stage in stages),
+            "releases": sum(stages[place].rows is None for place in left),
+        },
+        spent={"epsilon": facts.spent, "delta": facts.budget.delta, "unit": facts.budget.unit},
+        budget_epsilon=facts.budget.epsilon,
     )
 
 
-def _stages(
-    run: RunDirectory, config: Config, released: set[str]
-) -> Iterator[tuple[str, int | None, int | None, int | bool]]:
-    """(stage, iteration, rows, rows done; or for a release whether it is made), in order."""
-    sizes = config.schedule.sizes
-    if config.privacy.label_fractions == "dp":
-        yield "label_counts", 0, None, "label_counts" in released
-    yield "population", 0, sizes[0], _done(run.population(0), sizes[0])
-    for iteration in range(1, config.schedule.iterations + 1):
-        before, made = sizes[iteration - 1], _done(run.population(iteration), sizes[iteration])
-        # Of a trial that a search took as its result, the votes have the trial's own keys.
-        voted = f"votes/{iteration:04d}" in released or made == sizes[iteration]
-        embedded = before if voted else _done(run.embedding(iteration), before)
-        yield "embedding", iteration, before, embedded
-        yield "votes", iteration, None, voted
-        yield "population", iteration, sizes[iteration], made
-    if config.teacher:
-        yield "teacher", config.schedule.iterations, None, "teacher" in released
-    yield "final_set", None, sizes[-1], _done(run.synthetic, sizes[-1])
+def _list_stages(facts: Facts) -> Iterator[StageStatus]:
+    """Yield the stages in order, each done or waiting."""
+    run, sizes = facts.run, facts.config.schedule.sizes
+    released = {e.release.key for e in facts.entries if e.state == "committed"}
+    if facts.config.privacy.label_fractions == "dp":
+        yield _stage("label_counts", 0, "label_counts" in released)
+    yield _stage("population", 0, _count_rows(run.population(0), sizes[0]), sizes[0])
+    for iteration in range(1, facts.config.schedule.iterations + 1):
+        before, rows = sizes[iteration - 1], sizes[iteration]
+        made = _count_rows(run.population(iteration), rows)
+        # The votes of a trial that a search took as its result have other keys.
+        voted = votes_key(iteration) in released or made == rows
+        embedded = before if voted else _count_rows(run.embedding(iteration), before)
+        yield _stage("embedding", iteration, embedded, before)
+        yield _stage("votes", iteration, voted)
+        yield _stage("population", iteration, made, rows)
+    if facts.config.teacher:
+        yield _stage("teacher", facts.config.schedule.iterations, "teacher" in released)
+    yield _stage("final_set", None, _count_rows(run.synthetic, sizes[-1]), sizes[-1])
 
 
-def _done(directory: Location, rows: int) -> int:
-    """Rows made; all of them only where the manifest says that the stage is complete."""
+def _stage(stage: str, iteration: int | None, done: int, rows: int | None = None) -> StageStatus:
+    """Return a stage with `done` of its `rows`; without rows, a release that is done or not."""
+    return StageStatus(
+        stage=stage,
+        iteration=iteration,
+        state="done" if done == (1 if rows is None else rows) else "waiting",
+        rows=rows,
+        rows_done=None if rows is None else done,
+    )
+
+
+def _count_rows(directory: Location, rows: int) -> int:
+    """Return the rows made; all `rows` only where the manifest completes the stage."""
     return rows if manifest_of(directory) else min(rows_found(directory), rows - 1)
-
-
-def as_tree(made: RunStatus) -> dict[str, object]:
-    """Plain values, for --json."""
-    return {
-        "run": str(made.path),
-        "state": "finished" if made.finished else _UNFINISHED[made.running],
-        "stages": [
-            {name: getattr(stage, name) for name in StageStatus.__slots__} for stage in made.stages
-        ],
-        "left": {"rows": made.rows_left, "releases": made.releases_left},
-        "spent": {"epsilon": made.spent, "delta": made.budget.delta, "unit": made.budget.unit},
-        "budget_epsilon": made.budget.epsilon,
-    }
-
-
-def lines(made: RunStatus) -> Iterator[str]:
-    """For people: the state, the stages begun or next, and the rest in numbers."""
-    yield f"state       {as_tree(made)['state']}"
-    for stage in made.stages:
-        if stage.state == "waiting":
-            continue
-        name = stage.stage if stage.iteration is None else f"{stage.stage} {stage.iteration}"
-        rows = "" if stage.rows is None else f" {stage.rows_done:,} of {stage.rows:,} rows"
-        yield f"{stage.state:<12}{name}{rows}"
-    waiting = sum(stage.state == "waiting" for stage in made.stages)
-    left = f"{made.rows_left:,} rows, {made.releases_left} releases, {waiting} stages to begin"
-    yield f"left        {left}"
-    epsilon = "inf (not private)" if math.isinf(made.spent) else f"{made.spent:.6g}"
-    yield f"spent       epsilon {epsilon} of {made.budget.epsilon:g}, delta {made.budget.delta:g}"
-    if not made.finished and made.running is False:
-        yield "continue    repeat the same `pe-ray run` command"

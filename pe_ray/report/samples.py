@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,46 +13,47 @@ from numpy.typing import NDArray
 from pe_ray.report.facts import Facts
 from pe_ray.synthetic.export import png
 from pe_ray.synthetic.population_files import read_population
+from pe_ray.values import LabelLayout
 
 Image = NDArray[np.uint8]
 """One image, uint8 [height, width, channels]."""
+T = TypeVar("T")
 
 SAMPLES_PER_LABEL = 12
 LABELS_SHOWN = 20
-ITERATIONS_SHOWN = 7
-THUMBNAIL = 96  # pixels of a side at most
-PIXEL_ART = 64  # up to this side images are kept exact and drawn with hard pixels
+THUMBNAIL = 96
+"""Most pixels of a thumbnail's side."""
+PIXEL_ART = 64
+"""Images up to this side are stored without loss and drawn with hard pixels."""
 
 
-def samples_of(facts: Facts, iteration: int) -> dict[int, list[Image]]:
-    """Label -> evenly spaced samples of S_iteration, reduced to thumbnails; the first labels only.
+def choose_labels(layout: LabelLayout) -> list[int]:
+    """Return the first labels that have samples."""
+    return [label for label, count in enumerate(layout.counts) if count][:LABELS_SHOWN]
 
-    Holds one label's images at a time, beside the thumbnails.
+
+def read_samples(facts: Facts, iteration: int) -> dict[int, list[Image]]:
+    """Return thumbnails of evenly spaced samples of S_iteration, by label.
+
+    Holds the full images of one label at a time.
     """
-    layout, strips = facts.layouts[iteration], {}
-    shown = [label for label, count in enumerate(layout.counts) if count][:LABELS_SHOWN]
-    for label in shown:
-        start, stop = layout.label_range(label)
-        count = min(SAMPLES_PER_LABEL, stop - start)
-        ids = np.linspace(start, stop - 1, count).astype(np.int64)
-        options = facts.config.generator_at(iteration).options
-        rows = read_population(facts.run.population(iteration), ids, options)
-        strips[label] = [thumbnail(image) for image in rows["image"]]
-    return strips
+    layout, samples = facts.layouts[iteration], {}
+    options = facts.config.generator_at(iteration).options
+    for label in choose_labels(layout):
+        ids = pick_evenly(range(*layout.label_range(label)), SAMPLES_PER_LABEL)
+        rows = read_population(facts.run.population(iteration), np.array(ids), options)
+        samples[label] = [reduce_image(image) for image in rows["image"]]
+    return samples
 
 
-def chosen(count: int, most: int) -> list[int]:
-    """At most `most` of 0 .. count - 1, evenly spaced, with both ends."""
-    return [int(i) for i in np.unique(np.linspace(0, count - 1, min(count, most)).round())]
+def pick_evenly(items: Sequence[T], most: int) -> list[T]:
+    """Return at most `most` of `items`, evenly spaced, with both ends."""
+    places = np.linspace(0, len(items) - 1, min(len(items), most)).round()
+    return [items[place] for place in np.unique(places).astype(int)]
 
 
-def strip(images: Sequence[Image], columns: int) -> Image:
-    """Images of one shape in rows of `columns`."""
-    return grid([images[i : i + columns] for i in range(0, len(images), columns)])
-
-
-def grid(rows: Sequence[Sequence[Image]]) -> Image:
-    """Rows of images of one shape as one image; short rows end in black."""
+def join_images(rows: Sequence[Sequence[Image]]) -> Image:
+    """Join rows of images of one shape into one image; short rows end in black."""
     height, width, channels = rows[0][0].shape
     joined = np.zeros((len(rows) * height, max(map(len, rows)) * width, channels), np.uint8)
     for row, images in enumerate(rows):
@@ -60,19 +62,19 @@ def grid(rows: Sequence[Sequence[Image]]) -> Image:
     return joined
 
 
-def data_uri(image: Image, side: int) -> str:
-    """`image`, made of images `side` pixels large, for a page: exact where they are small."""
-    if side <= PIXEL_ART or image.shape[2] == 1:
-        return "data:image/png;base64," + base64.b64encode(png(image)).decode()
+def encode_image(image: Image, *, lossless: bool) -> str:
+    """Encode `image` as a data URI: PNG where `lossless` or grey, else JPEG."""
     from PIL import Image as Pillow
 
+    if lossless or image.shape[2] == 1:
+        return "data:image/png;base64," + base64.b64encode(png(image)).decode()
     sink = io.BytesIO()
     Pillow.fromarray(image).save(sink, format="JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(sink.getvalue()).decode()
 
 
-def thumbnail(image: Image) -> Image:
-    """`image`, reduced to at most THUMBNAIL pixels a side."""
+def reduce_image(image: Image) -> Image:
+    """Return `image`, reduced to at most THUMBNAIL pixels a side."""
     height, width, channels = image.shape
     scale = THUMBNAIL / max(height, width)
     if scale >= 1:

@@ -1,7 +1,7 @@
 """Numbers by iteration: metrics.jsonl and tensorboard/.
 
-The spread of the votes is worked out here, from the noisy histograms. Quality metrics of released
-populations against public images are in small files of the run, one for each scored iteration.
+How the votes are spread is computed here, from the noisy histograms. The run has scored the quality
+of released populations against public images.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,17 @@ VOTE_SCORES = (
 """Keys of a row that come from the histograms; all others are quality metrics."""
 
 
-def rows_of(facts: Facts) -> list[Row]:
-    """One row per iteration that has anything to tell, in order.
+def list_scores(facts: Facts) -> list[Row]:
+    """Return one row for each iteration that has votes or quality metrics, in order.
 
     Row t: the votes of iteration t, which are on S_(t-1), and the quality metrics of S_t.
     """
     rows: dict[int, Row] = {}
-    for histogram, layout in _histograms(facts):
-        iteration = histogram.release.iteration
-        rows[iteration] = _spread(histogram, layout, _weights(facts, histogram, layout))
+    for iteration, layout in enumerate(facts.layouts, start=1):
+        histogram = facts.read_votes(iteration)
+        if histogram is not None:
+            weights = denoise_votes(facts, histogram, layout)
+            rows[iteration] = describe_votes(histogram, layout, weights)
     for iteration in range(len(facts.layouts)):
         scores = read_scores(facts.run.scores(iteration))
         if scores:
@@ -52,78 +55,49 @@ def rows_of(facts: Facts) -> list[Row]:
 
 
 def write_scores(facts: Facts) -> list[Row]:
-    """Write metrics.jsonl and tensorboard/ anew; returns the rows."""
-    rows = rows_of(facts)
+    """Write metrics.jsonl and tensorboard/ anew; return the rows."""
+    rows = list_scores(facts)
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     atomic_write(facts.run.path / "metrics.jsonl", lines.encode())
     _write_tensorboard(facts.run.path / "tensorboard", rows)
     return rows
 
 
-def metric_names(rows: list[Row]) -> list[str]:
-    """Keys of quality metrics (finite numbers not made here), in order of appearance."""
-    names: dict[str, None] = {}
-    for row in rows:
-        for name, value in row.items():
-            if name not in ("iteration", *VOTE_SCORES) and is_number(value):
-                names[name] = None
-    return list(names)
+def list_metrics(rows: Sequence[Row]) -> list[str]:
+    """Return the keys of quality metrics that are finite numbers, in order of appearance."""
+    others = ("iteration", *VOTE_SCORES)
+    found = [k for row in rows for k, value in row.items() if k not in others and is_number(value)]
+    return list(dict.fromkeys(found))
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` can be drawn."""
+    """Return whether `value` can be drawn."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def spreads_of(facts: Facts) -> list[tuple[int, list[tuple[float, float]]]]:
-    """(iteration, [(share of samples, share of votes)]) of the first, a middle and the last votes.
-
-    Heaviest samples first, all labels together, after denoising.
-    """
-    found = list(_histograms(facts))
-    chosen = sorted({0, len(found) // 2, len(found) - 1}) if found else []
-    curves = []
-    for place in chosen:
-        histogram, layout = found[place]
-        weights = np.sort(_weights(facts, histogram, layout))[::-1]
-        total = weights.sum()
-        if total <= 0:
-            continue
-        shares = np.concatenate([[0.0], np.cumsum(weights) / total])
-        points = np.unique(np.linspace(0, len(weights), 51).astype(int))
-        curve = [(float(point / len(weights)), float(shares[point])) for point in points]
-        curves.append((histogram.release.iteration, curve))
-    return curves
-
-
-def _histograms(facts: Facts) -> list[tuple[NoisyHistogram, LabelLayout]]:
-    """Released votes and the layout of the population that they are on."""
-    found = ((facts.votes(t + 1), layout) for t, layout in enumerate(facts.layouts))
-    return [(histogram, layout) for histogram, layout in found if histogram is not None]
-
-
-def _weights(facts: Facts, histogram: NoisyHistogram, layout: LabelLayout) -> NDArray[np.float64]:
-    """Denoised votes, float64 [num_samples], as the selection draws parents by them."""
+def denoise_votes(
+    facts: Facts, histogram: NoisyHistogram, layout: LabelLayout
+) -> NDArray[np.float64]:
+    """Return the weights by which the selection drew parents, float64 [num_samples]."""
     iteration = histogram.release.iteration
-    settings = facts.config.selection.at(iteration)
-    denoiser = make_denoiser(settings)
+    denoiser = make_denoiser(facts.config.selection.at(iteration))
     votes = read_smoothed(facts.run.smoothed(iteration)) or unsmoothed(histogram, layout)
-    parts = []
-    for label, sigma in enumerate(votes.sigmas):
-        start, stop = layout.label_range(label)
-        if stop > start:
-            parts.append(denoiser.weigh(votes.votes[start:stop], sigma))
-    return np.concatenate(parts)
+    starts = layout.starts
+    return np.concatenate(
+        [
+            denoiser.weigh(votes.votes[starts[label] : starts[label + 1]], sigma)
+            for label, sigma in enumerate(votes.sigmas)
+            if layout.counts[label]
+        ]
+    )
 
 
-def _spread(histogram: NoisyHistogram, layout: LabelLayout, weights: NDArray[np.float64]) -> Row:
-    """One row; effective parents: inverse Simpson index of each label's weights, summed."""
-    effective = 0.0
-    for label in range(len(layout.counts)):
-        start, stop = layout.label_range(label)
-        own = weights[start:stop]
-        if own.sum() > 0:
-            effective += float(own.sum() ** 2 / (own**2).sum())
+def describe_votes(
+    histogram: NoisyHistogram, layout: LabelLayout, weights: NDArray[np.float64]
+) -> Row:
+    """Return one row; effective parents: inverse Simpson index of each label's weights, summed."""
+    labels = np.split(weights, layout.starts[1:-1])
+    effective = sum(float(w.sum() ** 2 / (w**2).sum()) for w in labels if w.sum() > 0)
     heaviest = np.sort(weights)[::-1][: max(1, -(-len(weights) // 10))].sum()
     return {
         "iteration": histogram.release.iteration,
@@ -136,19 +110,19 @@ def _spread(histogram: NoisyHistogram, layout: LabelLayout, weights: NDArray[np.
     }
 
 
-def _write_tensorboard(directory: Location, rows: list[Row]) -> None:
-    """Scalars by iteration, written once per report (older event files are replaced)."""
+def _write_tensorboard(directory: Location, rows: Sequence[Row]) -> None:
+    """Write scalars by iteration in place of the event files of earlier reports."""
     from tensorboardX import SummaryWriter
 
     for old in names(directory):
         if old.startswith("events."):
             (directory / old).unlink()
-    with tempfile.TemporaryDirectory() as aside:
-        with SummaryWriter(aside) as board:
+    with tempfile.TemporaryDirectory() as folder:
+        with SummaryWriter(folder) as board:
             for row in rows:
                 for name, value in row.items():
                     if name != "iteration" and is_number(value):
                         full = f"votes/{name}" if name in VOTE_SCORES else name
                         board.add_scalar(full, value, row["iteration"])
-        for file in Path(aside).iterdir():
+        for file in Path(folder).iterdir():
             atomic_write(directory / file.name, file.read_bytes())

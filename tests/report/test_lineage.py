@@ -1,4 +1,4 @@
-"""Lineages: each image is the stored one, and each ancestor the parent of the next."""
+"""Lineages: each image is the stored one, and each ancestor is the parent of the next."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pe_ray.release.ledger import Ledger
 from pe_ray.report.facts import gather
-from pe_ray.report.lineage import lineages_of
+from pe_ray.report.lineage import trace_lineages
 from pe_ray.synthetic.population_files import read_parents
 
 
@@ -21,30 +21,30 @@ def table(run: Path, iteration: int) -> pa.Table:
 
 
 def test_lineages_follow_the_parents(finished: Path) -> None:
-    lineages = lineages_of(gather(finished))
+    lineages = trace_lineages(gather(finished))
     ledger = Ledger.open(finished / "ledger.sqlite")
     tables = [table(finished, iteration) for iteration in range(4)]
     votes = [ledger.released(f"votes/{t:04d}") for t in (1, 2, 3)]
-    assert [line.label for line in lineages] == sorted(set(tables[3]["label"].to_pylist()))
-    for line in lineages:
-        assert [ancestor.iteration for ancestor in line.ancestors] == [0, 1, 2, 3]
-        for before, after in pairwise(line.ancestors):
+    assert list(lineages) == sorted(set(tables[3]["label"].to_pylist()))
+    for label, ancestors in lineages.items():
+        assert [ancestor.iteration for ancestor in ancestors] == [0, 1, 2, 3]
+        for before, after in pairwise(ancestors):
             row = tables[after.iteration].slice(after.sample, 1).to_pylist()[0]
             assert row["id"] == after.sample
-            assert row["label"] == line.label
+            assert row["label"] == label
             assert row["parent"] == before.sample
             assert row["degree"] == after.degree
             assert row["image"] == after.image.tobytes()
-        for ancestor in line.ancestors[:3]:
+        for ancestor in ancestors[:3]:
             released = votes[ancestor.iteration]
             assert released is not None
             assert ancestor.noisy_votes == released.noisy_votes[ancestor.sample]
-        assert line.ancestors[3].noisy_votes is None
+        assert ancestors[3].noisy_votes is None
         last = tables[3].to_pandas()
         released = votes[2]
         assert released is not None
-        best = released.noisy_votes[last[last.label == line.label].parent].max()
-        assert line.ancestors[2].noisy_votes == best
+        best = released.noisy_votes[last[last.label == label].parent].max()
+        assert ancestors[2].noisy_votes == best
 
 
 def test_parents_are_read_across_parts(finished: Path) -> None:

@@ -1,33 +1,54 @@
-"""The verb that attacks the privacy claim."""
+"""Verbs that measure a run's quality and its privacy claim from the inside: audit, attack."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from pe_ray.cli.printing import AddVerb, print_json
+from pe_ray.cli.printing import PRIVATE, AddVerb, add_config, add_json, print_json
 from pe_ray.config import Config
 from pe_ray.errors import InputError
 
 
 def add_verbs(verb: AddVerb) -> None:
-    """attack."""
+    """Add audit and attack."""
+    audit = verb(
+        "audit", _audit, "Score a finished run on private records; keep the output secret."
+    )
+    audit.add_argument("run", metavar="RUN")
     attack = verb(
         "attack",
         _attack,
-        "Run CONFIG on canaries, not its private data, and measure what it gives away about them.",
+        "Run CONFIG on canaries instead of private data; measure what it reveals about them.",
     )
-    attack.add_argument("config", metavar="CONFIG")
-    attack.add_argument("--set", action="append", default=[], metavar="block.key=value")
-    attack.add_argument("--output", required=True, metavar="DIR", help="folder of this attack")
-    attack.add_argument("--canaries", type=int, help="at most so many; default: as many as fit")
-    attack.add_argument("--confidence", type=float, default=0.95)
+    add_config(attack)
+    attack.add_argument("--output", required=True, metavar="DIR", help="folder for this attack")
+    attack.add_argument(
+        "--canaries", type=int, metavar="N", help="at most N; default: as many as fit"
+    )
+    attack.add_argument(
+        "--confidence", type=float, default=0.95, help="of the lower bounds (default: 0.95)"
+    )
     attack.add_argument(
         "--restarts", type=int, default=1, help="restarts after the releases (default: 1)"
     )
-    attack.add_argument("--json", action="store_true")
+    for added in (audit, attack):
+        add_json(added)
+
+
+def _audit(options: argparse.Namespace) -> None:
+    from pe_ray.private.evaluation import audit
+
+    scores = audit(options.run)
+    if options.json:
+        print_json(scores)
+        return
+    print(PRIVATE, file=sys.stderr)
+    for name, score in scores.items():
+        print(f"{name:<28}{score:.4f}")
 
 
 def _attack(options: argparse.Namespace) -> None:
@@ -53,8 +74,10 @@ def _attack(options: argparse.Namespace) -> None:
     print(f"claimed     epsilon {verdict.claimed:.4g} at delta {verdict.delta:g}, from the ledger")
     for bound in verdict.bounds:
         print(f"bound       epsilon {bound.epsilon:.4g}: {bound.statistic}, {bound.method}")
-    sure = f"with confidence {verdict.confidence:g}"
-    print(f"measured    epsilon at least {verdict.measured:.4g}, {sure}")
+    print(
+        f"measured    epsilon at least {verdict.measured:.4g}, with confidence "
+        f"{verdict.confidence:g}"
+    )
     print(f"measured    epsilon at least {verdict.assumption_free:.4g}, assumption-free")
     print(f"cross-check epsilon at least {verdict.approximate_dp:.4g} by (epsilon, delta) alone")
     print(f"verdict     the claim {'IS REFUTED' if verdict.refuted else 'stands'}; {picture}")

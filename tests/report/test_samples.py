@@ -1,0 +1,37 @@
+"""The samples on a page are few and small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pe_ray.report.facts import gather
+from pe_ray.report.samples import (
+    THUMBNAIL,
+    encode_image,
+    join_images,
+    pick_evenly,
+    read_samples,
+    reduce_image,
+)
+
+
+def test_images_on_the_page_are_small(finished: Path) -> None:
+    image = np.zeros((300, 200, 3), np.uint8)
+    assert reduce_image(image).shape == (THUMBNAIL, 64, 3)
+    assert reduce_image(image[:12, :12]).shape == (12, 12, 3)
+    assert encode_image(join_images([[reduce_image(image)] * 3]), lossless=False).startswith(
+        "data:image/jpeg;base64,"
+    )
+    assert encode_image(image[:12, :12], lossless=True).startswith("data:image/png;base64,")
+    strips = read_samples(gather(finished), 3)
+    assert all(0 < len(strip) <= 12 for strip in strips.values())
+
+
+@pytest.mark.parametrize(("count", "most", "expected"), [(3, 7, [0, 1, 2]), (1, 4, [0])])
+def test_both_ends_are_picked(count: int, most: int, expected: list[int]) -> None:
+    assert pick_evenly(range(count), most) == expected
+    many = pick_evenly(range(1001), 7)
+    assert (many[0], many[-1], len(many)) == (0, 1000, 7)
