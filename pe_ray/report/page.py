@@ -37,7 +37,7 @@ from pe_ray.synthetic.population import fractions_of
 _VOTE_CHARTS = {
     "survivors": "samples with votes left",
     "effective_parents": "effective parents",
-    "top_tenth_share": "share of votes of the top tenth",
+    "top_tenth_share": "share of the top tenth",
 }
 Samples = Sequence[Mapping[int, Sequence[Image]]]
 """Label -> samples, of S_0, S_1, ..."""

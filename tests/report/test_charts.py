@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import sys
 from xml.etree import ElementTree
 
+import matplotlib
 import pytest
 
 from pe_ray.report.charts import Point, draw_chart
@@ -76,7 +76,8 @@ def test_equal_charts_are_equal_bytes_and_others_share_no_id() -> None:
     assert not one & other
 
 
-def test_no_color_is_fixed_and_no_global_state_is_used() -> None:
+def test_no_color_is_fixed_and_no_global_setting_changes() -> None:
+    before = dict(matplotlib.rcParams)
     chart = draw_chart("t", "d", x_label="x", y_label="y", line=[(1, 2)], dots={"n": (1, 2)})
     assert not re.findall(r"#[0-9a-f]{6}[;\"]", chart)
-    assert "matplotlib.pyplot" not in sys.modules
+    assert dict(matplotlib.rcParams) == before
