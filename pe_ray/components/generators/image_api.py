@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, field_validator, model_validator
 
+from pe_ray.components.generators.generator_checks import refuse_unknown_labels
 from pe_ray.components.generators.image_service import (
     ImageService,
     ServiceRequest,
@@ -186,9 +187,7 @@ class ImageApi:
     Options: ClassVar[type[GeneratorOptions]] = ImageApiOptions
 
     def __init__(self, options: ImageApiOptions, label_names: Sequence[str]) -> None:
-        unknown = sorted(set(options.prompts) - set(label_names))
-        if unknown:
-            raise InputError(f"generator.prompts: {unknown[0]!r} is not a label")
+        refuse_unknown_labels("prompts", options.prompts, label_names)
         self._options = options
         self._prompts = [
             options.prompts.get(name, options.prompt.replace("{label}", name))

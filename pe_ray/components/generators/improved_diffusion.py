@@ -139,7 +139,7 @@ class ImprovedDiffusion:
                 x_0 = ((x - math.sqrt(1 - a) * predicted) / math.sqrt(a)).clamp(-1, 1)
                 left = (x - math.sqrt(a) * x_0) / math.sqrt(1 - a)
                 x = math.sqrt(before) * x_0 + math.sqrt(1 - before) * left
-            return like(noise, x)
+        return like(noise, x)  # outside: a tensor made inside could not be changed
 
 
 class ImprovedDiffusionGenerator(DiffusionGenerator):

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from pe_ray import plugins
 from pe_ray.components.generators.cached_images import CachedImages, entry
+from pe_ray.components.generators.generator_checks import refuse_unknown_labels
 from pe_ray.components.neighbors import write_neighbors
 from pe_ray.config.blocks import FixedEmbedderPlugin, Plugin
 from pe_ray.errors import InputError
@@ -177,9 +178,7 @@ def _members(
         classes = {name: (name,) for name in label_names}
     else:
         classes = options.classes
-        unknown = sorted(set(classes) - set(label_names))
-        if unknown:
-            raise InputError(f"generator.classes: {unknown[0]!r} is not a label")
+        refuse_unknown_labels("classes", classes, label_names)
     members = []
     for name in label_names:
         wanted = classes.get(name, ())

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pe_ray.components.generators.generator_checks import refuse_overflow, refuse_unknown_labels
 from pe_ray.components.weights import Precision
 from pe_ray.errors import InputError
 from pe_ray.plugins import GeneratorOptions, Rows
@@ -110,11 +111,7 @@ class DiffusionGenerator:
         return flat.reshape(len(seeds), shape.channels, shape.height, shape.width)
 
     def _to_rows(self, images: NDArray[np.float32], classes: ClassIds | None) -> Rows:
-        if not np.isfinite(images).all():
-            raise InputError(
-                f"generator.precision: {self._options.precision} overflowed into pixels that are "
-                "no numbers; use bf16 or fp32"
-            )
+        refuse_overflow(images, self._options.precision)
         # Rounded, not cut off: each generation would get darker by half a level.
         levels = np.rint((images + 1) * np.float32(127.5)).astype(np.uint8)
         own = {} if classes is None else {"class_id": classes}
@@ -141,11 +138,10 @@ def choose_classes(
                 "labels; write label: [class numbers] for each label, or random"
             )
         classes = {name: (position,) for position, name in enumerate(label_names)}
-    if set(classes) != set(label_names) or not all(classes.values()):
-        raise InputError(
-            "generator.classes: give each label at least one class number; labels are "
-            f"{', '.join(label_names)}"
-        )
+    refuse_unknown_labels("classes", classes, label_names)
+    for name in label_names:
+        if not classes.get(name):
+            raise InputError(f"generator.classes: give label {name!r} at least one class number")
     largest = max(max(ids) for ids in classes.values())
     if largest >= num_classes or min(min(ids) for ids in classes.values()) < 0:
         raise InputError(f"generator.classes: the model's classes are 0 to {num_classes - 1}")

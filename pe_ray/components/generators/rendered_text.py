@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
 
+from pe_ray.components.generators.generator_checks import refuse_unknown_labels
 from pe_ray.components.generators.glyphs import (
     FRAME,
     QUANTUM,
@@ -159,9 +160,7 @@ class RenderedText:
 
     def __init__(self, options: RenderedTextOptions, label_names: Sequence[str]) -> None:
         given = options.texts or {}
-        unknown = sorted(set(given) - set(label_names))
-        if unknown:
-            raise InputError(f"generator.texts: {unknown[0]!r} is not a label")
+        refuse_unknown_labels("texts", given, label_names)
         by_label = list({**list_own_texts(label_names, options.fonts), **given}.values())
         if not all(text.strip() for texts in by_label for text in texts):
             raise InputError("generator.texts: give a string for the label whose name is blank")

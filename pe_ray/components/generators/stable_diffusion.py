@@ -14,6 +14,7 @@ from pe_ray.components.generators.diffusers_pipelines import (
     load_pipeline,
     share_as_image_to_image,
 )
+from pe_ray.components.generators.generator_checks import refuse_overflow, refuse_unknown_labels
 from pe_ray.components.weights import Precision
 from pe_ray.errors import InputError
 from pe_ray.plugins import GeneratorOptions, Images, Options, Rows
@@ -119,9 +120,7 @@ class StableDiffusion:
     Options: ClassVar[type[GeneratorOptions]] = StableDiffusionOptions
 
     def __init__(self, options: StableDiffusionOptions, label_names: Sequence[str]) -> None:
-        unknown = sorted(set(options.prompts) - set(label_names))
-        if unknown:
-            raise InputError(f"generator.prompts: {unknown[0]!r} is not a label")
+        refuse_unknown_labels("prompts", options.prompts, label_names)
         self._prompts = tuple(
             _as_tuple(options.prompts.get(name, options.prompt.replace("{label}", name)))
             for name in label_names
@@ -205,11 +204,7 @@ class StableDiffusion:
             output_type="np",
             **given,
         ).images
-        if not np.isfinite(images).all():
-            raise InputError(
-                f"generator.precision: {self._options.precision} overflowed into pixels that are "
-                "no numbers; use bf16 or fp32"
-            )
+        refuse_overflow(images, self._options.precision)
         return np.asarray(np.rint(images * 255.0), dtype=np.uint8)
 
 

@@ -123,7 +123,7 @@ class UNetPipeline:
                 # A learned variance comes after the noise; DDIM at eta 0 adds none.
                 noise_part = predicted[:, : self._channels].float()
                 x = scheduler.step(noise_part, timestep, x, return_dict=False)[0]
-            return like(noise, x.clamp(-1, 1))
+        return like(noise, x.clamp(-1, 1))
 
 
 def _load_scheduler(folder: str, num_steps: int) -> Any:

@@ -223,6 +223,17 @@ def test_a_run_on_public_images(ray_session: None, tree: dict[str, Any], tmp_pat
         evolve(Config.from_dict(tree))
 
 
+@pytest.mark.parametrize("gpus_per_worker", [0, 0.5])  # tasks, actors
+def test_a_generator_that_workers_cannot_build_ends_a_run_with_its_error(
+    ray_session: None, tree: dict[str, Any], gpus_per_worker: float
+) -> None:
+    tree["generator"] = {"kind": "nearest_image", "data": "/absent", "image_size": 12}
+    tree["schedule"]["degrees"] = 4
+    tree["resources"]["gpus_per_worker"] = gpus_per_worker
+    with pytest.raises(InputError, match=r"generator\.data: /absent"):
+        evolve(Config.from_dict(tree))
+
+
 @pytest.mark.parametrize("public", ["/data/letters", "/data/./letters/part.parquet", "/data"])
 def test_the_private_records_are_no_public_images(tree: dict[str, Any], public: str) -> None:
     """They would be published as they are."""

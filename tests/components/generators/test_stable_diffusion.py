@@ -217,14 +217,3 @@ def test_a_run_and_its_expansion(
     run = evolve(Config.from_dict(tree))
     folder = expand(run, 25, tmp_path / "more")
     assert sum(part.stop - part.start for part in parts_of(folder)) == 25
-
-
-def test_a_missing_checkpoint_ends_a_run_with_an_input_error(
-    ray_session: None, tree: dict[str, Any]
-) -> None:
-    tree["generator"] = {"kind": "stable_diffusion", "checkpoint": "/nowhere"}
-    with pytest.raises(InputError, match=r"generator\.checkpoint: /nowhere"):
-        evolve(Config.from_dict(tree))
-    tree["resources"]["gpus_per_worker"] = 0.5  # actors instead of tasks
-    with pytest.raises(InputError, match=r"generator\.checkpoint: /nowhere"):
-        evolve(Config.from_dict(tree))
