@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator
 
 from pe_ray.config import Config
+from pe_ray.config.extras import require_extras
 from pe_ray.files.storage import Location
 from pe_ray.planning import label_fractions, plan, plan_releases, require_affordable
 from pe_ray.release.door import Door
@@ -44,6 +45,7 @@ def evolve(config: Config) -> Location:
     or removing one unit: it is post-processing of the releases in its ledger. Raises InputError
     before anything is spent where something given can't be used.
     """
+    require_extras(config)
     releases = plan_releases(config)
     check_reference(config)
     with (

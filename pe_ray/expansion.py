@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pe_ray.config.blocks import ResourcesConfig
+from pe_ray.config.extras import require_extras
 from pe_ray.config.run_config import lies_in
 from pe_ray.errors import InputError
 from pe_ray.files.parts import part_ranges
@@ -53,6 +54,7 @@ def expand(
         raise InputError("--num-samples: must be at least 1")
     run = open_run(run_path)
     config = run.config.model_copy(update={"resources": resources or ResourcesConfig()})
+    require_extras(config)
     run = replace(run, config=config)
     population = final_population(run)
     load_teacher(run)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pe_ray import plugins
 from pe_ray.config.blocks import PrivateConfig
+from pe_ray.config.extras import require_extras
 from pe_ray.errors import InputError
 from pe_ray.files.images import resized
 from pe_ray.files.storage import Location
@@ -28,6 +29,7 @@ def audit(run_path: str | Location) -> dict[str, float]:
     config, population = run.config, final_population(run)
     if not config.metrics.audit:
         raise InputError("metrics.audit: names no metric, so there is nothing to score")
+    require_extras(config)
     rows = read_population(
         population.directory,
         np.arange(population.layout.num_samples, dtype=np.int64),

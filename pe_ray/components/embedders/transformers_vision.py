@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.components.weights import Precision, load_network, loading_errors
+from pe_ray.config.extras import require_extras
 from pe_ray.errors import InputError
 from pe_ray.plugins import EmbedderOptions, Images
 from pe_ray.values import DistanceMetric, ImageShape
@@ -43,6 +44,7 @@ class CheckpointOptions(EmbedderOptions):
 
     def load_config(self) -> Any:
         """Return transformers' configuration of the checkpoint."""
+        require_extras(self, "embedder")
         from transformers import AutoConfig
 
         with loading_errors(_OPTION, self.checkpoint):
