@@ -1,29 +1,23 @@
-"""Writes docs/configuration.md from the configuration's models: `python -m docs.generate`.
+"""Write docs/schema.json and docs/configuration.md from the models: `python -m docs.generate`.
 
-Names, types, bounds and defaults are the models'; meanings are the docstrings under their fields.
+Names, types, bounds and defaults are the models'; meanings are the strings under their fields.
 """
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
-import textwrap
-import types
-from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
-from annotated_types import Ge, Gt, Interval, Le, Len, Lt, MinLen
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
-
-from pe_ray import config, plugins
-from pe_ray.config import blocks
+from pe_ray import plugins
+from pe_ray.config import Config
+from pe_ray.tuning.search_config import TuningConfig
 
 PAGE = Path(__file__).with_name("configuration.md")
+SCHEMA = Path(__file__).with_name("schema.json")
+
+Tree = dict[str, Any]
 
 _HEAD = """\
 # Configuration
@@ -35,9 +29,20 @@ checks a file and says what it would cost; `--set block.key=value` overrides a k
 line. There is no default for epsilon, delta, the privacy unit or where label fractions come from.
 `pipelines/` has complete files.
 
-A run is bound to what it was started with, but for `resources`, `private.node_label`,
-`private.cache`, `output.ledger`, `metrics.audit*` and what generators.md names: start it again with
-another value and it is refused. Until it has made or spent anything, it starts anew instead.
+A run continues only with the configuration that it was started with; another value is refused.
+Exceptions are `resources`, `private.node_label`, `private.cache`, `output.ledger`, `metrics.audit*`
+and the options that generators.md names. Until a run has made or spent anything, it starts again
+with the new values.
+
+`docs/schema.json` describes the same keys to editors that complete YAML (VS Code with the YAML
+extension, Neovim and others with yaml-language-server). The first line of a file names the schema:
+
+```
+# yaml-language-server: $schema=../docs/schema.json
+```
+
+The path is relative to the file; write it as your file needs it. Options of plugins from outside
+the package (`kind: module:Class`) are not in the schema; `pe-ray plan` checks them.
 
 ```yaml
 private: {data: sklearn:digits, labels: ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]}
@@ -48,141 +53,138 @@ privacy: {epsilon: 1.0, delta: 1.0e-4, unit: record, label_fractions: uniform}
 output: {path: runs/first}
 ```
 """
-_PLUGINS = {
+_PLUGINS: dict[plugins.PluginType, str] = {
     "generator": "`generator: {kind: KIND, ...}`. What draws and varies images.",
     "embedder": "`embedder: {kind: KIND, ...}`. What tells how alike two images are.",
     "metric": "An entry of `metrics.public.metrics` or `metrics.audit`: `{kind: KIND, ...}`. "
     "How good a synthetic set is.",
+    "denoiser": "`selection.denoise: {kind: KIND, ...}`. How noisy counts become weights.",
+    "tuning_strategy": "`tuning.strategy: {kind: KIND, ...}`. How a search is paid for.",
+    "tuning_objective": "`tuning.objective: {kind: KIND, ...}`. How a trial is scored.",
 }
-_WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+_TYPES = {"string": "text", "integer": "whole number", "boolean": "true or false"}
+_BOUNDS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "above",
+    "maximum": "at most",
+    "exclusiveMaximum": "below",
+    "multipleOf": "a multiple of",
+    "minItems": "at least",
+}
 
 
-def page() -> str:
-    """The page as Markdown."""
-    parts = [_HEAD]
-    for name, field in config.Config.model_fields.items():
-        model = _model_of(field.annotation)
-        if model is not None and not issubclass(model, blocks.Plugin):
-            parts.append(_section(f"## `{name}`", name, model))
-    parts.append(_section("## `generator`, changing by iteration", "generator", blocks.Switch))
+class ConfigFile(Config):
+    """One run, and what `pe-ray tune` searches."""
+
+    tuning: TuningConfig | None = None
+
+
+def schema() -> Tree:
+    """Return the JSON schema of a configuration file, every built-in plugin's options included."""
+    made = ConfigFile.model_json_schema()
+    for plugin_type in _PLUGINS:
+        kinds = [_kind(made["$defs"], plugin_type, kind) for kind in plugins.built_in(plugin_type)]
+        free = [each["title"] for each in kinds if each["required"] == ["kind"]]
+        other = {"kind": {"type": "string", "pattern": ":", "description": "module:Class"}}
+        kinds.append({"type": "object", "properties": other, "required": ["kind"]})
+        made["$defs"][plugin_type] = {"anyOf": [*kinds, {"enum": free}]}
+    text = json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **made})
+    for plugin_type in _PLUGINS:  # what PluginOf leaves to fill in
+        text = text.replace(f'"plugin_type": "{plugin_type}"', f'"$ref": "#/$defs/{plugin_type}"')
+    filled: Tree = json.loads(text)
+    return filled
+
+
+def _kind(definitions: Tree, plugin_type: plugins.PluginType, kind: str) -> Tree:
+    """Return the schema of one kind's mapping; put the models in it into `definitions`."""
+    loaded = plugins.load(plugin_type, kind)
+    template = f"#/$defs/{kind}.{{model}}"
+    own: Tree = plugins.options_of(loaded).model_json_schema(ref_template=template)
+    definitions |= {f"{kind}.{name}": below for name, below in own.pop("$defs", {}).items()}
+    return {
+        **own,
+        "title": kind,
+        "description": inspect.getdoc(loaded) or "",
+        "properties": {"kind": {"const": kind}, **own.get("properties", {})},
+        "required": ["kind", *own.get("required", [])],
+    }
+
+
+def page(made: Tree) -> str:
+    """Return the page as Markdown."""
+    parts, seen = [_HEAD], set[str]()
+    for name, field in made["properties"].items():
+        parts += _nested_sections(made, field, f"## `{name}`", name, seen)
     for plugin_type, words in _PLUGINS.items():
-        parts.append(f"## Kinds of {plugin_type}\n\n{words}\n")
-        for kind, target in plugins.registered(plugin_type).items():  # type: ignore[arg-type]
-            if target.startswith("pe_ray."):
-                loaded = plugins.load(plugin_type, kind)  # type: ignore[arg-type]
-                said = inspect.getdoc(loaded) or ""
-                parts.append(_section(f"### `{kind}`", kind, loaded.Options, said))
+        kinds = [each for each in made["$defs"][plugin_type]["anyOf"] if "title" in each]
+        if kinds:
+            parts.append(f"## Kinds of {plugin_type.replace('_', ' ')}\n\n{words}\n")
+        for kind in kinds:
+            parts += _sections(made, kind, f"### `{kind['title']}`", kind["title"], seen)
     return "\n".join(parts)
 
 
-def _section(heading: str, path: str, model: type[BaseModel], said: str | None = None) -> str:
-    """One model, then those of its fields; `path` is where in the file it stands."""
-    words = (said if said is not None else inspect.getdoc(model)) or ""
-    rows = [_row(name, field, model) for name, field in model.model_fields.items()]
+def _sections(made: Tree, model: Tree, heading: str, path: str, seen: set[str]) -> list[str]:
+    """Return the section of one model, then those of the models in its fields."""
+    fields = {name: each for name, each in model.get("properties", {}).items() if name != "kind"}
+    kind = model.get("properties", {}).get("kind", {}).get("const")
+    heading += f", kind `{kind}`" if kind and kind != path else ""
+    rows = [_row(made, name, field, model) for name, field in fields.items()]
     table = "| key | value | default | meaning |\n| --- | --- | --- | --- |\n" + "\n".join(rows)
-    parts = [f"{heading}\n\n{words}\n\n{table if rows else 'No options.'}\n"]
-    for name, field in model.model_fields.items():
-        for below in _models_in(field.annotation):
-            parts.append(_section(f"### `{path}.{name}`", f"{path}.{name}", below))
-    return "\n".join(parts)
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The models that a field's value may be made of; plugins have sections of their own."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [] if issubclass(annotation, blocks.Plugin) else [annotation]
-    return [model for argument in get_args(annotation) for model in _models_in(argument)]
-
-
-def _row(name: str, field: FieldInfo, model: type[BaseModel]) -> str:
-    kind = _type(field.annotation) + _bounds(field)
-    default = "**required**" if field.is_required() else _default(field)
-    said = " ".join(_said(model).get(name, "").split())
-    cells = (f"`{name}`", kind, default, said)
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _default(field: FieldInfo) -> str:
-    value = field.get_default(call_default_factory=True, validated_data={})
-    if value is PydanticUndefined:
-        return "**required**"
-    if isinstance(value, blocks.Plugin):
-        return f"`{{kind: {value.kind}}}`"
-    if isinstance(value, BaseModel):
-        return "see there"
-    return f"`{json.dumps(value)}`"
-
-
-def _type(annotation: Any) -> str:
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _type(arguments[0])
-    if origin is Literal:
-        return " or ".join(f"`{value}`" for value in arguments)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_type(argument) for argument in arguments)
-    if origin is tuple:
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return f"list of {_type(arguments[0])}"
-        return "[" + ", ".join(_type(argument) for argument in arguments) + "]"
-    if origin in (dict, Mapping):
-        return f"mapping of {_type(arguments[0])} to {_type(arguments[1])}"
-    if annotation is type(None):
-        return "null"
-    if isinstance(annotation, type) and issubclass(annotation, blocks.Plugin):
-        return "`{kind: ..., ...}`"
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "{" + ", ".join(annotation.model_fields) + "}"
-    return _WORDS.get(annotation, "anything")
-
-
-def _bounds(field: FieldInfo) -> str:
-    words = []
-    for bound in field.metadata:
-        match bound:
-            case Ge(ge=value):
-                words.append(f"at least {value}")
-            case Gt(gt=value):
-                words.append(f"above {value}")
-            case Le(le=value):
-                words.append(f"at most {value}")
-            case Lt(lt=value):
-                words.append(f"below {value}" if value != 2**63 else "below 2^63")
-            case MinLen(min_length=value) | Len(min_length=value):
-                words.append(f"at least {value} of them")
-            case Interval():
-                raise TypeError("an interval comes as its two bounds")
-            case _:
-                pass
-    return f", {', '.join(words)}" if words else ""
-
-
-def _model_of(annotation: Any) -> type[BaseModel] | None:
-    """The one model that a block is (if it is given), None where it may be several."""
-    given = [kind for kind in get_args(annotation) or (annotation,) if kind is not type(None)]
-    is_model = len(given) == 1 and isinstance(given[0], type) and issubclass(given[0], BaseModel)
-    return given[0] if is_model else None
-
-
-@cache
-def _said(model: type[BaseModel]) -> dict[str, str]:
-    """Field -> the docstring under it, the model's bases included."""
-    found: dict[str, str] = {}
-    for part in reversed(model.__mro__):
-        if part.__module__.startswith("pe_ray."):
-            body = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]
-            assert isinstance(body, ast.ClassDef)
-            for field, after in zip(body.body, body.body[1:], strict=False):
-                if (
-                    isinstance(field, ast.AnnAssign)
-                    and isinstance(field.target, ast.Name)
-                    and isinstance(after, ast.Expr)
-                    and isinstance(after.value, ast.Constant)
-                ):
-                    found[field.target.id] = str(after.value.value)
+    found = [f"{heading}\n\n{model.get('description', '')}\n\n{table if rows else 'No options.'}\n"]
+    for name, field in fields.items():
+        place = f"{path}.{name}"
+        found += _nested_sections(made, field, f"### `{place}`", place, seen)
     return found
 
 
+def _nested_sections(made: Tree, field: Tree, heading: str, path: str, seen: set[str]) -> list[str]:
+    """Return sections of the models that a field's value is made of; each model has one only."""
+    name = field.get("$ref", "").removeprefix("#/$defs/")
+    if name and name not in seen and name not in _PLUGINS:
+        seen.add(name)
+        return _sections(made, made["$defs"][name], heading, path, seen)
+    below = [*field.get("anyOf", ()), *field.get("oneOf", ())]
+    below += [field["items"]] if field.get("items") else []
+    return [part for each in below for part in _nested_sections(made, each, heading, path, seen)]
+
+
+def _row(made: Tree, name: str, field: Tree, model: Tree) -> str:
+    default = field.get("default")
+    shown = f"`{json.dumps(default)}`" if "default" in field else "see there"
+    if isinstance(default, dict) and default:
+        shown = "see there"
+    if name in model.get("required", ()):
+        shown = "**required**"
+    words = " ".join(field.get("description", "").split())
+    cells = (f"`{name}`", _type(made, field), shown, words)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _type(made: Tree, field: Tree) -> str:
+    """Return the values that a field takes, in words."""
+    if "$ref" in field:
+        name = field["$ref"].removeprefix("#/$defs/")
+        model = made["$defs"][name]
+        return "`{kind: ..., ...}`" if name in _PLUGINS else f"{{{', '.join(model['properties'])}}}"
+    branches = field.get("anyOf") or field.get("oneOf")
+    if branches:
+        return " or ".join(dict.fromkeys(_type(made, each) for each in branches))
+    if "enum" in field or "const" in field:
+        return " or ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
+    if "prefixItems" in field:
+        return f"[{', '.join(_type(made, each) for each in field['prefixItems'])}]"
+    words = _TYPES.get(field.get("type", "anything"), field.get("type", "anything"))
+    if words == "array":
+        words = f"list of {_type(made, field.get('items', {}))}"
+    if words == "object":
+        words = f"mapping of names to {_type(made, field.get('additionalProperties') or {})}"
+    bounds = [f"{bound} {field[key]}" for key, bound in _BOUNDS.items() if key in field]
+    return f"{words} ({', '.join(bounds)})" if bounds else words
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
-    print(PAGE)
+    made = schema()
+    SCHEMA.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(made), encoding="utf-8")
+    print(PAGE, SCHEMA)

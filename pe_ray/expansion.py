@@ -10,7 +10,7 @@ import numpy as np
 
 from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.config.extras import require_extras
-from pe_ray.config.run_config import lies_in
+from pe_ray.config.places import lies_in
 from pe_ray.errors import InputError
 from pe_ray.files.parts import part_ranges
 from pe_ray.files.storage import (
@@ -53,6 +53,7 @@ def expand(
     if num_samples is not None and num_samples < 1:
         raise InputError("--num-samples: must be at least 1")
     run = open_run(run_path)
+    require_extras(run.config)
     config = run.config.model_copy(update={"resources": resources or ResourcesConfig()})
     require_extras(config)
     run = replace(run, config=config)

@@ -10,7 +10,7 @@ import numpy as np
 
 from pe_ray.components.embedders.label_features import LabelFeaturesOptions
 from pe_ray.config import Config
-from pe_ray.config.blocks import Plugin
+from pe_ray.config.kinds import Plugin
 from pe_ray.errors import InputError
 from pe_ray.files.parts import part_rows
 from pe_ray.plugins import Generator, load

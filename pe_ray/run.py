@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pe_ray.config import Config
-from pe_ray.config.blocks import Plugin
+from pe_ray.config.kinds import Plugin
 from pe_ray.errors import InputError
 from pe_ray.files.storage import Location, given, names, reported
 from pe_ray.runtime.run_directory import LEDGER, RunDirectory, find_ledger
@@ -47,5 +47,5 @@ def open_run(path: str | Location) -> Run:
                 "folder that was its output.path"
             )
         directory = RunDirectory(place, find_ledger(place))
-        config = Config.from_yaml(directory.config)
+        config = Config.from_run(directory.config)
         return Run(config=config, directory=directory, embedder=config.embedder)

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from pe_ray import Config, InputError, plugins
-from pe_ray.config.blocks import Plugin
+from pe_ray.config.kinds import Plugin
 from pe_ray.plugins.seeds import row_seeds
 
 SAVE_EVERY = 250

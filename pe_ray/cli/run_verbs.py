@@ -15,7 +15,7 @@ from pe_ray.cli.printing import (
     release_tree,
 )
 from pe_ray.config import Config
-from pe_ray.config.run_config import resources_of
+from pe_ray.config.run_config import read_resources
 from pe_ray.config.yaml_tree import read_tree
 
 
@@ -113,7 +113,7 @@ def _run(options: argparse.Namespace) -> None:
 def _expand(options: argparse.Namespace) -> None:
     from pe_ray.expansion import expand
 
-    resources = resources_of(options.set)
+    resources = read_resources(options.set)
     if options.address:
         resources = resources.model_copy(update={"address": options.address})
     path = expand(options.run, options.num_samples, options.output, resources, options.format)

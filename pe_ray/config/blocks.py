@@ -1,150 +1,55 @@
-"""The blocks of a configuration, each with the keys that a user may write in it."""
+"""The blocks of a configuration, each with its keys, what they mean, and its own checks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, field_serializer, field_validator, model_validator
 
-from pe_ray import plugins
-from pe_ray.errors import InputError
-from pe_ray.values import Budget, DistanceMetric, Unit
+from pe_ray.config.kinds import Block, MetricPlugin
+from pe_ray.config.places import LocalFolder, Place
+from pe_ray.files.storage import location
+from pe_ray.values import MAX_SUMS, Budget, DistanceMetric, ImageShape, Unit
 
 STALL_SECONDS = 7200.0
 _MOST_SAMPLES = 10**12
-
-
-class Block(BaseModel):
-    """Base of every block: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
-
-
-class Plugin(Block):
-    """A plugin's kind and its validated options; written flat in YAML: {kind: ..., option: ...}."""
-
-    plugin_type: plugins.PluginType
-    kind: str
-    options: Any
-
-    @model_serializer
-    def _flat(self) -> dict[str, Any]:
-        return {"kind": self.kind, **self.options.model_dump(mode="json")}
-
-
-def _plugin(plugin_type: plugins.PluginType) -> BeforeValidator:
-    def validate(raw: Any) -> Any:
-        if isinstance(raw, Plugin):
-            return raw
-        if not isinstance(raw, Mapping) or not isinstance(raw.get("kind"), str):
-            raise ValueError("needs a `kind`")
-        rest = {key: value for key, value in raw.items() if key != "kind"}
-        try:
-            plugin_class = plugins.load(plugin_type, raw["kind"])
-        except InputError as error:
-            raise ValueError(str(error).removeprefix(f"{plugin_type}.")) from None
-        options = plugin_class.Options.model_validate(rest)
-        return Plugin(plugin_type=plugin_type, kind=raw["kind"], options=options)
-
-    return BeforeValidator(validate)
-
-
-GeneratorPlugin = Annotated[Plugin, _plugin("generator")]
-EmbedderPlugin = Annotated[Plugin, _plugin("embedder")]
-MetricPlugin = Annotated[Plugin, _plugin("metric")]
-
-
-def _not_learnt(embedder: Plugin) -> Plugin:
-    if embedder.options.learnt:
-        raise ValueError(f"{embedder.kind} is learnt by a run, for its votes; name another")
-    return embedder
-
-
-FixedEmbedderPlugin = Annotated[EmbedderPlugin, AfterValidator(_not_learnt)]
-"""An embedder that is the same for every run."""
-
-
-class Stage(Block):
-    """A generator and the iteration from which on it is used."""
-
-    start: int = Field(ge=0)
-    """0 is the random draws."""
-    generator: GeneratorPlugin
-
-
-class Switch(Block):
-    """Generators by iteration: the last stage with start <= t makes S_t, and the lookahead for it.
-
-    A stage reads the samples of the one before: same image shape, and no column of its own that
-    the one before doesn't write (a rendered text's genome can't be read off an image).
-    """
-
-    kind: Literal["switch"]
-    stages: tuple[Stage, ...] = Field(min_length=1)
-
-    def at(self, iteration: int) -> Plugin:
-        return [stage.generator for stage in self.stages if stage.start <= iteration][-1]
-
-    @model_validator(mode="after")
-    def _readable(self) -> Self:
-        if self.stages[0].start != 0:
-            raise ValueError("stages: the first must start at 0, the random draws")
-        for before, after in pairwise(self.stages):
-            if after.start <= before.start:
-                raise ValueError("stages: each must start after the one before")
-            old, new = before.generator.options, after.generator.options
-            where = f"stages: {after.generator.kind}, start {after.start},"
-            if new.image_shape != old.image_shape:
-                raise ValueError(f"{where} makes images of another shape than the stage before it")
-            for name, column in new.columns.items():
-                if old.columns.get(name) != column:
-                    raise ValueError(
-                        f"{where} needs the column {name!r}, which the {before.generator.kind} "
-                        "before it doesn't write and an image doesn't show"
-                    )
-        return self
-
-
-def switch_or_plugin(raw: Any) -> Switch | Plugin:
-    """Decided by `kind` alone, so that an error is about the one that was meant."""
-    if isinstance(raw, Switch) or (isinstance(raw, Mapping) and raw.get("kind") == "switch"):
-        return Switch.model_validate(raw)
-    plugin: Plugin = TypeAdapter(GeneratorPlugin).validate_python(raw)
-    return plugin
+_LEAST_SIDE = 4
+"""Pixels that the teacher's network needs of an image's height and width."""
 
 
 class PrivateConfig(Block):
     """Where the private records are and how to read them."""
 
-    data: str
+    unbound: ClassVar[frozenset[str]] = frozenset({"cache", "node_label"})
+
+    data: Place
     """`sklearn:digits`, a parquet file or folder of them (local, or a URI as in output.path), or a
     local folder of images per class (storage.md says which files are read)."""
     labels: tuple[str, ...] = Field(min_length=1)
     """Names of all labels, in order. Public: declared here, never read off the records."""
     image_column: str = "image"
+    """Column with the encoded image (parquet only)."""
     label_column: str | None = "label"
+    """Column with the label (parquet only); null: all records have the one label that is given."""
     user_column: str | None = None
     """Whose record it is, integers or strings; needed for `privacy.unit: user`."""
-    where: dict[str, str | int | bool] = {}
+    where: dict[str, str | int | bool] = Field(default={})
     """Keep only rows whose column equals the value, e.g. {split: train}."""
-    cache: str | None = None
+    cache: LocalFolder | None = None
     """Folder (mode 0700) for private embeddings; default ~/.cache/pe_ray/private; `none` for no
-    cache. Never inside the run directory. A run isn't bound to it."""
+    cache. Never inside the run directory."""
     node_label: str | None = Field(default=None, pattern=r"^[\w./-]+=[\w.-]+$")
-    """`name=value`: records are read, embedded and searched only on Ray nodes with this label. Like
-    `resources` it changes neither output nor epsilon, so a run isn't bound to it."""
+    """`name=value`: records are read, embedded and searched only on Ray nodes with this label."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.labels)) != len(self.labels) or not all(self.labels):
+            raise ValueError("labels: names must differ, and none may be empty")
+        if self.label_column is None and len(self.labels) != 1:
+            raise ValueError("labels: give exactly one when label_column is null")
+        return self
 
 
 class VotesConfig(Block):
@@ -162,19 +67,27 @@ class VotesConfig(Block):
     max_votes_per_user: int = Field(default=1, ge=1, le=1_000_000)
     """`unit: user` only: a user votes for at most this many samples, over all labels together."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.reuse_lookahead and not self.lookahead:
+            raise ValueError("reuse_lookahead: needs lookahead above 0")
+        return self
+
 
 class SelectionSettings(Block):
     """How the released histogram becomes parents."""
 
     denoise: Literal["threshold", "simplex", "none"] = "threshold"
+    """How noisy counts become weights."""
     threshold: Annotated[float, Field(allow_inf_nan=False)] | Literal["auto"] = "auto"
-    """Votes subtracted from each count before clipping at 0; auto: see synthetic/selection.py."""
+    """Votes subtracted from each count before clipping at 0; auto: see synthetic/denoising.py."""
     smooth: int = Field(default=1, ge=1, le=1024)
     """Before that, average each count over at most this many near samples of its label, as many as
     the votes and their known noise say is best; 1: none (synthetic/smoothing.py)."""
     method: Literal["systematic", "multinomial", "rank"] = "systematic"
+    """How parents are drawn by their weights; rank: the heaviest, each equally often."""
     keep_selected: bool = False
-    """Keep each selected parent beside its variations."""
+    """Keep each selected parent together with its variations."""
     next_variation_fold: int = Field(default=1, ge=1)
     """Variations of each selected parent."""
 
@@ -184,31 +97,45 @@ class SelectionConfig(SelectionSettings):
 
     initial_variation_fold: int = Field(default=0, ge=0)
     """Variations of each random draw in the initial population."""
-    overrides: dict[int, dict[str, Any]] = {}
+    overrides: dict[int, SelectionSettings] = Field(default={})
     """Iteration (from 1) -> settings that differ there."""
 
+    @field_serializer("overrides")
+    def _only_what_differs(self, overrides: dict[int, SelectionSettings]) -> dict[int, Any]:
+        return {
+            iteration: given.model_dump(mode="json", exclude_unset=True)
+            for iteration, given in overrides.items()
+        }
+
     def at(self, iteration: int) -> SelectionSettings:
-        """The settings of one iteration."""
-        common = {name: getattr(self, name) for name in SelectionSettings.model_fields}
-        changes = self.overrides.get(iteration, {})
-        return SelectionSettings.model_validate({**common, **changes})
+        """Return the settings of one iteration."""
+        given = self.overrides.get(iteration)
+        changed = given.model_fields_set if given else frozenset()
+        settings = {
+            name: getattr(given if name in changed else self, name)
+            for name in SelectionSettings.model_fields
+        }
+        return SelectionSettings(**settings)
 
 
 class Ramp(Block):
     """Evenly spaced values from `start` to `end`, one per iteration."""
 
     start: float
+    """Of the first iteration."""
     end: float
+    """Of the last iteration."""
 
 
 class ScheduleConfig(Block):
     """How many iterations, samples and how much variation."""
 
     iterations: int = Field(ge=1, le=10_000)
+    """T, the number of votes."""
     num_samples: int | tuple[int, ...]
     """Population size, or the sizes of S_0 .. S_T (iterations + 1 numbers)."""
     degrees: float | tuple[float, ...] | Ramp
-    """Variation degree of each iteration, in the generator's units."""
+    """Variation degree of each iteration, in the generator's units; `expand` takes the last."""
     noise: Literal["constant"] | float | tuple[float, ...] = "constant"
     """sigma of the last release over that of the first (geometric between; below 1 spends late),
     or one relative sigma per iteration."""
@@ -216,8 +143,8 @@ class ScheduleConfig(Block):
     """Of the public randomness (never of the privacy noise)."""
 
     @model_validator(mode="after")
-    def _lengths(self) -> Self:
-        if isinstance(self.num_samples, tuple) and len(self.num_samples) != self.iterations + 1:
+    def _check(self) -> Self:
+        if len(self.sizes) != self.iterations + 1:
             raise ValueError(
                 f"num_samples: give one number or iterations + 1 = {self.iterations + 1}"
             )
@@ -229,7 +156,8 @@ class ScheduleConfig(Block):
                 raise ValueError(f"{name}: give one number or iterations = {self.iterations}")
         if not all(math.isfinite(degree) and degree >= 0 for degree in self.degree_list):
             raise ValueError("degrees: must be finite and not negative")
-        if not all(1e-6 <= weight <= 1e6 for weight in self.relative_sigmas):
+        ratios = self.noise if isinstance(self.noise, tuple) else (self._noise_ratio,)
+        if not all(1e-6 <= ratio <= 1e6 for ratio in ratios):
             raise ValueError("noise: must be from 1e-6 to 1e6")
         return self
 
@@ -247,20 +175,24 @@ class ScheduleConfig(Block):
             return self.degrees
         if isinstance(self.degrees, Ramp):
             span = self.degrees.end - self.degrees.start
-            last = max(1, self.iterations - 1)
-            return tuple(self.degrees.start + span * t / last for t in range(self.iterations))
+            return tuple(self.degrees.start + span * share for share in self._elapsed)
         return (self.degrees,) * self.iterations
 
     @property
     def relative_sigmas(self) -> tuple[float, ...]:
-        """sigma_t up to a common factor."""
+        """sigma_1, ..., sigma_T up to a common factor."""
         if isinstance(self.noise, tuple):
             return self.noise
-        ratio = 1.0 if self.noise == "constant" else float(self.noise)
-        if not 1e-6 <= ratio <= 1e6:
-            raise ValueError("noise: must be from 1e-6 to 1e6")
-        last = max(1, self.iterations - 1)
-        return tuple(ratio ** (t / last) for t in range(self.iterations))
+        return tuple(self._noise_ratio**share for share in self._elapsed)
+
+    @property
+    def _noise_ratio(self) -> float:
+        return self.noise if isinstance(self.noise, float) else 1.0
+
+    @property
+    def _elapsed(self) -> list[float]:
+        """0 in the first iteration, 1 in the last, evenly spaced between."""
+        return [t / max(1, self.iterations - 1) for t in range(self.iterations)]
 
 
 class PrivacyConfig(Block):
@@ -268,16 +200,28 @@ class PrivacyConfig(Block):
 
     label_count_share: ClassVar[float] = 0.05
     """With `label_fractions: dp`, share of sum(1/sigma^2) that the label counts get."""
+
     epsilon: float = Field(gt=0)
     """Of the whole run; .inf adds no noise and protects nobody."""
     delta: float = Field(gt=0, lt=1)
+    """Of the whole run; well below one over the number of records."""
     unit: Unit
     """What is added or removed between neighbouring data sets: one record, or all of a user's."""
     label_fractions: Literal["uniform", "dp"] | tuple[float, ...]
     """Share of each label in the population: uniform, given here (public), or released (dp)."""
 
+    @field_validator("label_fractions")
+    @classmethod
+    def _are_shares(cls, fractions: Any) -> Any:
+        if isinstance(fractions, tuple):
+            positive = all(math.isfinite(share) and share >= 0 for share in fractions)
+            if not positive or not math.isclose(sum(fractions), 1.0, abs_tol=1e-6):
+                raise ValueError("must be shares that sum to 1")
+        return fractions
+
     @property
     def budget(self) -> Budget:
+        """The guarantee as a value."""
         return Budget(epsilon=self.epsilon, delta=self.delta, unit=self.unit)
 
 
@@ -296,6 +240,18 @@ class TeacherConfig(Block):
     """Passes over the last population when training the network that makes the features: 2 do for
     60,000 images, a few thousand need more."""
 
+    def check_run(self, *, num_labels: int, shape: ImageShape, privacy: PrivacyConfig) -> None:
+        """Raise ValueError, naming the key, where a run like this can't have a teacher."""
+        if num_labels < 2:
+            raise ValueError("teacher: needs at least two private.labels to tell apart")
+        if min(shape.height, shape.width) < _LEAST_SIDE:
+            raise ValueError(f"teacher: needs images of at least {_LEAST_SIDE}x{_LEAST_SIDE}")
+        if self.features * ((self.features + 1) / 2 + num_labels) > MAX_SUMS:
+            raise ValueError("teacher.features: too many for so many labels; lower it")
+        most = 1 - privacy.label_count_share
+        if privacy.label_fractions == "dp" and self.share >= most:
+            raise ValueError(f"teacher.share: must be below {most:g} with label_fractions: dp")
+
 
 class PublicMetricsConfig(Block):
     """Scores of released populations against public images, into metrics.jsonl: free."""
@@ -303,24 +259,29 @@ class PublicMetricsConfig(Block):
     data: str
     """Parquet file or folder of them, or a folder of images per class. Must be public."""
     image_column: str = "image"
+    """Column with the encoded image (parquet only)."""
     label_column: str | None = "label"
     """null: the images have no labels, so metrics that compare labels refuse them."""
-    where: dict[str, str | int | bool] = {}
+    where: dict[str, str | int | bool] = Field(default={})
     """Keep only rows whose column equals the value."""
     every: int = Field(default=1, ge=1)
     """Score S_0, S_every, S_(2 every), ... and the last."""
     max_images: int = Field(default=10_000, ge=2)
     """Images scored at most, of either side (evenly spaced rows)."""
     metrics: tuple[MetricPlugin, ...] = Field(min_length=1)
+    """What is scored."""
 
 
 class MetricsConfig(Block):
     """What a run scores on public images, and `pe-ray audit` on private ones."""
 
+    unbound: ClassVar[frozenset[str]] = frozenset({"audit", "audit_data", "audit_where"})
+
     public: PublicMetricsConfig | None = None
+    """Default: nothing is scored in the run."""
     audit: tuple[MetricPlugin, ...] = ()
-    """A run isn't bound to this or the next two: on a finished one, `run` takes new ones over."""
-    audit_data: str | None = None
+    """What `pe-ray audit` scores on private records."""
+    audit_data: Place | None = None
     """Reference records of the audit; default: private.data."""
     audit_where: dict[str, str | int | bool] | None = None
     """Row filter of the reference; default: private.where."""
@@ -338,23 +299,35 @@ class ResourcesConfig(Block):
     """Generator (and embedding) workers at most; default: as many as the cluster holds. Set it on
     an autoscaling cluster, where it is what the autoscaler is asked for."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
+    """CPUs that a worker reserves."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
+    """GPUs that a worker reserves; a fraction shares one."""
     batch_size: int = Field(default=256, ge=1)
     """Images a generator makes at once."""
     stall_seconds: float = Field(default=STALL_SECONDS, gt=0, le=1e6)
-    """A worker that makes no headway for so long (a part of a population, 64 private records, a
-    block of the search or of a sum) hangs: it is killed and its work made again. Longer than any
-    part takes."""
+    """Hang detection: a worker without progress for so long is killed and its work made again. Set
+    it longer than any step takes: a part of a population, 64 private records, a block of the
+    search or of a sum."""
 
 
 class OutputConfig(Block):
     """Where the run goes."""
 
-    path: str
+    unbound: ClassVar[frozenset[str]] = frozenset({"ledger"})
+
+    path: Place
     """Run directory; everything in it is safe to publish. A folder that all machines of the run
     reach by this path, or the URI of a store: s3://BUCKET/FOLDER (docs/storage.md)."""
-    ledger: str | None = None
+    ledger: LocalFolder | None = None
     """Run directories in a store only, needed there: a local folder on the driver's durable disk
-    for ledger.sqlite, which is copied beside the run after each release. Not bound to the run."""
+    for ledger.sqlite, which is copied into the run after each release."""
     rows_per_part: int | None = Field(default=None, ge=1)
     """Rows of one file; default: a 32nd of the population, at most 4096 rows and 32 MiB."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.ledger and isinstance(location(self.path), Path):
+            raise ValueError(
+                "ledger: only for an output.path in a store; a local run's ledger is in it"
+            )
+        return self

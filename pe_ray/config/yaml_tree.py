@@ -1,24 +1,37 @@
-"""Plain values: a configuration as YAML has it, before it is validated."""
+"""Plain values: a configuration as YAML has it, before and after it is validated."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from pe_ray.errors import InputError
 from pe_ray.files.storage import Location, given
 
+_REMOVED: Mapping[str, Mapping[str, Any]] = {
+    "schedule": {"expand_degree": None},
+    "privacy": {"label_count_share": 0.05},
+    "pixels": {"center": False, "projection": None, "projection_seed": 0, "metric": "l2"},
+    "stable_diffusion": {"local_files_only": False, "safety_checker": False},
+    "random": {"negative_prompt": None},
+    "vary": {"negative_prompt": None},
+}
+"""Block or kind -> keys that an earlier version had, with the defaults that it wrote."""
+
 
 def read_tree(path: str | Location, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The plain values of a YAML file, with `overrides` (`block.key=value`) in place."""
+    """Return the plain values of a YAML file, with `overrides` (`block.key=value`) in place."""
     try:
         text = given(path, "config").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"config {path}: can't be read ({type(error).__name__})") from error
     try:
-        tree = _parsed(text)
+        tree = _parse(text)
     except yaml.YAMLError as error:
         raise InputError(f"config {path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
@@ -34,7 +47,7 @@ def set_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not name.rpartition(".")[2]:
         raise InputError(f"--set {override}: write it as block.key=value")
     try:
-        value = _parsed(text)
+        value = _parse(text)
     except yaml.YAMLError:
         raise InputError(f"--set {override}: {text!r} is not a YAML value") from None
     put(tree, name, value, f"--set {override}")
@@ -51,12 +64,29 @@ def put(tree: dict[str, Any], name: str, value: Any, source: str) -> None:
 
 
 def _key(tree: Mapping[Any, Any], part: str) -> Any:
-    """The key that is written `part`: YAML reads 1 as a number."""
+    """Return the key that is written `part`: YAML reads 1 as a number."""
     return next((key for key in tree if str(key) == part), part)
 
 
+def drop_removed_keys(tree: Any, name: str = "") -> Any:
+    """Return `tree` without keys that an earlier version had, where they hold their defaults.
+
+    name: of the block. Any other value of such a key stays, and is refused as an unknown key.
+    """
+    if isinstance(tree, list):
+        return [drop_removed_keys(item, name) for item in tree]
+    if not isinstance(tree, Mapping):
+        return tree
+    removed = _REMOVED.get(str(tree.get("kind", name)), {})
+    return {
+        key: drop_removed_keys(value, str(key))
+        for key, value in tree.items()
+        if key not in removed or value != removed[key]
+    }
+
+
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Dotted keys whose values differ between two trees."""
+    """Return the dotted keys whose values differ between two trees."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = sorted({*old, *new}, key=str)
         found = [differences(old.get(k), new.get(k), f"{path}.{k}".lstrip(".")) for k in keys]
@@ -64,8 +94,40 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [path]
 
 
-def _parsed(text: str) -> Any:
-    """Plain values of a YAML text; raises yaml.YAMLError."""
+def first_fault(error: ValidationError, tree: Any, prefix: str = "") -> InputError:
+    """Return the first fault of a `tree` of plain values; prefix: the dotted blocks around it.
+
+    Of the branches of a union, the one that fits furthest is reported.
+    """
+    faults = [(_keys(tree, fault), fault) for fault in error.errors(include_url=False)]
+    top = faults[0][0]
+    keys, fault = max(
+        (pair for pair in faults if pair[0][: len(top)] == top), key=lambda pair: len(pair[0])
+    )
+    where = f"{prefix}{'.'.join(keys)}".rstrip(".")
+    unknown = fault["type"] == "extra_forbidden"
+    message = "there is no such key" if unknown else fault["msg"].removeprefix("Value error, ")
+    if where:  # a block's own check starts with the key
+        where += "." if re.match(r"[\w.]+: ", message) else ": "
+    return InputError(f"config: {where}{message}")
+
+
+def _keys(tree: Any, fault: ErrorDetails) -> list[str]:
+    """Return where a fault is, without the names that pydantic gives to branches of a union."""
+    keys, place = [], fault["loc"]
+    for part in place:
+        if isinstance(tree, list | tuple) and isinstance(part, int):
+            tree = tree[part] if part < len(tree) else None
+        elif isinstance(tree, Mapping) and part in tree:
+            tree = tree[part]
+        elif not (fault["type"] == "missing" and part == place[-1]):
+            continue
+        keys.append(str(part))
+    return keys
+
+
+def _parse(text: str) -> Any:
+    """Return the plain values of a YAML text; raise yaml.YAMLError."""
     loader = _UniqueKeys(text)
     try:
         return loader.get_single_data()
@@ -74,7 +136,7 @@ def _parsed(text: str) -> Any:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML whose mappings name each key once: of two, one would be passed over in silence."""
+    """YAML whose mappings name each key once. Of two equal keys, one would be ignored."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)

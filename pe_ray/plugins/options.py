@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
-from pe_ray.values import ImageShape, Price
+from pe_ray.values import DistanceMetric, ImageShape, Price
+
+BOUND = "bound"
+"""Context for `model_dump` that leaves out the fields named in `unbound`."""
 
 
 class Options(BaseModel):
-    """Base of a plugin's options: frozen, unknown keys refused."""
+    """Base of a plugin's options. The string under a field says what the field means."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ser_json_inf_nan="constants", use_attribute_docstrings=True
+    )
+    unbound: ClassVar[frozenset[str]] = frozenset()
+    """Fields that change no output. A run may continue with other values."""
     modules: ClassVar[tuple[str, ...]] = ()
-    """Optional dependencies that the plugin imports; a run is refused without them."""
+    """Optional dependencies that the plugin imports. A run is refused without them."""
+
+    @model_serializer(mode="wrap")
+    def _serialize(
+        self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        left_out = self.unbound if info.context == BOUND else ()
+        return {name: value for name, value in values.items() if name not in left_out}
 
 
 class GeneratorOptions(Options):
@@ -24,27 +44,22 @@ class GeneratorOptions(Options):
 
     @property
     def image_shape(self) -> ImageShape:
-        """Shape of every image this generator makes."""
+        """Shape of every image that the generator makes."""
         raise NotImplementedError
 
     @property
     def columns(self) -> Mapping[str, tuple[str, int]]:
-        """Own columns beside the image: name -> (numpy dtype, values per row)."""
+        """Own columns in addition to the image: name -> (numpy dtype, values per row)."""
         return {}
 
     @property
-    def unbound(self) -> frozenset[str]:
-        """Options that, like `resources`, change no output: a run may go on with other values."""
-        return frozenset()
-
-    @property
     def call_price(self) -> Price | None:
-        """What calls cost and the caps on them; None: nothing. What costs is never only timed."""
+        """Cost of calls and the caps on them; None: calls are free."""
         return None
 
     @property
     def shown_data(self) -> str | None:
-        """Where images are that samples show as they are; private data are refused there."""
+        """Folder or file whose images appear in samples unchanged. It must not be private.data."""
         return None
 
     def check_degree(self, degree: float) -> None:
@@ -56,9 +71,17 @@ class EmbedderOptions(Options):
 
     @property
     def learnt(self) -> bool:
-        """Whether a run learns it, so that its embeddings mean nothing elsewhere."""
+        """Whether each run learns its own, so that embeddings of two runs can't be compared."""
         return False
 
     def dim(self, shape: ImageShape) -> int:
-        """Length of the embedding of an image of `shape`."""
+        """Return the length of the embedding of an image of `shape`."""
         raise NotImplementedError
+
+    def check_learning(
+        self, *, num_labels: int, shape: ImageShape, metric: DistanceMetric, paid: bool
+    ) -> None:
+        """Raise ValueError, naming the key, where a run like this can't learn it.
+
+        metric: of the votes; paid: whether calls of the generator cost money.
+        """

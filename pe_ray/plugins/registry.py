@@ -73,6 +73,11 @@ _OPTIONS: Mapping[PluginType, type[Options]] = {
 }
 
 
+def built_in(plugin_type: PluginType) -> Mapping[str, str]:
+    """Return name -> "module:NAME" of the plugins that come with the package."""
+    return _BUILT_IN[plugin_type]
+
+
 def registered(plugin_type: PluginType) -> dict[str, str]:
     """Return name -> "module:NAME" of every known plugin: built-in and from entry points."""
     known = dict(_BUILT_IN[plugin_type])

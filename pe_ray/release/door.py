@@ -13,7 +13,8 @@ from typing import Any
 import ray
 
 from pe_ray.config import Config
-from pe_ray.config.blocks import Plugin, PrivateConfig
+from pe_ray.config.blocks import PrivateConfig
+from pe_ray.config.kinds import Plugin
 from pe_ray.errors import InputError
 from pe_ray.files.storage import location
 from pe_ray.private import records as private_records

@@ -190,10 +190,12 @@ def _bind(run: RunDirectory, config: Config) -> None:
     """Bind the directory to the configuration; refuse another configuration."""
     if run.config.exists():
         try:
-            stored = yaml.safe_load(run.config.read_text("utf-8"))
-            changed = differences(config.bound(stored), config.bound(config.tree()))
-        except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
-            raise InputError(f"{run.config}: is damaged; restore it from a copy") from None
+            stored = Config.from_run(run.config)
+        except InputError as error:
+            raise InputError(
+                f"{run.config}: can't be read ({error}); restore it from a copy"
+            ) from None
+        changed = differences(stored.bound(), config.bound())
         if changed and not run.is_bare:  # else the ledger refuses, if it was charged
             raise InputError(
                 f"{', '.join(changed)}: differs from the run in {run.path}; restore it, or give "

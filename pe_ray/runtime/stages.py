@@ -31,7 +31,8 @@ import ray
 from ray.data.exceptions import ExecutionTimeoutError
 
 from pe_ray import plugins
-from pe_ray.config.blocks import Plugin, ResourcesConfig
+from pe_ray.config.blocks import ResourcesConfig
+from pe_ray.config.kinds import Plugin
 from pe_ray.errors import FaultError, InputError
 from pe_ray.files.parts import Part, commit, found_parts, manifest_of
 from pe_ray.files.storage import Location, room

@@ -16,7 +16,7 @@ import ray
 from pe_ray.components.embedders import label_features
 from pe_ray.components.embedders.label_features import LabelFeaturesOptions, LearntFeaturesOptions
 from pe_ray.config import Config
-from pe_ray.config.blocks import Plugin
+from pe_ray.config.kinds import Plugin
 from pe_ray.errors import InputError
 from pe_ray.files.images import resized
 from pe_ray.files.storage import Location, location

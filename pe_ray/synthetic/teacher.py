@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pe_ray.components.embedders import label_features
 from pe_ray.components.second_moments import GRAM_SHARE, Floats, Moments
-from pe_ray.config.blocks import Plugin
+from pe_ray.config.kinds import Plugin
 from pe_ray.errors import InputError
 from pe_ray.files.storage import Location, whole
 from pe_ray.plugins import Images

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pe_ray import plugins
 from pe_ray.components.metrics.moments import moment_vectors, moments_distance
 from pe_ray.config import Config
-from pe_ray.config.blocks import Plugin
+from pe_ray.config.kinds import Plugin
 from pe_ray.errors import InputError
 from pe_ray.plugins import Embedder
 from pe_ray.synthetic.population import Population

@@ -11,15 +11,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from pe_ray.config import Config
-from pe_ray.config.blocks import Block, FixedEmbedderPlugin, MetricPlugin, PrivateConfig
-from pe_ray.config.run_config import apart, first_fault
-from pe_ray.config.yaml_tree import read_tree
+from pe_ray.config.blocks import PrivateConfig
+from pe_ray.config.kinds import Block, FixedEmbedderPlugin, MetricPlugin
+from pe_ray.config.places import apart
+from pe_ray.config.yaml_tree import first_fault, read_tree
 from pe_ray.errors import InputError
+from pe_ray.plugins.options import BOUND
 
 Strategy = Literal["public", "proxy", "compose"]
 Mode = Literal["min", "max"]
@@ -93,6 +95,8 @@ Objective = Annotated[
 class TuningConfig(Block):
     """One search."""
 
+    unbound: ClassVar[frozenset[str]] = frozenset({"max_concurrent"})
+
     strategy: Strategy
     space: dict[str, Range | Choices] = Field(min_length=1)
     """Dotted key of the configuration -> values to choose from, or {low, high, log, integer}."""
@@ -121,7 +125,7 @@ class TuningConfig(Block):
     what the search left over; 0: the best trial's population is the result."""
 
     @property
-    def modules(self) -> tuple[str, ...]:
+    def modules(self) -> tuple[str, ...]:  # type: ignore[override]
         """Optional dependencies of the search (see pe_ray.config.extras)."""
         return ("optuna",) if self.search == "optuna" else ()
 
@@ -166,19 +170,20 @@ class Search:
         """Plain values, without what changes speed only."""
         return {
             **self.config.tree(),
-            "tuning": self.tuning.model_dump(mode="json", exclude={"max_concurrent"}),
+            "tuning": self.tuning.model_dump(mode="json", context=BOUND),
         }
 
-    def bound(self, values: dict[str, Any]) -> dict[str, Any]:
-        """`values`, this search's or stored ones, without what a single run isn't bound to."""
-        return self.config.bound(values)
+    def bound(self) -> dict[str, Any]:
+        """Return the plain values that may change the outcome; others can't continue the search."""
+        return {
+            **self.config.bound(),
+            "tuning": self.tuning.model_dump(mode="json", context=BOUND),
+        }
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that may change the outcome."""
-        return hashlib.sha256(
-            json.dumps(self.bound(self.values()), sort_keys=True).encode()
-        ).hexdigest()
+        return hashlib.sha256(json.dumps(self.bound(), sort_keys=True).encode()).hexdigest()
 
 
 def read_search(path: str | Path, overrides: Sequence[str] = ()) -> Search:

@@ -57,7 +57,7 @@ from pe_ray.tuning.budget import (
 )
 from pe_ray.tuning.checks import check, check_parts
 from pe_ray.tuning.objectives import moments_plugin
-from pe_ray.tuning.search_config import MomentsObjective, Search
+from pe_ray.tuning.search_config import MomentsObjective, Search, read_search
 from pe_ray.tuning.space import trial_id
 from pe_ray.tuning.trial import Job, final_config
 from pe_ray.values import Release
@@ -148,10 +148,10 @@ def _bind(search: Search, run: RunDirectory, folder: Path) -> None:
     file = folder / "config.yaml"
     if file.exists():
         try:
-            stored = yaml.safe_load(file.read_text(encoding="utf-8"))
-            changed = differences(search.bound(stored), search.bound(search.values()))
-        except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
-            raise InputError(f"{file}: is damaged; restore it from a copy") from None
+            stored = read_search(file)
+        except InputError as error:
+            raise InputError(f"{file}: can't be read ({error}); restore it from a copy") from None
+        changed = differences(stored.bound(), search.bound())
         if changed and not _is_bare(run, folder):  # else the ledger refuses, if it was charged
             raise InputError(
                 f"{', '.join(changed)}: differs from the search in {run.path}; restore it, or give "

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
-from pe_ray import Config
+from pe_ray import Config, InputError
 from pe_ray.config import Config as Tree
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -23,16 +28,61 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def test_the_configuration_page_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(REPOSITORY))
-    from docs import generate
+@pytest.fixture(scope="module")
+def generate() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(REPOSITORY))
+        yield importlib.import_module("docs.generate")
 
+
+def test_the_configuration_page_and_the_schema_are_fresh(generate: ModuleType) -> None:
+    made, stale = generate.schema(), "stale: run `python -m docs.generate`"
     written = generate.PAGE.read_text(encoding="utf-8")
-    assert written == generate.page(), "stale: run `python -m docs.generate`"
+    assert json.loads(generate.SCHEMA.read_text(encoding="utf-8")) == made, stale
+    assert written == generate.page(made), stale
     for block in Tree.model_fields:
-        assert f"## `{block}`" in written or block in ("generator", "embedder")
+        assert f"## `{block}`" in written or block == "embedder"
     for kind in ("rendered_text", "stable_diffusion", "clip", "frechet"):
         assert f"### `{kind}`" in written
+
+
+YAMLS = [*REPOSITORY.glob("pipelines/*.yaml"), *REPOSITORY.glob("benchmarks/*/*.yaml")]
+
+
+@pytest.mark.parametrize("file", sorted(YAMLS), ids=lambda file: file.name)
+def test_the_schema_that_a_pipeline_names_describes_it(file: Path) -> None:
+    text = file.read_text()
+    named = re.match(r"# yaml-language-server: \$schema=(\S+)\n", text)
+    assert named is not None
+    schema = file.parent / named.group(1)
+    assert schema.resolve() == DOCS / "schema.json"
+    validator = jsonschema.Draft202012Validator(json.loads(schema.read_text()))
+    tree = yaml.safe_load(text)
+    assert list(validator.iter_errors(tree)) == []
+    tree["generator"]["no_such_option"] = 1
+    assert list(validator.iter_errors(tree))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("votes", {"neighbours": 3}),
+        ("embedder", {"kind": "pixels", "size": 0}),
+        ("embedder", {"kind": "no_such_kind"}),
+        ("embedder", {"kind": "clip"}),
+        ("selection", {"overrides": {"1": {"smooth": 0}}}),
+        ("privacy", {"epsilon": 1}),
+    ],
+)
+def test_the_schema_refuses_what_a_run_would(
+    tree: dict[str, Any], key: str, value: dict[str, Any]
+) -> None:
+    validator = jsonschema.Draft202012Validator(json.loads((DOCS / "schema.json").read_text()))
+    assert list(validator.iter_errors(tree)) == []
+    tree[key] = value
+    assert list(validator.iter_errors(tree))
+    with pytest.raises(InputError, match=key):
+        Config.from_dict(tree)
 
 
 def test_the_configuration_pages_example_is_valid() -> None:

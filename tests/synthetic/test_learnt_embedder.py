@@ -129,7 +129,7 @@ def test_what_shares_a_label_lies_near(ray_session: None, learning: dict[str, An
         ({"embedder": {"features": 1}}, "embedder.features"),
         (
             {"metrics": {"audit": [{"kind": "frechet", "embedder": {"kind": "label_features"}}]}},
-            "label_features is learnt by a run, for its votes; name another",
+            "label_features is learnt by each run for its votes; name another",
         ),
         (
             {
@@ -140,7 +140,7 @@ def test_what_shares_a_label_lies_near(ray_session: None, learning: dict[str, An
                     "embedder": {"kind": "label_features"},
                 }
             },
-            "label_features is learnt by a run, for its votes; name another",
+            "label_features is learnt by each run for its votes; name another",
         ),
     ],
 )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pe_ray import InputError
-from pe_ray.config.blocks import Plugin
+from pe_ray.config.kinds import Plugin
 from pe_ray.plugins import GeneratorOptions, Rows
 from pe_ray.plugins.seeds import Seeds
 from pe_ray.synthetic.batching import BatchedGenerator

@@ -18,8 +18,6 @@ import pytest
 import yaml
 
 from pe_ray import Config, InputError
-from pe_ray.config.blocks import PrivateConfig
-from pe_ray.config.run_config import apart
 from pe_ray.private.record_sources import list_slices
 from pe_ray.private.records import checked_cache
 from pe_ray.release.door import open_records
@@ -105,69 +103,12 @@ def test_private_data_with_a_pickle_in_it_are_refused_and_not_run(
     assert made.exists()
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("private.data", "s3://AKIA123:hunter2@bucket/data"),
-        ("output.path", "s3://key:hunter2@bucket/run"),
-        ("metrics.audit_data", "https://host/file.parquet?X-Amz-Signature=hunter2"),
-        ("embedder.weights", "https://hunter2@host/weights.pt"),
-        ("resources.address", "ray://user:hunter2@host:10001"),
-        ("private.cache", "gs://bucket/x?access_token=hunter2"),
-    ],
-)
-def test_credentials_in_a_uri_are_refused_and_not_quoted(
-    tree: dict[str, Any], field: str, value: str
-) -> None:
-    block, key = field.split(".")
-    tree[block][key] = value
-    with pytest.raises(InputError, match=rf"{field}: holds credentials") as caught:
-        Config.from_dict(tree)
-    assert "hunter2" not in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("public", "private", "same"),
-    [
-        ("/d", "file:///d", True),
-        ("/d/../d/x.parquet", "/d", True),
-        ("/d2", "/d", False),
-        ("s3://b/x", "s3://b/x?region=eu", True),
-        ("s3://b/x/part", "s3://b/x/", True),
-        ("s3://b/xy", "s3://b/x", False),
-        ("gs://b/x", "s3://b/x", False),
-        ("/b/x", "s3://b/x", False),
-    ],
-)
-def test_private_data_are_known_however_they_are_written(
-    public: str, private: str, same: bool
-) -> None:
-    assert apart(public, {}, PrivateConfig(data=private, labels=("a",))) is not same
-
-
 def test_the_default_cache_is_never_in_the_run(
     tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "run" / ".cache"))
     with pytest.raises(InputError, match=r"private\.cache: .* lies in output\.path"):
         open_records(Config.from_dict(tree))
-
-
-def test_plain_uris_are_no_credentials(tree: dict[str, Any]) -> None:
-    tree["private"]["data"] = "s3://bucket/a@b/data?region=us-west-2"
-    Config.from_dict(tree)
-
-
-def test_placement_binds_no_run(tree: dict[str, Any]) -> None:
-    plain = Config.from_dict(tree)
-    tree["private"]["node_label"] = "records=private"
-    placed = Config.from_dict(tree)
-    assert placed.fingerprint == plain.fingerprint
-    assert placed.tree() == plain.tree()
-    tree["private"]["node_label"] = "records"
-    with pytest.raises(InputError, match=r"private\.node_label"):
-        Config.from_dict(tree)
 
 
 def mode(path: Path) -> int:

@@ -129,6 +129,21 @@ class LabelFeaturesOptions(plugins.EmbedderOptions):
     def dim(self, shape: ImageShape) -> int:
         return self.features
 
+    def check_learning(
+        self, *, num_labels: int, shape: ImageShape, metric: DistanceMetric, paid: bool
+    ) -> None:
+        if num_labels < 2:
+            raise ValueError("embedder: label_features needs at least two private.labels")
+        if min(shape.height, shape.width) < 4:
+            raise ValueError("embedder: label_features needs images of at least 4x4")
+        if paid:
+            raise ValueError(
+                "embedder: label_features draws many more images, but this generator's calls are "
+                "paid for; name another embedder"
+            )
+        if metric == "inner_product":
+            raise ValueError("votes.metric: l2 or cosine for the embedder label_features")
+
 
 class LabelFeatures:
     """Features of a small network that tells apart the labels of the generator's random images.

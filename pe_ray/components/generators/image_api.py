@@ -82,6 +82,11 @@ class Prices(Options):
 class ImageApiOptions(GeneratorOptions):
     """Options of ImageApi."""
 
+    unbound: ClassVar[frozenset[str]] = frozenset(
+        {"api_key_env", "store", "price", "max_calls", "max_cost", "concurrency"}
+        | {"requests_per_minute", "timeout", "attempts"}
+    )
+
     base_url: str = "https://api.openai.com/v1"
     """What comes before /images/generations."""
     api_key_env: str | None = "OPENAI_API_KEY"
@@ -137,13 +142,6 @@ class ImageApiOptions(GeneratorOptions):
     @property
     def image_shape(self) -> ImageShape:
         return ImageShape(height=self.image_size, width=self.image_size, channels=self.channels)
-
-    @property
-    def unbound(self) -> frozenset[str]:
-        return frozenset(
-            {"api_key_env", "store", "price", "max_calls", "max_cost", "concurrency"}
-            | {"requests_per_minute", "timeout", "attempts"}
-        )
 
     @property
     def call_price(self) -> Price:

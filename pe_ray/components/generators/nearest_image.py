@@ -14,7 +14,7 @@ from pe_ray import plugins
 from pe_ray.components.generators.cached_images import CachedImages, entry
 from pe_ray.components.generators.generator_checks import refuse_unknown_labels
 from pe_ray.components.neighbors import write_neighbors
-from pe_ray.config.blocks import FixedEmbedderPlugin, Plugin
+from pe_ray.config.kinds import FixedEmbedderPlugin
 from pe_ray.errors import InputError
 from pe_ray.files.public_images import PublicSource
 from pe_ray.plugins import Embedder, GeneratorOptions, Rows
@@ -26,13 +26,10 @@ MOST_NEIGHBORS = 4096
 _EMBEDDED = 1024  # images read from disk at a time
 
 
-def _pixels() -> Plugin:
-    options = plugins.load("embedder", "pixels").Options()
-    return Plugin(plugin_type="embedder", kind="pixels", options=options)
-
-
 class NearestImageOptions(GeneratorOptions):
     """Options of NearestImage."""
+
+    unbound: ClassVar[frozenset[str]] = frozenset({"cache"})
 
     data: str
     """The public images, at the same path on every machine: a parquet file, a folder of them, or a
@@ -46,7 +43,7 @@ class NearestImageOptions(GeneratorOptions):
     classes: Literal["match", "random"] | dict[str, tuple[str, ...]] = "match"
     """Which public images stand for a label: those whose class has the label's name (match), all
     (random), or label -> names of public classes. Variations stay among them."""
-    embedder: FixedEmbedderPlugin = Field(default_factory=_pixels)
+    embedder: FixedEmbedderPlugin = Field(default="pixels", validate_default=True)
     """In whose space images are near; one that is meant for l2 or cosine."""
     cache: str | None = None
     """Folder for decoded images and neighbours; default: pe_ray/public in the user's cache."""
@@ -63,10 +60,6 @@ class NearestImageOptions(GeneratorOptions):
     @property
     def shown_data(self) -> str:
         return self.data
-
-    @property
-    def unbound(self) -> frozenset[str]:
-        return frozenset({"cache"})
 
     def check_degree(self, degree: float) -> None:
         if degree not in range(MOST_NEIGHBORS + 1):

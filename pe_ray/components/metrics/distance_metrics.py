@@ -15,7 +15,7 @@ from pe_ray.components.metrics.distances import (
     kernel_distance,
     precision_and_recall,
 )
-from pe_ray.config.blocks import FixedEmbedderPlugin
+from pe_ray.config.kinds import FixedEmbedderPlugin
 from pe_ray.errors import InputError
 from pe_ray.files.public_images import evenly_spaced
 from pe_ray.plugins import Images

@@ -1,0 +1,142 @@
+"""Plugins as a configuration names them: a kind and its options, written flat in YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    SerializationInfo,
+    Tag,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import CoreSchema, core_schema
+
+from pe_ray import plugins
+from pe_ray.errors import InputError
+
+
+class Block(plugins.Options):
+    """Base of every block: frozen, unknown keys refused."""
+
+
+class Plugin(Block):
+    """A plugin's kind and its validated options."""
+
+    plugin_type: plugins.PluginType
+    kind: str
+    options: Any
+
+    @model_serializer
+    def _serialize(self, info: SerializationInfo) -> dict[str, Any]:  # type: ignore[override]
+        return {"kind": self.kind, **self.options.model_dump(mode="json", context=info.context)}
+
+
+@dataclass(frozen=True, slots=True)
+class PluginOf:
+    """Reads {kind: KIND, option: ...}, or KIND alone, as a Plugin of this type."""
+
+    plugin_type: plugins.PluginType
+
+    def read(self, raw: Any) -> Any:
+        """Load the plugin that `raw` names and validate its options."""
+        if isinstance(raw, Plugin):
+            return raw
+        tree = {"kind": raw} if isinstance(raw, str) else raw
+        if not isinstance(tree, Mapping) or not isinstance(tree.get("kind"), str):
+            raise ValueError("needs a `kind`")
+        try:
+            loaded = plugins.load(self.plugin_type, tree["kind"])
+        except InputError as error:
+            raise ValueError(str(error).removeprefix(f"{self.plugin_type}.")) from None
+        given = {name: value for name, value in tree.items() if name != "kind"}
+        options = plugins.options_of(loaded).model_validate(given)
+        return Plugin(plugin_type=self.plugin_type, kind=tree["kind"], options=options)
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self.read, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"plugin_type": self.plugin_type}  # docs/generate.py lists the kinds
+
+
+GeneratorPlugin = Annotated[Plugin, PluginOf("generator")]
+EmbedderPlugin = Annotated[Plugin, PluginOf("embedder")]
+MetricPlugin = Annotated[Plugin, PluginOf("metric")]
+DenoiserPlugin = Annotated[Plugin, PluginOf("denoiser")]
+
+
+def _refuse_learnt(embedder: Plugin) -> Plugin:
+    if embedder.options.learnt:
+        raise ValueError(f"{embedder.kind} is learnt by each run for its votes; name another")
+    return embedder
+
+
+FixedEmbedderPlugin = Annotated[EmbedderPlugin, AfterValidator(_refuse_learnt)]
+"""An embedder that is the same for every run."""
+
+
+class Stage(Block):
+    """A generator and the iteration from which on it is used."""
+
+    start: int = Field(ge=0)
+    """0 is the random draws."""
+    generator: GeneratorPlugin
+
+
+class Switch(Block):
+    """Generators by iteration: the last stage with start <= t makes S_t, and the lookahead for it.
+
+    A stage reads the samples of the stage before it. So both make images of the same shape, and
+    the earlier one writes every own column that the later one reads.
+    """
+
+    kind: Literal["switch"]
+    stages: tuple[Stage, ...] = Field(min_length=1)
+
+    def at(self, iteration: int) -> Plugin:
+        """Return the generator that makes S_iteration."""
+        return [stage.generator for stage in self.stages if stage.start <= iteration][-1]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.stages[0].start != 0:
+            raise ValueError("stages: the first must start at 0, the random draws")
+        for before, after in pairwise(self.stages):
+            if after.start <= before.start:
+                raise ValueError("stages: each must start after the one before")
+            old, new = before.generator.options, after.generator.options
+            where = f"stages: {after.generator.kind}, start {after.start},"
+            if new.image_shape != old.image_shape:
+                raise ValueError(f"{where} makes images of another shape than the stage before it")
+            for name, column in new.columns.items():
+                if old.columns.get(name) != column:
+                    raise ValueError(
+                        f"{where} needs the column {name!r}, which the {before.generator.kind} "
+                        "before it doesn't write and an image doesn't show"
+                    )
+        return self
+
+
+def _one_or_several(raw: Any) -> str:
+    kind = raw.get("kind") if isinstance(raw, Mapping) else None
+    return "several" if isinstance(raw, Switch) or kind == "switch" else "one"
+
+
+Generators = Annotated[
+    Annotated[Switch, Tag("several")] | Annotated[GeneratorPlugin, Tag("one")],
+    Discriminator(_one_or_several),
+]
+"""One generator, or several that follow each other."""

@@ -1,0 +1,77 @@
+"""Places in a configuration: local paths and URIs of stores, which hold no credentials."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+
+from pe_ray.files.storage import location
+
+_USER_INFO = re.compile(r"^[a-z][a-z0-9+.-]*://[^/?#\s]*@", re.IGNORECASE)
+_SECRET_QUERY = re.compile(
+    r"://\S*[?&][^=&\s]*(key|secret|token|passw|signature|credential)[^=&\s]*=", re.IGNORECASE
+)
+
+
+def _require_place(place: str) -> str:
+    location(place)
+    return place
+
+
+def _require_local(place: str) -> str:
+    if not isinstance(location(place), Path):
+        raise ValueError("must be a local folder")
+    return place
+
+
+Place = Annotated[str, AfterValidator(_require_place)]
+LocalFolder = Annotated[str, AfterValidator(_require_local)]
+
+
+def lies_in(place: str, folder: str) -> bool:
+    """Return whether `place` is `folder` or below it."""
+    outer = _parts(folder)
+    return _parts(place)[: len(outer)] == outer
+
+
+def apart(data: str, where: Mapping[str, Any], private: Any) -> bool:
+    """Return whether rows of `data` that pass `where` are other records than the private ones.
+
+    private: the block `private`. Paths and common columns of the two filters decide.
+    """
+    nested = lies_in(data, private.data) or lies_in(private.data, data)
+    common = where.keys() & private.where.keys()
+    return not nested or any(where[key] != private.where[key] for key in common)
+
+
+def _parts(place: str) -> tuple[str, ...]:
+    """Return the steps to `place` from the root or the bucket, however it is written."""
+    try:
+        found = location(place)
+    except ValueError:  # reported by the reader of that place
+        return (place,)
+    if isinstance(found, Path):
+        return found.resolve().parts
+    return (found.scheme, *(part for part in found.key.split("/") if part))
+
+
+def refuse_credentials(tree: Any, field: str = "") -> None:
+    """Raise ValueError for a URI that carries a user, a password or a key; never quote the value.
+
+    The configuration is published with the run. tree: nested mappings and lists of plain values.
+    """
+    if isinstance(tree, Mapping):
+        for name, below in tree.items():
+            refuse_credentials(below, f"{field}.{name}".lstrip("."))
+    elif isinstance(tree, (list, tuple)):
+        for below in tree:
+            refuse_credentials(below, field)
+    elif isinstance(tree, str) and (_USER_INFO.search(tree) or _SECRET_QUERY.search(tree)):
+        raise ValueError(
+            f"{field}: holds credentials, and the configuration is published with the run; give "
+            "them in the environment (AWS_ACCESS_KEY_ID, ...) or by the machine's role instead"
+        )
