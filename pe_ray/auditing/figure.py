@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from pe_ray import plugins
 from pe_ray.auditing.bounds import tradeoff
 from pe_ray.auditing.game import Game, Verdict, scored
+from pe_ray.components.nearest import NearestSearch
 from pe_ray.files.images import pixels
-from pe_ray.private.search import Search
 from pe_ray.synthetic.population import final_population
 from pe_ray.synthetic.population_files import read_population
 
@@ -36,9 +36,9 @@ def nearest_distances(game: Game) -> NDArray[np.float64]:
     samples = embedder.embed(read_population(population.directory, ids, options)["image"])
     cells = pq.read_table(canaries.file)["image"].slice(0, MOST_COMPARED).to_pylist()
     images = np.stack([pixels(cell, config.image_shape.channels) for cell in cells])
-    search = Search(embedder.embed(images), 1, config.votes.metric)
+    search = NearestSearch(embedder.embed(images), 1, config.votes.metric)
     search.add(samples, 0)
-    return np.asarray(search.nearest.distances[:, 0])
+    return np.asarray(search.distances[:, 0])
 
 
 def write_figure(game: Game, verdict: Verdict, file: Path) -> Path:

@@ -16,22 +16,19 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from pe_ray.components.nearest import NearestSearch
 from pe_ray.config.blocks import VotesConfig
 from pe_ray.files.storage import Location, whole
-from pe_ray.private.bounds import Precision
 from pe_ray.private.record_sources import joined
 from pe_ray.private.records import EmbeddedRecords, PrivateRecords
-from pe_ray.private.search import Nearest, Search
 from pe_ray.private.tasks import guarded, private_task
-from pe_ray.private.tile_scan import fastest_precision
 from pe_ray.runtime.cluster import capacity
 from pe_ray.runtime.watchdog import headway
 from pe_ray.values import LabelLayout
 
 _TASKS_PER_CORE = 2  # few, since each prepares all samples; more than one, for balance
 _BLOCK_BYTES = 32 << 20  # of samples searched at a time
-_QUERY_BYTES = 64 << 20  # of private embeddings that look at them; a search holds each four times
-_WORTH_TORCH = 5e11  # operations: about 4 seconds of one core in float32
+_QUERY_BYTES = 64 << 20  # of private embeddings searched for at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,21 +144,9 @@ def nearest_samples(
 
     Guarantee: a row depends on its record and on the samples alone; zone 1 only.
     """
-    return _nearest(pieces, parts, layout, settings, on_gpu).ids
-
-
-def _nearest(
-    pieces: Sequence[EmbeddedRecords],
-    parts: Sequence[tuple[Location, int, int]],
-    layout: LabelLayout,
-    settings: VotesConfig,
-    on_gpu: bool,
-) -> Nearest:
     labels = np.concatenate([piece.labels for piece in pieces])
     ids = np.full((len(labels), settings.neighbors), -1, dtype=np.int64)
-    distances = np.full(ids.shape, np.inf)
     dim = pieces[0].features.shape[1]
-    precision = _precision(labels, layout, dim, on_gpu)
     step = max(1, _QUERY_BYTES // (4 * dim or 1))
     load = lru_cache(maxsize=1)(_rows)  # labels follow one another, so a part is read once
     for label in range(len(layout.counts)):
@@ -169,13 +154,12 @@ def _nearest(
         for start in range(0, len(of_label), step):
             chosen = of_label[start : start + step]
             queries = _features(pieces, chosen)
-            search = Search(queries, settings.neighbors, settings.metric, precision)
+            search = NearestSearch(queries, settings.neighbors, settings.metric, on_gpu=on_gpu)
             for first, block in _blocks(parts, *layout.label_range(label), load):
                 search.add(block, first)
                 headway()
-            ids[chosen] = search.nearest.ids
-            distances[chosen] = search.nearest.distances
-    return Nearest(distances=distances, ids=ids)
+            ids[chosen] = search.ids
+    return ids
 
 
 def _features(pieces: Sequence[EmbeddedRecords], rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -187,18 +171,6 @@ def _features(pieces: Sequence[EmbeddedRecords], rows: NDArray[np.int64]) -> NDA
         for piece, end, mine in zip(pieces, ends, np.split(rows, cuts[:-1]), strict=True)
     ]
     return np.concatenate(found)
-
-
-def _precision(labels: NDArray[np.int32], layout: LabelLayout, dim: int, on_gpu: bool) -> Precision:
-    """How to scan; bfloat16 saves less than loading torch takes if there is little to do."""
-    if on_gpu:
-        import faiss
-
-        if faiss.get_num_gpus():
-            return "faiss-gpu"
-    records = np.bincount(labels, minlength=len(layout.counts)).astype(np.float64)
-    operations = 2.0 * dim * float(records @ np.asarray(layout.counts, dtype=np.float64))
-    return fastest_precision() if operations > _WORTH_TORCH else "float32"
 
 
 def _rows(file: Location) -> NDArray[np.float32]:

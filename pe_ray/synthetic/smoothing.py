@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 
+from pe_ray.components.nearest import nearest_others
 from pe_ray.files.storage import Location, atomic_write, seekable, whole
 from pe_ray.run import Run
 from pe_ray.runtime.progress import log_stage
@@ -28,7 +29,6 @@ from pe_ray.synthetic.embedding import Embedding
 from pe_ray.values import DistanceMetric, LabelLayout, NoisyHistogram
 
 Floats = NDArray[np.float64]
-_QUERIES = 1024  # searched at once
 _PartRows = tuple[Location, int, int]  # a part of an embedding, its first row and its last's next
 
 
@@ -122,32 +122,13 @@ def _smooth_label(
             if start < first + num and first < stop
         ]
     )
-    if metric == "cosine":
-        norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
-        vectors /= np.where(norms > 0, norms, 1.0).astype(np.float32)[:, None]
+    by = metric if metric == "cosine" else "l2"  # an inner product is no distance between samples
+    nearest = np.empty((num, widest - 1), dtype=np.int32)
     with limited(stall_seconds):
-        return smooth(noisy, _nearest(vectors, widest - 1), sigma, most)
-
-
-def _nearest(vectors: NDArray[np.float32], count: int) -> NDArray[np.int32]:
-    """Of each row the `count` nearest others, [n, count], by l2 as faiss computes it in float32.
-
-    Always in the same blocks and by one thread, as tasks of one CPU have it, so the same for any
-    workers; near ties may fall otherwise on another processor, and an average takes either.
-    """
-    import faiss
-
-    vectors -= vectors.mean(axis=0, dtype=np.float64).astype(np.float32)  # else norms cost digits
-    index = faiss.IndexFlatL2(vectors.shape[1])
-    index.add(vectors)
-    nearest = np.empty((len(vectors), count), dtype=np.int32)
-    for start in range(0, len(vectors), _QUERIES):
-        found = index.search(vectors[start : start + _QUERIES], count + 1)[1]
-        own = found == np.arange(start, start + len(found))[:, None]
-        own[~own.any(axis=1), -1] = True  # it has more duplicates than that
-        nearest[start : start + _QUERIES] = found[~own].reshape(-1, count)
-        headway()
-    return nearest
+        for rows, ids in nearest_others(vectors, widest - 1, by):
+            nearest[rows] = ids
+            headway()
+        return smooth(noisy, nearest, sigma, most)
 
 
 def read_smoothed(file: Location) -> Votes | None:

@@ -238,23 +238,6 @@ def test_a_search_holds_a_few_records_at_a_time(
     assert more < 25_000 * 64  # bytes: a quarter of the embeddings' own, for numbers per record
 
 
-@pytest.mark.parametrize("metric", ["l2", "cosine", "inner_product"])
-def test_votes_are_the_same_in_any_precision(
-    tmp_path: Path, metric: DistanceMetric, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rng = np.random.default_rng(8)
-    samples = rng.normal(size=(42, 64)).astype(np.float32)
-    parts = write_parts(tmp_path, samples, 11)
-    labels = rng.choice([0, 2, 3], size=300).astype(np.int32)
-    piece = EmbeddedRecords(
-        features=rng.normal(size=(300, 64)).astype(np.float32), labels=labels, users=None
-    )
-    settings = VotesConfig(metric=metric, neighbors=2)
-    plain = nearest_samples([piece], parts, LAYOUT, settings)
-    monkeypatch.setattr(votes, "_precision", lambda *_: "bfloat16")
-    assert np.array_equal(nearest_samples([piece], parts, LAYOUT, settings), plain)
-
-
 def test_blocks_cover_a_labels_ids_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = np.arange(42 * 3, dtype=np.float32).reshape(42, 3)
     parts = write_parts(tmp_path, samples, 5)

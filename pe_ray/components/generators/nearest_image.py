@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar, Literal, cast
 
 import numpy as np
@@ -13,7 +14,7 @@ from pydantic import Field
 from pe_ray import plugins
 from pe_ray.components.generators.cached_images import CachedImages, entry
 from pe_ray.components.generators.generator_checks import refuse_unknown_labels
-from pe_ray.components.neighbors import write_neighbors
+from pe_ray.components.nearest import nearest_others
 from pe_ray.config.kinds import FixedEmbedderPlugin
 from pe_ray.errors import InputError
 from pe_ray.files.public_images import PublicSource
@@ -131,16 +132,13 @@ class NearestImage:
             width = min((known for known in found if known >= wanted), default=width)
             made = entry(
                 folder / f"{width:05d}",
-                lambda aside: write_neighbors(
-                    aside / "neighbors.npy", self._embedded(members), width
-                ),
+                lambda aside: self._write_table(aside / "neighbors.npy", members, width),
             )
             table = np.load(made / "neighbors.npy", mmap_mode="r", allow_pickle=False)
             self._tables[key] = table
         return table
 
-    def _embedded(self, members: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Float32 [members, dim], in which l2 orders as the embedder's metric does."""
+    def _write_table(self, file: Path, members: NDArray[np.int64], width: int) -> None:
         plugin = self._options.embedder
         embedder = cast(Embedder, plugins.load("embedder", plugin.kind)(plugin.options))
         parts = [
@@ -150,14 +148,15 @@ class NearestImage:
         vectors = np.concatenate(parts)
         if not np.isfinite(vectors).all():
             raise InputError("generator.embedder: makes values of public images that are no number")
-        if embedder.metric == "cosine":
-            norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-            vectors = (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)
-        elif embedder.metric != "l2":
+        if embedder.metric not in ("l2", "cosine"):
             raise InputError(
                 f"generator.embedder: {embedder.metric} is no distance; use l2, cosine"
             )
-        return vectors
+        shape = (len(members), width)
+        table = np.lib.format.open_memmap(file, mode="w+", dtype=np.int32, shape=shape)
+        for rows, ids in nearest_others(vectors, width, embedder.metric):
+            table[rows] = ids
+        table.flush()
 
 
 def _members(

@@ -18,7 +18,6 @@ from pe_ray.components.embedders.pixels import Pixels, PixelsOptions
 from pe_ray.components.generators import nearest_image
 from pe_ray.components.generators.cached_images import resized
 from pe_ray.components.generators.nearest_image import NearestImage, NearestImageOptions
-from pe_ray.components.neighbors import write_neighbors
 from pe_ray.files import images
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.synthetic.population_files import read_population
@@ -128,27 +127,6 @@ def test_degrees_are_whole_numbers_of_neighbours(degree: float, fine: bool) -> N
         options.check_degree(degree)
 
 
-def test_equal_images_are_neighbours_by_number(tmp_path: Path) -> None:
-    rng = np.random.default_rng(3)
-    vectors = rng.standard_normal((90, 12)).astype(np.float32) + 1000  # an offset that drowns bits
-    vectors[5:75] = vectors[5]  # 70 copies, more than any margin
-    write_neighbors(tmp_path / "table.npy", vectors, 3)
-    table = np.load(tmp_path / "table.npy")
-    assert np.array_equal(table, by_hand(vectors, 3))
-    assert table[5].tolist() == [6, 7, 8]
-    assert table[70].tolist() == [5, 6, 7]
-
-
-@pytest.mark.parametrize("block", [1, 700, 1 << 23])
-def test_neighbours_do_not_depend_on_blocks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
-) -> None:
-    vectors = np.random.default_rng(0).integers(0, 3, (150, 5)).astype(np.float32)  # many ties
-    monkeypatch.setattr("pe_ray.components.neighbors._BLOCK_VALUES", block)
-    write_neighbors(tmp_path / "table.npy", vectors, 9)
-    assert np.array_equal(np.load(tmp_path / "table.npy"), by_hand(vectors, 9))
-
-
 def test_images_and_neighbours_are_worked_out_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,7 +134,7 @@ def test_images_and_neighbours_are_worked_out_once(
     rows = {"label": np.zeros(20, np.int32), "public_image": np.arange(20)}
     seeds = row_seeds(0, "variation", 1, rows["public_image"])
     first = made(folder).vary(rows, 6, seeds)
-    monkeypatch.setattr(nearest_image, "write_neighbors", None)
+    monkeypatch.setattr(nearest_image, "nearest_others", None)
     monkeypatch.setattr(images, "pixels", None)
     again = made(folder)
     assert np.array_equal(again.vary(rows, 6, seeds)["image"], first["image"])

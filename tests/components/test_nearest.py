@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import faiss
@@ -13,33 +14,34 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pe_ray import InputError
-from pe_ray.private import bounds, gpu_scan, search, tile_scan
-from pe_ray.private.bounds import Precision
-from pe_ray.private.search import Nearest, Search
+from pe_ray.components import nearest
+from pe_ray.components.nearest import NearestSearch, nearest_others
 from pe_ray.values import DistanceMetric
 
 METRICS: tuple[DistanceMetric, ...] = ("l2", "cosine", "inner_product")
-PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "faiss-gpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nearest:
+    distances: NDArray[np.float64]
+    ids: NDArray[np.int64]
 
 
 def nothing(n: int, k: int) -> Nearest:
     return Nearest(distances=np.full((n, k), np.inf), ids=np.full((n, k), -1, dtype=np.int64))
 
 
-def all_distances(queries: NDArray, samples: NDArray, metric: DistanceMetric) -> NDArray:
-    """Float64 distances [n, m] by broadcasting, one query at a time."""
+def brute(queries: NDArray, samples: NDArray, k: int, metric: DistanceMetric) -> Nearest:
+    """The first k of all by (distance, id), one query at a time in float64."""
     q, x = queries.astype(np.float64), samples.astype(np.float64)
     if metric == "l2":
-        return np.stack([((x - row) ** 2).sum(axis=1) for row in q])
-    dots = np.stack([(x * row).sum(axis=1) for row in q])
-    norms = np.sqrt((q**2).sum(1))[:, None] * np.sqrt((x**2).sum(1))
-    cosines = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
-    return 1 - cosines if metric == "cosine" else -dots
-
-
-def brute(queries: NDArray, samples: NDArray, k: int, metric: DistanceMetric) -> Nearest:
-    """The first k of all by (distance, id)."""
-    distances = all_distances(queries, samples, metric)
+        distances = np.stack([((x - row) ** 2).sum(axis=1) for row in q])
+    else:
+        distances = -np.stack([(x * row).sum(axis=1) for row in q])
+    if metric == "cosine":
+        norms = np.sqrt((q**2).sum(1))[:, None] * np.sqrt((x**2).sum(1))
+        scaled = np.divide(distances, norms, out=np.zeros_like(distances), where=norms > 0)
+        distances = 1 + scaled
     ids = np.broadcast_to(np.arange(len(samples)), distances.shape)
     order = np.lexsort((ids, distances), axis=1)[:, :k]
     best = nothing(len(queries), k)
@@ -57,22 +59,22 @@ def blockwise(
     block: int = 10**9,
     partitions: int = 1,
     backwards: bool = False,
-    precision: Precision = "float32",
+    on_gpu: bool = False,
 ) -> Nearest:
     results = []
     starts = list(range(0, len(samples), min(block, max(1, len(samples)))))
     for part in np.array_split(queries, partitions):
-        search = Search(part, k, metric, precision)
+        search = NearestSearch(part, k, metric, on_gpu=on_gpu)
         for start in reversed(starts) if backwards else starts:
             search.add(samples[start : start + block], start)
-        results.append(search.nearest)
+        results.append(search)
     return Nearest(
         distances=np.concatenate([result.distances for result in results]),
         ids=np.concatenate([result.ids for result in results]),
     )
 
 
-def same(found: Nearest, expected: Nearest) -> None:
+def same(found: Nearest | NearestSearch, expected: Nearest) -> None:
     np.testing.assert_array_equal(found.ids, expected.ids)
     np.testing.assert_array_equal(found.distances, expected.distances)
 
@@ -84,7 +86,7 @@ def gaussian(n: int, d: int, seed: int) -> NDArray[np.float32]:
 def check_everywhere(queries: NDArray, samples: NDArray, k: int, metric: DistanceMetric) -> None:
     expected = brute(queries, samples, k, metric)
     for partitions, block, backwards in [(1, 10**9, False), (2, 97, True), (4, 30, False)]:
-        for precision in PRECISIONS:
+        for on_gpu in (False, True):
             found = blockwise(
                 queries,
                 samples,
@@ -93,45 +95,56 @@ def check_everywhere(queries: NDArray, samples: NDArray, k: int, metric: Distanc
                 block=block,
                 partitions=partitions,
                 backwards=backwards,
-                precision=precision,
+                on_gpu=on_gpu,
             )
             same(found, expected)
 
 
-class FaissOnCpu:
+def knn_gpu(
+    _: object, queries: NDArray, rows: NDArray, k: int, metric: int
+) -> tuple[NDArray, NDArray]:
     """faiss's GPU interface on a machine without one: the same call, computed on the CPU."""
-
-    METRIC_L2 = faiss.METRIC_L2
-    METRIC_INNER_PRODUCT = faiss.METRIC_INNER_PRODUCT
-    StandardGpuResources = object
-
-    @staticmethod
-    def knn_gpu(
-        _: object, queries: NDArray, rows: NDArray, k: int, metric: int
-    ) -> tuple[NDArray, NDArray]:
-        return faiss.knn(queries, rows, k, metric)
+    assert k <= 2048, "as faiss refuses on a GPU"
+    return faiss.knn(queries, rows, k, metric)
 
 
 @pytest.fixture(autouse=True)
-def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """faiss on one CPU thread: threads that wait for each other make small searches slow."""
+def _faiss_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Threads that wait for each other make small searches slow."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     if faiss.get_num_gpus() == 0:
-        monkeypatch.setattr(gpu_scan, "_faiss", lambda: FaissOnCpu)
+        monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+        monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+        monkeypatch.setattr(faiss, "knn_gpu", knn_gpu, raising=False)
     yield
     faiss.omp_set_num_threads(before)
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("k", [1, 3, 20])
+@pytest.mark.parametrize("k", [1, 3, 12, 20])
 @pytest.mark.parametrize("d", [1, 3, 64, 257])
 def test_equals_brute_force(metric: DistanceMetric, k: int, d: int) -> None:
     check_everywhere(gaussian(120, d, 1), gaussian(300, d, 2), k, metric)
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("k", [1, 3, 20])
+@pytest.mark.parametrize("k", [1, 12])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_equals_brute_force_where_faiss_multiplies_matrices(
+    metric: DistanceMetric, k: int, threads: int
+) -> None:
+    """Small searches take another path through faiss."""
+    queries, samples = gaussian(600, 40, 31), gaussian(3000, 40, 32)
+    samples[1500:] = samples[:1500]
+    faiss.omp_set_num_threads(threads)
+    expected = brute(queries, samples, k, metric)
+    for block in (3000, 1000):
+        same(blockwise(queries, samples, k, metric, block=block), expected)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("k", [1, 3, 12, 20])
 def test_exact_duplicates_go_to_the_lowest_id(metric: DistanceMetric, k: int) -> None:
     rng = np.random.default_rng(3)
     samples = gaussian(7, 16, 4)[rng.integers(0, 7, 600)]  # about 86 copies of each
@@ -162,6 +175,14 @@ def test_offset_data(metric: DistanceMetric, k: int) -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("k", [1, 12])
+def test_ties_on_a_lattice(metric: DistanceMetric, k: int) -> None:
+    rng = np.random.default_rng(33)
+    queries, samples = (rng.integers(-1, 2, (n, 8)).astype(np.float32) for n in (60, 1500))
+    check_everywhere(queries, samples, k, metric)
+
+
+@pytest.mark.parametrize("metric", METRICS)
 def test_fewer_samples_than_neighbors(metric: DistanceMetric) -> None:
     samples = np.concatenate([gaussian(4, 5, 11), gaussian(1, 5, 12).repeat(3, axis=0)])
     queries = gaussian(9, 5, 13)
@@ -172,18 +193,25 @@ def test_fewer_samples_than_neighbors(metric: DistanceMetric) -> None:
         assert np.isinf(found.distances[:, 7:]).all()
 
 
+def test_more_neighbors_than_a_gpu_proposes() -> None:
+    queries, samples = gaussian(3, 5, 34), gaussian(2500, 5, 35)
+    for on_gpu in (False, True):
+        found = blockwise(queries, samples, 2100, "l2", on_gpu=on_gpu)
+        same(found, brute(queries, samples, 2100, "l2"))
+
+
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_nothing_to_search(metric: DistanceMetric, precision: Precision) -> None:
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_nothing_to_search(metric: DistanceMetric, on_gpu: bool) -> None:
     empty = np.zeros((0, 4), dtype=np.float32)
-    search = Search(gaussian(5, 4, 14), 3, metric, precision)
-    same(search.nearest, nothing(5, 3))
+    search = NearestSearch(gaussian(5, 4, 14), 3, metric, on_gpu=on_gpu)
+    same(search, nothing(5, 3))
     search.add(empty, 0)
-    same(search.nearest, nothing(5, 3))
+    same(search, nothing(5, 3))
     for queries, k in ((empty, 3), (gaussian(5, 4, 14), 0)):
-        none = Search(queries, k, metric, precision)
+        none = NearestSearch(queries, k, metric, on_gpu=on_gpu)
         none.add(gaussian(6, 4, 15), 0)
-        same(none.nearest, nothing(len(queries), k))
+        same(none, nothing(len(queries), k))
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -204,97 +232,89 @@ def test_zero_vectors_and_outliers(metric: DistanceMetric) -> None:
     check_everywhere(queries, samples, 3, metric)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("offset", "outlier"), [(0, 1e4), (1000, 1), (0, 1)])
-def test_hard_but_common_data_need_few_exact_distances(
-    offset: float, outlier: float, precision: Precision, monkeypatch: pytest.MonkeyPatch
+def test_hard_but_common_data_are_proven_by_the_first_proposals(
+    offset: float, outlier: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples, queries = gaussian(3000, 16, 20) + offset, gaussian(200, 16, 21) + offset
     samples[17] *= outlier
-    expected = brute(queries, samples, 1, "l2")
-    counted = []
-    plain = search.pair_distances
+    searched, plain = [], faiss.knn
 
-    def counting(*arguments: Any) -> NDArray:
-        counted.append(len(arguments[2]))
-        return plain(*arguments)
+    def counting(queries: NDArray, rows: NDArray, *arguments: Any, **more: Any) -> Any:
+        if len(rows) > 1:
+            searched.append(len(queries))
+        return plain(queries, rows, *arguments, **more)
 
-    monkeypatch.setattr(search, "pair_distances", counting)
-    same(blockwise(queries, samples, 1, "l2", precision=precision), expected)
-    assert sum(counted) < 12 * len(queries)
+    monkeypatch.setattr(faiss, "knn", counting)
+    same(blockwise(queries, samples, 1, "l2"), brute(queries, samples, 1, "l2"))
+    assert 200 <= sum(searched) < 220
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_data_that_no_scan_can_tell_apart(
-    metric: DistanceMetric, precision: Precision, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gpu_scan, "_MOST", 6)  # then GpuScan gives up and proposes everything
+def test_data_that_float32_cant_tell_apart(metric: DistanceMetric) -> None:
     near = gaussian(1, 6, 22) + gaussian(300, 6, 23) * np.float32(1e-6)
     check_everywhere(gaussian(20, 6, 24), near, 3, metric)
-
-
-def test_clusters_that_bfloat16_cant_tell_apart_go_on_in_float32() -> None:
-    centres = gaussian(5, 32, 40)[np.random.default_rng(41).integers(0, 5, 3000)]
-    samples = centres + gaussian(3000, 32, 42) * np.float32(1e-3)
-    queries = gaussian(50, 32, 43)
-    found = Search(queries, 2, "l2", "bfloat16")
-    found.add(samples, 0)
-    same(found.nearest, brute(queries, samples, 2, "l2"))
-    assert found._scan._precision == "float32"  # type: ignore[attr-defined]
+    more = gaussian(1, 6, 22) + gaussian(4000, 6, 36) * np.float32(1e-6)  # than faiss proposes
+    same(blockwise(near[:5], more, 3, metric), brute(near[:5], more, 3, metric))
 
 
 def test_a_gpu_that_rounds_to_tf32_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Coarse(FaissOnCpu):
-        @staticmethod
-        def knn_gpu(_: object, queries: NDArray, rows: NDArray, k: int, metric: int) -> Any:
-            kept = np.uint32(0xFFFFE000)  # 10 bits of the significand
-            q, x = ((v.view(np.uint32) & kept).view(np.float32) for v in (queries, rows))
-            return faiss.knn(q, x, k, metric)
+    def coarse(_: object, queries: NDArray, rows: NDArray, k: int, metric: int) -> Any:
+        kept = np.uint32(0xFFFFE000)  # 10 bits of the significand
+        q, x = ((v.view(np.uint32) & kept).view(np.float32) for v in (queries, rows))
+        return faiss.knn(q, x, k, metric)
 
-    monkeypatch.setattr(gpu_scan, "_faiss", lambda: Coarse)
-    with pytest.raises(InputError, match="less than float32"):
-        blockwise(gaussian(5, 4, 1), gaussian(6, 4, 2), 1, "l2", precision="faiss-gpu")
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+    monkeypatch.setattr(faiss, "knn_gpu", coarse, raising=False)
+    with pytest.raises(InputError, match=r"^resources\.gpus_per_worker: "):
+        blockwise(gaussian(5, 4, 1), gaussian(6, 4, 2), 1, "l2", on_gpu=True)
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("on_gpu", [False, True])
 @pytest.mark.parametrize("k", [1, 3])
 def test_pieces_and_batches_do_not_matter(
-    metric: DistanceMetric, precision: Precision, k: int, monkeypatch: pytest.MonkeyPatch
+    metric: DistanceMetric, on_gpu: bool, k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queries, samples = gaussian(150, 12, 25), gaussian(400, 12, 26)
     expected = brute(queries, samples, k, metric)
-    monkeypatch.setattr(search, "_BLOCK_BYTES", 120 * 12 * 4)
-    monkeypatch.setattr(search, "_QUERIES", 40)
-    monkeypatch.setattr(search, "_PAIR_VALUES", 36)
-    monkeypatch.setattr(tile_scan, "_TILE_ROWS", 50)
-    monkeypatch.setattr(tile_scan, "_GROUP", 3)
-    same(blockwise(queries, samples, k, metric, precision=precision), expected)
+    monkeypatch.setattr(nearest, "_BLOCK_BYTES", 120 * 12 * 4)
+    monkeypatch.setattr(nearest, "_QUERIES", 40)
+    monkeypatch.setattr(nearest, "_QUERY_VALUES", 1)
+    monkeypatch.setattr(nearest, "_PAIRS", 70)
+    monkeypatch.setattr(nearest, "_PAIR_VALUES", 36)
+    same(blockwise(queries, samples, k, metric, on_gpu=on_gpu), expected)
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("d", [2, 33, 300])
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 300.0])
-def test_the_error_bound_holds(
-    metric: DistanceMetric, precision: Precision, d: int, scale: float
+def test_any_error_within_the_bound_is_harmless(
+    metric: DistanceMetric, d: int, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At a limit equal to its own distance every row is still proposed, but not far beyond."""
+    """faiss's values moved by half of what the bound allows, near ties to the wrong side."""
     queries, samples = gaussian(60, d, 50), gaussian(500, d, 51) * np.float32(scale)
-    exact = all_distances(queries, samples, metric)
-    centre = np.zeros(d, dtype=np.float32)
-    made = [bounds.prepared(vectors, centre, metric) for vectors in (queries, samples)]
-    scan = tile_scan.TileScan(made[0], metric, precision)
-    part = slice(0, 60)
-    values = scan._scores(part, made[1], 1)._values
-    values = values.float().numpy() if precision == "bfloat16" else values
-    computed = values.reshape(60, -1)[:, :500].astype(np.float64)
-    for row in range(500):
-        lowered = scan._bounds.lowered(exact[:, row], part, made[1])
-        assert (computed[:, row] >= lowered).all()
-    tight = scan._bounds.lowered(exact.min(axis=1), part, made[1])
-    assert ((computed >= tight[:, None]).mean(axis=1) < 0.2).all()
+    samples[250:] = samples[:250] + gaussian(250, d, 52) * np.float32(scale * 1e-7)
+    expected = brute(queries, samples, 2, metric)
+
+    def worst(queries: NDArray, rows: NDArray, k: int, metric: int) -> tuple[NDArray, NDArray]:
+        q, x = queries.astype(np.float64), rows.astype(np.float64)
+        norms = [np.sqrt((v**2).sum(axis=1)) for v in (q, x)]
+        by_l2 = metric == faiss.METRIC_L2
+        if by_l2:
+            values = np.stack([((x - row) ** 2).sum(axis=1) for row in q])
+            size = (norms[0][:, None] + norms[1]) ** 2
+        else:
+            values, size = -(q @ x.T), norms[0][:, None] * norms[1]
+        signs = np.random.default_rng(53).choice([-1.0, 1.0], values.shape)
+        values = (values + signs * size * d * 2.0**-25).astype(np.float32)
+        best = np.argsort(values, axis=1)[:, :k]
+        found = np.take_along_axis(values, best, axis=1)
+        return (found if by_l2 else -found), best
+
+    monkeypatch.setattr(faiss, "knn", worst)
+    same(blockwise(queries, samples, 2, metric), expected)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -305,6 +325,22 @@ def test_a_pairs_distance_has_the_same_bits_anywhere(metric: DistanceMetric) -> 
         unaligned = np.empty(257 * 4 + 1, dtype=np.uint8)[1:].view(np.float32)[None]
         unaligned[:] = queries[i]
         assert blockwise(unaligned, samples, 1, metric).distances[0, 0] == together[i, 0]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("k", [1, 3, 40])
+def test_the_nearest_others(
+    metric: DistanceMetric, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = gaussian(90, 6, 60) + np.float32(1000)
+    vectors[5:40] = vectors[5]
+    vectors[45:] = np.random.default_rng(61).integers(0, 3, (45, 6))
+    monkeypatch.setattr(nearest, "_QUERIES", 5)
+    ranked = brute(vectors, vectors, 90, metric).ids
+    expected = [[other for other in row if other != i][:k] for i, row in enumerate(ranked)]
+    found = [ids for _, ids in nearest_others(vectors, k, metric)]
+    assert len(found) > 1
+    assert np.concatenate(found).tolist() == expected
 
 
 @settings(max_examples=60, deadline=None)
@@ -319,8 +355,8 @@ def test_small_integer_vectors(data: st.DataObject) -> None:
     block = data.draw(st.integers(1, 60))
     backwards = data.draw(st.booleans())
     for metric in METRICS:
-        for precision in PRECISIONS:
+        for on_gpu in (False, True):
             found = blockwise(
-                queries, samples, k, metric, block=block, backwards=backwards, precision=precision
+                queries, samples, k, metric, block=block, backwards=backwards, on_gpu=on_gpu
             )
             same(found, brute(queries, samples, k, metric))
