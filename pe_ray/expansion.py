@@ -53,7 +53,6 @@ def expand(
     if num_samples is not None and num_samples < 1:
         raise InputError("--num-samples: must be at least 1")
     run = open_run(run_path)
-    require_extras(run.config)
     config = run.config.model_copy(update={"resources": resources or ResourcesConfig()})
     require_extras(config)
     run = replace(run, config=config)

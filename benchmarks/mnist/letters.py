@@ -26,12 +26,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pe_ray import plugins
+from pe_ray.components.denoisers import Simplex
 from pe_ray.components.embedders import convnet, label_features
 from pe_ray.components.embedders.pixels import Pixels, PixelsOptions
 from pe_ray.components.second_moments import GRAM_SHARE
 from pe_ray.config import Config
 from pe_ray.plugins.seeds import row_seeds
-from pe_ray.synthetic.denoising import Simplex, fall_back
+from pe_ray.synthetic.denoising import fall_back
 from pe_ray.synthetic.selection import draw_parents
 from pe_ray.synthetic.teacher import ridge
 
@@ -65,7 +66,7 @@ def evolve(
     generator = plugins.load("generator", "rendered_text")(options, list(LETTERS))
     embedder = Pixels(PixelsOptions(size=14, blur=1.0))
     schedule, k = config.schedule, config.votes.neighbors
-    denoiser = Simplex(Simplex.Options())
+    denoiser = Simplex(plugins.Options())
     rng = np.random.default_rng(seed + 1000)
     sigma = math.sqrt(k * schedule.iterations / share) / MU * len(records) / RECORDS
     vectors = embedder.embed(records)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
-from pe_ray.config.kinds import Block, MetricPlugin
+from pe_ray.config.kinds import Block, DenoiserPlugin, MetricPlugin
 from pe_ray.config.places import LocalFolder, Place
 from pe_ray.files.storage import location
 from pe_ray.values import MAX_SUMS, Budget, DistanceMetric, ImageShape, Unit
@@ -77,10 +78,10 @@ class VotesConfig(Block):
 class SelectionSettings(Block):
     """How the released histogram becomes parents."""
 
-    denoise: Literal["threshold", "simplex", "none"] = "threshold"
+    denoise: DenoiserPlugin = Field(default="threshold", validate_default=True)
     """How noisy counts become weights."""
-    threshold: Annotated[float, Field(allow_inf_nan=False)] | Literal["auto"] = "auto"
-    """Votes subtracted from each count before clipping at 0; auto: see synthetic/denoising.py."""
+    threshold: float | Literal["auto"] | None = Field(default=None, exclude=True)
+    """Short for `denoise: {kind: threshold, threshold: ...}`; other kinds take no notice of it."""
     smooth: int = Field(default=1, ge=1, le=1024)
     """Before that, average each count over at most this many near samples of its label, as many as
     the votes and their known noise say is best; 1: none (synthetic/smoothing.py)."""
@@ -90,6 +91,18 @@ class SelectionSettings(Block):
     """Keep each selected parent together with its variations."""
     next_variation_fold: int = Field(default=1, ge=1)
     """Variations of each selected parent."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fold_threshold(cls, tree: Any) -> Any:
+        if not isinstance(tree, Mapping) or tree.get("threshold") is None:
+            return tree
+        kind = tree.get("denoise", "threshold")
+        denoiser = {"kind": kind} if isinstance(kind, str) else kind
+        if isinstance(denoiser, Mapping) and denoiser.get("kind") == "threshold":
+            denoiser = {"threshold": tree["threshold"], **denoiser}
+        rest = {name: value for name, value in tree.items() if name != "threshold"}
+        return {**rest, "denoise": denoiser}
 
 
 class SelectionConfig(SelectionSettings):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pe_ray.config.blocks import (
     MetricsConfig,
@@ -41,7 +41,7 @@ class Config(Block):
     embedder: EmbedderPlugin
     """In whose space images are near to each other."""
     votes: VotesConfig = VotesConfig()
-    selection: SelectionConfig = SelectionConfig()
+    selection: SelectionConfig = Field(default_factory=SelectionConfig)
     schedule: ScheduleConfig
     privacy: PrivacyConfig
     teacher: TeacherConfig | None = None

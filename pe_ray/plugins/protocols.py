@@ -86,3 +86,13 @@ class Metric(Protocol):
     ) -> dict[str, float]:
         """Named scores; images and reference_images have the same shape but for the first axis."""
         ...
+
+
+class Denoiser(Protocol):
+    """The noisy counts of one label to the weights that its parents are drawn by."""
+
+    def __init__(self, options: Any) -> None: ...
+
+    def weigh(self, noisy_votes: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
+        """Return weights >= 0, [n], for counts [n] with Gaussian noise of scale `sigma`."""
+        ...

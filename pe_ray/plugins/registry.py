@@ -50,9 +50,9 @@ _BUILT_IN: Mapping[PluginType, Mapping[str, str]] = {
         "cnn": _ROOT + ".metrics.accuracy_metrics:ConvnetAccuracy",
     },
     "denoiser": {
-        "threshold": "pe_ray.synthetic.denoising:Threshold",
-        "simplex": "pe_ray.synthetic.denoising:Simplex",
-        "none": "pe_ray.synthetic.denoising:Clip",
+        "threshold": _ROOT + ".denoisers:Threshold",
+        "simplex": _ROOT + ".denoisers:Simplex",
+        "none": _ROOT + ".denoisers:Clip",
     },
     "export_format": {
         "parquet": "pe_ray.synthetic.export_formats:Parquet",

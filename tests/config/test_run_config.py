@@ -159,3 +159,34 @@ def test_removed_options_of_plugins_are_dropped_wherever_the_plugin_is(
     config = Config.from_run(file)
     assert config.metrics.audit[0].options.embedder.options.size == 8
     assert config.generator_at(0).options.vary.steps == 10
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [
+        ({}, {"kind": "threshold", "threshold": "auto"}),
+        ({"threshold": 4}, {"kind": "threshold", "threshold": 4.0}),
+        ({"denoise": "threshold", "threshold": 4}, {"kind": "threshold", "threshold": 4.0}),
+        ({"denoise": {"kind": "threshold"}, "threshold": 4}, {"kind": "threshold", "threshold": 4}),
+        ({"denoise": "simplex", "threshold": "auto"}, {"kind": "simplex"}),
+        ({"denoise": {"kind": "none"}}, {"kind": "none"}),
+    ],
+)
+def test_a_denoiser_is_a_kind_and_its_options(
+    tree: dict[str, Any], selection: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    tree["selection"] = selection
+    config = Config.from_dict(tree)
+    assert config.tree()["selection"]["denoise"] == expected
+    assert Config.from_dict(config.tree()).selection == config.selection
+
+
+def test_a_threshold_of_one_iteration(tree: dict[str, Any]) -> None:
+    tree["selection"] = {"denoise": "simplex", "overrides": {2: {"threshold": 3}}}
+    selection = Config.from_dict(tree).selection
+    assert selection.at(1).denoise.kind == "simplex"
+    assert selection.at(2).denoise.options.threshold == 3
+    for wrong in ({"threshold": "soft"}, {"denoise": {"kind": "simplex", "threshold": 1}}):
+        tree["selection"] = wrong
+        with pytest.raises(InputError, match=r"selection\..*threshold"):
+            Config.from_dict(tree)

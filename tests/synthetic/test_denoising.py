@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from pe_ray.components.denoisers import auto_threshold
 from pe_ray.config.blocks import SelectionSettings
-from pe_ray.synthetic.denoising import auto_threshold, fall_back, make_denoiser
+from pe_ray.synthetic.denoising import fall_back, make_denoiser
 
 histograms = arrays(np.float64, st.integers(1, 40), elements=st.integers(-50, 50).map(float))
 
