@@ -1,4 +1,4 @@
-"""The README's picture, from a run: `python -m docs.picture runs/digits docs/demo.png`.
+"""Draws the README's picture from a run: `python -m docs.picture runs/digits docs/demo.png`.
 
 One line of samples for each iteration shown, the same number of each label, evenly spaced.
 """
@@ -14,20 +14,20 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 from pe_ray.report.facts import gather
-from pe_ray.report.samples import chosen, grid, samples_of
+from pe_ray.report.samples import join_images, pick_evenly, read_samples
 
 LINES, EACH, ZOOM, GAP, MARGIN = 5, 2, 2, 6, 150
 
 
-def picture(run: str | Path) -> bytes:
-    """PNG of the samples by iteration."""
+def draw(run: str | Path) -> bytes:
+    """Return a PNG of samples by iteration."""
     facts = gather(run)
     font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 18)
     lines = []
-    for iteration in chosen(len(facts.layouts), LINES):
-        strips = samples_of(facts, iteration).values()
-        images = [strip[place] for strip in strips for place in chosen(len(strip), EACH)]
-        joined = Image.fromarray(np.squeeze(grid([images]), axis=2)).convert("RGB")
+    for iteration in pick_evenly(range(len(facts.layouts)), LINES):
+        samples = read_samples(facts, iteration).values()
+        images = [image for by_label in samples for image in pick_evenly(by_label, EACH)]
+        joined = Image.fromarray(np.squeeze(join_images([images]), axis=2)).convert("RGB")
         size = (joined.width * ZOOM, joined.height * ZOOM)
         names = {0: "random draws", facts.config.schedule.iterations: "final"}
         lines.append((names.get(iteration, f"iteration {iteration}"), joined.resize(size)))
@@ -44,4 +44,4 @@ def picture(run: str | Path) -> bytes:
 
 if __name__ == "__main__":
     run, output = sys.argv[1:]
-    Path(output).write_bytes(picture(run))
+    Path(output).write_bytes(draw(run))

@@ -7,7 +7,14 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from pe_ray.cli.printing import PRIVATE, AddVerb, add_json, guarantee, print_json, release_tree
+from pe_ray.cli.printing import (
+    PRIVATE,
+    AddVerb,
+    add_json,
+    print_json,
+    release_as_tree,
+    state_claim,
+)
 from pe_ray.errors import InputError
 
 
@@ -48,7 +55,7 @@ def _status(options: argparse.Namespace) -> None:
     waiting = sum(stage.state == "waiting" for stage in status.stages)
     rows, releases = status.left["rows"], status.left["releases"]
     print(f"left        {rows:,} rows, {releases} releases, {waiting} stages to begin")
-    print(f"spent       {guarantee(**status.spent)}")
+    print(f"spent       {state_claim(**status.spent)}")
     print(f"budget      epsilon {status.budget_epsilon:g}")
     if status.state == "stopped":
         print("continue    repeat the same `pe-ray run` command")
@@ -103,7 +110,7 @@ def _ledger(options: argparse.Namespace) -> None:
                 "accounting": ledger.accounting,
                 "releases": [
                     {
-                        **release_tree(entry.release),
+                        **release_as_tree(entry.release),
                         "state": entry.state,
                         "reserved_at": entry.reserved_at,
                         "committed_at": entry.committed_at,
@@ -113,7 +120,7 @@ def _ledger(options: argparse.Namespace) -> None:
             }
         )
         return
-    print(f"spent       {guarantee(spent, budget.delta, budget.unit)}")
+    print(f"spent       {state_claim(spent, budget.delta, budget.unit)}")
     print(f"budget      epsilon {budget.epsilon:g}")
     print(f"accounting  {ledger.accounting}")
     width = max([12, *(len(entry.release.key) + 2 for entry in entries)])

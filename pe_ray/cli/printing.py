@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from pe_ray.config import Config
 from pe_ray.values import Release
 
 Command = Callable[[argparse.Namespace], None]
@@ -34,14 +35,27 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def guarantee(epsilon: float, delta: float, unit: str) -> str:
+def add_address(parser: argparse.ArgumentParser) -> None:
+    """Add --address."""
+    parser.add_argument("--address", help="address of a Ray cluster")
+
+
+def use_address(config: Config, address: str | None) -> Config:
+    """Return `config` with the given --address, if there is one."""
+    if address is None:
+        return config
+    resources = config.resources.model_copy(update={"address": address})
+    return config.model_copy(update={"resources": resources})
+
+
+def state_claim(epsilon: float, delta: float, unit: str) -> str:
     """Return the privacy claim in words."""
     if math.isinf(epsilon):
         return "epsilon inf: no noise, NOT private"
     return f"epsilon {epsilon:.6g}, delta {delta:g}, adding or removing one {unit}"
 
 
-def release_tree(release: Release) -> dict[str, Any]:
+def release_as_tree(release: Release) -> dict[str, Any]:
     """Return `release` as plain values."""
     return {
         "key": release.key,

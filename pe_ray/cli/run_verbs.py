@@ -8,11 +8,13 @@ from dataclasses import asdict
 
 from pe_ray.cli.printing import (
     AddVerb,
+    add_address,
     add_config,
     add_json,
-    guarantee,
     print_json,
-    release_tree,
+    release_as_tree,
+    state_claim,
+    use_address,
 )
 from pe_ray.config import Config
 from pe_ray.config.run_config import read_resources
@@ -35,7 +37,7 @@ def add_verbs(verb: AddVerb) -> None:
     expand.add_argument("--set", action="append", default=[], metavar="resources.key=value")
     expand.add_argument("--format", choices=("parquet", "webdataset", "folder"), default="parquet")
     for added in (run, expand):
-        added.add_argument("--address", help="address of a Ray cluster")
+        add_address(added)
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -59,7 +61,7 @@ def _plan(options: argparse.Namespace) -> None:
                 "epsilon": made.epsilon,
                 "delta": made.delta,
                 "unit": made.unit,
-                "releases": [release_tree(release) for release in made.releases],
+                "releases": [release_as_tree(release) for release in made.releases],
                 "calls": {"random": made.random_calls, "variation": made.variation_calls},
                 "images": {"populations": sum(sizes)},
                 "disk_bytes": made.disk_bytes,
@@ -68,7 +70,7 @@ def _plan(options: argparse.Namespace) -> None:
             }
         )
         return
-    print(f"guarantee   {guarantee(made.epsilon, made.delta, made.unit)}")
+    print(f"guarantee   {state_claim(made.epsilon, made.delta, made.unit)}")
     for release in made.releases:
         what = kind_of(release).describe(release)
         print(f"release     {what}: sigma {release.sigma:g}, sensitivity {release.sensitivity:g}")
@@ -90,10 +92,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    config = Config.from_yaml(options.config, options.set)
-    if options.address:
-        resources = config.resources.model_copy(update={"address": options.address})
-        config = config.model_copy(update={"resources": resources})
+    config = use_address(Config.from_yaml(options.config, options.set), options.address)
     from pe_ray.evolution import evolve
     from pe_ray.release.ledger import Ledger
     from pe_ray.report import write_report
@@ -106,7 +105,7 @@ def _run(options: argparse.Namespace) -> None:
     budget = ledger.budget
     print(f"report      {page}")
     print(f"synthetic   {path / 'synthetic'}")
-    print(f"spent       {guarantee(ledger.spent(), budget.delta, budget.unit)} (from the ledger)")
+    print(f"spent       {state_claim(ledger.spent(), budget.delta, budget.unit)} (from the ledger)")
     print(f"time        {time.monotonic() - started:.1f} s")
 
 

@@ -1,4 +1,4 @@
-"""The verb that searches hyperparameters inside a privacy budget."""
+"""The verb that searches hyperparameters inside a privacy budget: tune."""
 
 from __future__ import annotations
 
@@ -8,21 +8,28 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from pe_ray.cli.printing import AddVerb, guarantee, print_json
+from pe_ray.cli.printing import (
+    AddVerb,
+    add_address,
+    add_config,
+    add_json,
+    print_json,
+    state_claim,
+    use_address,
+)
 
 if TYPE_CHECKING:
     from pe_ray.tuning.search_config import Search
 
 
 def add_verbs(verb: AddVerb) -> None:
-    """tune."""
+    """Add tune."""
     tune = verb("tune", _tune, "Search hyperparameters inside the privacy budget, then run.")
-    tune.add_argument("config", metavar="CONFIG")
-    tune.add_argument("--set", action="append", default=[], metavar="block.key=value")
-    tune.add_argument("--json", action="store_true")
+    add_config(tune)
+    add_json(tune)
     tune.add_argument("--plan", action="store_true", help="only print what each strategy costs")
-    tune.add_argument("--max-concurrent", type=int, help="trials at once")
-    tune.add_argument("--address", help="address of a Ray cluster")
+    tune.add_argument("--max-concurrent", type=int, metavar="N", help="most trials at once")
+    add_address(tune)
 
 
 def _tune(options: argparse.Namespace) -> None:
@@ -37,10 +44,7 @@ def _tune(options: argparse.Namespace) -> None:
     search = read_search(options.config, options.set)
     if options.max_concurrent is not None and options.max_concurrent < 1:
         raise InputError("--max-concurrent: must be at least 1")
-    if options.address:
-        resources = search.config.resources.model_copy(update={"address": options.address})
-        config = search.config.model_copy(update={"resources": resources})
-        search = replace(search, config=config)
+    search = replace(search, config=use_address(search.config, options.address))
     if options.plan:
         print_costs(search, options.json)
         return
@@ -64,18 +68,18 @@ def _tune(options: argparse.Namespace) -> None:
         )
         return
     for trial in outcome.trials:
-        print(f"trial       {_trial(trial)}")
+        print(f"trial       {_describe_trial(trial)}")
     print(f"best        {json.dumps(outcome.settings)}, score {outcome.score:.6g}")
     print(f"report      {page}")
     print(f"synthetic   {outcome.path / 'synthetic'}")
-    spent = guarantee(epsilon, budget.delta, budget.unit)
+    spent = state_claim(epsilon, budget.delta, budget.unit)
     print(f"spent       {spent}, search included (from the ledger)")
     print(f"time        {time.monotonic() - started:.1f} s")
     sys.stdout.flush()
 
 
 def print_costs(search: Search, as_json: bool) -> None:
-    """Every strategy side by side, and the one to take."""
+    """Print what each strategy costs, and which one is recommended."""
     from dataclasses import asdict
 
     from pe_ray.tuning.checks import check
@@ -89,10 +93,10 @@ def print_costs(search: Search, as_json: bool) -> None:
         print_json({"strategies": strategies, "recommended": strategy, "reason": reason})
         return
     budget = search.config.privacy.budget
-    print(f"guarantee   {guarantee(budget.epsilon, budget.delta, budget.unit)}, search included")
+    print(f"guarantee   {state_claim(budget.epsilon, budget.delta, budget.unit)}, search included")
     for cost in found:
         if cost.impossible:
-            print(f"{cost.strategy:<12}not here: {cost.impossible}")
+            print(f"{cost.strategy:<12}impossible: {cost.impossible}")
             continue
         text = (
             f"search costs {cost.search_share:.0%} of mu^2; the result gets epsilon "
@@ -104,7 +108,7 @@ def print_costs(search: Search, as_json: bool) -> None:
     print(f"configured  {search.tuning.strategy}")
 
 
-def _trial(record: dict[str, Any]) -> str:
+def _describe_trial(record: dict[str, Any]) -> str:
     scores = record["scores"]
     score = f"{scores[max(scores, key=int)]:.6g}" if scores else "none"
     return f"{record['state']:<9} score {score}, {json.dumps(record['settings'])}"

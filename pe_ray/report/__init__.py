@@ -2,17 +2,13 @@
 
 `facts` reads a run, `score_tables` turns histograms into numbers, `samples` and `lineage` read
 images, `charts` draws, `page` and `comparison` make pages, `run_status` says how far a run is.
+The package imports them late, as `run_status` needs neither Ray nor templates.
 """
 
 from __future__ import annotations
 
 from pe_ray.files.storage import Location, atomic_write
-from pe_ray.report.facts import gather
-from pe_ray.report.page import render_run
-from pe_ray.report.samples import join_images, read_samples
-from pe_ray.report.score_tables import write_scores
 from pe_ray.runtime.run_directory import others_cant_write
-from pe_ray.synthetic.export import png
 
 
 @others_cant_write()
@@ -24,6 +20,12 @@ def write_report(path: str | Location) -> Location:
     Guarantee: reads the configuration, the ledger's releases, populations and the times of
     synthetic stages, all of which are covered by the ledger's (epsilon, delta).
     """
+    from pe_ray.report.facts import gather
+    from pe_ray.report.page import render_run
+    from pe_ray.report.samples import join_images, read_samples
+    from pe_ray.report.score_tables import write_scores
+    from pe_ray.synthetic.export import png
+
     facts = gather(path)
     samples = [read_samples(facts, iteration) for iteration in range(len(facts.layouts))]
     for iteration, by_label in enumerate(samples):

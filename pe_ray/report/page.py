@@ -112,7 +112,7 @@ def render_run(facts: Facts, samples: Samples, rows: Sequence[Row]) -> str:
         vote_charts=[
             _draw_by_iteration(rows, name, label, y_from=0.0)
             for name, label in _VOTE_CHARTS.items()
-            if any(name in row for row in rows)
+            if any(is_number(row.get(name)) for row in rows)
         ],
         metrics=metrics,
         metric_charts=[_draw_by_iteration(rows, name, name) for name in metrics],

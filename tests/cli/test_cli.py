@@ -1,4 +1,4 @@
-"""The command line as a script uses it, and the library as a Python user does."""
+"""The command line as a script uses it, and the library as a Python user uses it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def write(tree: dict[str, Any], folder: Path) -> str:
     [
         ("from pe_ray import Config, evolve", "torch ray faiss diffusers transformers sklearn"),
         ("import pe_ray.cli, pe_ray.release.ledger", "torch ray faiss matplotlib sklearn"),
-        ("import pe_ray.report, pe_ray.report.run_status", "torch faiss matplotlib sklearn"),
+        ("import pe_ray.report.comparison", "torch faiss matplotlib sklearn"),
+        ("import pe_ray.report.run_status", "torch ray faiss matplotlib sklearn PIL pandas"),
     ],
 )
 def test_importing_is_light(imports: str, absent: str) -> None:

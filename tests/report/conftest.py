@@ -1,4 +1,4 @@
-"""One finished run for all tests of the report; tests that change a run copy it."""
+"""One finished run for all tests of the report; tests that change a run use a copy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TREE = {
 
 @pytest.fixture(scope="session")
 def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 3 iterations, 60 samples and released label counts; not to be changed."""
+    """A run of 3 iterations, 60 samples and released label counts; tests leave it unchanged."""
     folder = tmp_path_factory.mktemp("report")
     tree = {**TREE, "output": {"path": str(folder / "run"), "rows_per_part": 17}}
     tree["private"] = {**TREE["private"], "cache": str(folder / "cache")}  # type: ignore[dict-item]

@@ -50,7 +50,7 @@ def test_a_run_that_is_finished_stopped_and_running(
     assert "continue" in text
     with claim_directory(config):
         assert read_status(run).state == "running"
-    # As before the second release: nothing of it is told but that it is next.
+    # As before the second release: status says only that the votes come next.
     with sqlite3.connect(run / "ledger.sqlite") as database:
         database.execute("DELETE FROM releases WHERE key = 'votes/0002'")
     seen = read(str(run), capsys)
@@ -79,10 +79,10 @@ def test_a_teachers_release_is_a_stage(
     assert seen["state"] == "stopped"
 
 
-def test_looking_never_makes_a_start_fail(
+def test_status_never_makes_a_start_fail(
     ray_session: None, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A look holds the lock for a moment; a start waits that long, not for another run."""
+    """`status` holds the lock for a moment; a start waits for it, but not for another run."""
     import fcntl
     import os
     import threading
