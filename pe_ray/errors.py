@@ -12,14 +12,7 @@ class InputError(ValueError):
 
 
 class RecordError(InputError):
-    """A private record can't be used; names its shard and row, never its content."""
-
-    def __init__(self, *, shard: int, row: int, reason: str) -> None:
-        super().__init__(
-            f"private.data: shard {shard}, row {row}: {reason}; mend or remove that record"
-        )
-        self.row = row
-        self.reason = reason
+    """A private record, or a file of them, can't be used; names shard and row, never content."""
 
 
 class FaultError(RuntimeError):

@@ -87,7 +87,7 @@ def iterate(run: Run, door: Door) -> Iterator[Population]:
         yield population
     if run.config.teacher:
         features, moments = learn_features(run, population), moments_layout(run)
-        sums = door.sums("teacher", features, moments.pack, moments.num_values)
+        sums = door.sums("teacher", features, moments)
         solve_teacher(run, sums)
     export(run, population, run.directory.synthetic)
 

@@ -29,7 +29,7 @@ from pe_ray import plugins
 from pe_ray.components.denoisers import Simplex
 from pe_ray.components.embedders import convnet, label_features
 from pe_ray.components.embedders.pixels import Pixels, PixelsOptions
-from pe_ray.components.second_moments import GRAM_SHARE
+from pe_ray.components.moments import GRAM_SHARE
 from pe_ray.config import Config
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.synthetic.denoising import fall_back

@@ -27,7 +27,7 @@ from pe_ray.config.blocks import PrivateConfig
 from pe_ray.errors import InputError
 from pe_ray.files.storage import atomic_write
 from pe_ray.planning import label_fractions
-from pe_ray.private.records import EmbeddedRecords, open_records
+from pe_ray.private.record_embeddings import EmbeddedRecords, open_records
 from pe_ray.private.votes import bounded_votes, nearest_samples
 from pe_ray.release.releases import votes_limit
 from pe_ray.run import Run
@@ -189,8 +189,7 @@ def embed_canaries(run: Run, file: Path) -> NDArray[np.float32]:
     records = open_records(
         canary_data(config, file).model_copy(update={"user_column": None, "cache": "none"}),
         channels=config.image_shape.channels,
-        embedder_kind=run.embedder.kind,
-        embedder_options=run.embedder.options,
+        embedder=run.embedder,
         gpus=config.resources.gpus_per_worker,
     )
     pieces: list[EmbeddedRecords] = ray.get([piece for [piece] in records.partitions])

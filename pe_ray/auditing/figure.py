@@ -13,7 +13,7 @@ from pe_ray import plugins
 from pe_ray.auditing.bounds import tradeoff
 from pe_ray.auditing.game import Game, Verdict, scored
 from pe_ray.components.nearest import NearestSearch
-from pe_ray.files.images import pixels
+from pe_ray.files.images import decode_image
 from pe_ray.synthetic.population import final_population
 from pe_ray.synthetic.population_files import read_population
 
@@ -35,7 +35,7 @@ def nearest_distances(game: Game) -> NDArray[np.float64]:
     options = config.generator_at(population.iteration).options
     samples = embedder.embed(read_population(population.directory, ids, options)["image"])
     cells = pq.read_table(canaries.file)["image"].slice(0, MOST_COMPARED).to_pylist()
-    images = np.stack([pixels(cell, config.image_shape.channels) for cell in cells])
+    images = np.stack([decode_image(cell, config.image_shape.channels) for cell in cells])
     search = NearestSearch(embedder.embed(images), 1, config.votes.metric)
     search.add(samples, 0)
     return np.asarray(search.distances[:, 0])

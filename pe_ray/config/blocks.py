@@ -26,8 +26,8 @@ class PrivateConfig(Block):
     unbound: ClassVar[frozenset[str]] = frozenset({"cache", "node_label"})
 
     data: Place
-    """`sklearn:digits`, a parquet file or folder of them (local, or a URI as in output.path), or a
-    local folder of images per class (storage.md says which files are read)."""
+    """`sklearn:digits`, a parquet file, a folder of them, or a folder of images per class: local,
+    or a URI as in output.path (storage.md says which files are read)."""
     labels: tuple[str, ...] = Field(min_length=1)
     """Names of all labels, in order. Public: declared here, never read off the records."""
     image_column: str = "image"
@@ -270,7 +270,7 @@ class PublicMetricsConfig(Block):
     """Scores of released populations against public images, into metrics.jsonl: free."""
 
     data: str
-    """Parquet file or folder of them, or a folder of images per class. Must be public."""
+    """As in private.data. Must be public."""
     image_column: str = "image"
     """Column with the encoded image (parquet only)."""
     label_column: str | None = "label"

@@ -1,10 +1,10 @@
-"""Stored images: from what a file holds to uint8 [height, width, channels].
+"""Stored images: decode them to uint8 [height, width, channels], and resize them.
 
-Grey is PIL's "L" (ITU-R BT.601 luma), alpha is composited on black, EXIF orientation is applied,
-the first frame of an animation counts, 16-bit grey keeps its high byte.
+Grey is PIL's "L" (ITU-R BT.601 luma). Alpha is composited on black. EXIF orientation is applied.
+The first frame of an animation counts. 16-bit grey keeps its high byte.
 
-Private records and public image sets are decoded here alike. Nothing is kept, written or logged,
-and no error carries content: its text is one of a fixed few.
+Private records and public images are decoded by the same functions. They keep, write and log
+nothing. An error's text is one of a fixed few, so it carries no content.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import io
 import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from pe_ray.files.storage import Location
 from pe_ray.values import ImageShape
 
-# Decoded inside this process; PIL would hand others (EPS) to outside programs.
+# PIL decodes these inside this process; it gives others (EPS) to outside programs.
 _FORMATS = {
     "PNG": (".png", ".apng"),
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -37,7 +37,7 @@ SUFFIXES = frozenset(suffix for suffixes in _FORMATS.values() for suffix in suff
 
 
 class Unusable(Exception):
-    """Why an image, or the record it is of, can't be used; never its content."""
+    """An image or its record can't be used; `reason` says why, without content."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -45,23 +45,24 @@ class Unusable(Exception):
 
 
 def is_image(name: str) -> bool:
-    """Whether the file of this path below a data set's folder is one of its images: by its ending,
-    and not where it, or a folder on the way, is hidden.
+    """Whether a file is an image by its ending; name: its path below a data set's folder.
+
+    It is none if the file, or a folder in the path, is hidden.
     """
     hidden = name.startswith(".") or "/." in name
     return not hidden and os.path.splitext(name)[1].lower() in SUFFIXES
 
 
-def content(file: Path) -> bytes | None:
-    """What an image's file holds; None, as of an image that is missing, where it can't be read."""
+def read_content(file: Location) -> bytes | None:
+    """Read an image's file; None, as for a missing image, if it can't be read."""
     try:
         return file.read_bytes()
     except OSError:
         return None
 
 
-def unsupported(kind: pa.DataType) -> str | None:
-    """What is wrong with the type of an image column, and the fix; None if nothing is.
+def explain_unsupported(kind: pa.DataType) -> str | None:
+    """Say why an image column of this type can't be read, and the fix; None if it can.
 
     Guarantee: depends on the schema only.
     """
@@ -80,7 +81,7 @@ def unsupported(kind: pa.DataType) -> str | None:
 
 
 def _layout(kind: pa.DataType) -> tuple[tuple[int, ...], pa.DataType]:
-    """Shape [h, w(, c)] and item type of a tensor column; () and the type for encoded images."""
+    """Return shape [h, w(, c)] and item type of tensors; () and the type of encoded images."""
     if isinstance(kind, pa.FixedShapeTensorType):
         return tuple(kind.shape), kind.value_type
     shape: tuple[int, ...] = ()
@@ -90,17 +91,17 @@ def _layout(kind: pa.DataType) -> tuple[tuple[int, ...], pa.DataType]:
 
 
 def _is_encoded(kind: pa.DataType) -> bool:
-    """Binary, or the struct of HF datasets, {bytes, path}."""
+    """Whether the type is binary, or the struct {bytes, path} of Hugging Face datasets."""
     if pa.types.is_struct(kind):
         index = kind.get_field_index("bytes")
         return index >= 0 and _is_encoded(kind.field(index).type)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def values_of(column: pa.Array) -> Sequence[bytes | NDArray[Any] | None]:
-    """Encoded bytes, or tensors [h, w] or [h, w, c], of a batch; None where missing.
+def list_stored(column: pa.Array) -> Sequence[bytes | NDArray[Any] | None]:
+    """List the encoded bytes, or tensors [h, w] or [h, w, c], of a batch; None if missing.
 
-    Guarantee: the stored content itself, so of private records for zone 1 only.
+    Guarantee: none; this is the content, so that of private records is for zone 1 only.
     """
     shape, item = _layout(column.type)
     if not shape:
@@ -115,40 +116,40 @@ def values_of(column: pa.Array) -> Sequence[bytes | NDArray[Any] | None]:
     while pa.types.is_fixed_size_list(flat.type):
         flat = flat.flatten()
         missing.append(flat.null_count)
-    if sum(missing):  # rare and about to be refused: find the row the slow way
-        return [_listed(value.as_py(), shape, item) for value in storage]
+    if sum(missing):  # rare, and the caller refuses it: find the row the slow way
+        return [_to_array(value.as_py(), shape, item) for value in storage]
     tensors = iter(flat.to_numpy(zero_copy_only=False).reshape(len(valid), *shape))
     return [next(tensors) if here else None for here in storage.is_valid().to_pylist()]
 
 
-def _listed(value: Any, shape: tuple[int, ...], item: pa.DataType) -> NDArray[Any] | None:
-    """A nested list as an array; None if it or an integer in it is missing (a float: NaN)."""
+def _to_array(value: Any, shape: tuple[int, ...], item: pa.DataType) -> NDArray[Any] | None:
+    """Convert a nested list; None if it, or an integer in it, is missing (a float: NaN)."""
     try:
         return np.asarray(value, dtype=item.to_pandas_dtype()).reshape(shape)
     except (TypeError, ValueError):
         return None
 
 
-def pixels(value: bytes | NDArray[Any] | None, channels: int) -> NDArray[np.uint8]:
-    """The image stored as `value`, uint8 [h, w, channels]; Unusable if there is none.
+def decode_image(value: bytes | NDArray[Any] | None, channels: int) -> NDArray[np.uint8]:
+    """Decode a stored image to uint8 [h, w, channels]; raise Unusable if that can't be done.
 
     Guarantee: a function of this value alone; an error's reason is one of a fixed few.
     """
     if value is None:
         raise Unusable("image is missing")
-    image = _decoded(value) if isinstance(value, bytes) else _from_tensor(value)
+    image = _from_bytes(value) if isinstance(value, bytes) else _from_tensor(value)
     try:
         if image.has_transparency_data:
             image = Image.alpha_composite(
                 Image.new("RGBA", image.size, (0, 0, 0, 255)), image.convert("RGBA")
             )
         converted = image.convert("L" if channels == 1 else "RGB")
-    except ValueError:  # PIL has no way from CIELAB, for one
+    except ValueError:  # PIL can't convert CIELAB, for example
         raise Unusable("image's colours can't be converted") from None
     return np.asarray(converted).reshape(image.height, image.width, channels)
 
 
-def _decoded(content: bytes) -> Image.Image:
+def _from_bytes(content: bytes) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
@@ -158,11 +159,11 @@ def _decoded(content: bytes) -> Image.Image:
             image = ImageOps.exif_transpose(image)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise Unusable("image has too many pixels") from None
-        except Exception:  # decoders raise all sorts, and their texts may quote the file
+        except Exception:  # decoders raise many types, and their texts may quote the file
             raise Unusable("image can't be decoded") from None
     if image.mode.startswith("I;16"):  # PIL's own conversion would clip at 255
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode == "I" and kind == "PPM":  # 16 bits, by PIL brought to the full range
+    if image.mode == "I" and kind == "PPM":  # PIL scales it to 16 bits
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise Unusable("image has 32-bit pixels; use 8 or 16")
@@ -182,9 +183,9 @@ def _from_tensor(values: NDArray[Any]) -> Image.Image:
 
 
 def label_position(value: Any, names: Sequence[str]) -> int | None:
-    """Position in `names` of a stored label, None where it is none of them.
+    """Return the position in `names` of a stored label; None if it is not one of them.
 
-    Integers match names if all names are numbers, and are positions themselves otherwise.
+    Integers match names if all names are numbers, and are positions otherwise.
     """
     if isinstance(value, int) and not all(name.isdecimal() for name in names):
         return value if 0 <= value < len(names) else None
@@ -192,8 +193,23 @@ def label_position(value: Any, names: Sequence[str]) -> int | None:
     return list(names).index(str(value)) if found else None
 
 
-def resized(image: NDArray[np.uint8], shape: ImageShape) -> NDArray[np.uint8]:
-    """One image, uint8 [h, w, c], brought to `shape` (bicubic with antialiasing)."""
-    flat = image[:, :, 0] if image.shape[2] == 1 else image
-    made = Image.fromarray(flat).resize((shape.width, shape.height), Image.Resampling.BICUBIC)
-    return np.asarray(made).reshape(shape.height, shape.width, shape.channels)
+def resize(image: NDArray[np.uint8], shape: ImageShape) -> NDArray[np.uint8]:
+    """Stretch one image, uint8 [h, w, c], to `shape` (Pillow's bicubic, with antialiasing)."""
+    return _resample(image, shape.width, shape.height, Image.Resampling.BICUBIC)
+
+
+def crop_square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Cut one image to the square in its middle and resize that (Pillow's Lanczos)."""
+    height, width, _ = image.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = image[top : top + side, left : left + side]
+    return square if side == size else _resample(square, size, size, Image.Resampling.LANCZOS)
+
+
+def _resample(
+    image: NDArray[np.uint8], width: int, height: int, method: Image.Resampling
+) -> NDArray[np.uint8]:
+    channels = image.shape[2]
+    made = Image.fromarray(image[:, :, 0] if channels == 1 else image)
+    return np.asarray(made.resize((width, height), method)).reshape(height, width, channels)

@@ -309,15 +309,22 @@ def _listing(folder: ObjectPath) -> list[Any]:
     return found
 
 
-def names_below(folder: Path) -> list[str]:
-    """Return the paths of all files below `folder`, in order; links to folders aren't followed.
+def names_below(folder: Location) -> list[str]:
+    """Return the paths below `folder` of all its files, sorted folder by folder.
 
-    Raises OSError where a folder can't be listed.
+    Links to folders aren't followed. Raises OSError where a folder can't be listed.
     """
     found: list[str] = []
-    for place, _, files in os.walk(folder, onerror=_raise):
-        below = os.path.relpath(place, folder)
-        found += files if below == "." else [f"{below}/{name}" for name in files]
+    if isinstance(folder, Path):
+        for place, _, files in os.walk(folder, onerror=_raise):
+            below = os.path.relpath(place, folder)
+            found += files if below == "." else [f"{below}/{name}" for name in files]
+    else:
+        from pyarrow.fs import FileSelector
+
+        selector = FileSelector(folder.key, recursive=True, allow_not_found=True)
+        infos = folder.store.get_file_info(selector)
+        found = [info.path.removeprefix(f"{folder.key}/") for info in infos if info.is_file]
     return sorted(found, key=lambda name: name.replace("/", "\0"))
 
 
@@ -326,16 +333,8 @@ def _raise(error: OSError) -> None:
 
 
 def files_below(folder: Location, suffix: str) -> list[Location]:
-    """Return all files below `folder` whose name ends in `suffix`, in order of their paths."""
-    if isinstance(folder, Path):
-        return [folder / name for name in names_below(folder) if name.endswith(suffix)]
-    from pyarrow.fs import FileSelector
-
-    infos = folder.store.get_file_info(
-        FileSelector(folder.key, recursive=True, allow_not_found=True)
-    )
-    keys = sorted(info.path for info in infos if info.is_file and info.path.endswith(suffix))
-    return [replace(folder, key=key) for key in keys]
+    """Return all files below `folder` whose name ends in `suffix`, in the order of their paths."""
+    return [folder / name for name in names_below(folder) if name.endswith(suffix)]
 
 
 def delete_tree(folder: Location) -> None:

@@ -9,7 +9,15 @@ package may also give it a short name with an entry point in `pe_ray.generators`
 
 from pe_ray.plugins.options import EmbedderOptions, GeneratorOptions, Options
 from pe_ray.plugins.protocols import Denoiser, Embedder, Generator, Images, Metric, Rows
-from pe_ray.plugins.registry import PluginType, built_in, group_of, load, options_of, registered
+from pe_ray.plugins.registry import (
+    PluginType,
+    build,
+    built_in,
+    group_of,
+    load,
+    options_of,
+    registered,
+)
 
 __all__ = [
     "Denoiser",
@@ -22,6 +30,7 @@ __all__ = [
     "Options",
     "PluginType",
     "Rows",
+    "build",
     "built_in",
     "group_of",
     "load",

@@ -124,3 +124,17 @@ def load(plugin_type: PluginType, kind: str) -> Any:
 def options_of(plugin: Any) -> Any:
     """Return the options model of a loaded plugin; one without `Options` takes none."""
     return getattr(plugin, "Options", Options)
+
+
+_built: dict[PluginType, tuple[str, Any]] = {}
+
+
+def build(plugin_type: PluginType, kind: str, options: Options, *arguments: Any) -> Any:
+    """Return the plugin `kind` made with these options, built once per process.
+
+    Only the last of each type is kept, so a process never holds two sets of weights.
+    """
+    key = repr((kind, options.model_dump_json(), arguments))
+    if plugin_type not in _built or _built[plugin_type][0] != key:
+        _built[plugin_type] = (key, load(plugin_type, kind)(options, *arguments))
+    return _built[plugin_type][1]

@@ -1,30 +1,33 @@
-"""Scores on private records: for the data owner's eyes, never part of a run's output.
+"""Scores on private records: for the data owner only, never part of a run's output.
 
 Guarantee: none. What `audit` returns is computed on private records without noise and is no
-release; the command line prints it and writes it nowhere.
+release. The command line prints it and writes it nowhere.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
-from numpy.typing import NDArray
 
 from pe_ray import plugins
-from pe_ray.config.blocks import PrivateConfig
+from pe_ray.config import Config
 from pe_ray.config.extras import require_extras
 from pe_ray.errors import InputError
-from pe_ray.files.images import resized
+from pe_ray.files.image_tables import ImageTable, read_images
 from pe_ray.files.storage import Location
-from pe_ray.private.record_sources import list_slices, read_slice
+from pe_ray.private.records import private_table
 from pe_ray.run import open_run
 from pe_ray.synthetic.population import final_population
 from pe_ray.synthetic.population_files import read_population
 from pe_ray.synthetic.teacher import load_teacher
-from pe_ray.values import ImageShape
 
 
 def audit(run_path: str | Location) -> dict[str, float]:
-    """Scores of a finished run's final population against private (or `audit_data`) records."""
+    """Score a finished run's final population against private (or `audit_data`) records.
+
+    Guarantee: none; the scores are not private (see the module).
+    """
     run = open_run(run_path)
     config, population = run.config, final_population(run)
     if not config.metrics.audit:
@@ -38,27 +41,7 @@ def audit(run_path: str | Location) -> dict[str, float]:
     teacher = load_teacher(run)
     if teacher is not None:
         rows["label"] = teacher.predict(rows["image"])
-    private = config.private.model_copy(
-        update={
-            "data": config.metrics.audit_data or config.private.data,
-            "where": config.private.where
-            if config.metrics.audit_where is None
-            else config.metrics.audit_where,
-            "user_column": None,
-        }
-    )
-    try:
-        images, labels = read_images(private, config.image_shape)
-    except InputError as error:  # of the keys that were read in their place
-        text = str(error)
-        if config.metrics.audit_data is not None:
-            text = text.replace("private.data", "metrics.audit_data", 1)
-        if config.metrics.audit_where is not None:
-            text = text.replace("private.where", "metrics.audit_where", 1)
-        raise InputError(text) from None
-    if not len(images):
-        field = "private.where" if config.metrics.audit_where is None else "metrics.audit_where"
-        raise InputError(f"{field}: keeps no record to score on; mend its values")
+    images, labels = read_images(_audited_table(config), config.image_shape)
     scores: dict[str, float] = {}
     for metric in config.metrics.audit:
         scorer = plugins.load("metric", metric.kind)(metric.options)
@@ -66,14 +49,14 @@ def audit(run_path: str | Location) -> dict[str, float]:
     return scores
 
 
-def read_images(
-    source: PrivateConfig, shape: ImageShape
-) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """All images of `source`, brought to `shape`, uint8 [n, h, w, c], and their labels [n]."""
-    images = [np.zeros((0, shape.height, shape.width, shape.channels), np.uint8)]
-    labels = [np.zeros(0, dtype=np.int32)]
-    for part in list_slices(source):
-        read = read_slice(part, source, shape.channels)
-        images += [resized(image, shape)[None] for image in read.images]
-        labels.append(read.labels)
-    return np.concatenate(images), np.concatenate(labels)
+def _audited_table(config: Config) -> ImageTable:
+    """Return the records to score on; errors name the keys that chose them."""
+    table = replace(private_table(config.private), user_column=None)
+    metrics = config.metrics
+    if metrics.audit_data is not None:
+        fields = {**table.fields, "data": "metrics.audit_data"}
+        table = replace(table, data=metrics.audit_data, fields=fields)
+    if metrics.audit_where is not None:
+        fields = {**table.fields, "where": "metrics.audit_where"}
+        table = replace(table, where=metrics.audit_where, fields=fields)
+    return table

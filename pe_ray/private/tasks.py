@@ -18,7 +18,10 @@ RETRIES = 5  # of a task whose worker or node died, and of a slice whose node wa
 def private_task(
     task: Callable[..., Any], node_label: str | None, *, gpus: float = 0.0, num_returns: int = 1
 ) -> Any:
-    """`task` as a Ray task of one CPU, on nodes with the label only, tried again when it dies."""
+    """Return `task` as a Ray task of one CPU, which is repeated if its worker or node dies.
+
+    Guarantee: it runs only on nodes with the label, if there is one.
+    """
     return ray.remote(
         num_cpus=1,
         num_gpus=gpus,
@@ -30,10 +33,12 @@ def private_task(
 
 @contextmanager
 def guarded(doing: str, stall_seconds: float) -> Iterator[None]:
-    """The body of such a task: without headway for so long its worker ends, and it is repeated.
+    """Run the body of such a task; end its worker if it makes no progress for `stall_seconds`.
 
-    Guarantee: an exception's text may quote a record, so only its type passes on; an InputError
-    passes as it is, since it is of the configuration or the machine and quotes none.
+    Ray then repeats the task elsewhere.
+
+    Guarantee: only an exception's type passes on, because its text may quote a record. An
+    InputError passes unchanged: it is about configuration or machine, and quotes no record.
     """
     try:
         with limited(stall_seconds):

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from pe_ray.components.nearest import NearestSearch
 from pe_ray.config.blocks import VotesConfig
 from pe_ray.files.storage import Location, whole
-from pe_ray.private.record_sources import joined
-from pe_ray.private.records import EmbeddedRecords, PrivateRecords
+from pe_ray.private.record_embeddings import EmbeddedRecords, PrivateRecords, join_users
 from pe_ray.private.tasks import guarded, private_task
 from pe_ray.runtime.cluster import capacity
 from pe_ray.runtime.watchdog import headway
@@ -214,10 +213,10 @@ def _count_partitions(
 ) -> RawVotes:
     with guarded("counting votes", stall_seconds):
         choices = nearest_samples(pieces, parts, layout, settings, on_gpu=on_gpu)
-        return bounded_votes(choices, joined([piece.users for piece in pieces]), limit)
+        return bounded_votes(choices, join_users([piece.users for piece in pieces]), limit)
 
 
 def _count_labels(limit: int, stall_seconds: float, *pieces: EmbeddedRecords) -> RawVotes:
     with guarded("counting labels", stall_seconds):
         labels = np.concatenate([piece.labels for piece in pieces]).astype(np.int64)
-        return bounded_votes(labels[:, None], joined([piece.users for piece in pieces]), limit)
+        return bounded_votes(labels[:, None], join_users([piece.users for piece in pieces]), limit)

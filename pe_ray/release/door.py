@@ -17,9 +17,9 @@ from pe_ray.config.blocks import PrivateConfig
 from pe_ray.config.kinds import Plugin
 from pe_ray.errors import InputError
 from pe_ray.files.storage import location
-from pe_ray.private import records as private_records
-from pe_ray.private.records import PrivateRecords
-from pe_ray.private.sums import Vectors, sum_vectors
+from pe_ray.private import record_embeddings as private_records
+from pe_ray.private.record_embeddings import PrivateRecords
+from pe_ray.private.sums import Statistic, sum_records
 from pe_ray.private.votes import cast_votes, count_labels
 from pe_ray.release.aggregator import answer, create_aggregator
 from pe_ray.release.ledger import Ledger
@@ -88,20 +88,19 @@ class Door:
         self._run.directory.write_histogram(histogram, layout)
         return histogram
 
-    def sums(self, key: str, embedder: Plugin, vectors: Vectors, num_values: int) -> NoisySums:
-        """Release sums of the vectors, [num_values], that records are mapped to.
+    def sums(self, key: str, embedder: Plugin, statistic: Statistic) -> NoisySums:
+        """Release sums of the vectors that `statistic` maps records to.
 
-        vectors: maps embeddings by `embedder` and labels to vectors; each counts with norm 1 at
-        most.
+        It is given embeddings by `embedder` and labels. Each vector counts with norm 1 at most.
         """
 
         def add_up() -> list[ray.ObjectRef]:
             records = self.records
             if embedder != self._run.embedder:
                 records = open_records(self._run.config, embedder, self._source)
-            return sum_vectors(records, vectors, num_values)
+            return sum_records(records, statistic)
 
-        sums: NoisySums = self.ask(self._releases[key], num_values, add_up)
+        sums: NoisySums = self.ask(self._releases[key], statistic.num_values, add_up)
         return sums
 
     def ask(
@@ -134,7 +133,10 @@ def voters(config: Config, source: PrivateConfig | None = None) -> PrivateConfig
 def open_records(
     config: Config, embedder: Plugin, source: PrivateConfig | None = None
 ) -> PrivateRecords:
-    """Read, validate and embed the records that vote; spends nothing (see private.records)."""
+    """Read, validate and embed the records that vote; spend nothing.
+
+    Guarantee: see `private.record_embeddings.open_records`.
+    """
     cache, place = private_records.cache_folder(config.private), location(config.output.path)
     if cache and isinstance(place, Path) and cache.resolve().is_relative_to(place.resolve()):
         raise InputError(
@@ -146,8 +148,7 @@ def open_records(
     return private_records.open_records(
         private,
         channels=config.image_shape.channels,
-        embedder_kind=embedder.kind,
-        embedder_options=embedder.options,
+        embedder=embedder,
         gpus=config.resources.gpus_per_worker,
         stall_seconds=config.resources.stall_seconds,
     )

@@ -253,21 +253,6 @@ def _make(
         yield Part(**{field: row[field] for field in Part.__slots__})
 
 
-_loaded: dict[plugins.PluginType, tuple[str, Any]] = {}
-
-
-def loaded(plugin: Plugin, *arguments: Any) -> Any:
-    """Load the generator or embedder `plugin` once per process.
-
-    Only the last of each type is kept, so a process never holds two sets of weights.
-    """
-    key = repr((plugin.kind, plugin.options.model_dump_json(), arguments))
-    if plugin.plugin_type not in _loaded or _loaded[plugin.plugin_type][0] != key:
-        made = plugins.load(plugin.plugin_type, plugin.kind)(plugin.options, *arguments)
-        _loaded[plugin.plugin_type] = (key, made)
-    return _loaded[plugin.plugin_type][1]
-
-
 def check_plugins(
     given: Sequence[Plugin], label_names: tuple[str, ...], resources: ResourcesConfig
 ) -> None:
@@ -291,7 +276,8 @@ def _build(
     try:
         with limited(stall_seconds):
             for plugin in given:
-                loaded(plugin, *([label_names] if plugin.plugin_type == "generator" else []))
+                names = [label_names] if plugin.plugin_type == "generator" else []
+                plugins.build(plugin.plugin_type, plugin.kind, plugin.options, *names)
                 headway()
     except InputError as error:
         return str(error)

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from pe_ray.config.kinds import Plugin
 from pe_ray.errors import InputError
-from pe_ray.plugins import Generator, GeneratorOptions, Rows
+from pe_ray.plugins import Generator, GeneratorOptions, Rows, build
 from pe_ray.plugins.seeds import Seeds
-from pe_ray.runtime.stages import loaded
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +25,9 @@ class BatchedGenerator:
 
     def __init__(self, plugin: Plugin, label_names: Sequence[str], batch_size: int) -> None:
         self.options: GeneratorOptions = plugin.options
-        self._generator: Generator = loaded(plugin, tuple(label_names))
+        self._generator: Generator = build(
+            "generator", plugin.kind, plugin.options, tuple(label_names)
+        )
         self._batch_size = batch_size
 
     def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:

@@ -27,10 +27,10 @@ from pe_ray.files.parts import (
     write_part,
 )
 from pe_ray.files.storage import Location, atomic_write, delete_tree
-from pe_ray.plugins import Embedder, Rows
+from pe_ray.plugins import Embedder, Rows, build
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.run import Run
-from pe_ray.runtime.stages import PartWorker, Request, Stage, loaded, run_stage
+from pe_ray.runtime.stages import PartWorker, Request, Stage, run_stage
 from pe_ray.synthetic.batching import BatchedGenerator
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.population_files import population_part, read_population
@@ -95,7 +95,8 @@ class EmbeddingWorker(PartWorker):
         self._run = run
         self._population = population
         self._iteration = iteration
-        self._embedder: Embedder = loaded(run.embedder)
+        embedder = run.embedder
+        self._embedder: Embedder = build("embedder", embedder.kind, embedder.options)
         config = run.config
         self._plugin = config.generator_at(iteration)
         self._generator = (

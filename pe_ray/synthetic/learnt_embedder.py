@@ -18,7 +18,7 @@ from pe_ray.components.embedders.label_features import LabelFeaturesOptions, Lea
 from pe_ray.config import Config
 from pe_ray.config.kinds import Plugin
 from pe_ray.errors import InputError
-from pe_ray.files.images import resized
+from pe_ray.files.images import resize
 from pe_ray.files.storage import Location, location
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.run import Run
@@ -100,7 +100,7 @@ def _write(file: Location, config: Config, options: LabelFeaturesOptions) -> Non
         ids = np.arange(start, min(start + _CHUNK, num), dtype=np.int64)
         seeds = row_seeds(config.schedule.seed, "features", 0, ids)
         made = generator.random(labels[ids], seeds)["image"]
-        images[ids] = made if shape == drawn else [resized(image, shape) for image in made]
+        images[ids] = made if shape == drawn else [resize(image, shape) for image in made]
         headway()
     seed = config.schedule.seed
     arrays = label_features.fit(images, labels, options.features, options.epochs, seed)

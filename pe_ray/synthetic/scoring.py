@@ -17,7 +17,13 @@ from pe_ray import plugins
 from pe_ray.config import Config
 from pe_ray.config.blocks import PublicMetricsConfig
 from pe_ray.errors import InputError
-from pe_ray.files.public_images import PublicSource, check_public, evenly_spaced, read_public
+from pe_ray.files.image_tables import (
+    ImageTable,
+    count_images,
+    evenly_spaced,
+    list_shards,
+    read_images,
+)
 from pe_ray.files.storage import Location, atomic_write
 from pe_ray.run import Run
 from pe_ray.synthetic.population import Population
@@ -26,13 +32,14 @@ from pe_ray.synthetic.population_files import read_population
 logger = logging.getLogger(__name__)
 
 PREFIX = "public/"
-"""Of every score's name, beside what is read off the noisy votes."""
+"""Prefix of every score's name, unlike those of figures read from the noisy votes."""
 
 
 def check_reference(config: Config) -> None:
-    """Raise InputError where the public images can't be there; decodes none."""
+    """Raise InputError if the public images can't be there; decode none."""
     if config.metrics.public is not None:
-        check_public(_source(config.metrics.public), config.private.labels)
+        table = _reference(config, config.metrics.public)
+        count_images(table, list_shards(table))
 
 
 def score_population(run: Run, population: Population) -> None:
@@ -73,33 +80,34 @@ def _score_task(
 ) -> dict[str, float] | str:
     """Return scores by name, or the text of an InputError."""
     try:
-        return _scores(config, public, population)
+        return _compute_scores(config, public, population)
     except InputError as error:
         return str(error)
 
 
-def _scores(
+def _compute_scores(
     config: Config, public: PublicMetricsConfig, population: Population
 ) -> dict[str, float]:
     ids = evenly_spaced(population.layout.num_samples, public.max_images)
     options = config.generator_at(population.iteration).options
     rows = read_population(population.directory, ids, options)
-    reference = read_public(
-        _source(public), config.private.labels, config.image_shape, public.max_images
-    )
+    reference = read_images(_reference(config, public), config.image_shape, public.max_images)
     scores: dict[str, float] = {}
     for metric in public.metrics:
         scorer: Any = plugins.load("metric", metric.kind)(metric.options)
-        made = scorer.score(rows["image"], rows["label"], reference.images, reference.labels)
+        made = scorer.score(rows["image"], rows["label"], *reference)
         scores |= {f"{PREFIX}{name}": float(score) for name, score in made.items()}
     return scores
 
 
-def _source(public: PublicMetricsConfig) -> PublicSource:
-    return PublicSource(
+def _reference(config: Config, public: PublicMetricsConfig) -> ImageTable:
+    return ImageTable(
         block="metrics.public",
+        private=False,
         data=public.data,
+        labels=None if public.label_column is None else config.private.labels,
         image_column=public.image_column,
         label_column=public.label_column,
         where=public.where,
+        fields={"labels": "private.labels"},
     )

@@ -15,7 +15,7 @@ import ray
 from numpy.typing import NDArray
 
 from pe_ray.components.embedders import label_features
-from pe_ray.components.second_moments import GRAM_SHARE, Floats, Moments
+from pe_ray.components.moments import GRAM_SHARE, Floats, RidgeMoments
 from pe_ray.config.kinds import Plugin
 from pe_ray.errors import InputError
 from pe_ray.files.storage import Location, whole
@@ -30,11 +30,11 @@ _LEAST = 1e-3  # mean eigenvalue, in records: noise may leave less, or none
 _MOST_IMAGES = 60_000  # trained on, evenly spaced
 
 
-def moments_layout(run: Run) -> Moments:
+def moments_layout(run: Run) -> RidgeMoments:
     """Return how the sums of this run's teacher lie in the release."""
     teacher = run.config.teacher
     assert teacher is not None
-    return Moments(num_features=teacher.features, num_labels=len(run.labels))
+    return RidgeMoments(num_features=teacher.features, num_labels=len(run.labels))
 
 
 def learn_features(run: Run, population: Population) -> Plugin:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pe_ray.components.metrics.moments import MomentsSpec
+from pe_ray.components.moments import LabelMoments
 from pe_ray.config import Config
 from pe_ray.errors import InputError
 from pe_ray.release.adaptive import budget_mu, mu_of, with_mu
@@ -47,9 +47,9 @@ def _release(key: str, kind: str, ones: int, iteration: int = 0) -> Release:
     return Release(key=key, kind=kind, iteration=iteration, votes_per_unit=ones, sigma=1.0)
 
 
-def moments_spec(search: Search, objective: MomentsObjective) -> MomentsSpec:
+def moments_spec(search: Search, objective: MomentsObjective) -> LabelMoments:
     """What the moments' release sums."""
-    return MomentsSpec(
+    return LabelMoments(
         num_labels=len(search.config.private.labels),
         dim=objective.dim,
         radius=objective.radius,

@@ -12,7 +12,7 @@ import ray
 
 from pe_ray import plugins
 from pe_ray.errors import InputError
-from pe_ray.files.public_images import evenly_spaced
+from pe_ray.files.image_tables import evenly_spaced
 from pe_ray.files.storage import given
 from pe_ray.planning import plan_releases
 from pe_ray.release.adaptive import adaptive_epsilon, with_mu
@@ -22,7 +22,7 @@ from pe_ray.runtime.watchdog import limited
 from pe_ray.synthetic.scoring import check_reference
 from pe_ray.tuning.budget import accounting_of, final_mu, proxy_mu, shared_releases
 from pe_ray.tuning.objectives import chosen_score
-from pe_ray.tuning.references import public_images
+from pe_ray.tuning.references import read_reference
 from pe_ray.tuning.search_config import NO_FINAL_RUN, PublicObjective, Range, Search
 from pe_ray.tuning.space import Settings, check_space, samples, with_faults_named, with_settings
 from pe_ray.tuning.trial import Job, trial_config, trial_releases
@@ -107,7 +107,7 @@ def _objective_fault(search: Search, objective: PublicObjective) -> str | None:
     try:
         with limited(search.config.resources.stall_seconds):
             metric: Any = plugins.load("metric", objective.metric.kind)(objective.metric.options)
-            images, labels = public_images(search.tuning, search.config.image_shape)
+            images, labels = read_reference(search.tuning, search.config.image_shape)
             rows = evenly_spaced(len(images), _SCORED)
             some = images[rows], labels[rows]
             chosen_score(objective, metric.score(*some, *some))

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray import plugins
-from pe_ray.components.metrics.moments import moment_vectors, moments_distance
 from pe_ray.config import Config
 from pe_ray.config.kinds import Plugin
 from pe_ray.errors import InputError
@@ -19,7 +18,7 @@ from pe_ray.plugins import Embedder
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.population_files import read_population
 from pe_ray.tuning.budget import moments_spec
-from pe_ray.tuning.references import public_images
+from pe_ray.tuning.references import read_reference
 from pe_ray.tuning.search_config import (
     MomentsObjective,
     PublicObjective,
@@ -45,7 +44,7 @@ class Scorer:
         objective = search.tuning.objective
         if isinstance(objective, PublicObjective):
             self._metric = plugins.load("metric", objective.metric.kind)(objective.metric.options)
-            self._reference = public_images(search.tuning, config.image_shape)
+            self._reference = read_reference(search.tuning, config.image_shape)
 
     def score(self, population: Population) -> float:
         """Of S_t, t = population.iteration >= 1."""
@@ -63,8 +62,8 @@ class Scorer:
         images, labels = self._images(population, _MOMENTS_IMAGES)
         spec = moments_spec(self._search, objective)
         features = moments_embedder(self._search).embed(images)
-        made = moment_vectors(features, labels, spec).sum(axis=0)
-        return moments_distance(made, self._moments, spec)
+        made = spec.map_records(features.astype(np.float64), labels).sum(axis=0)
+        return spec.distance(made, self._moments)
 
     def _images(
         self, population: Population, at_most: int

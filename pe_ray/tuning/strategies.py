@@ -11,13 +11,11 @@ import json
 import logging
 import os
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pe_ray.components.metrics.moments import moment_vectors
 from pe_ray.config import Config
 from pe_ray.config.blocks import PrivateConfig, ResourcesConfig
 from pe_ray.config.extras import require_extras
@@ -182,8 +180,7 @@ def _prepared(search: Search, run: RunDirectory, ledger: Ledger, folder: Path) -
         assert isinstance(objective, MomentsObjective)
         spec, embedder = moments_spec(search, objective), moments_plugin(search)
         door = Door(Run(config=config, directory=run, embedder=embedder), ledger, [shared[MOMENTS]])
-        vectors = partial(moment_vectors, spec=spec)
-        door.sums(MOMENTS, embedder, vectors, spec.num_values)
+        door.sums(MOMENTS, embedder, spec)
     if LABEL_COUNTS in shared:
         door = Door(prepare_run(config, run), ledger, [shared[LABEL_COUNTS]])
         job = replace(job, fractions=fractions_of(door.label_counts()))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pe_ray import Config, evolution, planning
 from pe_ray.auditing.game import Verdict, judged, play, scored
-from pe_ray.private.record_sources import joined
+from pe_ray.private.record_embeddings import join_users
 from pe_ray.private.votes import RawVotes, bounded_votes, nearest_samples
 from pe_ray.release import aggregator, door
 from pe_ray.release.aggregator import Aggregator
@@ -168,7 +168,7 @@ def per_label(
     """Users' votes bounded within each label: the mistake of the reference implementation."""
     choices = nearest_samples(pieces, parts, layout, settings, on_gpu=on_gpu)
     labels = np.concatenate([piece.labels for piece in pieces])
-    users = joined([piece.users for piece in pieces])
+    users = join_users([piece.users for piece in pieces])
     assert users is not None
     found = [
         bounded_votes(choices[labels == label], users[labels == label], limit)

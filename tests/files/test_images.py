@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import EpsImagePlugin, Image
+from whole_slices import read_slice
 
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.errors import InputError, RecordError
 from pe_ray.files import images
-from pe_ray.files.images import Unusable, pixels
-from pe_ray.private import record_sources as sources
-from pe_ray.private.record_sources import list_slices, read_slice
+from pe_ray.files.images import Unusable, decode_image
+from pe_ray.private.records import list_slices
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -35,7 +35,7 @@ def read(folder: Path, image: pa.Array, **changes: Any) -> list[np.ndarray]:
 
 def test_sixteen_bit_grey_keeps_its_high_byte() -> None:
     image = Image.fromarray(np.array([[0, 20000, 65535]], dtype=np.uint16))
-    assert pixels(encoded(image), 1).ravel().tolist() == [0, 78, 255]
+    assert decode_image(encoded(image), 1).ravel().tolist() == [0, 78, 255]
 
 
 def test_every_ending_of_a_format_that_is_decoded_is_read(tmp_path: Path) -> None:
@@ -66,28 +66,28 @@ def test_sixteen_bit_pgm_keeps_its_high_byte(high: int) -> None:
     """PIL brings it to the range of 16 bits, in 32."""
     values = np.array([0, high // 3, high], dtype=">u2")
     content = f"P5\n3 1\n{high}\n".encode() + values.tobytes()
-    assert pixels(content, 1).ravel().tolist() == [0, 85, 255]
+    assert decode_image(content, 1).ravel().tolist() == [0, 85, 255]
 
 
 def test_transparent_is_black() -> None:
     image = Image.new("RGBA", (2, 1), (255, 255, 255, 0))
     image.putpixel((1, 0), (255, 255, 255, 255))
-    assert pixels(encoded(image), 1).ravel().tolist() == [0, 255]
-    assert pixels(np.asarray(image), 3)[0].tolist() == [[0, 0, 0], [255, 255, 255]]
+    assert decode_image(encoded(image), 1).ravel().tolist() == [0, 255]
+    assert decode_image(np.asarray(image), 3)[0].tolist() == [[0, 0, 0], [255, 255, 255]]
 
 
 def test_orientation_is_applied() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     image = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3) * 40)
-    assert pixels(encoded(image, exif=exif), 1).shape == (3, 2, 1)
+    assert decode_image(encoded(image, exif=exif), 1).shape == (3, 2, 1)
 
 
 def test_colours_that_pil_cant_convert_are_named() -> None:
     sink = io.BytesIO()
     Image.new("LAB", (4, 4)).save(sink, format="TIFF")
     with pytest.raises(Unusable, match="colours can't be converted"):
-        pixels(sink.getvalue(), 1)
+        decode_image(sink.getvalue(), 1)
 
 
 def test_no_outside_program_and_no_other_file_is_touched(
@@ -97,7 +97,7 @@ def test_no_outside_program_and_no_other_file_is_touched(
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: started.append(1))
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n%%EOF"
     with pytest.raises(Unusable, match="can't be decoded"):
-        pixels(eps, 1)
+        decode_image(eps, 1)
     assert not started
     other = tmp_path / "other.png"
     other.write_bytes(encoded(Image.new("L", (2, 2))))
@@ -111,7 +111,7 @@ def test_pixel_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     for limit in (600, 100):  # PIL warns above the limit and raises above twice
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(Unusable, match="too many pixels"):
-            pixels(content, 1)
+            decode_image(content, 1)
 
 
 @pytest.mark.parametrize("extension", [True, False])
@@ -144,7 +144,7 @@ def test_a_slice_reads_only_its_row_groups(tmp_path: Path, monkeypatch: pytest.M
         asked.extend(row_groups)
         return whole(self, *args, row_groups=row_groups, **kwargs)
 
-    monkeypatch.setattr(sources.pq.ParquetFile, "iter_batches", watched)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", watched)
     parts = [read_slice(part, config, 1) for part in list_slices(config)]
     assert len(parts) == 4
     assert [int(im[0, 0, 0]) for part in parts for im in part.images] == [

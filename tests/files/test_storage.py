@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import pickle
@@ -11,6 +12,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ import yaml
 from moto.server import ThreadedMotoServer
 
 from pe_ray import Config, InputError, cli, evolution, evolve, expand
+from pe_ray.components.generators.cached_images import CachedImages
+from pe_ray.files.image_tables import ImageTable, list_shards, read_images
 from pe_ray.files.parts import MANIFEST, parts_of
 from pe_ray.files.storage import (
     Location,
@@ -33,11 +37,12 @@ from pe_ray.files.storage import (
     names,
     version,
 )
-from pe_ray.private.record_sources import list_slices
-from pe_ray.private.records import embed_slice
+from pe_ray.private.record_embeddings import embed_slice
+from pe_ray.private.records import list_slices
 from pe_ray.release import door, ledger_copy
 from pe_ray.release.ledger import Ledger
 from pe_ray.synthetic.export import png
+from pe_ray.values import ImageShape
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +160,36 @@ def test_a_run_in_a_store_equals_a_local_one(
         assert len(ours) >= 4
 
 
+@pytest.mark.parametrize("private", [False, True])
+def test_images_in_a_store_are_read_as_on_a_disk(
+    bucket: ObjectPath, tmp_path: Path, private: bool
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3), dtype=np.uint8)
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"image": [png(i) for i in images], "label": list("abbaab")}), sink)
+    for folder in (tmp_path, bucket):
+        for number, name in enumerate(["b/2.png", "a/sub/1.png", "a/.hidden/0.png", "a/0.png"]):
+            place = folder / "classes" / name.rpartition("/")[0]
+            place.mkdir(parents=True, exist_ok=True)
+            (folder / "classes" / name).write_bytes(png(images[number]))
+        (folder / "files").mkdir()
+        (folder / "files" / "one.parquet").write_bytes(sink.getvalue())
+    shape = ImageShape(height=5, width=4, channels=3)
+    for kind, order, expected in (("classes", [3, 1, 0], "aab"), ("files", range(6), "abbaab")):
+        for folder in (tmp_path, bucket):
+            table = ImageTable(
+                block="x", private=private, data=str(folder / kind), labels=("a", "b")
+            )
+            found, labels = read_images(table, shape)
+            assert np.array_equal(found, images[[*order]])
+            assert "".join("ab"[label] for label in labels) == expected
+            if not private:
+                cached = CachedImages(table, 4, 3, str(tmp_path / "cache"))
+                assert [cached.classes[c] for c in cached.class_of] == list(expected)
+    with pytest.raises(InputError, match=r"^x\.data: "):
+        list_shards(replace(table, data=str(bucket / "absent")))
+
+
 def test_a_new_run_in_a_store_copies_its_ledger(
     ray_session: None, tree: dict[str, Any], bucket: ObjectPath, tmp_path: Path
 ) -> None:
@@ -173,9 +208,8 @@ def test_a_new_run_in_a_store_copies_its_ledger(
         tree["private"]["data"] = str(data)
         config = Config.from_dict(tree)
         (part,) = list_slices(config.private)
-        embedder = config.embedder
         for _ in range(2):  # read, then from the cache
-            made = embed_slice(part, config.private, 1, embedder.kind, embedder.options)
+            made = embed_slice(part, config.private, 1, config.embedder)
             features.append(made.features)
     assert all(np.array_equal(features[0], again) for again in features)
     before = version(bucket / "data" / "a.parquet")

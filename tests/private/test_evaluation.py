@@ -55,7 +55,7 @@ def test_a_filter_that_keeps_nothing_is_named(
 ) -> None:
     tree["metrics"]["audit_where"] = {"split": "tset"}
     run = evolve(Config.from_dict(tree))
-    with pytest.raises(InputError, match=r"metrics\.audit_where: keeps no record"):
+    with pytest.raises(InputError, match=r"^metrics\.audit_where: "):
         audit(run)
 
 
@@ -64,7 +64,7 @@ def test_a_finished_run_takes_over_what_to_audit(
 ) -> None:
     wanted, tree["metrics"] = tree["metrics"], {}
     run = evolve(Config.from_dict(tree))
-    with pytest.raises(InputError, match=r"metrics\.audit: names no metric"):
+    with pytest.raises(InputError, match=r"^metrics\.audit: "):
         audit(run)
     made = (run / "synthetic" / ".manifest.json").stat().st_mtime_ns
     tree["metrics"] = wanted | {"audit_data": "/nowhere"}

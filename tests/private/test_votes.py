@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pe_ray.config.blocks import VotesConfig
 from pe_ray.private import votes
-from pe_ray.private.records import EmbeddedRecords
+from pe_ray.private.record_embeddings import EmbeddedRecords
 from pe_ray.private.votes import _count_partitions, bounded_votes, nearest_samples
 from pe_ray.values import DistanceMetric, LabelLayout
 

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from pe_ray.errors import BudgetError, InputError
-from pe_ray.private.sums import clipped_sums
+from pe_ray.private.sums import clip_and_sum
 from pe_ray.private.votes import RawVotes
 from pe_ray.release.aggregator import Aggregator, create_aggregator
 from pe_ray.release.ledger import Ledger
@@ -66,7 +66,7 @@ def sums(sigma: float) -> Release:
 
 def test_sums_add_up_and_carry_their_noise(ray_session: None, tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).normal(size=(50, 4000)) / 100
-    parts = [ray.put(clipped_sums(rows, None)) for rows in (vectors[:20], vectors[20:])]
+    parts = [ray.put(clip_and_sum(rows)) for rows in (vectors[:20], vectors[20:])]
     exact = Aggregator(ledger_at(tmp_path / "open.sqlite", float("inf")))
     without = exact.release(sums(0.0), 4000, parts).sums
     clipped = vectors / np.maximum(1, np.linalg.norm(vectors, axis=1, keepdims=True))
@@ -84,7 +84,7 @@ def test_sums_add_up_and_carry_their_noise(ray_session: None, tmp_path: Path) ->
 
 def test_sums_of_another_size_or_kind_are_refused(ray_session: None, tmp_path: Path) -> None:
     aggregator = Aggregator(ledger_at(tmp_path / "ledger.sqlite", 1.0))
-    part = ray.put(clipped_sums(np.ones((3, 5)), None))
+    part = ray.put(clip_and_sum(np.ones((3, 5))))
     with pytest.raises(InputError, match="sum"):
         aggregator.release(sums(10.0), 6, [part])
     with pytest.raises(InputError, match="1 to 1048576"):

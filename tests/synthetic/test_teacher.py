@@ -11,7 +11,7 @@ import pytest
 
 from pe_ray import Config, InputError
 from pe_ray.components.embedders import label_features
-from pe_ray.components.second_moments import GRAM_SHARE
+from pe_ray.components.moments import GRAM_SHARE
 from pe_ray.planning import plan
 from pe_ray.synthetic.teacher import ridge
 

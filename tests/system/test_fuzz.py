@@ -27,7 +27,7 @@ from pe_ray.config.blocks import PrivateConfig
 from pe_ray.errors import InputError
 from pe_ray.files import images
 from pe_ray.files.parts import MANIFEST, commit, manifest_of, write_part
-from pe_ray.private.record_sources import list_slices, read_slice
+from pe_ray.private.records import list_slices, read_records
 from pe_ray.release.ledger import Ledger
 from pe_ray.run import open_run
 from pe_ray.synthetic.population import read_layout
@@ -173,7 +173,9 @@ def test_parquet(scratch: Path, changes: list[tuple[float, int]], kept: float) -
     config = PrivateConfig(
         data=str(file), labels=("0", "1"), user_column="user", cache="none", where={"label": "1"}
     )
-    error = told(InputError, lambda: [read_slice(p, config, 1) for p in list_slices(config)])
+    error = told(
+        InputError, lambda: [list(read_records(p, config, 1)) for p in list_slices(config)]
+    )
     assert error is None or SECRET.decode() not in f"{error} {error.__cause__!r}"
 
 
@@ -195,9 +197,9 @@ def test_images(
     except OSError:  # this format has no such mode
         picture.convert("RGB").save(sink, format=form)
     content = edited(sink.getvalue(), changes, kept)
-    error = told(images.Unusable, lambda: images.pixels(content, channels))
+    error = told(images.Unusable, lambda: images.decode_image(content, channels))
     if error is None:
-        found = images.pixels(content, channels)
+        found = images.decode_image(content, channels)
         assert found.dtype == np.uint8
         assert found.shape[2] == channels
     else:
@@ -207,7 +209,7 @@ def test_images(
 @few(max_examples=60)
 @given(st.binary(max_size=200))
 def test_images_that_are_none(content: bytes) -> None:
-    error = told(images.Unusable, lambda: images.pixels(content, 1))
+    error = told(images.Unusable, lambda: images.decode_image(content, 1))
     assert error is None or str(error).startswith("image ")
 
 

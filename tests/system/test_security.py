@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from pe_ray import Config, InputError
-from pe_ray.private.record_sources import list_slices
-from pe_ray.private.records import checked_cache
+from pe_ray.private.record_embeddings import make_cache_folder
+from pe_ray.private.records import list_slices
 from pe_ray.release.door import open_records
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -160,7 +160,7 @@ def test_a_cache_that_others_can_read_is_refused(tree: dict[str, Any], tmp_path:
     cache.mkdir(mode=0o755)
     tree["private"]["cache"] = str(cache)
     with pytest.raises(InputError, match=r"private\.cache: others can read"):
-        checked_cache(Config.from_dict(tree).private)
+        make_cache_folder(Config.from_dict(tree).private)
 
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "127.0.0.1:1"])

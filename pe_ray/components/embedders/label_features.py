@@ -19,7 +19,7 @@ from pydantic import Field
 from pe_ray import plugins
 from pe_ray.components.embedders import convnet
 from pe_ray.errors import InputError
-from pe_ray.files.images import resized
+from pe_ray.files.images import resize
 from pe_ray.files.storage import Location, atomic_write, location, whole
 from pe_ray.plugins import Images
 from pe_ray.values import DistanceMetric, ImageShape
@@ -202,5 +202,5 @@ class LearntFeatures:
     def embed(self, images: Images) -> NDArray[np.float32]:
         """Return features, float32 [n, num_features], each of norm 1."""
         if images.shape[1:3] != (self._shape.height, self._shape.width):
-            images = np.stack([resized(image, self._shape) for image in images])
+            images = np.stack([resize(image, self._shape) for image in images])
         return _features(convnet.activations(self._network, images), self._mean, self._projection)

@@ -313,7 +313,7 @@ def _decode_answer(content: bytes, *, size: int, shape: ImageShape) -> NDArray[n
             "{response_format: b64_json} in generator.random and generator.vary"
         )
     try:
-        image = images.pixels(base64.b64decode(encoded, validate=True), shape.channels)
+        image = images.decode_image(base64.b64decode(encoded, validate=True), shape.channels)
     except (ValueError, TypeError, images.Unusable):
         raise Unusable("an image that can't be decoded") from None
     if image.shape[:2] != (size, size):

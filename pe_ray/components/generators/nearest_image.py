@@ -17,7 +17,7 @@ from pe_ray.components.generators.generator_checks import refuse_unknown_labels
 from pe_ray.components.nearest import nearest_others
 from pe_ray.config.kinds import FixedEmbedderPlugin
 from pe_ray.errors import InputError
-from pe_ray.files.public_images import PublicSource
+from pe_ray.files.image_tables import ImageTable
 from pe_ray.plugins import Embedder, GeneratorOptions, Rows
 from pe_ray.plugins.seeds import Seeds
 from pe_ray.values import ImageShape
@@ -33,8 +33,7 @@ class NearestImageOptions(GeneratorOptions):
     unbound: ClassVar[frozenset[str]] = frozenset({"cache"})
 
     data: str
-    """The public images, at the same path on every machine: a parquet file, a folder of them, or a
-    folder of images, whose folders at the top are the classes."""
+    """The public images, as in private.data, at the same path on every machine or in a store."""
     image_column: str = "image"
     label_column: str | None = "label"
     """Column with the public class (parquet only); null: the images have none."""
@@ -84,13 +83,14 @@ class NearestImage:
 
     def __init__(self, options: NearestImageOptions, label_names: Sequence[str]) -> None:
         self._options = options
-        source = PublicSource(
+        table = ImageTable(
             block="generator",
+            private=False,
             data=options.data,
             image_column=options.image_column,
             label_column=options.label_column,
         )
-        self._public = CachedImages(source, options.image_size, options.channels, options.cache)
+        self._public = CachedImages(table, options.image_size, options.channels, options.cache)
         self._members = _members(options, self._public, label_names)
         self._tables: dict[str, NDArray[np.int32]] = {}
 

@@ -16,7 +16,6 @@ from tiny_public import pictures, save_parquet, save_public
 from pe_ray import Config, InputError, evolve
 from pe_ray.components.embedders.pixels import Pixels, PixelsOptions
 from pe_ray.components.generators import nearest_image
-from pe_ray.components.generators.cached_images import resized
 from pe_ray.components.generators.nearest_image import NearestImage, NearestImageOptions
 from pe_ray.files import images
 from pe_ray.plugins.seeds import row_seeds
@@ -135,7 +134,7 @@ def test_images_and_neighbours_are_worked_out_once(
     seeds = row_seeds(0, "variation", 1, rows["public_image"])
     first = made(folder).vary(rows, 6, seeds)
     monkeypatch.setattr(nearest_image, "nearest_others", None)
-    monkeypatch.setattr(images, "pixels", None)
+    monkeypatch.setattr(images, "decode_image", None)
     again = made(folder)
     assert np.array_equal(again.vary(rows, 6, seeds)["image"], first["image"])
     assert np.array_equal(again.vary(rows, 2, seeds)["public_image"] < 20, [True] * 20)
@@ -172,9 +171,9 @@ print(varied["public_image"].tolist())
 def test_images_are_cut_to_a_square_and_resized() -> None:
     wide = np.zeros((4, 8, 1), dtype=np.uint8)
     wide[:, 2:6] = 200
-    assert np.array_equal(resized(wide, 4), np.full((4, 4, 1), 200))
+    assert np.array_equal(images.crop_square(wide, 4), np.full((4, 4, 1), 200))
     tall = np.asarray(Image.new("RGB", (6, 30), (1, 2, 3)))
-    assert np.array_equal(resized(tall, 9), np.broadcast_to([1, 2, 3], (9, 9, 3)))
+    assert np.array_equal(images.crop_square(tall, 9), np.broadcast_to([1, 2, 3], (9, 9, 3)))
 
 
 def test_a_run_on_public_images(ray_session: None, tree: dict[str, Any], tmp_path: Path) -> None:

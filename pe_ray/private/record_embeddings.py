@@ -1,0 +1,325 @@
+"""Embeddings of private records: made once, cached, and partitioned by user.
+
+The driver holds references, names and sizes of the data's files and, of a bad record, its shard and
+row. It never holds an image, a record's label, a user, or a count of records that are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from pe_ray import plugins
+from pe_ray.config.blocks import STALL_SECONDS, PrivateConfig
+from pe_ray.config.kinds import Plugin
+from pe_ray.errors import FaultError, InputError, RecordError
+from pe_ray.files.image_tables import TableSlice
+from pe_ray.files.storage import at_home, version
+from pe_ray.private.records import list_slices, private_table, read_records
+from pe_ray.private.tasks import RETRIES, private_task
+from pe_ray.runtime.cluster import on_nodes
+from pe_ray.runtime.watchdog import headway, limited
+
+_MAX_PARTITIONS = 64  # of users: each slice has as many pieces
+_FORMAT = 3  # of cached embeddings; 2 misread tensors beyond the first slice of a file
+_INLINE_LIMIT = 100 << 10  # bytes: Ray sends smaller results to the caller with its answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedRecords:
+    """Embeddings float32 [n, d], labels int32 [n], users (digests, [n]) or None.
+
+    padding: Keeps the object above Ray's 100 KiB inline limit, so it never reaches the driver.
+    """
+
+    features: NDArray[np.float32]
+    labels: NDArray[np.int32]
+    users: NDArray[np.bytes_] | None
+    padding: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivateRecords:
+    """References to EmbeddedRecords: partition -> pieces; a user is in one partition only.
+
+    node_label: label of the nodes that may hold them; None for all. stall_seconds: a task on them
+    that makes no progress for so long is killed and repeated.
+    """
+
+    partitions: list[list[ray.ObjectRef]]
+    node_label: str | None
+    stall_seconds: float
+
+
+def open_records(
+    config: PrivateConfig,
+    *,
+    channels: int,
+    embedder: Plugin,
+    gpus: float = 0.0,
+    stall_seconds: float = STALL_SECONDS,
+) -> PrivateRecords:
+    """Read, validate and embed all records in Ray tasks; raise the first bad one's RecordError.
+
+    gpus: of each task. stall_seconds: see PrivateRecords.
+
+    Guarantee: nothing private reaches the driver. It gets references and, for a bad record, its
+    shard, row and a fixed reason. All records of a user are in one partition. Spends nothing. With
+    private.node_label, only nodes with that label read the data and hold the embeddings. Raises
+    InputError if the embedder can't be made, before a record is read, or if `where` keeps no
+    record. These errors, like a bad record's, depend on private data: they are for whoever holds
+    the data, and nothing publishes them.
+    """
+    placement = on_nodes(config.node_label)
+    if placement:
+        prepared = ray.get(ray.remote(num_cpus=1, **placement)(_prepare).remote(config))
+    else:
+        prepared = _prepare(config)
+    if isinstance(prepared, InputError):
+        raise prepared
+    config, slices = prepared
+    num_pieces = min(len(slices), _MAX_PARTITIONS) if config.user_column else 1
+    task = private_task(_embed_task, config.node_label, gpus=gpus, num_returns=num_pieces + 2)
+    results = [
+        task.remote(part, config, channels, embedder, num_pieces, stall_seconds) for part in slices
+    ]
+    for part, (fault, *_) in zip(slices, results, strict=True):
+        try:
+            error = ray.get(fault)
+        except ray.exceptions.WorkerCrashedError:
+            raise FaultError(
+                f"private.data: shard {part.shard}: its worker died or hung {RETRIES + 1} times"
+            ) from None
+        if error is not None:
+            raise error
+    check = ray.remote(num_cpus=0, **placement)(_are_all)
+    if ray.get(check.remote(*(is_empty for _, is_empty, *_ in results))):
+        raise InputError("private.where: keeps no record; correct its values")
+    partitions = [list(pieces) for _, _, *pieces in results]
+    if config.user_column:
+        partitions = [list(pieces) for pieces in zip(*partitions, strict=True)]
+    return PrivateRecords(
+        partitions=partitions, node_label=config.node_label, stall_seconds=stall_seconds
+    )
+
+
+class _SetupError(InputError):
+    """The embedder or the cache can't be used; the text is made from the configuration alone."""
+
+
+def _prepare(config: PrivateConfig) -> tuple[PrivateConfig, list[TableSlice]] | InputError:
+    """Return the configuration with its cache folder resolved, and the slices; or the error."""
+    try:
+        return config.model_copy(update={"cache": make_cache_folder(config)}), list_slices(config)
+    except InputError as error:
+        return error
+    except Exception as error:
+        raise RuntimeError(f"private.data: listing failed: {type(error).__name__}") from None
+
+
+def _are_all(*flags: bool) -> bool:
+    return all(flags)
+
+
+def _embed_task(
+    part: TableSlice,
+    config: PrivateConfig,
+    channels: int,
+    embedder: Plugin,
+    num_pieces: int,
+    stall_seconds: float,
+) -> tuple[Any, ...]:
+    """Return (error or None, whether no record is kept, piece 0, ...), pieces split by user.
+
+    Guarantee: only errors whose text carries no content are returned. Others are reduced to their
+    type.
+    """
+    try:
+        with limited(stall_seconds):
+            embedded = embed_slice(part, config, channels, embedder)
+    except (RecordError, _SetupError) as error:
+        return (error, None, *[None] * num_pieces)
+    except Exception as error:
+        where = f"private.data: shard {part.shard}"
+        raise RuntimeError(f"{where}: reading failed: {type(error).__name__}") from None
+    if config.node_label is not None:
+        embedded = replace(embedded, padding=bytes(_INLINE_LIMIT))
+    return (None, not len(embedded.labels), *_split_by_user(embedded, num_pieces))
+
+
+def _split_by_user(embedded: EmbeddedRecords, num_pieces: int) -> list[EmbeddedRecords]:
+    if embedded.users is None:
+        return [embedded]
+    home = np.array([int(user[:15], 16) % num_pieces for user in embedded.users], dtype=np.int64)
+    return [
+        replace(
+            embedded,
+            features=embedded.features[home == piece],
+            labels=embedded.labels[home == piece],
+            users=embedded.users[home == piece],
+        )
+        for piece in range(num_pieces)
+    ]
+
+
+def embed_slice(
+    part: TableSlice, config: PrivateConfig, channels: int, embedder: Plugin
+) -> EmbeddedRecords:
+    """Return the embeddings of one slice, from the private cache if they are in it.
+
+    Guarantee: stays inside zone 1; writes only to the private cache (mode 0700).
+    """
+    cached = _cache_file(part, config, channels, embedder)
+    if cached is not None:
+        loaded = _load(cached)
+        if loaded is not None:
+            return loaded
+    try:
+        built = plugins.build("embedder", embedder.kind, embedder.options)
+    except InputError as error:
+        raise _SetupError(f"embedder: {error}") from None
+    dim = built.embed(np.zeros((1, 8, 8, channels), np.uint8)).shape[1]
+    features = [np.zeros((0, dim), dtype=np.float32)]
+    labels = [np.zeros(0, dtype=np.int32)]
+    users: list[bytes] = []
+    for batch in read_records(part, config, channels):
+        made = _embed(built, batch.images, dim)
+        finite = np.isfinite(made).all(axis=1)
+        if not finite.all():
+            row = int(batch.rows[np.argmin(finite)])
+            raise private_table(config).row_error(part, row, "embedding is not finite")
+        features.append(made)
+        labels.append(batch.labels)
+        users += batch.users
+        headway()
+    embedded = EmbeddedRecords(
+        features=np.concatenate(features),
+        labels=np.concatenate(labels),
+        users=None if config.user_column is None else np.array(users, dtype="S32"),
+    )
+    if cached is not None:
+        _store(cached, embedded)
+    return embedded
+
+
+def join_users(users: Sequence[NDArray[np.bytes_] | None]) -> NDArray[np.bytes_] | None:
+    """Return all digests in one array; None if there are none.
+
+    Guarantee: stays inside zone 1.
+    """
+    present = [part for part in users if part is not None]
+    return np.concatenate(present) if present else None
+
+
+def _embed(
+    embedder: plugins.Embedder, batch: Sequence[NDArray[np.uint8]], dim: int
+) -> NDArray[np.float32]:
+    """Embed images that may differ in shape, [n, dim]."""
+    shapes: dict[tuple[int, ...], list[int]] = {}
+    for position, image in enumerate(batch):
+        shapes.setdefault(image.shape, []).append(position)
+    features = np.empty((len(batch), dim), dtype=np.float32)
+    for chosen in shapes.values():
+        features[chosen] = embedder.embed(np.stack([batch[position] for position in chosen]))
+    return features
+
+
+def cache_folder(config: PrivateConfig) -> Path | None:
+    """Return where this process keeps private embeddings; None if it keeps none.
+
+    Guarantee: depends on configuration and environment only.
+    """
+    if config.cache == "none":
+        return None
+    if config.cache:
+        return at_home(config.cache)
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "pe_ray" / "private"
+
+
+def make_cache_folder(config: PrivateConfig) -> str:
+    """Create the cache folder with mode 0700 and return its path, or `none`.
+
+    The path is resolved once, because workers may have another environment.
+
+    Guarantee: refuses a folder that others can read.
+    """
+    folder = cache_folder(config)
+    if folder is None:
+        return "none"
+    _make_private(folder)
+    return str(folder.resolve())
+
+
+def _make_private(folder: Path) -> None:
+    """Create the folder with mode 0700 on this node; refuse one that others can read."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        mode = folder.stat().st_mode
+    except OSError as error:
+        raise _SetupError(f"private.cache: {folder} can't be made ({error.strerror})") from None
+    if mode & 0o077:
+        raise _SetupError(f"private.cache: others can read {folder}; chmod 700 it")
+
+
+def _cache_file(
+    part: TableSlice, config: PrivateConfig, channels: int, embedder: Plugin
+) -> Path | None:
+    folder, source = cache_folder(config), part.source
+    if folder is None or source is None or not source.is_file():
+        return None
+    key = {
+        "format": _FORMAT,
+        "slice": {
+            "shard": part.shard,
+            "source": str(source.resolve()),
+            "start": part.start,
+            "stop": part.stop,
+        },
+        "file": version(source),
+        "config": config.model_dump(mode="json", exclude={"data", "cache", "node_label"}),
+        "channels": channels,
+        "embedder": [embedder.kind, embedder.options.model_dump(mode="json")],
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return folder / f"{digest}.npz"
+
+
+def _load(file: Path) -> EmbeddedRecords | None:
+    """Return what the cache holds; None if that is absent, torn or not ours."""
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            users = stored.get("users", None)
+            return EmbeddedRecords(
+                features=stored["features"], labels=stored["labels"], users=users
+            )
+    except Exception:  # the caller makes it again
+        return None
+
+
+def _store(file: Path, embedded: EmbeddedRecords) -> None:
+    arrays: dict[str, Any] = {"features": embedded.features, "labels": embedded.labels}
+    if embedded.users is not None:
+        arrays["users"] = embedded.users
+    _make_private(file.parent)  # this node may differ from the one that prepared
+    aside = file.with_name(f"{file.name}.{os.getpid()}")
+    handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as sink:
+            np.savez(sink, allow_pickle=False, **arrays)
+        aside.replace(file)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise _SetupError(
+            f"private.cache: {file.parent} can't be written ({error.strerror}); free space, or "
+            "set private.cache to another folder or to none"
+        ) from None

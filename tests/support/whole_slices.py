@@ -1,0 +1,22 @@
+"""All records of a slice at once, where a test has no need of batches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from pe_ray.config.blocks import PrivateConfig
+from pe_ray.files.image_tables import ImageBatch, TableSlice
+from pe_ray.private.records import read_records
+
+
+def read_slice(part: TableSlice, config: PrivateConfig, channels: int) -> ImageBatch:
+    """Read the batches of a slice, which has at least one record, into one."""
+    batches = list(read_records(part, config, channels))
+    return replace(
+        batches[0],
+        images=[image for batch in batches for image in batch.images],
+        labels=np.concatenate([batch.labels for batch in batches]),
+        rows=np.concatenate([batch.rows for batch in batches]),
+    )
