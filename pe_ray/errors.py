@@ -1,7 +1,7 @@
 """Errors a user can act on.
 
-Every one is a single line that says what is wrong, where, and how to mend it, and never quotes a
-private value. The command line turns them into exit status 2.
+Each is one line that says where, what is wrong and how to correct it. No error quotes a private
+value. The command line turns them into exit status 2.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ class InputError(ValueError):
 
 
 class RecordError(InputError):
-    """A private record, or a file of them, can't be used; names shard and row, never content."""
+    """A private record, or a file of them, can't be used. Names shard and row, never content."""
 
 
 class FaultError(RuntimeError):
-    """More died or hung than is made up for within one start; the same command continues."""
+    """More workers died or hung than one start makes up for. The same command continues."""
 
     def __init__(self, what: str) -> None:
         super().__init__(what)

@@ -1,10 +1,9 @@
-"""Plugins: the three things a user brings (Generator, Embedder, Metric) and how they are found.
+"""Plugins: what a user brings (Generator, Embedder, Metric, Denoiser, ...) and how it is found.
 
 A plugin is a class with an `Options` model (pydantic, frozen, unknown keys refused). Its module
-must import without torch, diffusers, transformers or faiss: load those in `__init__`, which runs
-in the actor that uses the plugin. `kind: my_pkg.my_module:MyClass` loads any importable class; a
-package may also give it a short name with an entry point in `pe_ray.generators`,
-`pe_ray.embedders` or `pe_ray.metrics`.
+must import without torch, diffusers, transformers or faiss. Load those in `__init__`, which runs in
+the worker that uses the plugin. `kind: my_pkg.my_module:MyClass` loads any importable class. A
+package may give it a short name with an entry point (docs/architecture.md lists the groups).
 """
 
 from pe_ray.plugins.options import EmbedderOptions, GeneratorOptions, Options

@@ -1,4 +1,4 @@
-"""What a user implements: Generator, Embedder and Metric."""
+"""What a user implements: Generator, Embedder, Metric and Denoiser."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Generator(Protocol):
         ...
 
     def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
-        """Draw one variation of each row; `degree` is how far it may stray, in own units."""
+        """Draw one variation of each row; `degree`: how far it may differ, in units of its own."""
         ...
 
 
 class Embedder(Protocol):
-    """Images to vectors in which distance means likeness; deterministic, row by row.
+    """Maps images to vectors, so that similar images are near. Deterministic.
 
-    Whatever the batch, a row comes out the same up to rounding.
+    A row is the same in any batch, up to rounding.
     """
 
     Options: ClassVar[type[EmbedderOptions]]
@@ -52,25 +52,24 @@ class Embedder(Protocol):
 
     @property
     def metric(self) -> DistanceMetric:
-        """The distance this embedding is meant for, which `nearest_image` uses; records vote by
+        """The distance that the embedding is meant for. `nearest_image` uses it; records vote by
         `votes.metric`.
         """
         ...
 
     def embed(self, images: Images) -> NDArray[np.float32]:
-        """Embeddings, float32 [n, dim], of images of one shape (any height and width).
+        """Return embeddings, float32 [n, dim], of images of one shape (any height and width).
 
-        n may be thousands: an embedder bounds its own memory, in chunks that are always the same,
-        as what it makes must not depend on `resources`.
+        n may be thousands. An embedder bounds its own memory, in chunks of a fixed size: its
+        output must not depend on `resources`.
         """
         ...
 
 
 class Metric(Protocol):
-    """A score of labelled synthetic images against labelled reference images.
+    """Scores labelled synthetic images against labelled reference images.
 
-    A run gives it released images and a public reference; only `pe-ray audit` gives it private
-    ones.
+    A run passes released images and a public reference. Only `pe-ray audit` passes private ones.
     """
 
     Options: ClassVar[type[Options]]
@@ -84,12 +83,12 @@ class Metric(Protocol):
         reference_images: Images,
         reference_labels: NDArray[np.int32],
     ) -> dict[str, float]:
-        """Named scores; images and reference_images have the same shape but for the first axis."""
+        """Return scores by name. Both sets of images have one shape, except for their number."""
         ...
 
 
 class Denoiser(Protocol):
-    """The noisy counts of one label to the weights that its parents are drawn by."""
+    """Turns the noisy counts of one label into the weights that its parents are drawn by."""
 
     def __init__(self, options: Any) -> None: ...
 

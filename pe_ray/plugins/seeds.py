@@ -19,7 +19,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _mix(state: Seeds) -> Seeds:
-    """Finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), modulo 2**64."""
+    """Apply the finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), modulo 2**64."""
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))
@@ -32,7 +32,7 @@ def row_seeds(
     ids: NDArray[np.int64],
     copies: NDArray[np.int64] | int = 0,
 ) -> Seeds:
-    """Seeds, shape [n], of rows `ids` (shape [n]); a function of the arguments alone."""
+    """Return the seeds of rows `ids`, both of shape [n]; a function of the arguments alone."""
     words = (run_seed, _PURPOSES.index(purpose), iteration, ids, copies)
     state = np.zeros(ids.shape, dtype=np.uint64)
     for word in words:
@@ -41,18 +41,19 @@ def row_seeds(
 
 
 def uniforms(seeds: Seeds, num: int) -> NDArray[np.float64]:
-    """Independent uniforms in (0, 1), shape [n, num]: `num` for each seed."""
+    """Draw independent uniforms in (0, 1), shape [n, num]: `num` for each seed."""
     steps = np.arange(1, num + 1, dtype=np.uint64) * _GOLDEN
     bits = _mix(seeds[:, None] + steps) >> np.uint64(11)
     return (bits.astype(np.float64) + 0.5) * 2.0**-53
 
 
 def normals(seeds: Seeds, num: int) -> NDArray[np.float32]:
-    """Independent standard normals, shape [n, num], by Box and Muller (1958).
+    """Draw independent standard normals, shape [n, num], by Box and Muller (1958).
 
-    Two from the halves of each 64-bit word, in float32: an image's noise in 0.04 ms, where the
-    network that denoises it takes milliseconds. Torch's generators keep 32 bits of a seed on CPUs,
-    so of a million rows some would share their noise, and draw other numbers on GPUs.
+    The halves of each 64-bit word make two, in float32. An image's noise takes 0.04 ms, and the
+    network that denoises it milliseconds. Torch's generators are no choice: on CPUs they keep 32
+    bits of a seed, so some of a million rows would share their noise; on GPUs they draw other
+    numbers.
     """
     half = -(-num // 2)
     steps = np.arange(1, half + 1, dtype=np.uint64) * _GOLDEN
