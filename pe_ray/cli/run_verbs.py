@@ -35,7 +35,9 @@ def add_verbs(verb: AddVerb) -> None:
     )
     expand.add_argument("--output", required=True, metavar="DIR", help="folder for the samples")
     expand.add_argument("--set", action="append", default=[], metavar="resources.key=value")
-    expand.add_argument("--format", choices=("parquet", "webdataset", "folder"), default="parquet")
+    expand.add_argument(
+        "--format", default="parquet", help="parquet (default), webdataset, folder or module:Class"
+    )
     for added in (run, expand):
         add_address(added)
 

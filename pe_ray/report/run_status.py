@@ -14,7 +14,7 @@ from typing import Any
 
 from pe_ray.files.parts import manifest_of, rows_found
 from pe_ray.files.storage import Location
-from pe_ray.release.releases import votes_key
+from pe_ray.release.releases import shape_releases
 from pe_ray.report.facts import Facts, gather
 from pe_ray.runtime.run_directory import in_use
 
@@ -74,20 +74,20 @@ def _list_stages(facts: Facts) -> Iterator[StageStatus]:
     """Yield the stages in order, each done or waiting."""
     run, sizes = facts.run, facts.config.schedule.sizes
     released = {e.release.key for e in facts.entries if e.state == "committed"}
-    if facts.config.privacy.label_fractions == "dp":
-        yield _stage("label_counts", 0, "label_counts" in released)
-    yield _stage("population", 0, _count_rows(run.population(0), sizes[0]), sizes[0])
-    for iteration in range(1, facts.config.schedule.iterations + 1):
+    for release in shape_releases(facts.config):
+        iteration, done = release.iteration, release.key in released
+        if release.kind != "votes":
+            yield _stage(release.key, iteration, done)
+            continue
         before, rows = sizes[iteration - 1], sizes[iteration]
+        if iteration == 1:
+            yield _stage("population", 0, _count_rows(run.population(0), before), before)
         made = _count_rows(run.population(iteration), rows)
-        # The votes of a trial that a search took as its result have other keys.
-        voted = votes_key(iteration) in released or made == rows
-        embedded = before if voted else _count_rows(run.embedding(iteration), before)
+        done = done or made == rows  # a search's trial, taken as its result, has other keys
+        embedded = before if done else _count_rows(run.embedding(iteration), before)
         yield _stage("embedding", iteration, embedded, before)
-        yield _stage("votes", iteration, voted)
+        yield _stage("votes", iteration, done)
         yield _stage("population", iteration, made, rows)
-    if facts.config.teacher:
-        yield _stage("teacher", facts.config.schedule.iterations, "teacher" in released)
     yield _stage("final_set", None, _count_rows(run.synthetic, sizes[-1]), sizes[-1])
 
 
