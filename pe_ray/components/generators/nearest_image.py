@@ -73,10 +73,10 @@ class NearestImage:
     """A public image set as the API (Lin et al. 2025, arXiv 2502.05505, "Sim-PE").
 
     RANDOM_API: a public image of the label, all equally likely. VARIATION_API with degree m: one of
-    the m nearest other public images of the label, all equally likely (m = 0: the image itself; of
-    fewer than m, all). Neighbours are worked out once per machine, and again only for a larger m.
+    the m nearest other public images of the label, all equally likely; of all, if there are fewer;
+    for m = 0, the image itself. Each machine finds the neighbours once, and again for a larger m.
 
-    No part of a sample is made from anything but the public set and the seed.
+    A sample depends on the public set and the seed alone.
     """
 
     Options: ClassVar[type[GeneratorOptions]] = NearestImageOptions
@@ -95,63 +95,69 @@ class NearestImage:
         self._tables: dict[str, NDArray[np.int32]] = {}
 
     def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:
-        """A public image of each label."""
+        """Draw a public image of each label."""
         chosen = np.empty(len(labels), dtype=np.int64)
         for label in np.unique(labels):
-            members, of = self._members[label], labels == label
-            chosen[of] = members[seeds[of] % np.uint64(len(members))]
-        return self._rows(chosen)
+            members, of_label = self._members[label], labels == label
+            chosen[of_label] = members[seeds[of_label] % np.uint64(len(members))]
+        return self._to_rows(chosen)
 
     def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
-        """One of the `degree` nearest public images of each row's own."""
+        """Draw one of the `degree` nearest public images of each row's own."""
         self._options.check_degree(degree)
         current = rows["public_image"]
         chosen = current.copy()
         for label in np.unique(rows["label"]):
-            members, of = self._members[label], rows["label"] == label
-            wanted = min(int(degree), len(members) - 1)
-            if wanted:
-                table = self._table(members, wanted)
-                which = (seeds[of] % np.uint64(wanted)).astype(np.int64)
-                chosen[of] = members[table[np.searchsorted(members, current[of]), which]]
-        return self._rows(chosen)
+            members, of_label = self._members[label], rows["label"] == label
+            num_neighbors = min(int(degree), len(members) - 1)
+            if num_neighbors:
+                table = self._load_table(members, num_neighbors)
+                drawn = (seeds[of_label] % np.uint64(num_neighbors)).astype(np.int64)
+                positions = np.searchsorted(members, current[of_label])
+                chosen[of_label] = members[table[positions, drawn]]
+        return self._to_rows(chosen)
 
-    def _rows(self, chosen: NDArray[np.int64]) -> Rows:
+    def _to_rows(self, chosen: NDArray[np.int64]) -> Rows:
         return {"image": np.asarray(self._public.images[chosen]), "public_image": chosen}
 
-    def _table(self, members: NDArray[np.int64], wanted: int) -> NDArray[np.int32]:
-        """Neighbours int32 [members, at least `wanted`], as positions in `members`."""
-        options = self._options
-        settings = f"{options.embedder.model_dump_json()}|".encode() + members.tobytes()
+    def _load_table(self, members: NDArray[np.int64], num_neighbors: int) -> NDArray[np.int32]:
+        """Return neighbours int32 [members, at least `num_neighbors`], positions in `members`.
+
+        A table in the cache that is wide enough is used; else one is written, its width rounded up
+        to a power of two.
+        """
+        settings = f"{self._options.embedder.model_dump_json()}|".encode() + members.tobytes()
         key = hashlib.sha256(settings).hexdigest()[:32]
         table = self._tables.get(key)
-        if table is None or table.shape[1] < wanted:
-            width = min(len(members) - 1, max(16, 1 << (wanted - 1).bit_length()))
+        if table is None or table.shape[1] < num_neighbors:
             folder = self._public.folder / f"neighbors-{key}"
-            found = [int(made.name) for made in folder.glob("[0-9]*")]
-            width = min((known for known in found if known >= wanted), default=width)
-            made = entry(
+            widths = [int(cached.name) for cached in folder.glob("[0-9]*")]
+            rounded = min(len(members) - 1, max(16, 1 << (num_neighbors - 1).bit_length()))
+            width = min((width for width in widths if width >= num_neighbors), default=rounded)
+            cached = entry(
                 folder / f"{width:05d}",
-                lambda aside: self._write_table(aside / "neighbors.npy", members, width),
+                lambda folder: self._write_table(folder / "neighbors.npy", members, width),
             )
-            table = np.load(made / "neighbors.npy", mmap_mode="r", allow_pickle=False)
+            table = np.load(cached / "neighbors.npy", mmap_mode="r", allow_pickle=False)
             self._tables[key] = table
         return table
 
     def _write_table(self, file: Path, members: NDArray[np.int64], width: int) -> None:
+        """Write each member's `width` nearest other members to `file`."""
         plugin = self._options.embedder
         embedder = cast(Embedder, plugins.load("embedder", plugin.kind)(plugin.options))
-        parts = [
-            embedder.embed(self._public.images[members[start : start + _EMBEDDED]])
-            for start in range(0, len(members), _EMBEDDED)
-        ]
-        vectors = np.concatenate(parts)
-        if not np.isfinite(vectors).all():
-            raise InputError("generator.embedder: makes values of public images that are no number")
         if embedder.metric not in ("l2", "cosine"):
             raise InputError(
-                f"generator.embedder: {embedder.metric} is no distance; use l2, cosine"
+                f"generator.embedder: {embedder.metric} is no distance; use l2 or cosine"
             )
+        vectors = np.concatenate(
+            [
+                embedder.embed(self._public.images[members[start : start + _EMBEDDED]])
+                for start in range(0, len(members), _EMBEDDED)
+            ]
+        )
+        if not np.isfinite(vectors).all():
+            raise InputError("generator.embedder: gives public images values that are no numbers")
         shape = (len(members), width)
         table = np.lib.format.open_memmap(file, mode="w+", dtype=np.int32, shape=shape)
         for rows, ids in nearest_others(vectors, width, embedder.metric):
@@ -162,26 +168,22 @@ class NearestImage:
 def _members(
     options: NearestImageOptions, public: CachedImages, label_names: Sequence[str]
 ) -> list[NDArray[np.int64]]:
-    """Ascending row numbers of the public images that stand for each label; none empty."""
+    """Return ascending row numbers of the public images that stand for each label; none empty."""
     if options.classes == "random":
         return [np.arange(len(public.images), dtype=np.int64)] * len(label_names)
-    classes: dict[str, tuple[str, ...]]
-    if options.classes == "match":
-        classes = {name: (name,) for name in label_names}
-    else:
+    classes: dict[str, tuple[str, ...]] = {name: (name,) for name in label_names}
+    if options.classes != "match":
         classes = options.classes
         refuse_unknown_labels("classes", classes, label_names)
     members = []
     for name in label_names:
         wanted = classes.get(name, ())
-        absent = [each for each in wanted if each not in public.classes]
-        if absent or not wanted:
-            known = ", ".join(map(repr, public.classes[:10]))
+        if not wanted or not set(wanted) <= set(public.classes):
+            shown = ", ".join(map(repr, public.classes[:10]))
             more = ", ..." if len(public.classes) > 10 else ""
             raise InputError(
-                f"generator.classes: label {name!r}: "
-                + (f"there is no public class {absent[0]!r}" if absent else "has no public class")
-                + f"; classes are {known}{more}; write {name}: [public class], or classes: random"
+                f"generator.classes: give label {name!r} public classes out of {shown}{more}, not "
+                f"{list(wanted)}; or write classes: random"
             )
         numbers = [public.classes.index(each) for each in wanted]
         members.append(np.flatnonzero(np.isin(public.class_of, numbers)))

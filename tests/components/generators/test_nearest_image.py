@@ -93,10 +93,10 @@ def test_classes_of_other_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "options", "message"),
     [
-        (("a", "d"), {}, "label 'd': there is no public class 'd'; classes are 'a', 'b', 'c'"),
+        (("a", "d"), {}, "label 'd' .*'a', 'b', 'c'"),
         (("a",), {"classes": {"q": ["a"]}}, "generator.classes: 'q' is not a label"),
-        (("a", "b"), {"classes": {"a": ["a"]}}, "label 'b': has no public class"),
-        (("a",), {"data": "/absent"}, "generator.data: /absent does not exist"),
+        (("a", "b"), {"classes": {"a": ["a"]}}, "label 'b'"),
+        (("a",), {"data": "/absent"}, "generator.data: /absent"),
     ],
 )
 def test_what_does_not_match_is_named(
