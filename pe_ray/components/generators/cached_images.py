@@ -48,7 +48,7 @@ class CachedImages:
                 state = "|".join(map(str, version(file)))
             digest.update(f"{os.path.relpath(str(file), str(root))}|{state}\n".encode())
         self.folder = cache_folder(cache) / digest.hexdigest()[:32]
-        made = entry(
+        made = fill_entry(
             self.folder / "images", lambda folder: _write(folder, table, shards, size, channels)
         )
         self.images: NDArray[np.uint8] = np.load(
@@ -65,7 +65,7 @@ def cache_folder(given: str | None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pe_ray" / "public"
 
 
-def entry(folder: Path, make: Callable[[Path], None]) -> Path:
+def fill_entry(folder: Path, make: Callable[[Path], None]) -> Path:
     """Return the cache entry `folder`; if it is missing, one process fills it with `make`."""
     if folder.exists():
         return folder

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pe_ray import plugins
-from pe_ray.components.generators.cached_images import CachedImages, entry
+from pe_ray.components.generators.cached_images import CachedImages, fill_entry
 from pe_ray.components.generators.generator_checks import refuse_unknown_labels
 from pe_ray.components.nearest import nearest_others
 from pe_ray.config.kinds import FixedEmbedderPlugin
@@ -134,7 +134,7 @@ class NearestImage:
             widths = [int(cached.name) for cached in folder.glob("[0-9]*")]
             rounded = min(len(members) - 1, max(16, 1 << (num_neighbors - 1).bit_length()))
             width = min((width for width in widths if width >= num_neighbors), default=rounded)
-            cached = entry(
+            cached = fill_entry(
                 folder / f"{width:05d}",
                 lambda folder: self._write_table(folder / "neighbors.npy", members, width),
             )

@@ -15,7 +15,6 @@ from tiny_public import pictures, save_parquet, save_public
 
 from pe_ray import Config, InputError, evolve
 from pe_ray.components.embedders.pixels import Pixels, PixelsOptions
-from pe_ray.components.generators import nearest_image
 from pe_ray.components.generators.nearest_image import NearestImage, NearestImageOptions
 from pe_ray.files import images
 from pe_ray.plugins.seeds import row_seeds
@@ -126,24 +125,26 @@ def test_degrees_are_whole_numbers_of_neighbours(degree: float, fine: bool) -> N
         options.check_degree(degree)
 
 
-def test_images_and_neighbours_are_worked_out_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_and_neighbours_are_worked_out_once(tmp_path: Path) -> None:
+    def cached() -> dict[Path, int]:
+        return {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.npy")}
+
     folder = save_public(tmp_path / "public", NAMES)
     rows = {"label": np.zeros(20, np.int32), "public_image": np.arange(20)}
     seeds = row_seeds(0, "variation", 1, rows["public_image"])
     first = made(folder).vary(rows, 6, seeds)
-    monkeypatch.setattr(nearest_image, "nearest_others", None)
-    monkeypatch.setattr(images, "decode_image", None)
+    before = cached()
     again = made(folder)
     assert np.array_equal(again.vary(rows, 6, seeds)["image"], first["image"])
     assert np.array_equal(again.vary(rows, 2, seeds)["public_image"] < 20, [True] * 20)
     assert isinstance(again._public.images, np.memmap)
-    with pytest.raises(TypeError):  # another degree than any before: has to be worked out
-        again.vary(rows, 19, seeds)
+    assert cached() == before
+    again.vary(rows, 19, seeds)  # a larger degree than any before
+    wider = cached()
+    assert len(wider) == len(before) + 1
     os.utime(folder / "a" / "00000.png", ns=(1, 1))
-    with pytest.raises(TypeError):  # other files: decoded again
-        made(folder)
+    made(folder)  # other files: decoded again
+    assert len(cached()) > len(wider)
 
 
 def test_processes_that_start_together_agree(tmp_path: Path) -> None:
