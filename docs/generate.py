@@ -12,7 +12,7 @@ from typing import Any
 
 from pe_ray import plugins
 from pe_ray.config import Config
-from pe_ray.tuning.search_config import TuningConfig
+from pe_ray.tuning.search import TuningConfig
 
 PAGE = Path(__file__).with_name("configuration.md")
 SCHEMA = Path(__file__).with_name("schema.json")

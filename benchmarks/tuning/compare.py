@@ -23,8 +23,8 @@ from typing import Any
 from pe_ray import Config, evolve
 from pe_ray.private.evaluation import audit
 from pe_ray.release.ledger import Ledger
-from pe_ray.tuning.search_config import search_of
-from pe_ray.tuning.strategies import tune
+from pe_ray.tuning.search import search_of
+from pe_ray.tuning.tune import tune
 
 STRATEGIES = ("untuned", "public", "proxy", "compose")
 DEGREES = [0.5, {"start": 0.6, "end": 0.3}, {"start": 0.4, "end": 0.15}]
@@ -78,10 +78,12 @@ def tuning(strategy: str, data: Path, folder: Path, trials: int, seed: int) -> d
         "num_trials": trials,
         "seed": seed,
         "objective": {"kind": "moments", "share": 0.1},
-        "proxy_voters": 60_000,
-        "full_trials": max(1, trials // 2),
         "scheduler": "asha" if strategy == "compose" else "none",
     }
+    if strategy == "proxy":
+        found["strategy"] = {"kind": strategy, "proxy_voters": 60_000}
+    if strategy == "compose":
+        found["strategy"] = {"kind": strategy, "full_trials": max(1, trials // 2)}
     if strategy == "public":
         found["public_data"] = letters
         found["objective"] = {

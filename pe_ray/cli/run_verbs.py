@@ -49,7 +49,7 @@ def _plan(options: argparse.Namespace) -> None:
 
     if "tuning" in read_tree(options.config, options.set):
         from pe_ray.cli.tune_verbs import print_costs
-        from pe_ray.tuning.search_config import read_search
+        from pe_ray.tuning.search import read_search
 
         print_costs(read_search(options.config, options.set), options.json)
         return

@@ -19,7 +19,7 @@ from pe_ray.cli.printing import (
 )
 
 if TYPE_CHECKING:
-    from pe_ray.tuning.search_config import Search
+    from pe_ray.tuning.search import Search
 
 
 def add_verbs(verb: AddVerb) -> None:
@@ -38,8 +38,8 @@ def _tune(options: argparse.Namespace) -> None:
     from pe_ray.errors import InputError
     from pe_ray.release.ledger import Ledger
     from pe_ray.report import write_report
-    from pe_ray.tuning.search_config import read_search
-    from pe_ray.tuning.strategies import tune
+    from pe_ray.tuning.search import read_search
+    from pe_ray.tuning.tune import tune
 
     search = read_search(options.config, options.set)
     if options.max_concurrent is not None and options.max_concurrent < 1:
@@ -57,7 +57,7 @@ def _tune(options: argparse.Namespace) -> None:
         print_json(
             {
                 "path": str(outcome.path),
-                "strategy": search.tuning.strategy,
+                "strategy": search.tuning.strategy.kind,
                 "settings": outcome.settings,
                 "score": outcome.score,
                 "trials": list(outcome.trials),
@@ -82,15 +82,16 @@ def print_costs(search: Search, as_json: bool) -> None:
     """Print what each strategy costs, and which one is recommended."""
     from dataclasses import asdict
 
-    from pe_ray.tuning.checks import check
-    from pe_ray.tuning.costs import costs, recommended
+    from pe_ray.tuning.checks import check_search
+    from pe_ray.tuning.costs import compare_costs, recommend
 
-    check(search)
-    found = costs(search)
-    strategy, reason = recommended(found)
+    check_search(search)
+    found = compare_costs(search)
+    best = recommend(found)
     if as_json:
         strategies = [asdict(cost) for cost in found]
-        print_json({"strategies": strategies, "recommended": strategy, "reason": reason})
+        chosen = {"recommended": best.strategy, "reason": best.reason}
+        print_json({"strategies": strategies, **chosen})
         return
     budget = search.config.privacy.budget
     print(f"guarantee   {state_claim(budget.epsilon, budget.delta, budget.unit)}, search included")
@@ -104,8 +105,8 @@ def print_costs(search: Search, as_json: bool) -> None:
             "that of a run without search)"
         )
         print(f"{cost.strategy:<12}{text}")
-    print(f"recommended {strategy}: {reason}")
-    print(f"configured  {search.tuning.strategy}")
+    print(f"recommended {best.strategy}: {best.reason}")
+    print(f"configured  {search.tuning.strategy.kind}")
 
 
 def _describe_trial(record: dict[str, Any]) -> str:

@@ -76,6 +76,8 @@ GeneratorPlugin = Annotated[Plugin, PluginOf("generator")]
 EmbedderPlugin = Annotated[Plugin, PluginOf("embedder")]
 MetricPlugin = Annotated[Plugin, PluginOf("metric")]
 DenoiserPlugin = Annotated[Plugin, PluginOf("denoiser")]
+StrategyPlugin = Annotated[Plugin, PluginOf("tuning_strategy")]
+ObjectivePlugin = Annotated[Plugin, PluginOf("tuning_objective")]
 
 
 def _refuse_learnt(embedder: Plugin) -> Plugin:

@@ -7,7 +7,7 @@ package may give it a short name with an entry point (docs/architecture.md lists
 """
 
 from pe_ray.plugins.options import EmbedderOptions, GeneratorOptions, Options
-from pe_ray.plugins.protocols import Denoiser, Embedder, Generator, Images, Metric, Rows
+from pe_ray.plugins.protocols import Denoiser, Embedder, Generator, Images, Metric, Rows, Statistic
 from pe_ray.plugins.registry import (
     PluginType,
     build,
@@ -29,6 +29,7 @@ __all__ = [
     "Options",
     "PluginType",
     "Rows",
+    "Statistic",
     "build",
     "built_in",
     "group_of",

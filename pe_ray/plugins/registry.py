@@ -59,8 +59,15 @@ _BUILT_IN: Mapping[PluginType, Mapping[str, str]] = {
         "webdataset": "pe_ray.synthetic.export_formats:WebDataset",
         "folder": "pe_ray.synthetic.export_formats:ImageFolder",
     },
-    "tuning_strategy": {},
-    "tuning_objective": {},
+    "tuning_strategy": {
+        "public": "pe_ray.tuning.strategies.stand_in:StandIn",
+        "proxy": "pe_ray.tuning.strategies.proxy:Proxy",
+        "compose": "pe_ray.tuning.strategies.compose:Compose",
+    },
+    "tuning_objective": {
+        "public": "pe_ray.tuning.objectives.public_metric:PublicMetric",
+        "moments": "pe_ray.tuning.objectives.noisy_moments:NoisyMoments",
+    },
     "release": {
         "votes": "pe_ray.release.releases:Votes",
         "label_counts": "pe_ray.release.releases:LabelCounts",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from pe_ray.plugins import Statistic
 from pe_ray.private.record_embeddings import EmbeddedRecords, PrivateRecords, join_users
 from pe_ray.private.tasks import guarded, private_task
 from pe_ray.runtime.watchdog import headway
@@ -19,19 +19,6 @@ _ROOM = 2.0**-10
 """Share of the norm left free for rounding: of norms and means, and of other records' vectors,
 which a network may round differently when a record is removed (docs/privacy.md, section 6)."""
 _CHUNK_BYTES = 16 << 20  # of vectors at a time, as they may be long
-
-
-class Statistic(Protocol):
-    """What to sum over records: a public function of a record, picklable."""
-
-    @property
-    def num_values(self) -> int:
-        """Length of a record's vector."""
-
-    def map_records(
-        self, features: NDArray[np.float64], labels: NDArray[np.int32]
-    ) -> NDArray[np.float64]:
-        """Return one vector per record, [n, num_values], for features [n, d] and labels [n]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,9 +17,10 @@ from pe_ray.config.blocks import PrivateConfig
 from pe_ray.config.kinds import Plugin
 from pe_ray.errors import InputError
 from pe_ray.files.storage import location
+from pe_ray.plugins import Statistic
 from pe_ray.private import record_embeddings as private_records
 from pe_ray.private.record_embeddings import PrivateRecords
-from pe_ray.private.sums import Statistic, sum_records
+from pe_ray.private.sums import sum_records
 from pe_ray.private.votes import cast_votes, count_labels
 from pe_ray.release.aggregator import answer, create_aggregator
 from pe_ray.release.ledger import Ledger

@@ -11,10 +11,11 @@ import io
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -139,7 +140,7 @@ def claim_directory(config: Config) -> Iterator[RunDirectory]:
     run = RunDirectory(given(config.output.path, "output.path"), ledger_folder(config) / LEDGER)
     with lock_directory(run):
         with reported("output.path", run.path):
-            _bind(run, config)
+            bind_directory(run, run.config, _read_bound, config.bound(), bare=run.is_bare)
         require_writable(run.path, "output.path")
         yield run
 
@@ -186,20 +187,32 @@ def in_use(run: RunDirectory) -> bool | None:
     return is_locked(run.path / _LOCK) if isinstance(run.path, Path) else None
 
 
-def _bind(run: RunDirectory, config: Config) -> None:
-    """Bind the directory to the configuration; refuse another configuration."""
-    if run.config.exists():
+def _read_bound(file: Location) -> dict[str, Any]:
+    return Config.from_run(file).bound()
+
+
+def bind_directory(
+    run: RunDirectory,
+    file: Location,
+    read_bound: Callable[[Location], dict[str, Any]],
+    bound: dict[str, Any],
+    *,
+    bare: bool,
+) -> None:
+    """Bind the directory to the values `bound`; refuse values other than those in `file`.
+
+    read_bound: reads such values from the file. bare: whether nothing was made yet.
+    """
+    if file.exists():
         try:
-            stored = Config.from_run(run.config)
+            stored = read_bound(file)
         except InputError as error:
+            raise InputError(f"{file}: can't be read ({error}); restore it from a copy") from None
+        changed = differences(stored, bound)
+        if changed and not bare:  # else the ledger refuses, if it was charged
             raise InputError(
-                f"{run.config}: can't be read ({error}); restore it from a copy"
-            ) from None
-        changed = differences(stored.bound(), config.bound())
-        if changed and not run.is_bare:  # else the ledger refuses, if it was charged
-            raise InputError(
-                f"{', '.join(changed)}: differs from the run in {run.path}; restore it, or give "
-                "another output.path (a new run spends anew)"
+                f"{', '.join(changed)}: differs from what {run.path} was made for; restore it, or "
+                "give another output.path (a new run spends anew)"
             )
         if not run.has_ledger:
             if isinstance(run.path, ObjectPath):

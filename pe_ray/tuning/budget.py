@@ -3,95 +3,72 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import replace
 
-from pe_ray.components.moments import LabelMoments
 from pe_ray.config import Config
 from pe_ray.errors import InputError
+from pe_ray.planning import plan_releases
 from pe_ray.release.adaptive import budget_mu, mu_of, with_mu
 from pe_ray.release.ledger_sql import Accounting
-from pe_ray.release.releases import LabelCounts, shape_releases
-from pe_ray.tuning.search_config import MomentsObjective, Search
+from pe_ray.release.releases import LabelCounts, shape_releases, votes_limit
+from pe_ray.tuning.search import Search
 from pe_ray.values import Release
 
-MOMENTS = "moments"
+PRIVATE_SUMS = "moments"
+"""Key of the objective's release in the ledger."""
 LABEL_COUNTS = "label_counts"
 
 
 def accounting_of(search: Search) -> Accounting:
-    """`fixed` only where nothing that is released decides what is released next."""
-    charged = search.tuning.objective.kind == "moments"
-    return "fixed" if search.tuning.strategy == "public" and not charged else "adaptive"
+    """Return `fixed` only where nothing that is released decides what is released next."""
+    adaptive = search.strategy.adaptive or search.objective.private_sums(search) is not None
+    return "adaptive" if adaptive else "fixed"
 
 
 def total_mu(search: Search) -> float:
-    """What the whole budget is worth to an adaptive analyst."""
+    """Return what the whole budget is worth to an adaptive analyst."""
     return budget_mu(search.config.privacy.epsilon, search.config.privacy.delta)
 
 
 def shared_releases(search: Search) -> tuple[Release, ...]:
-    """What is released once for all trials and the final run, before the first trial."""
+    """Return what is released once for all trials and the final run, before the first trial."""
     if accounting_of(search) == "fixed":
         return ()
     found: list[Release] = []
-    privacy, objective, whole = search.config.privacy, search.tuning.objective, total_mu(search)
-    if privacy.label_fractions == "dp":
-        shape = _release(LABEL_COUNTS, "label_counts", LabelCounts.limit(search.config))
-        found += with_mu([shape], whole * math.sqrt(privacy.label_count_share))
-    if isinstance(objective, MomentsObjective):
-        found += with_mu([_release(MOMENTS, "sums", 1)], whole * math.sqrt(objective.share))
+    whole, config = total_mu(search), search.config
+    of_labels, sums = LabelCounts.share(config), search.objective.private_sums(search)
+    if of_labels:
+        found += with_mu(LabelCounts.plan(config), whole * math.sqrt(of_labels))
+    if sums is not None:
+        shape = Release(key=PRIVATE_SUMS, kind="sums", iteration=0, votes_per_unit=1, sigma=1.0)
+        found += with_mu([shape], whole * math.sqrt(sums.share))
     return tuple(found)
 
 
-def _release(key: str, kind: str, ones: int, iteration: int = 0) -> Release:
-    return Release(key=key, kind=kind, iteration=iteration, votes_per_unit=ones, sigma=1.0)
-
-
-def moments_spec(search: Search, objective: MomentsObjective) -> LabelMoments:
-    """What the moments' release sums."""
-    return LabelMoments(
-        num_labels=len(search.config.private.labels),
-        dim=objective.dim,
-        radius=objective.radius,
-        seed=objective.seed,
-    )
-
-
-def left(search: Search, charged: Sequence[Release]) -> float:
-    """mu of what is left after `charged`; InputError where that is nothing."""
-    rest = total_mu(search) ** 2 - mu_of(charged) ** 2
+def mu_left(search: Search, charged: tuple[Release, ...] | None = None) -> float:
+    """Return the mu of what is left after `charged` (default: what all trials share)."""
+    spent = shared_releases(search) if charged is None else charged
+    rest = total_mu(search) ** 2 - mu_of(spent) ** 2
     if rest <= 0:
         raise InputError("tuning: the shares leave nothing of the budget; lower them")
     return math.sqrt(rest) * (1 - 1e-9)
 
 
-def proxy_mu(search: Search) -> float:
-    """`proxy`: of the run that trials vote with."""
-    return total_mu(search) * math.sqrt(search.tuning.proxy_share)
+def final_shape(config: Config, prefix: str = "") -> list[Release]:
+    """Return the final run's releases with relative sigmas; label counts are shared."""
+    return shape_releases(config, prefix, label_counts=False)
 
 
-def final_mu(search: Search) -> float:
-    """Of the final run if the search costs what was planned; 0: there is no final run."""
-    tuning = search.tuning
-    rest = left(search, shared_releases(search))
-    if tuning.strategy == "proxy":
-        over = rest**2 - proxy_mu(search) ** 2
-        if over <= 0:
-            raise InputError("tuning.proxy_share: leaves nothing for the final run; lower it")
-        return math.sqrt(over) * (1 - 1e-9)
-    return rest * math.sqrt(tuning.final_share) if tuning.strategy == "compose" else rest
+def final_votes(search: Search, config: Config, prefix: str) -> tuple[Release, ...]:
+    """Return the releases of a trial that costs nothing, with the noise of the final run's votes.
 
-
-def trial_mu(search: Search) -> float:
-    """`compose`: of one complete trial, its scores included."""
-    tuning = search.tuning
-    rest = left(search, shared_releases(search))
-    trials = tuning.full_trials or float(tuning.num_trials)
-    return rest * math.sqrt((1 - tuning.final_share) / trials)
-
-
-def final_releases(
-    search: Search, config: Config, charged: Sequence[Release]
-) -> tuple[Release, ...]:
-    """The final run's votes and its teacher's moments, with all that `charged` left."""
-    return with_mu(shape_releases(config, label_counts=False), left(search, charged))
+    config: the trial's. A stand-in without users votes as records do.
+    """
+    privacy = config.privacy.model_copy(update={"unit": search.config.privacy.unit})
+    final = config.model_copy(update={"teacher": search.config.teacher, "privacy": privacy})
+    if accounting_of(search) == "fixed":
+        releases = plan_releases(final)
+    else:
+        releases = with_mu(final_shape(final, prefix), search.strategy.result_mu(search))
+    ones = {"votes": votes_limit(config), "label_counts": LabelCounts.limit(config)}
+    return tuple(replace(r, votes_per_unit=ones[r.kind]) for r in releases if r.kind in ones)

@@ -1,225 +1,303 @@
-"""Ray Tune runs the trials of `public`, `proxy` and `compose`: search, early stopping, restoring.
+"""What a search is asked for: the `tuning` block, its strategy and its objective.
 
-Its result files, tables and TensorBoard hold settings and scores, all of them public or released.
+A strategy and an objective are objects that say everything about themselves. Whoever uses them asks
+them and never looks at their names. To add one, write a subclass of `Strategy` or `Objective` in a
+module and name it as `module:Class`, or in an entry point (see plugins.registry).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import logging
-import os
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-import ray
-from ray import tune
-from ray.tune import CLIReporter, PlacementGroupFactory, RunConfig, Stopper, TuneConfig, Tuner
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
-from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlgorithm, Searcher
-from ray.tune.search.optuna import OptunaSearch
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError, model_validator
 
-from pe_ray.errors import FaultError, InputError
-from pe_ray.files.storage import atomic_write
-from pe_ray.tuning.search_config import Search
-from pe_ray.tuning.space import distinct_points, ends, ray_space, settings_of, trial_id
-from pe_ray.tuning.trial import RECORD, Job, start_trial, this_node
+from pe_ray import plugins
+from pe_ray.config import Config
+from pe_ray.config.blocks import PrivateConfig
+from pe_ray.config.kinds import Block, ObjectivePlugin, Plugin, StrategyPlugin
+from pe_ray.config.places import apart
+from pe_ray.config.yaml_tree import first_fault, read_tree
+from pe_ray.errors import InputError
+from pe_ray.files.storage import Location
+from pe_ray.plugins import Images, Options, Statistic
+from pe_ray.plugins.options import BOUND
+from pe_ray.release.ledger import Ledger
+from pe_ray.values import ImageShape, Release
 
-logger = logging.getLogger(__name__)
-
-_NAME = "search"
-_CPU = 0.01  # Ray Tune refuses 0; a whole CPU would be missing to the trial's own stages
-
-
-class _UntilRefused(Stopper):  # type: ignore[misc]
-    """Ends the search when the ledger has refused a trial: others would be refused as well."""
-
-    def __init__(self) -> None:
-        self._refused = False
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        self._refused |= bool(result.get("refused"))
-        return False
-
-    def stop_all(self) -> bool:
-        return self._refused or bool(_stopped)
+Mode = Literal["min", "max"]
+Floats = NDArray[np.float64]
+Fractions = tuple[float, ...]
+Scorer = Callable[[Images, NDArray[np.int32]], float]
+"""Images uint8 [n, h, w, c] and labels int32 [n] of a population -> its score."""
 
 
-def _trainable(chosen: dict[str, Any], job: Job, node: str) -> None:
-    """One trial for Ray Tune; `tune.report` returns only if the trial may go on."""
-    settings = settings_of(job.search, chosen)
-    actor = start_trial(node, job, settings)
-    worst = float("inf") if job.search.tuning.mode == "min" else float("-inf")
-    score = worst
-    while True:
-        report = ray.get(actor.step.remote())
-        if report is None:
-            return
-        if "score" not in report:
-            _note(job, settings, report)
-            tune.report({"score": score, "refused": "refused" in report, "failed": True})
-            return
-        score = report["score"]
-        tune.report({"score": score, "iteration": report["iteration"], "refused": False})
+class Range(Block):
+    """Numbers from `low` to `high`."""
+
+    low: float = Field(allow_inf_nan=False)
+    high: float = Field(allow_inf_nan=False)
+    log: bool = False
+    """Draw the logarithm evenly."""
+    integer: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError("low: must be below high")
+        if self.log and self.low <= 0:
+            raise ValueError("log: needs low above 0")
+        if self.integer and (self.low % 1 or self.high % 1):
+            raise ValueError("integer: low and high must be whole numbers")
+        return self
 
 
-_stopped: list[int] = []
-"""Signals that asked this process to stop during a search."""
+Choices = Annotated[tuple[Any, ...], Field(min_length=1)]
 
 
-@contextmanager
-def _stop_noted() -> Iterator[None]:
-    """A KeyboardInterrupt from Ctrl-C or SIGTERM, even where it is raised in a callback of Ray's
-    that swallows it.
+class TuningConfig(Block):
+    """One search. Options of the strategy may be written as further keys of this block."""
+
+    unbound: ClassVar[frozenset[str]] = frozenset({"max_concurrent"})
+
+    strategy: StrategyPlugin
+    """How trials get votes."""
+    space: dict[str, Range | Choices] = Field(min_length=1)
+    """Dotted key of the configuration -> values to choose from, or {low, high, log, integer}."""
+    objective: ObjectivePlugin
+    """What trials are scored by."""
+    num_trials: int = Field(default=8, ge=1, le=10_000)
+    """Settings tried."""
+    search: Literal["random", "optuna"] = "random"
+    scheduler: Literal["none", "asha"] = "none"
+    """asha: stop a trial early whose score falls behind."""
+    max_concurrent: int = Field(default=1, ge=1)
+    """Trials at once. It changes speed, and for optuna and asha what they know when they decide."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of the search, never of noise."""
+    public_data: PrivateConfig | None = None
+    """PUBLIC stand-in records, written like `private`: what trials of `public` vote with, and what
+    the objective `public` compares with if it names no reference."""
+
+    @property
+    def modules(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Optional dependencies of the search (see pe_ray.config.extras)."""
+        return ("optuna",) if self.search == "optuna" else ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """A search as it was asked for.
+
+    tree: the configuration's plain values without `tuning`.
     """
 
-    def stop(number: int, frame: object) -> None:
-        _stopped.append(number)
-        raise KeyboardInterrupt
+    tree: dict[str, Any]
+    config: Config
+    tuning: TuningConfig
+    strategy: Strategy
+    objective: Objective
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {kind: signal.signal(kind, stop) for kind in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-        if _stopped:
-            raise KeyboardInterrupt
-    finally:
-        _stopped.clear()
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
+    def with_strategy(self, kind: str) -> Search:
+        """Return the same search by another strategy, with the defaults of its options."""
+        if kind == self.tuning.strategy.kind:
+            return self
+        plugin = _validate(self.tuning.model_dump() | {"strategy": kind}).strategy
+        return replace(self, strategy=_make("tuning_strategy", plugin))
+
+    def check(self) -> None:
+        """Raise InputError where the parts of the search don't fit each other."""
+        tuning, private = self.tuning, self.config.private
+        if not math.isfinite(self.config.privacy.epsilon):
+            raise InputError("privacy.epsilon: a search inside a budget needs a finite one")
+        require_public(tuning.public_data, "tuning.public_data", private)
+        self.strategy.check(self)
+        self.objective.check(self)
+        if self.config.teacher and not self.strategy.final_run:
+            raise InputError(
+                "teacher: it is released in a final run, which this search doesn't make; leave the "
+                "block out, or make a final run"
+            )
+
+    def values(self) -> dict[str, Any]:
+        """Return the plain values that the search publishes."""
+        return self.config.tree() | {"tuning": self.tuning.model_dump(mode="json", context=BOUND)}
+
+    def bound(self) -> dict[str, Any]:
+        """Return the plain values that may change the outcome."""
+        return self.config.bound() | {"tuning": self.values()["tuning"]}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of everything that may change the outcome."""
+        return hashlib.sha256(json.dumps(self.bound(), sort_keys=True).encode()).hexdigest()
 
 
-_WITHHELD = "the private records can't be used with these settings"
+class Strategy:
+    """How the trials of a search get votes, and what that costs.
 
-
-def _note(job: Job, settings: dict[str, Any], report: dict[str, Any]) -> None:
-    """Keep why a trial ended early beside what it had.
-
-    Guarantee: what depends on private records is not kept. Each such error begins with the
-    `private` block's key to mend (see private.records.open_records).
+    mu adds up in squares (see release.adaptive); tuning.budget says what is left to spend.
     """
-    file = job.folder / trial_id(settings) / RECORD
-    record: dict[str, Any] = {"settings": settings, "scores": {}}
-    if file.exists():
-        record = json.loads(file.read_bytes())
-    state, reason = next(iter(report.items()))
-    if job.ledger is not None and reason.startswith("private"):
-        reason = _WITHHELD
-    atomic_write(file, json.dumps(record | {"state": state, "reason": reason}).encode())
 
+    Options: ClassVar[type[Options]] = Options
+    """Its keys of the block `tuning`."""
+    reason: ClassVar[str]
+    """Why `plan` recommends it, if its result has the least noise."""
+    charged: ClassVar[bool]
+    """Whether trials vote with the private records, so that each of their releases is charged."""
+    adaptive: ClassVar[bool] = True
+    """Whether released values decide about later releases."""
 
-def run_search(job: Job, folder: Path, max_concurrent: int) -> None:
-    """Run or restore the search in `folder`; returns when no trial is left or affordable.
+    def __init__(self, options: Any) -> None:
+        self.options = options
 
-    FaultError where a trial was cut off (its process died, say): the next start goes on with it.
-    """
-    search = job.search
-    if ray.cluster_resources().get("CPU", 0.0) < 2:
-        raise InputError("resources.num_cpus: a search on this cluster needs at least 2 CPUs")
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would take Ctrl-C for a search's end
-    trainable = tune.with_resources(
-        tune.with_parameters(_trainable, job=job, node=this_node()),
-        PlacementGroupFactory([{"CPU": _CPU}]),
-    )
-    place = folder / _NAME
-    if Tuner.can_restore(str(place)):
-        logger.info("going on with the search in %s", place)
-        tuner = Tuner.restore(str(place), trainable, restart_errored=True)
-    else:
-        tuner = Tuner(
-            trainable,
-            param_space=None if search.tuning.search == "optuna" else ray_space(search),
-            tune_config=TuneConfig(
-                metric="score",
-                mode=search.tuning.mode,
-                num_samples=_num_trials(search),
-                search_alg=_search_algorithm(search, max_concurrent),
-                scheduler=_scheduler(search),
-                trial_name_creator=_name_of(search),
-                trial_dirname_creator=_name_of(search),
-            ),
-            run_config=RunConfig(
-                name=_NAME,
-                storage_path=str(folder),
-                stop=_UntilRefused(),
-                verbose=1,
-                progress_reporter=CLIReporter(
-                    metric_columns=["score", "iteration"],
-                    parameter_columns=list(search.tuning.space),
-                    max_report_frequency=30,
-                ),
-            ),
-        )
-    with _stop_noted():
-        results = tuner.fit()
-    cut_off = len(results) - results.num_terminated
-    if cut_off:
-        why = sorted({type(getattr(e, "cause", None) or e).__name__ for e in results.errors})
-        raise FaultError(
-            f"tuning: {cut_off} of {len(results)} trials cut off ({', '.join(why) or 'stopped'})"
-        )
+    @property
+    def final_run(self) -> bool:
+        """Whether a run with the best settings follows. If not, the best trial is the result."""
+        return True
 
+    def check(self, search: Search) -> None:
+        """Raise InputError where the search can't use this strategy."""
 
-def _name_of(search: Search) -> Any:
-    def name(trial: Any) -> str:
-        return f"{trial_id(settings_of(search, trial.config))}-{trial.trial_id}"
+    def configure_trial(self, search: Search, config: Config) -> Config:
+        """Return a trial's configuration, made from that of a run with the trial's settings."""
+        return config
 
-    return name
+    def trial_releases(self, search: Search, config: Config, prefix: str) -> tuple[Release, ...]:
+        """Return every release of a trial. Keys of votes begin with `prefix`."""
+        raise NotImplementedError
 
+    def result_mu(self, search: Search) -> float:
+        """Return the mu of the result's own releases, if the search costs what was planned."""
+        raise NotImplementedError
 
-def _search_algorithm(search: Search, max_concurrent: int) -> SearchAlgorithm | Searcher:
-    seed, mode = search.tuning.seed, search.tuning.mode
-    if search.tuning.search == "random":
-        return BasicVariantGenerator(
-            points_to_evaluate=distinct_points(search),
-            max_concurrent=max_concurrent,
-            random_state=seed,
-        )
-    searcher = OptunaSearch(space=ray_space(search), metric="score", mode=mode, seed=seed)
-    return ConcurrencyLimiter(searcher, max_concurrent=max_concurrent)
+    def search_releases(self, search: Search) -> tuple[Release, ...]:
+        """Return the least that the search charges, without what is shared by all trials."""
+        return ()
 
+    def limit_concurrent(self, asked: int, search: Search) -> int:
+        """Return how many trials may run at once."""
+        return asked
 
-def _num_trials(search: Search) -> int:
-    """As many as asked for, or as there are combinations to try at random."""
-    points = distinct_points(search) if search.tuning.search == "random" else None
-    return search.tuning.num_trials if points is None else len(points)
+    def prepare(
+        self, search: Search, ledger: Ledger, folder: Path, fractions: Fractions | None
+    ) -> PrivateConfig | None:
+        """Make what trials need before the first; return the records that vote in trials.
 
-
-def _scheduler(search: Search) -> TrialScheduler | None:
-    if search.tuning.scheduler == "none":
+        folder: empty and part of what is published. fractions: of labels, where they were released.
+        None: a trial's configuration names the records.
+        """
         return None
-    longest = search.config.schedule.iterations
-    if "schedule.iterations" in search.tuning.space:
-        longest = max(int(n) for n in ends(search.tuning.space["schedule.iterations"]))
-    return ASHAScheduler(
-        time_attr="iteration", max_t=max(longest, 1), grace_period=1, reduction_factor=2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivateSums:
+    """Sums over the private records that an objective asks for, once for all trials.
+
+    statistic: maps embeddings by `embedder` and labels to vectors; each counts with norm 1 at most.
+    share: of the budget's mu^2.
+    """
+
+    embedder: Plugin
+    statistic: Statistic
+    share: float
+
+
+class Objective:
+    """What a trial is scored by: public data, or private sums that were released once.
+
+    Nothing else of the private records reaches it.
+    """
+
+    Options: ClassVar[type[Options]] = Options
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @property
+    def max_images(self) -> int:
+        """Images of a population that are scored at most."""
+        return 20_000
+
+    @property
+    def mode(self) -> Mode:
+        """Whether a small (`min`) or a large score (`max`) is good."""
+        return "min"
+
+    def check(self, search: Search) -> None:
+        """Raise InputError where the search can't use this objective."""
+
+    def try_out(self, search: Search) -> None:
+        """Load and use what scoring needs, in a worker, before anything is spent."""
+
+    def private_sums(self, search: Search) -> PrivateSums | None:
+        """Return what is to be released for it."""
+        return None
+
+    def make_scorer(self, search: Search, shape: ImageShape, released: Floats | None) -> Scorer:
+        """Return what scores images of `shape`. released: the private sums, with noise."""
+        raise NotImplementedError
+
+
+def require_public(public: PrivateConfig | None, field: str, private: PrivateConfig) -> None:
+    """Refuse `public` where its path says that it is the private data."""
+    if public and not apart(public.data, public.where, private):
+        raise InputError(
+            f"{field}: these are the private records; name public ones, or rows that a common "
+            "`where` column keeps apart"
+        )
+
+
+def read_search(path: str | Location, overrides: Sequence[str] = ()) -> Search:
+    """Read the search that a YAML file and `overrides` describe; InputError names a fault."""
+    tree = read_tree(path, overrides)
+    if "tuning" not in tree:
+        raise InputError(f"config {path}: has no `tuning` block; see docs/tuning.md")
+    return search_of(tree)
+
+
+def search_of(tree: Mapping[str, Any]) -> Search:
+    """Return the search that plain values describe, checked."""
+    rest = {key: value for key, value in tree.items() if key != "tuning"}
+    config, tuning = Config.from_dict(rest), _validate(tree["tuning"])
+    search = Search(
+        tree=rest,
+        config=config,
+        tuning=tuning,
+        strategy=_make("tuning_strategy", tuning.strategy),
+        objective=_make("tuning_objective", tuning.objective),
     )
+    search.check()
+    return search
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    """What every trial has left behind: settings, scores by iteration, state."""
-    return [json.loads(file.read_bytes()) for file in sorted(folder.glob(f"*/{RECORD}"))]
+def _validate(tree: Any) -> TuningConfig:
+    tree = _gather_options(tree)
+    try:
+        return TuningConfig.model_validate(tree)
+    except ValidationError as error:
+        raise first_fault(error, tree, "tuning.") from None
 
 
-def best_of(found: list[dict[str, Any]], mode: str) -> dict[str, Any]:
-    """The best complete trial; without one, the best of those that came furthest."""
-    scored = [record for record in found if record["scores"]]
-    if not scored:
-        reasons = sorted({record["reason"] for record in found if "reason" in record})
-        raise InputError(f"tuning: no trial has a score: {'; '.join(reasons) or 'none was made'}")
+def _gather_options(tree: Any) -> Any:
+    """Move keys of the block `tuning` that are not its own to its strategy."""
+    if not isinstance(tree, Mapping) or "strategy" not in tree:
+        return tree
+    own = {key: tree[key] for key in tree if key in TuningConfig.model_fields}
+    options = {key: tree[key] for key in tree if key not in own}
+    strategy = own["strategy"]
+    if options and isinstance(strategy, str | Mapping):
+        given = {"kind": strategy} if isinstance(strategy, str) else strategy
+        own["strategy"] = {**given, **options}
+    return own
 
-    def rank(record: dict[str, Any]) -> tuple[Any, ...]:
-        last = max(map(int, record["scores"]))
-        score = record["scores"][str(last)]
-        behind = 0 if record["state"] == "complete" else 1
-        settings = json.dumps(record["settings"], sort_keys=True)
-        return (behind, -last * behind, score if mode == "min" else -score, settings)
 
-    return min(scored, key=rank)
+def _make(plugin_type: plugins.PluginType, plugin: Plugin) -> Any:
+    return plugins.load(plugin_type, plugin.kind)(plugin.options)

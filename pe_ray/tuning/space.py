@@ -15,7 +15,7 @@ from typing import Any
 from pe_ray.config import Config
 from pe_ray.config.yaml_tree import put
 from pe_ray.errors import InputError
-from pe_ray.tuning.search_config import Range, Search
+from pe_ray.tuning.search import Fractions, Range, Search
 
 Settings = Mapping[str, Any]
 """Dotted key -> plain value."""
@@ -33,12 +33,19 @@ _FIXED = {
 _DIGITS = 6
 
 
-def with_settings(search: Search, settings: Settings) -> Config:
-    """The configuration with `settings` in place; InputError where they don't fit it."""
+def configure(search: Search, settings: Settings, fractions: Fractions | None = None) -> Config:
+    """Return the configuration with `settings` in place; InputError where they don't fit it.
+
+    fractions: of labels, where they were released.
+    """
     tree = copy.deepcopy(search.tree)
     for key, value in settings.items():
         put(tree, key, value, f"tuning.space.{key}")
-    return Config.from_dict(tree)
+    config = Config.from_dict(tree)
+    if fractions is None:
+        return config
+    privacy = config.privacy.model_copy(update={"label_fractions": fractions})
+    return config.model_copy(update={"privacy": privacy})
 
 
 def trial_id(settings: Settings) -> str:

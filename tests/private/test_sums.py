@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pe_ray.components.moments import LabelMoments, RidgeMoments
+from pe_ray.plugins import Statistic
 from pe_ray.private.record_embeddings import EmbeddedRecords
-from pe_ray.private.sums import Statistic, clip_and_sum, sum_pieces
+from pe_ray.private.sums import clip_and_sum, sum_pieces
 from pe_ray.values import LATTICE
 
 SHORTER = 1 - 2**-10

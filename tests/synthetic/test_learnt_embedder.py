@@ -18,7 +18,7 @@ from pe_ray.components.embedders.label_features import LearntFeatures, LearntFea
 from pe_ray.plugins import load
 from pe_ray.release import door
 from pe_ray.release.ledger import Ledger
-from pe_ray.tuning.search_config import search_of
+from pe_ray.tuning.search import search_of
 
 
 @pytest.fixture

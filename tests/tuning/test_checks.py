@@ -17,11 +17,11 @@ from tiny_search import STAND_IN, final
 from pe_ray import InputError, cli
 from pe_ray.release.ledger import Ledger
 from pe_ray.runtime.run_directory import claim_directory, write_config
-from pe_ray.tuning import strategies
-from pe_ray.tuning.checks import check
-from pe_ray.tuning.search_config import search_of
+from pe_ray.tuning import tune as tune_module
+from pe_ray.tuning.checks import check_search
+from pe_ray.tuning.search import search_of
 from pe_ray.tuning.space import ray_space
-from pe_ray.tuning.strategies import tune
+from pe_ray.tuning.tune import tune
 
 
 def service(max_calls: int, folder: Path) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def test_a_bad_record_ends_a_search_before_anything_is_spent(
         ),
         ({"objective": {"kind": "moments", "share": 0.9}, "strategy": "proxy"}, "proxy_share"),
         ({"full_trials": 2}, "too small for one trial"),
-        ({"trials": 3}, "tuning.trials: there is no such key"),
+        ({"trials": 3}, "tuning.strategy.trials: there is no such key"),
         ({"space": {"teacher.share": [0.5]}}, "teacher.share: can't be searched: trials have none"),
         ({"final_share": 0, "teacher": {}}, "teacher: it is released in a final run"),
         ({"generator": 1}, "allows 1 calls"),
@@ -169,7 +169,7 @@ def test_a_range_is_tried_between_its_ends(searched: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"tuning\.space: with .*selection\.smooth"):
         tune(search_of(searched))
     searched["tuning"]["space"]["selection.smooth"]["integer"] = True
-    check(search_of(searched))
+    check_search(search_of(searched))
 
 
 def test_a_logarithmic_range_of_whole_numbers_is_drawn_evenly_in_its_logarithm(
@@ -204,7 +204,7 @@ def test_the_ledger_of_an_unfinished_search_can_be_read(
     def dies(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(strategies, "_finish", dies)
+    monkeypatch.setattr(tune_module, "_finish", dies)
     with pytest.raises(KeyboardInterrupt):
         tune(search_of(searched))
     capsys.readouterr()

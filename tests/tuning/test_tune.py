@@ -26,13 +26,13 @@ from pe_ray.files.parts import manifest_of
 from pe_ray.planning import plan_releases
 from pe_ray.release.adaptive import mu_of, with_mu
 from pe_ray.release.ledger import Ledger
-from pe_ray.release.releases import shape_releases
 from pe_ray.report import write_report
 from pe_ray.report.run_status import read_status
-from pe_ray.tuning.budget import final_mu
-from pe_ray.tuning.search_config import search_of
-from pe_ray.tuning.strategies import tune
-from pe_ray.tuning.trial import Job, trial_config, trial_releases
+from pe_ray.tuning.budget import final_shape
+from pe_ray.tuning.ray_tune import read_records
+from pe_ray.tuning.search import search_of
+from pe_ray.tuning.trial import Job, note_end, trial_config
+from pe_ray.tuning.tune import tune
 
 
 def test_compose_charges_trials_and_the_final_run_in_one_ledger(
@@ -62,7 +62,7 @@ def test_compose_charges_trials_and_the_final_run_in_one_ledger(
     assert cli.main(["ledger", str(outcome.path)]) == 0
     assert "accounting  adaptive" in capsys.readouterr().out
     searched["tuning"]["num_trials"] = 3
-    with pytest.raises(InputError, match=r"tuning.num_trials: differs from the search"):
+    with pytest.raises(InputError, match=r"tuning.num_trials: differs"):
         tune(search_of(searched))
 
 
@@ -86,11 +86,11 @@ def test_free_trials_have_the_noise_of_the_final_runs_votes(
     search = search_of(searched)
     job = Job(search=search, folder=tmp_path, ledger=None)
     config = trial_config(job, {})
-    trial = trial_releases(job, config, "")
+    trial = search.strategy.trial_releases(search, config, "")
     fixed = strategy == "public"
     final = plan_releases(search.config)
     if not fixed:
-        final = with_mu(shape_releases(search.config, label_counts=False), final_mu(search))
+        final = with_mu(final_shape(search.config), search.strategy.result_mu(search))
     assert config.teacher is None
     assert [release.key for release in final] == ["votes/0001", "votes/0002", "teacher"]
     assert [release.key for release in trial] == ["votes/0001", "votes/0002"]
@@ -161,13 +161,11 @@ def test_public_trials_never_open_the_private_records(
 def test_why_private_records_cannot_be_used_is_not_kept(
     searched: dict[str, Any], tmp_path: Path
 ) -> None:
-    from pe_ray.tuning.search import _note, records
-
     for ledger, kept in ((tmp_path / "ledger.sqlite", False), (None, True)):
         job = Job(search=search_of(searched), folder=tmp_path / str(kept), ledger=ledger)
-        _note(job, {"votes.neighbors": 1}, {"failed": "private.data: shard 3, row 17: no image"})
-        _note(job, {"votes.neighbors": 2}, {"failed": "embedder.weights: no such file"})
-        reasons = {record["reason"] for record in records(job.folder)}
+        note_end(job, {"votes.neighbors": 1}, "failed", "private.data: shard 3, row 17: no image")
+        note_end(job, {"votes.neighbors": 2}, "failed", "embedder.weights: no such file")
+        reasons = {record["reason"] for record in read_records(job.folder)}
         assert ("private.data: shard 3, row 17: no image" in reasons) == kept
         assert "embedder.weights: no such file" in reasons
 

@@ -1,0 +1,1 @@
+"""Objectives of a search, one module each (see tuning.search.Objective)."""

@@ -1,0 +1,1 @@
+"""Strategies of a search, one module each (see tuning.search.Strategy)."""

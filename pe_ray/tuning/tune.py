@@ -1,0 +1,178 @@
+"""`pe-ray tune`: spend on a search what the strategy says, then make the final run with the rest.
+
+OUTPUT is the final run's directory, as `pe-ray run` would leave it, but its ledger also holds all
+that the search charged. OUTPUT/tuning holds the search: trials, Ray Tune's files, the result. Every
+step returns at once when an earlier start has completed it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pe_ray.config.blocks import ResourcesConfig
+from pe_ray.config.extras import require_extras
+from pe_ray.evolution import iterate
+from pe_ray.files.storage import Location, atomic_write, delete_tree
+from pe_ray.planning import plan, plan_releases, require_affordable
+from pe_ray.release.adaptive import with_mu
+from pe_ray.release.door import Door, open_records
+from pe_ray.release.ledger import Ledger
+from pe_ray.run import Run
+from pe_ray.runtime.cluster import connected
+from pe_ray.runtime.run_directory import (
+    FEATURES,
+    LEDGER,
+    RunDirectory,
+    bind_directory,
+    lock_directory,
+    made_in,
+    on_disk,
+    write_config,
+)
+from pe_ray.synthetic.learnt_embedder import prepare_run
+from pe_ray.synthetic.population import fractions_of
+from pe_ray.tuning.budget import (
+    LABEL_COUNTS,
+    PRIVATE_SUMS,
+    accounting_of,
+    final_shape,
+    mu_left,
+    shared_releases,
+)
+from pe_ray.tuning.checks import check_parts, check_search
+from pe_ray.tuning.search import Search, read_search
+from pe_ray.tuning.space import configure
+from pe_ray.tuning.trial import Job, trial_prefix
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a search ended. trials: what each left behind."""
+
+    path: Path
+    settings: dict[str, Any]
+    score: float
+    trials: tuple[dict[str, Any], ...]
+
+
+def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
+    """Run the search and the final run, or continue them.
+
+    Guarantee: all that OUTPUT holds at any time is (epsilon, delta)-DP for `config.privacy`'s unit
+    under adding or removing one unit, search included: it is post-processing of the releases in
+    its ledger, which composes them as the strategy needs it (see docs/tuning.md). Times in it are
+    no release; those that tell most are gone when it returns.
+    """
+    require_extras(search.config)
+    require_extras(search.tuning, "tuning")
+    check_search(search)
+    config, strategy = search.config, search.strategy
+    require_affordable(plan(config))  # the final run; trials come on top
+    directory = on_disk(config.output.path)
+    with lock_directory(directory), connected(_resources(search), config.private.node_label):
+        folder = directory.ledger.parent / "tuning"
+        bare = not made_in(directory.path) - {LEDGER, FEATURES, folder.name}
+        bare &= not made_in(folder) - {"config.yaml"}
+        stored = folder / "config.yaml"
+        bind_directory(directory, stored, _read_bound, search.bound(), bare=bare)
+        budget, accounting = config.privacy.budget, accounting_of(search)
+        ledger = Ledger.create(directory.ledger, budget, search.fingerprint, accounting, renew=bare)
+        atomic_write(stored, yaml.safe_dump(search.values(), sort_keys=False).encode())
+        result = folder / "result.json"
+        if not ledger.charged and not result.exists():
+            check_parts(search)
+        if strategy.charged and not result.exists():
+            # A bad record must end this before anything is spent.
+            open_records(config, prepare_run(config, directory).embedder)
+        job = _release_shared(search, directory, ledger, folder)
+        if not result.exists():
+            concurrent = max_concurrent or search.tuning.max_concurrent
+            atomic_write(result, json.dumps(_search(job, ledger, concurrent), indent=1).encode())
+        if strategy.charged:
+            delete_tree(folder / "tune")  # its times tell how long the private records took to vote
+        found = json.loads(result.read_bytes())
+        _finish(job, directory, ledger, found["settings"])
+    return Outcome(
+        path=folder.parent,
+        settings=found["settings"],
+        score=found["score"],
+        trials=tuple(found["trials"]),
+    )
+
+
+def _read_bound(file: Location) -> dict[str, Any]:
+    return read_search(file).bound()
+
+
+def _resources(search: Search) -> ResourcesConfig:
+    """A Ray of this search's own counts one CPU more, of which trials take hundredths."""
+    return search.config.resources.model_copy(update={"num_cpus": _cpus(search) + 1})
+
+
+def _cpus(search: Search) -> int:
+    return search.config.resources.num_cpus or os.cpu_count() or 1
+
+
+def _release_shared(search: Search, directory: RunDirectory, ledger: Ledger, folder: Path) -> Job:
+    """Ask for what is released once for all trials and the final run."""
+    config, strategy = search.config, search.strategy
+    shared = {release.key: release for release in shared_releases(search)}
+    job = Job(
+        search=search,
+        folder=folder / "trials",
+        ledger=directory.ledger if strategy.charged else None,
+        workers=_cpus(search),
+    )
+    sums = search.objective.private_sums(search)
+    if sums is not None:
+        run = Run(config=config, directory=directory, embedder=sums.embedder)
+        door = Door(run, ledger, [shared[PRIVATE_SUMS]])
+        noisy = door.sums(PRIVATE_SUMS, sums.embedder, sums.statistic)
+        job = replace(job, sums=noisy.sums)
+    if LABEL_COUNTS in shared:
+        door = Door(prepare_run(config, directory), ledger, [shared[LABEL_COUNTS]])
+        job = replace(job, fractions=fractions_of(door.label_counts()))
+    return job
+
+
+def _search(job: Job, ledger: Ledger, concurrent: int) -> dict[str, Any]:
+    """Run the trials; return settings and score of the best, and what every trial left behind."""
+    from pe_ray.tuning.ray_tune import choose_best, run_trials
+
+    search, folder = job.search, job.folder.parent
+    source = search.strategy.prepare(search, ledger, folder / "prepared", job.fractions)
+    if search.strategy.charged and search.strategy.final_run:
+        final = final_shape(search.config, "kept/")
+        ledger.keep_room("trial/", with_mu(final, search.strategy.result_mu(search)))
+    concurrent = search.strategy.limit_concurrent(concurrent, search)
+    found = run_trials(replace(job, source=source), folder / "tune", concurrent)
+    best = choose_best(found, search.objective.mode)
+    last = max(best["scores"], key=int)
+    return {"settings": best["settings"], "score": best["scores"][last], "trials": found}
+
+
+def _finish(job: Job, directory: RunDirectory, ledger: Ledger, settings: Mapping[str, Any]) -> None:
+    """Make the final run with what is left, or the best trial's run again from its releases."""
+    search, prefix = job.search, ""
+    config = configure(search, settings, job.fractions)
+    if not search.strategy.final_run:
+        prefix = trial_prefix(settings)
+        releases = search.strategy.trial_releases(search, config, prefix)  # all stored by now
+    elif accounting_of(search) == "fixed":
+        releases = plan_releases(config)
+    else:
+        own = {release.key for release in final_shape(config)}
+        charged = (entry.release for entry in ledger.entries())
+        others = tuple(release for release in charged if release.key not in own)
+        releases = with_mu(final_shape(config), mu_left(search, others))
+    run = prepare_run(config, directory)
+    for _ in iterate(run, Door(run, ledger, releases, prefix=prefix)):
+        pass
+    write_config(directory, config)

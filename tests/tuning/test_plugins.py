@@ -1,0 +1,73 @@
+"""A strategy and an objective from outside the package, each one class in a module."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_public import save_parquet
+from tiny_search import STAND_IN, final
+
+from pe_ray import InputError, cli
+from pe_ray.release.ledger import Ledger
+from pe_ray.tuning.search import search_of
+from pe_ray.tuning.trial import Job, run_trial
+from pe_ray.tuning.tune import tune
+
+
+@pytest.fixture
+def added(searched: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    folder = save_parquet(tmp_path / "public", STAND_IN)
+    searched["tuning"] |= {
+        "strategy": "tiny_tuning:Folder",
+        "folder": str(folder),
+        "objective": {"kind": "tiny_tuning:NoNumber"},
+    }
+    return searched
+
+
+def test_they_are_planned_and_run(
+    ray_session: None, added: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    added["tuning"]["objective"] = {"kind": "tiny_tuning:Ink", "share": 0.5}
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(added))
+    assert cli.main(["plan", str(file), "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    costs = {cost["strategy"]: cost for cost in plan["strategies"]}
+    assert plan["recommended"] == "tiny_tuning:Folder"
+    assert costs["tiny_tuning:Folder"]["search_share"] == pytest.approx(0.5, abs=0.01)
+    assert "public_data" in costs["public"]["impossible"]
+    assert costs["proxy"]["impossible"] is None
+    outcome = tune(search_of(added))
+    entries = Ledger.open(outcome.path / "ledger.sqlite").entries()
+    assert [entry.release.kind for entry in entries] == ["sums", "votes", "votes"]
+    assert len(outcome.trials) == 2
+    assert 1700 < outcome.score < 1900  # 1,797 records, with noise, less at most 20 samples
+
+
+def test_a_score_that_is_no_number_is_the_worst(ray_session: None, added: dict[str, Any]) -> None:
+    """The best trial must not depend on the order in which trials end."""
+    job = Job(search=search_of(added), folder=final(added) / "trials")
+    (report,) = run_trial(job, {"votes.neighbors": 1})
+    assert report["score"] == float("inf")
+
+
+def test_options_belong_to_the_strategy(added: dict[str, Any]) -> None:
+    flat = search_of(added)
+    tuning = {key: value for key, value in added["tuning"].items() if key != "folder"}
+    tuning["strategy"] = {"kind": "tiny_tuning:Folder", "folder": added["tuning"]["folder"]}
+    assert search_of(added | {"tuning": tuning}).fingerprint == flat.fingerprint
+    for key, value, field in (
+        ("folders", 1, r"tuning\.strategy\.folders"),
+        ("proxy_share", 0.5, r"tuning\.strategy\.proxy_share"),
+        ("folder", 1, r"tuning\.strategy\.folder"),
+        ("objective", {"kind": "tiny_tuning:Ink", "ink": 1}, r"tuning\.objective\.ink"),
+        ("objective", {"kind": "tiny_tuning:Oil"}, r"tuning\.objective"),
+        ("strategy", "tiny_tuning:Oil", r"tuning\.strategy"),
+    ):
+        with pytest.raises(InputError, match=field):
+            search_of(added | {"tuning": added["tuning"] | {key: value}})
