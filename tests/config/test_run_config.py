@@ -190,3 +190,13 @@ def test_a_threshold_of_one_iteration(tree: dict[str, Any]) -> None:
         tree["selection"] = wrong
         with pytest.raises(InputError, match=r"selection\..*threshold"):
             Config.from_dict(tree)
+
+
+def test_a_configuration_that_version_0_1_0_wrote_opens() -> None:
+    file = Path(__file__).parents[1] / "data" / "config_0.1.0.yaml"
+    config = Config.from_run(file)
+    assert config.selection.at(1).denoise.kind == "threshold"
+    assert config.selection.at(2).denoise.kind == "simplex"
+    assert config.metrics.audit[1].options.embedder.kind == "pixels"
+    with pytest.raises(InputError, match="there is no such key"):
+        Config.from_yaml(file)
