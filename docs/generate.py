@@ -87,7 +87,8 @@ def schema() -> Tree:
         free = [each["title"] for each in kinds if each["required"] == ["kind"]]
         other = {"kind": {"type": "string", "pattern": ":", "description": "module:Class"}}
         kinds.append({"type": "object", "properties": other, "required": ["kind"]})
-        made["$defs"][plugin_type] = {"anyOf": [*kinds, {"enum": free}]}
+        named = {"anyOf": [{"enum": free}, {"type": "string", "pattern": ":"}]}
+        made["$defs"][plugin_type] = {"anyOf": [*kinds, named]}
     text = json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **made})
     for plugin_type in _PLUGINS:  # what PluginOf leaves to fill in
         text = text.replace(f'"plugin_type": "{plugin_type}"', f'"$ref": "#/$defs/{plugin_type}"')
@@ -98,9 +99,10 @@ def schema() -> Tree:
 def _kind(definitions: Tree, plugin_type: plugins.PluginType, kind: str) -> Tree:
     """Return the schema of one kind's mapping; put the models in it into `definitions`."""
     loaded = plugins.load(plugin_type, kind)
-    template = f"#/$defs/{kind}.{{model}}"
+    prefix = f"{plugin_type}.{kind}"
+    template = f"#/$defs/{prefix}.{{model}}"
     own: Tree = plugins.options_of(loaded).model_json_schema(ref_template=template)
-    definitions |= {f"{kind}.{name}": below for name, below in own.pop("$defs", {}).items()}
+    definitions |= {f"{prefix}.{name}": below for name, below in own.pop("$defs", {}).items()}
     return {
         **own,
         "title": kind,

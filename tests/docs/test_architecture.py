@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from pe_ray.release.releases import kind_of
 from pe_ray.synthetic.denoising import make_denoiser
 from pe_ray.synthetic.export import load_format
 from pe_ray.synthetic.export_formats import LabelledImages
+from pe_ray.tuning.search import search_of
 from pe_ray.values import ImageShape, Release
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "architecture.md"
@@ -30,6 +31,8 @@ ADDED: dict[plugins.PluginType, str] = {
     "denoiser": "Power",
     "export_format": "LabelList",
     "release": "Sizes",
+    "tuning_strategy": "Folder",
+    "tuning_objective": "Contrast",
 }
 
 
@@ -93,6 +96,26 @@ def test_an_export_format(tmp_path: Path) -> None:
     assert np.load(tmp_path / "part.npy").tolist() == [2, 1]
     footprint = form.measure(images.pngs, images.names)
     assert len(content) <= footprint.part + footprint.rows.sum()
+
+
+def test_a_strategy_and_an_objective(tree: dict[str, Any], tmp_path: Path) -> None:
+    tree["tuning"] = {
+        "strategy": {"kind": kind("tuning_strategy"), "folder": str(tmp_path)},
+        "objective": {"kind": kind("tuning_objective"), "target": 0.0},
+        "space": {"votes.neighbors": [1, 2]},
+    }
+    search = search_of(tree)
+    trial = search.strategy.configure_trial(search, search.config)
+    assert trial.private.data == str(tmp_path)
+    assert trial.private.labels == search.config.private.labels
+    assert search.strategy.result_mu(search) > 0
+    scorer = search.objective.make_scorer(search, trial.image_shape, None)
+    grey = np.full((3, 4, 4, 1), 9, dtype=np.uint8)
+    assert scorer(grey, np.zeros(3, dtype=np.int32)) == 0.0
+
+
+def test_the_page_shows_one_of_each_type() -> None:
+    assert set(ADDED) == set(get_args(plugins.PluginType))
 
 
 def test_a_kind_of_release() -> None:
