@@ -12,11 +12,10 @@ LOCK := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --un
 
 install: $(INSTALLED)
 
-# What the demo needs: no extras, so no torch. Versions are those of the lock. Modules are compiled
-# when they are first imported: most never are, and compiling all takes half the installation.
+# What the demo needs: no extras, so no torch. Versions are those of the lock.
 $(BASE): requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) install --quiet --no-compile --constraint requirements.txt --editable .
+	$(PIP) install --quiet --constraint requirements.txt --editable .
 	touch $@
 
 # All extras and the development tools, on top of it.
