@@ -23,7 +23,7 @@ from pe_ray import Config, evolve, expand
 from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.files.parts import Part, write_part
 from pe_ray.runtime import stages as stage
-from pe_ray.runtime.cluster import connected
+from pe_ray.runtime.cluster import connect_to_ray
 from pe_ray.runtime.stages import PartWorker
 
 
@@ -46,7 +46,7 @@ def expansion_seconds(run: Path, samples: int, folder: Path, workers: int) -> fl
 def block_seconds(folder: Path, count: int) -> float:
     """Seconds of a stage of 256 empty parts in `count` blocks."""
     requests = [{"start": i, "stop": i + 1} for i in range(256)]
-    stage.num_blocks = lambda *_: count
+    stage.count_blocks = lambda *_: count
     started = time.perf_counter()
     directory = folder / f"blocks-{count}"
     empty = stage.Stage(
@@ -62,7 +62,7 @@ def block_seconds(folder: Path, count: int) -> float:
 
 def main(samples: int = 200_000) -> None:
     print(f"machine: {platform.processor() or platform.machine()}, {os.cpu_count()} CPUs")
-    with tempfile.TemporaryDirectory() as name, connected(ResourcesConfig()):
+    with tempfile.TemporaryDirectory() as name, connect_to_ray(ResourcesConfig()):
         folder = Path(name)
         tree = config(folder).model_dump(mode="json")
         tree["schedule"]["iterations"] = 1

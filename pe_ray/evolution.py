@@ -18,7 +18,7 @@ from pe_ray.release.door import Door
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_copy import update_copy
 from pe_ray.run import Run
-from pe_ray.runtime.cluster import connected
+from pe_ray.runtime.cluster import connect_to_ray
 from pe_ray.runtime.run_directory import claim_directory, require_disk, write_config
 from pe_ray.synthetic.denoising import denoise
 from pe_ray.synthetic.embedding import embed
@@ -50,7 +50,7 @@ def evolve(config: Config) -> Location:
     check_reference(config)
     with (
         claim_directory(config) as directory,
-        connected(config.resources, config.private.node_label),
+        connect_to_ray(config.resources, config.private.node_label),
     ):
         cost = plan(config)
         require_affordable(cost)

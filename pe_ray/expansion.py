@@ -12,20 +12,20 @@ from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.config.extras import require_extras
 from pe_ray.config.places import lies_in
 from pe_ray.errors import InputError
-from pe_ray.files.parts import part_ranges
+from pe_ray.files.parts import divide_rows
 from pe_ray.files.storage import (
     PROBE,
     Location,
     atomic_write,
-    given,
-    left_aside,
-    names,
+    list_names,
+    name_left_aside,
     require_writable,
+    resolve_place,
 )
 from pe_ray.run import Run, open_run
-from pe_ray.runtime.cluster import connected
+from pe_ray.runtime.cluster import connect_to_ray
 from pe_ray.runtime.run_directory import others_cant_write, require_disk
-from pe_ray.synthetic.export import disk_bytes, export, load_format, png
+from pe_ray.synthetic.export import disk_bytes, encode_png, export, load_format
 from pe_ray.synthetic.population import Population, final_population
 from pe_ray.synthetic.population_files import read_population
 from pe_ray.synthetic.teacher import load_teacher
@@ -58,7 +58,7 @@ def expand(
     run = replace(run, config=config)
     population = final_population(run)
     load_teacher(run)
-    directory = given(output, "--output")
+    directory = resolve_place(output, "--output")
     if lies_in(str(directory), config.private.data):
         raise InputError(
             f"--output: {directory} lies in private.data, so a later run would read it as records; "
@@ -68,11 +68,11 @@ def expand(
     load_format(form).check(directory, run.labels)
     _claim(directory, {"run": config.fingerprint, "num_samples": num_samples, "format": form})
     num_rows = population.layout.num_samples if num_samples is None else num_samples
-    parts = part_ranges(num_rows, config.image_shape.num_bytes, config.output.rows_per_part)
+    parts = divide_rows(num_rows, config.image_shape.num_bytes, config.output.rows_per_part)
     some = _sample_images(run, population)
     needed = disk_bytes(form, some, num_rows, len(parts), run.labels)
     require_disk(directory, needed, "--output")
-    with connected(config.resources):
+    with connect_to_ray(config.resources):
         export(run, population, directory, num_variations=num_samples, form=form)
     return directory
 
@@ -82,8 +82,8 @@ def _claim(directory: Location, request: dict[str, Any]) -> None:
 
     What a killed start left behind is removed.
     """
-    held, note = names(directory), directory / _NOTE
-    left = {name for name in held if left_aside(name) in (_NOTE, PROBE)}
+    held, note = list_names(directory), directory / _NOTE
+    left = {name for name in held if name_left_aside(name) in (_NOTE, PROBE)}
     if _NOTE in held:
         if json.loads(note.read_bytes()) != request:
             raise InputError(f"--output: {directory} holds another expansion; give a new folder")
@@ -100,4 +100,5 @@ def _sample_images(run: Run, population: Population) -> list[bytes]:
     count = population.layout.num_samples
     ids = np.unique(np.linspace(0, count - 1, PROBED_IMAGES).astype(np.int64))
     options = run.config.generator_at(population.iteration).options
-    return [png(image) for image in read_population(population.directory, ids, options)["image"]]
+    rows = read_population(population.directory, ids, options)
+    return [encode_png(image) for image in rows["image"]]

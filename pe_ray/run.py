@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pe_ray.config import Config
 from pe_ray.config.kinds import Plugin
 from pe_ray.errors import InputError
-from pe_ray.files.storage import Location, given, names, reported
+from pe_ray.files.storage import Location, io_errors_as_input_errors, list_names, resolve_place
 from pe_ray.runtime.run_directory import LEDGER, RunDirectory, find_ledger
 
 
@@ -39,9 +39,9 @@ def open_run(path: str | Location) -> Run:
     The ledger of a run in a store is the copy that lies in the store. Raises InputError where
     `path` is no run directory.
     """
-    place = given(path, "run")
-    with reported("run", place):
-        if not {"config.yaml", LEDGER} <= names(place):
+    place = resolve_place(path, "run")
+    with io_errors_as_input_errors("run", place):
+        if not {"config.yaml", LEDGER} <= list_names(place):
             raise InputError(
                 f"run {path}: not a run directory (no config.yaml and ledger.sqlite); give the "
                 "folder that was its output.path"

@@ -21,7 +21,7 @@ from PIL import Image
 from tiny_networks import save_clip
 
 from pe_ray import Config, InputError, evolution, evolve, expand, plugins
-from pe_ray.files.parts import MANIFEST, manifest_of, parts_of
+from pe_ray.files.parts import MANIFEST, list_parts, read_manifest
 from pe_ray.private.evaluation import audit
 from pe_ray.release.ledger import Ledger
 from pe_ray.synthetic.population import read_layout
@@ -124,7 +124,7 @@ def test_reused_lookahead_draws_are_the_children(
     tree["votes"] = {"lookahead": 2, "reuse_lookahead": True}
     tree["selection"] = {"keep_selected": True, "next_variation_fold": 2}
     run = evolve(Config.from_dict(tree))
-    first, manifest = digests(run), manifest_of(run / "populations" / "iter=0002")
+    first, manifest = digests(run), read_manifest(run / "populations" / "iter=0002")
     assert manifest is not None
     assert 0 < manifest["reused_draws"] <= manifest["variations"]
     assert not list((run / "lookahead").glob("*"))
@@ -209,7 +209,7 @@ def test_every_option_of_the_main_path_runs(ray_session: None, tree: dict[str, A
     assert label_counts.sensitivity == 1
     assert first.sensitivity == pytest.approx(3**0.5)
     assert first.sigma == pytest.approx(2 * second.sigma, rel=1e-4)
-    manifest = manifest_of(run / "populations" / "iter=0002")
+    manifest = read_manifest(run / "populations" / "iter=0002")
     assert manifest is not None
     assert manifest["num_rows"] == 50
 
@@ -220,9 +220,9 @@ def test_expansion_continues_and_covers_all_parents(
     run = evolve(Config.from_dict(tree))
     whole = expand(run, 100, tmp_path / "whole")
     torn = expand(run, 100, tmp_path / "torn")
-    (torn / parts_of(torn)[2].file).unlink()
+    (torn / list_parts(torn)[2].file).unlink()
     expand(run, 100, torn)
-    for part in parts_of(whole):
+    for part in list_parts(whole):
         assert (whole / part.file).read_bytes() == (torn / part.file).read_bytes()
     labels = pq.read_table(whole, partitioning=None).column("label").to_pylist()
     assert sorted(set(labels)) == list(range(10))
@@ -281,7 +281,7 @@ def test_a_torn_export_is_mended(
         return {name: held for name, held in named.items() if name != MANIFEST}  # holds times
 
     whole = content()
-    part = parts_of(output)[1]
+    part = list_parts(output)[1]
     (output / part.file).unlink()
     if form == "folder":
         assert len([name for name in whole if name.endswith(".png")]) == 40

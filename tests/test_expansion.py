@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from pe_ray import Config, InputError, evolve, expand, expansion
-from pe_ray.files.parts import manifest_of
-from pe_ray.files.storage import PROBE, left_aside
+from pe_ray.files.parts import read_manifest
+from pe_ray.files.storage import PROBE, name_left_aside
 from pe_ray.runtime import run_directory
 
 
@@ -53,10 +53,10 @@ def test_a_kill_before_the_first_part_leaves_nothing_in_the_way(
     output = tmp_path / "more"
     done = subprocess.run([sys.executable, "-c", KILLED, str(finished), str(output), step])
     assert done.returncode == -signal.SIGKILL
-    assert [left_aside(file.name) for file in output.iterdir()] == [left]
+    assert [name_left_aside(file.name) for file in output.iterdir()] == [left]
     expand(finished, 20, output)
-    assert manifest_of(output) is not None
-    assert not any(left_aside(file.name) for file in output.iterdir())
+    assert read_manifest(output) is not None
+    assert not any(name_left_aside(file.name) for file in output.iterdir())
 
 
 @pytest.mark.parametrize("name", ["notes.txt", ".notes.txt", f".notes.txt.{'0' * 32}"])

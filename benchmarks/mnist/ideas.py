@@ -24,7 +24,7 @@ import yaml
 
 from pe_ray import Config, evolve
 from pe_ray.private.evaluation import audit
-from pe_ray.runtime.cluster import connected
+from pe_ray.runtime.cluster import connect_to_ray
 
 PIPELINE = Path(__file__).parents[2] / "pipelines" / "mnist.yaml"
 TUNED_ON = "ABDEGHMNQR"
@@ -91,7 +91,7 @@ def main() -> None:
             found = []
             for seed in range(options.seeds):
                 config = Config.from_dict(settings(file, options.letters, records, row, seed))
-                with connected(config.resources):
+                with connect_to_ray(config.resources):
                     found.append(100 * next(iter(audit(evolve(config)).values())))
             shown = ", ".join(f"{accuracy:.2f}" for accuracy in found)
             print(f"| {row} | {shown} | {statistics.mean(found):.2f} |", flush=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pe_ray import plugins
 from pe_ray.auditing.bounds import tradeoff
-from pe_ray.auditing.game import Game, Verdict, scored
+from pe_ray.auditing.game import Game, Verdict, score_canaries
 from pe_ray.components.nearest import NearestSearch
 from pe_ray.files.images import decode_image
 from pe_ray.synthetic.population import final_population
@@ -51,7 +51,7 @@ def write_figure(game: Game, verdict: Verdict, file: Path) -> Path:
     claims, scores, errors, distances = figure.subplots(1, 4)
     coins = game.canaries.coins
     _claims(claims, verdict)
-    values = scored(game, "histograms")
+    values = score_canaries(game, "histograms")
     grid = np.linspace(values.min(), values.max(), 60)
     for included, name in ((True, "included"), (False, "left out")):
         scores.hist(values[coins == included], bins=grid, alpha=0.6, label=name)

@@ -37,11 +37,11 @@ from pe_ray.auditing.canaries import (
 from pe_ray.config import Config
 from pe_ray.config.extras import require_extras
 from pe_ray.errors import InputError
-from pe_ray.files.parts import parts_of
-from pe_ray.files.storage import delete_tree, given, names, require_writable
+from pe_ray.files.parts import list_parts
+from pe_ray.files.storage import delete_tree, list_names, require_writable, resolve_place
 from pe_ray.release.ledger import Ledger
 from pe_ray.run import Run
-from pe_ray.runtime.cluster import connected
+from pe_ray.runtime.cluster import connect_to_ray
 from pe_ray.runtime.run_directory import LEDGER, RunDirectory, on_disk
 from pe_ray.synthetic.learnt_embedder import prepare_run
 from pe_ray.synthetic.population import Population, read_layout
@@ -123,7 +123,7 @@ def play(config: Config, output: Path, *, most: int | None = None, restarts: int
     attacked = _attacked(config, output)
     require_writable(output, "--output")
     directory = on_disk(output / "run")
-    with connected(config.resources):
+    with connect_to_ray(config.resources):
         canaries = place_canaries(attacked, output, most)
         with_data = attacked.model_copy(
             update={"private": canary_data(attacked, canaries.included)}
@@ -160,8 +160,8 @@ def play(config: Config, output: Path, *, most: int | None = None, restarts: int
 
 def _attacked(config: Config, output: Path) -> Config:
     """Return `config` with a run directory of its own and label shares known beforehand."""
-    place = given(config.output.path, "output.path")
-    if LEDGER in names(place):
+    place = resolve_place(config.output.path, "output.path")
+    if LEDGER in list_names(place):
         raise InputError(
             f"output.path: {config.output.path} holds a run with a ledger; an attack is for public "
             "data and never goes near one: give --set output.path=another folder"
@@ -193,7 +193,7 @@ def _take_back(run: RunDirectory) -> None:
     """Leave the run directory as a crash after the releases would."""
     delete_tree(run.synthetic)
     delete_tree(run.path / "histograms")
-    for folder in names(run.path / "populations"):
+    for folder in list_names(run.path / "populations"):
         if folder != run.population(0).name:
             delete_tree(run.path / "populations" / folder)
 
@@ -207,13 +207,13 @@ def _children(run: RunDirectory, iteration: int, parents: int) -> NDArray[np.int
     """Count the children of each sample of S_(iteration-1), from the released `parent` column."""
     directory = run.population(iteration)
     total = np.zeros(parents, dtype=np.int64)
-    for part in parts_of(directory):
+    for part in list_parts(directory):
         column = pq.read_table(directory / part.file, columns=["parent"], partitioning=None)
         total += np.bincount(column["parent"].drop_null().to_numpy(), minlength=parents)
     return total
 
 
-def scored(game: Game, statistic: Statistic) -> Scores:
+def score_canaries(game: Game, statistic: Statistic) -> Scores:
     """How much speaks for each canary's having been included, [m]; above 0: guess that it was.
 
     histograms: sum over releases and the canary's claimed bins of (noisy count - 1/2) / sigma^2,
@@ -232,7 +232,7 @@ def scored(game: Game, statistic: Statistic) -> Scores:
     return total
 
 
-def judged(
+def judge(
     game: Game, confidence: float, scores: Mapping[Statistic, Scores] | None = None
 ) -> Verdict:
     """Bounds from all statistics (or the attacker's own `scores`), the error shared among them.
@@ -244,7 +244,7 @@ def judged(
     if scores is None:
         names: list[Statistic] = ["histograms", "parents"]
         names += ["reached"] if game.unit == "user" else []
-        scores = {name: scored(game, name) for name in names}
+        scores = {name: score_canaries(game, name) for name in names}
     methods: list[tuple[Statistic, Method]] = [(name, "one_run") for name in scores]
     # A sample's children depend on all other samples' votes, so "parents" is not independent.
     methods += [(name, "independent") for name in scores if name != "parents"]

@@ -58,12 +58,12 @@ def _attack(options: argparse.Namespace) -> None:
         raise InputError("--restarts: give 0 or more")
     config = Config.from_yaml(options.config, options.set)
     from pe_ray.auditing.figure import write_figure
-    from pe_ray.auditing.game import judged, play
+    from pe_ray.auditing.game import judge, play
     from pe_ray.files.storage import atomic_write
 
     output = Path(options.output)
     game = play(config, output, most=options.canaries, restarts=options.restarts)
-    verdict = judged(game, options.confidence)
+    verdict = judge(game, options.confidence)
     content = {**asdict(verdict), "refuted": verdict.refuted}
     atomic_write(output / "attack.json", json.dumps(content, indent=2).encode())
     picture = write_figure(game, verdict, output / "attack.png")

@@ -11,7 +11,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from pe_ray.config.kinds import Block, DenoiserPlugin, MetricPlugin
 from pe_ray.config.places import LocalFolder, Place
-from pe_ray.files.storage import location
+from pe_ray.files.storage import parse_location
 from pe_ray.values import MAX_SUMS, Budget, DistanceMetric, ImageShape, Unit
 
 STALL_SECONDS = 7200.0
@@ -339,7 +339,7 @@ class OutputConfig(Block):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.ledger and isinstance(location(self.path), Path):
+        if self.ledger and isinstance(parse_location(self.path), Path):
             raise ValueError(
                 "ledger: only for an output.path in a store; a local run's ledger is in it"
             )

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-from pe_ray.files.storage import location
+from pe_ray.files.storage import parse_location
 
 _USER_INFO = re.compile(r"^[a-z][a-z0-9+.-]*://[^/?#\s]*@", re.IGNORECASE)
 _SECRET_QUERY = re.compile(
@@ -18,12 +18,12 @@ _SECRET_QUERY = re.compile(
 
 
 def _require_place(place: str) -> str:
-    location(place)
+    parse_location(place)
     return place
 
 
 def _require_local(place: str) -> str:
-    if not isinstance(location(place), Path):
+    if not isinstance(parse_location(place), Path):
         raise ValueError("must be a local folder")
     return place
 
@@ -51,7 +51,7 @@ def apart(data: str, where: Mapping[str, Any], private: Any) -> bool:
 def _parts(place: str) -> tuple[str, ...]:
     """Return the steps to `place` from the root or the bucket, however it is written."""
     try:
-        found = location(place)
+        found = parse_location(place)
     except ValueError:  # reported by the reader of that place
         return (place,)
     if isinstance(found, Path):

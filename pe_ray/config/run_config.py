@@ -25,7 +25,7 @@ from pe_ray.config.kinds import Block, EmbedderPlugin, Generators, Plugin, Switc
 from pe_ray.config.places import apart, lies_in, refuse_credentials
 from pe_ray.config.yaml_tree import drop_removed_keys, first_fault, read_tree, set_override
 from pe_ray.errors import InputError
-from pe_ray.files.storage import Location, at_home, location
+from pe_ray.files.storage import Location, expand_home, parse_location
 from pe_ray.plugins.options import BOUND
 from pe_ray.values import ImageShape
 
@@ -168,8 +168,9 @@ class Config(Block):
                     f"output.path: lies in {field}, so the run's own files would be read as data; "
                     "give a folder elsewhere"
                 )
-        run, cache = location(output), self.private.cache or "none"
-        inside = isinstance(run, Path) and at_home(cache).resolve().is_relative_to(run.resolve())
+        run, cache = parse_location(output), self.private.cache or "none"
+        folder = expand_home(cache).resolve()
+        inside = isinstance(run, Path) and folder.is_relative_to(run.resolve())
         if inside and cache != "none":
             raise ValueError("private.cache: must lie outside output.path, which is publishable")
 

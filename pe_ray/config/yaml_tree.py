@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from pe_ray.errors import InputError
-from pe_ray.files.storage import Location, given
+from pe_ray.files.storage import Location, resolve_place
 
 _REMOVED: Mapping[str, Mapping[str, Any]] = {
     "schedule": {"expand_degree": None},
@@ -27,7 +27,7 @@ _REMOVED: Mapping[str, Mapping[str, Any]] = {
 def read_tree(path: str | Location, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Return the plain values of a YAML file, with `overrides` (`block.key=value`) in place."""
     try:
-        text = given(path, "config").read_text(encoding="utf-8")
+        text = resolve_place(path, "config").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"config {path}: can't be read ({type(error).__name__})") from error
     try:

@@ -21,7 +21,13 @@ from numpy.typing import NDArray
 
 from pe_ray.errors import InputError, RecordError
 from pe_ray.files import images
-from pe_ray.files.storage import Location, given, names_below, reported, seekable
+from pe_ray.files.storage import (
+    Location,
+    io_errors_as_input_errors,
+    list_paths_below,
+    open_seekable,
+    resolve_place,
+)
 from pe_ray.values import ImageShape
 
 DIGITS = "sklearn:digits"
@@ -130,11 +136,11 @@ def list_shards(table: ImageTable) -> list[TableSlice]:
 
         _refuse_columns(table)
         return [TableSlice(shard=0, source=None, start=0, stop=len(load_digits().target))]
-    path = given(table.data, table.name_field("data"))
-    with reported(table.name_field("data"), path):
+    path = resolve_place(table.data, table.name_field("data"))
+    with io_errors_as_input_errors(table.name_field("data"), path):
         if not path.exists():
             raise InputError(f"{table.name_field('data')}: {table.data} does not exist")
-        names = [] if path.is_file() else names_below(path)
+        names = [] if path.is_file() else list_paths_below(path)
         files = [path / name for name in names if name.endswith(".parquet")]
         if path.is_file():
             files = [path]
@@ -245,7 +251,7 @@ def _list_files(table: ImageTable, files: Sequence[Location]) -> list[TableSlice
 def _count_stored(table: ImageTable, file: Location) -> int:
     """Return the rows of a parquet file, from its footer, if it has the columns."""
     try:
-        with pq.ParquetFile(seekable(file)) as parquet:
+        with pq.ParquetFile(open_seekable(file)) as parquet:
             num_rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
     except (OSError, pa.ArrowException, UnicodeError):
         raise InputError(
@@ -301,7 +307,7 @@ def _list_classes(table: ImageTable, root: Location, names: Sequence[str]) -> li
     """List a folder of images: folders at its top are the classes, and may be links."""
     if isinstance(root, Path):
         links = [entry for entry in root.iterdir() if entry.is_symlink() and entry.is_dir()]
-        linked = [f"{link.name}/{name}" for link in links for name in names_below(link)]
+        linked = [f"{link.name}/{name}" for link in links for name in list_paths_below(link)]
         names = sorted([*names, *linked], key=lambda name: name.replace("/", "\0"))
     shards: list[TableSlice] = []
     for label, group in itertools.groupby(names, _class_folder):
@@ -431,7 +437,7 @@ def _scan_parquet(
     """
     assert part.source is not None
     read = sorted({*columns, *table.where})
-    with pq.ParquetFile(seekable(part.source)) as file:
+    with pq.ParquetFile(open_seekable(part.source)) as file:
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         edges = np.concatenate([[0], np.cumsum(sizes)])
         groups = np.flatnonzero((edges[:-1] < part.stop) & (edges[1:] > part.start))

@@ -33,7 +33,7 @@ class Part:
     num_bytes: int
 
 
-def part_ranges(num_rows: int, row_bytes: int, rows_per_part: int | None) -> list[tuple[int, int]]:
+def divide_rows(num_rows: int, row_bytes: int, rows_per_part: int | None) -> list[tuple[int, int]]:
     """Return the row ranges of a stage's parts: enough to share out, none too large for memory."""
     rows = part_rows(num_rows, row_bytes, rows_per_part)
     return [(start, min(start + rows, num_rows)) for start in range(0, num_rows, rows)]
@@ -55,14 +55,14 @@ def write_part(directory: Location, start: int, stop: int, suffix: str, content:
     return Part(file=name, start=start, stop=stop, num_bytes=len(content))
 
 
-def found_parts(
+def find_parts(
     directory: Location, ranges: Sequence[tuple[int, int]], suffix: str
 ) -> list[Part | None]:
     """Return the part of each range that an earlier start wrote.
 
     None where there is none, or where its size differs from what a manifest of that start states.
     """
-    sizes, stated = storage.sizes(directory), {}
+    sizes, stated = storage.list_sizes(directory), {}
     if MANIFEST in sizes:
         with suppress(ValueError, KeyError, TypeError):  # torn: then it states nothing
             listed = json.loads((directory / MANIFEST).read_bytes())["parts"]
@@ -77,9 +77,9 @@ def found_parts(
     return found
 
 
-def rows_found(directory: Location) -> int:
+def count_rows_found(directory: Location) -> int:
     """Count the rows in a stage's parts so far, complete or not, by their names."""
-    spans = [_PART.fullmatch(name) for name in storage.sizes(directory)]
+    spans = [_PART.fullmatch(name) for name in storage.list_sizes(directory)]
     return sum(int(span[2]) - int(span[1]) for span in spans if span)
 
 
@@ -91,27 +91,27 @@ def commit(directory: Location, parts: Sequence[Part], extra: Mapping[str, Any])
         assert part.start == expected, "parts must cover the stage without gap or overlap"
         expected = part.stop
     ours = {part.file for part in parts}
-    for name in storage.sizes(directory).keys() - ours:
-        if _PART.fullmatch(storage.left_aside(name) or name):
+    for name in storage.list_sizes(directory).keys() - ours:
+        if _PART.fullmatch(storage.name_left_aside(name) or name):
             (directory / name).unlink(missing_ok=True)  # of a worker that outlived its driver
     manifest = {"num_rows": expected, "parts": [asdict(part) for part in parts], **extra}
     atomic_write(directory / MANIFEST, json.dumps(manifest, indent=1).encode())
 
 
-def manifest_of(directory: Location) -> dict[str, Any] | None:
+def read_manifest(directory: Location) -> dict[str, Any] | None:
     """Return the manifest of a complete stage, None where it or any part is missing or torn."""
     try:
         manifest = json.loads((directory / MANIFEST).read_bytes())
-        sizes = storage.sizes(directory)
+        sizes = storage.list_sizes(directory)
         whole = all(sizes.get(part["file"]) == Part(**part).num_bytes for part in manifest["parts"])
     except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return manifest if whole else None
 
 
-def parts_of(directory: Location) -> list[Part]:
+def list_parts(directory: Location) -> list[Part]:
     """Return the parts of a complete stage, in row order."""
-    manifest = manifest_of(directory)
+    manifest = read_manifest(directory)
     if manifest is None:
         raise FileNotFoundError(f"{directory}: stage is not complete")
     return [Part(**part) for part in manifest["parts"]]

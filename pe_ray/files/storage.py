@@ -113,7 +113,7 @@ def _store(scheme: str, bucket: str, query: str) -> Any:
     return FileSystem.from_uri(f"{scheme}://{bucket}?{'&'.join(filter(None, options))}")[0]
 
 
-def location(text: str | os.PathLike[str] | ObjectPath) -> Location:
+def parse_location(text: str | os.PathLike[str] | ObjectPath) -> Location:
     """Parse `text` as a local path, or as the URI of one or of an object.
 
     Raises ValueError for a URI that can't be used; its text does not quote the URI, which may hold
@@ -124,7 +124,7 @@ def location(text: str | os.PathLike[str] | ObjectPath) -> Location:
     path = os.fspath(text)
     scheme, separator, rest = path.partition("://")
     if not separator:
-        return at_home(path)
+        return expand_home(path)
     if scheme == "file":
         return Path(rest)
     key, _, query = rest.partition("?")
@@ -144,7 +144,7 @@ def location(text: str | os.PathLike[str] | ObjectPath) -> Location:
     return ObjectPath(scheme, key, query)
 
 
-def at_home(text: str | Path) -> Path:
+def expand_home(text: str | Path) -> Path:
     """Expand a leading ~ of a local path, as a shell does."""
     try:
         return Path(text).expanduser()
@@ -152,16 +152,16 @@ def at_home(text: str | Path) -> Path:
         return Path(text)
 
 
-def given(text: str | os.PathLike[str] | ObjectPath, field: str) -> Location:
+def resolve_place(text: str | os.PathLike[str] | ObjectPath, field: str) -> Location:
     """Parse and resolve a place that the user gave; InputError names the field."""
     try:
-        return location(text).resolve()
+        return parse_location(text).resolve()
     except ValueError as error:
         raise InputError(f"{field}: {error}") from None
 
 
 @contextmanager
-def reported(field: str, path: Location) -> Iterator[None]:
+def io_errors_as_input_errors(field: str, path: Location) -> Iterator[None]:
     """Re-raise I/O errors on `path`, on a disk or in a store, as InputError naming `field`."""
     try:
         yield
@@ -181,7 +181,7 @@ def reported(field: str, path: Location) -> Iterator[None]:
 
 def require_writable(path: Location, field: str) -> None:
     """Raise InputError unless files can be put into the folder `path`, which is made."""
-    with reported(field, path), room(path):
+    with io_errors_as_input_errors(field, path), full_disk_as_input_error(path):
         path.mkdir(parents=True, exist_ok=True)
         probe = path / _aside(PROBE)
         probe.write_bytes(b"")
@@ -189,7 +189,7 @@ def require_writable(path: Location, field: str) -> None:
 
 
 @contextmanager
-def room(folder: Location) -> Iterator[None]:
+def full_disk_as_input_error(folder: Location) -> Iterator[None]:
     """Re-raise a full disk (or quota) as InputError; other errors pass."""
     try:
         yield
@@ -207,7 +207,7 @@ def atomic_write(path: Location, content: bytes) -> None:
         path.write_bytes(content)
         return
     aside = path.with_name(_aside(path.name))
-    with room(path.parent):
+    with full_disk_as_input_error(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(aside, "wb", opener=_not_for_others_to_change) as file:
@@ -228,7 +228,7 @@ def _aside(name: str) -> str:
     return f".{name}.{uuid.uuid4().hex}"
 
 
-def left_aside(name: str) -> str | None:
+def name_left_aside(name: str) -> str | None:
     """Return the name that a file of a killed `atomic_write` was to get.
 
     PROBE for a file of a killed `require_writable`; None for any other file.
@@ -247,7 +247,7 @@ def write_many(folder: Location, files: Sequence[tuple[str, bytes]]) -> None:
     Call `sync` before a marker says that they are all there.
     """
     if isinstance(folder, Path):
-        with room(folder):
+        with full_disk_as_input_error(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for name, content in files:
                 (folder / name).write_bytes(content)
@@ -271,14 +271,14 @@ def sync(folder: Location) -> None:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with room(folder):
+        with full_disk_as_input_error(folder):
             if syncfs(handle):
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     finally:
         os.close(handle)
 
 
-def names(folder: Location) -> set[str]:
+def list_names(folder: Location) -> set[str]:
     """Return the names of files and folders in `folder`, hidden ones too; empty if it is none."""
     if isinstance(folder, ObjectPath):
         return {info.base_name for info in _listing(folder)}
@@ -288,7 +288,7 @@ def names(folder: Location) -> set[str]:
         return set()
 
 
-def sizes(folder: Location) -> dict[str, int]:
+def list_sizes(folder: Location) -> dict[str, int]:
     """Return the bytes of each file in `folder`, from one listing; empty if it is missing."""
     if isinstance(folder, ObjectPath):
         return {info.base_name: info.size for info in _listing(folder) if info.is_file}
@@ -309,7 +309,7 @@ def _listing(folder: ObjectPath) -> list[Any]:
     return found
 
 
-def names_below(folder: Location) -> list[str]:
+def list_paths_below(folder: Location) -> list[str]:
     """Return the paths below `folder` of all its files, sorted folder by folder.
 
     Links to folders aren't followed. Raises OSError where a folder can't be listed.
@@ -332,9 +332,9 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def files_below(folder: Location, suffix: str) -> list[Location]:
+def list_files_below(folder: Location, suffix: str) -> list[Location]:
     """Return all files below `folder` whose name ends in `suffix`, in the order of their paths."""
-    return [folder / name for name in names_below(folder) if name.endswith(suffix)]
+    return [folder / name for name in list_paths_below(folder) if name.endswith(suffix)]
 
 
 def delete_tree(folder: Location) -> None:
@@ -346,7 +346,7 @@ def delete_tree(folder: Location) -> None:
         folder.store.delete_dir(folder.key)
 
 
-def version(file: Location) -> tuple[Any, ...]:
+def file_version(file: Location) -> tuple[Any, ...]:
     """Return what changes when the file does: size and time, or what the store says of the object.
 
     For S3 that is size, time and ETag.
@@ -359,12 +359,12 @@ def version(file: Location) -> tuple[Any, ...]:
     return tuple(sorted(f"{name}: {value.decode()}" for name, value in tags.items()))
 
 
-def whole(file: Location) -> Path | BinaryIO:
+def open_fully(file: Location) -> Path | BinaryIO:
     """Open a file for readers that read all of it: a local path, or an in-memory buffer."""
     return file if isinstance(file, Path) else io.BytesIO(file.read_bytes())
 
 
-def fetched(file: ObjectPath) -> Path:
+def fetch_copy(file: ObjectPath) -> Path:
     """Copy an object to this disk, read-only, for as long as this process lives."""
     folder = Path(tempfile.mkdtemp(prefix="pe-ray-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -374,6 +374,6 @@ def fetched(file: ObjectPath) -> Path:
     return copy
 
 
-def seekable(file: Location) -> Any:
+def open_seekable(file: Location) -> Any:
     """Open a file for readers that read pieces of it: a local path, or the open object."""
     return file if isinstance(file, Path) else file.store.open_input_file(file.key)

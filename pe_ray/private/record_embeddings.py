@@ -23,11 +23,11 @@ from pe_ray.config.blocks import STALL_SECONDS, PrivateConfig
 from pe_ray.config.kinds import Plugin
 from pe_ray.errors import FaultError, InputError, RecordError
 from pe_ray.files.image_tables import TableSlice
-from pe_ray.files.storage import at_home, version
+from pe_ray.files.storage import expand_home, file_version
 from pe_ray.private.records import list_slices, private_table, read_records
 from pe_ray.private.tasks import RETRIES, private_task
 from pe_ray.runtime.cluster import on_nodes
-from pe_ray.runtime.watchdog import headway, limited
+from pe_ray.runtime.watchdog import exit_on_stall, note_progress
 
 _MAX_PARTITIONS = 64  # of users: each slice has as many pieces
 _FORMAT = 3  # of cached embeddings; 2 misread tensors beyond the first slice of a file
@@ -144,7 +144,7 @@ def _embed_task(
     type.
     """
     try:
-        with limited(stall_seconds):
+        with exit_on_stall(stall_seconds):
             embedded = embed_slice(part, config, channels, embedder)
     except (RecordError, _SetupError) as error:
         return (error, None, *[None] * num_pieces)
@@ -200,7 +200,7 @@ def embed_slice(
         features.append(made)
         labels.append(batch.labels)
         users += batch.users
-        headway()
+        note_progress()
     embedded = EmbeddedRecords(
         features=np.concatenate(features),
         labels=np.concatenate(labels),
@@ -241,7 +241,7 @@ def cache_folder(config: PrivateConfig) -> Path | None:
     if config.cache == "none":
         return None
     if config.cache:
-        return at_home(config.cache)
+        return expand_home(config.cache)
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "pe_ray" / "private"
 
@@ -285,7 +285,7 @@ def _cache_file(
             "start": part.start,
             "stop": part.stop,
         },
-        "file": version(source),
+        "file": file_version(source),
         "config": config.model_dump(mode="json", exclude={"data", "cache", "node_label"}),
         "channels": channels,
         "embedder": [embedder.kind, embedder.options.model_dump(mode="json")],

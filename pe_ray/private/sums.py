@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from pe_ray.plugins import Statistic
 from pe_ray.private.record_embeddings import EmbeddedRecords, PrivateRecords, join_users
-from pe_ray.private.tasks import guarded, private_task
-from pe_ray.runtime.watchdog import headway
+from pe_ray.private.tasks import hide_private_errors, private_task
+from pe_ray.runtime.watchdog import note_progress
 from pe_ray.values import LATTICE
 
 _ROOM = 2.0**-10
@@ -42,7 +42,7 @@ def sum_records(records: PrivateRecords, statistic: Statistic) -> list[ray.Objec
 
 
 def _sum_partition(statistic: Statistic, stall_seconds: float, *pieces: EmbeddedRecords) -> RawSums:
-    with guarded("summing", stall_seconds):
+    with hide_private_errors("summing", stall_seconds):
         return sum_pieces(pieces, statistic)
 
 
@@ -73,7 +73,7 @@ def sum_pieces(
                 vectors += vectors_of(rows[start : start + size]).sum(axis=0)
             vectors /= len(rows)
         steps += clip_and_sum(vectors).steps
-        headway()
+        note_progress()
     return RawSums(steps=steps)
 
 

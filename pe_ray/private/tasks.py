@@ -10,7 +10,7 @@ import ray
 
 from pe_ray.errors import InputError
 from pe_ray.runtime.cluster import on_nodes
-from pe_ray.runtime.watchdog import limited
+from pe_ray.runtime.watchdog import exit_on_stall
 
 RETRIES = 5  # of a task whose worker or node died, and of a slice whose node was lost
 
@@ -32,7 +32,7 @@ def private_task(
 
 
 @contextmanager
-def guarded(doing: str, stall_seconds: float) -> Iterator[None]:
+def hide_private_errors(doing: str, stall_seconds: float) -> Iterator[None]:
     """Run the body of such a task; end its worker if it makes no progress for `stall_seconds`.
 
     Ray then repeats the task elsewhere.
@@ -41,7 +41,7 @@ def guarded(doing: str, stall_seconds: float) -> Iterator[None]:
     InputError passes unchanged: it is about configuration or machine, and quotes no record.
     """
     try:
-        with limited(stall_seconds):
+        with exit_on_stall(stall_seconds):
             yield
     except InputError:
         raise

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from pe_ray.components.nearest import NearestSearch
 from pe_ray.config.blocks import VotesConfig
-from pe_ray.files.storage import Location, whole
+from pe_ray.files.storage import Location, open_fully
 from pe_ray.private.record_embeddings import EmbeddedRecords, PrivateRecords, join_users
-from pe_ray.private.tasks import guarded, private_task
-from pe_ray.runtime.cluster import capacity
-from pe_ray.runtime.watchdog import headway
+from pe_ray.private.tasks import hide_private_errors, private_task
+from pe_ray.runtime.cluster import count_resource
+from pe_ray.runtime.watchdog import note_progress
 from pe_ray.values import LabelLayout
 
 _TASKS_PER_CORE = 2  # few, since each prepares all samples; more than one, for balance
@@ -92,7 +92,7 @@ def cast_votes(
     for the sum. How partitions are shared out depends on their number and the cluster only.
     """
     count = private_task(_count_partitions, records.node_label, gpus=gpus)
-    cores = max(1, capacity("GPU" if gpus else "CPU"))
+    cores = max(1, count_resource("GPU" if gpus else "CPU"))
     order = _by_node(records.partitions)
     groups = np.array_split(order, min(len(order), _TASKS_PER_CORE * cores))
     return [
@@ -156,7 +156,7 @@ def nearest_samples(
             search = NearestSearch(queries, settings.neighbors, settings.metric, on_gpu=on_gpu)
             for first, block in _blocks(parts, *layout.label_range(label), load):
                 search.add(block, first)
-                headway()
+                note_progress()
             ids[chosen] = search.ids
     return ids
 
@@ -175,7 +175,7 @@ def _features(pieces: Sequence[EmbeddedRecords], rows: NDArray[np.int64]) -> NDA
 def _rows(file: Location) -> NDArray[np.float32]:
     """Samples of one part: of a local file mapped, of an object all of it."""
     mapped: NDArray[np.float32] = np.load(
-        whole(file), mmap_mode="r" if isinstance(file, Path) else None, allow_pickle=False
+        open_fully(file), mmap_mode="r" if isinstance(file, Path) else None, allow_pickle=False
     )
     return mapped
 
@@ -211,12 +211,12 @@ def _count_partitions(
     stall_seconds: float,
     *pieces: EmbeddedRecords,
 ) -> RawVotes:
-    with guarded("counting votes", stall_seconds):
+    with hide_private_errors("counting votes", stall_seconds):
         choices = nearest_samples(pieces, parts, layout, settings, on_gpu=on_gpu)
         return bounded_votes(choices, join_users([piece.users for piece in pieces]), limit)
 
 
 def _count_labels(limit: int, stall_seconds: float, *pieces: EmbeddedRecords) -> RawVotes:
-    with guarded("counting labels", stall_seconds):
+    with hide_private_errors("counting labels", stall_seconds):
         labels = np.concatenate([piece.labels for piece in pieces]).astype(np.int64)
         return bounded_votes(labels[:, None], join_users([piece.users for piece in pieces]), limit)

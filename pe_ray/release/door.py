@@ -16,7 +16,7 @@ from pe_ray.config import Config
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.config.kinds import Plugin
 from pe_ray.errors import InputError
-from pe_ray.files.storage import location
+from pe_ray.files.storage import parse_location
 from pe_ray.plugins import Statistic
 from pe_ray.private import record_embeddings as private_records
 from pe_ray.private.record_embeddings import PrivateRecords
@@ -138,7 +138,7 @@ def open_records(
 
     Guarantee: see `private.record_embeddings.open_records`.
     """
-    cache, place = private_records.cache_folder(config.private), location(config.output.path)
+    cache, place = private_records.cache_folder(config.private), parse_location(config.output.path)
     if cache and isinstance(place, Path) and cache.resolve().is_relative_to(place.resolve()):
         raise InputError(
             f"private.cache: {cache} lies in output.path, which is publishable; name another folder"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from pe_ray.errors import InputError
-from pe_ray.files.storage import ObjectPath, atomic_write, fetched, reported
+from pe_ray.files.storage import ObjectPath, atomic_write, fetch_copy, io_errors_as_input_errors
 from pe_ray.release.ledger import Ledger
 
 
@@ -21,9 +21,9 @@ def update_copy(ledger: Ledger, copy: ObjectPath | None) -> None:
     """
     if copy is None:
         return
-    with reported("output.path", copy):
+    with io_errors_as_input_errors("output.path", copy):
         if copy.exists():
-            file = fetched(copy)
+            file = fetch_copy(copy)
             try:
                 included = _includes(ledger, Ledger.open(file))
             finally:

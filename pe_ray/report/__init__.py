@@ -24,13 +24,13 @@ def write_report(path: str | Location) -> Location:
     from pe_ray.report.page import render_run
     from pe_ray.report.samples import join_images, read_samples
     from pe_ray.report.score_tables import write_scores
-    from pe_ray.synthetic.export import png
+    from pe_ray.synthetic.export import encode_png
 
     facts = gather(path)
     samples = [read_samples(facts, iteration) for iteration in range(len(facts.layouts))]
     for iteration, by_label in enumerate(samples):
         picture = facts.run.path / "samples" / f"iter={iteration:04d}.png"
-        atomic_write(picture, png(join_images(list(by_label.values()))))
+        atomic_write(picture, encode_png(join_images(list(by_label.values()))))
     page = render_run(facts, samples, write_scores(facts))
     atomic_write(facts.run.report, page.encode())
     return facts.run.report

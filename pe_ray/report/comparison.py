@@ -15,7 +15,7 @@ from typing import Any
 from markupsafe import Markup
 
 from pe_ray.errors import InputError
-from pe_ray.files.storage import atomic_write, reported
+from pe_ray.files.storage import atomic_write, io_errors_as_input_errors
 from pe_ray.report.charts import draw_chart
 from pe_ray.report.facts import gather
 from pe_ray.report.page import render
@@ -115,7 +115,7 @@ def write_comparison(runs: Sequence[ComparedRun], output: Path) -> Path:
         rows=tabulate(runs),
         groups=[(where, _draw_metrics(where, members)) for where, members in groups.items()],
     )
-    with reported("--output", output):
+    with io_errors_as_input_errors("--output", output):
         atomic_write(output, page.encode())
     return output
 

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pe_ray.config import Config
-from pe_ray.files.parts import manifest_of
-from pe_ray.files.storage import Location, seekable
+from pe_ray.files.parts import read_manifest
+from pe_ray.files.storage import Location, open_seekable
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_sql import LedgerEntry
 from pe_ray.release.releases import votes_key
@@ -55,7 +55,8 @@ class Facts:
         found: NoisyHistogram | None = self.ledger.released(key)
         if found is not None or not file.exists():
             return found
-        exported = pq.read_table(seekable(file), columns=["noisy_votes"])["noisy_votes"].to_numpy()
+        table = pq.read_table(open_seekable(file), columns=["noisy_votes"])
+        exported = table["noisy_votes"].to_numpy()
         for entry in self.entries:
             if entry.release.key.endswith(f"/{key}"):
                 found = self.ledger.released(entry.release.key)
@@ -90,7 +91,7 @@ def gather(path: str | Location) -> Facts:
         if layout is None:
             break
         layouts.append(layout)
-    final = manifest_of(run.synthetic)
+    final = read_manifest(run.synthetic)
     return Facts(
         run=run,
         config=config,
@@ -137,7 +138,7 @@ def list_stage_times(facts: Facts) -> list[StageTime]:
             file, calls = run.embedding_time(iteration), before * facts.config.votes.lookahead
             made = json.loads(file.read_bytes()) if file.exists() else {}
             found.append(_stage_time(f"embedding {iteration}", before, calls, made))
-        made = manifest_of(run.population(iteration)) or {}
+        made = read_manifest(run.population(iteration)) or {}
         name = f"population {iteration}" if iteration else "population 0 (random draws)"
         calls = made.get("variations", 0) - made.get("reused_draws", 0)
         if iteration == 0:
@@ -146,7 +147,7 @@ def list_stage_times(facts: Facts) -> list[StageTime]:
         before = layout.num_samples
         found.append(_stage_time(name, before, calls, made))
     if facts.num_final is not None:
-        made = manifest_of(run.synthetic) or {}
+        made = read_manifest(run.synthetic) or {}
         found.append(_stage_time("final set", facts.num_final, 0, made))
     return found
 

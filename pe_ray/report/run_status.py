@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pe_ray.files.parts import manifest_of, rows_found
+from pe_ray.files.parts import count_rows_found, read_manifest
 from pe_ray.files.storage import Location
 from pe_ray.release.releases import shape_releases
 from pe_ray.report.facts import Facts, gather
@@ -104,4 +104,4 @@ def _stage(stage: str, iteration: int | None, done: int, rows: int | None = None
 
 def _count_rows(directory: Location, rows: int) -> int:
     """Return the rows made; all `rows` only where the manifest completes the stage."""
-    return rows if manifest_of(directory) else min(rows_found(directory), rows - 1)
+    return rows if read_manifest(directory) else min(count_rows_found(directory), rows - 1)

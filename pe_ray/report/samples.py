@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.report.facts import Facts
-from pe_ray.synthetic.export import png
+from pe_ray.synthetic.export import encode_png
 from pe_ray.synthetic.population_files import read_population
 from pe_ray.values import LabelLayout
 
@@ -67,7 +67,7 @@ def encode_image(image: Image, *, lossless: bool) -> str:
     from PIL import Image as Pillow
 
     if lossless or image.shape[2] == 1:
-        return "data:image/png;base64," + base64.b64encode(png(image)).decode()
+        return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()
     sink = io.BytesIO()
     Pillow.fromarray(image).save(sink, format="JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(sink.getvalue()).decode()

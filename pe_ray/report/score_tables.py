@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_ray.files.storage import Location, atomic_write, names
+from pe_ray.files.storage import Location, atomic_write, list_names
 from pe_ray.report.facts import Facts
 from pe_ray.synthetic.denoising import make_denoiser
 from pe_ray.synthetic.scoring import read_scores
@@ -114,7 +114,7 @@ def _write_tensorboard(directory: Location, rows: Sequence[Row]) -> None:
     """Write scalars by iteration in place of the event files of earlier reports."""
     from tensorboardX import SummaryWriter
 
-    for old in names(directory):
+    for old in list_names(directory):
         if old.startswith("events."):
             (directory / old).unlink()
     with tempfile.TemporaryDirectory() as folder:

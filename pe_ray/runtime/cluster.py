@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def connected(resources: ResourcesConfig, node_label: str | None = None) -> Iterator[None]:
+def connect_to_ray(resources: ResourcesConfig, node_label: str | None = None) -> Iterator[None]:
     """Connect to Ray for the duration of the block; a Ray that was up before stays up after.
 
     Without resources.address, the environment's RAY_ADDRESS counts (a submitted job has it). Raises
@@ -185,7 +185,7 @@ def on_nodes(node_label: str | None) -> dict[str, Any]:
     return {} if node_label is None else {"label_selector": dict([split_label(node_label)])}
 
 
-def capacity(name: str) -> int:
+def count_resource(name: str) -> int:
     """Return the whole units of a resource that the cluster holds now."""
     import ray
 
@@ -198,9 +198,9 @@ def num_workers(resources: ResourcesConfig) -> int:
     A cluster may grow, even from no worker, and does not say how far. There its autoscaler is asked
     for what was configured. A Ray that was started here can't grow.
     """
-    fits = capacity("CPU") / resources.cpus_per_worker
+    fits = count_resource("CPU") / resources.cpus_per_worker
     if resources.gpus_per_worker:
-        fits = min(fits, capacity("GPU") / resources.gpus_per_worker)
+        fits = min(fits, count_resource("GPU") / resources.gpus_per_worker)
     if resources.workers and (resources.address or _address_of_environment()):
         return resources.workers
     return max(1, min(int(fits), resources.workers or int(fits)))

@@ -29,13 +29,13 @@ from pe_ray.files.locks import is_locked, locked
 from pe_ray.files.storage import (
     Location,
     ObjectPath,
-    at_home,
     atomic_write,
-    fetched,
-    given,
-    names,
-    reported,
+    expand_home,
+    fetch_copy,
+    io_errors_as_input_errors,
+    list_names,
     require_writable,
+    resolve_place,
 )
 from pe_ray.values import LabelLayout, NoisyHistogram
 
@@ -137,9 +137,10 @@ def on_disk(path: str | Path) -> RunDirectory:
 @contextmanager
 def claim_directory(config: Config) -> Iterator[RunDirectory]:
     """Create or continue the run directory of `config`; lock it against a second process."""
-    run = RunDirectory(given(config.output.path, "output.path"), ledger_folder(config) / LEDGER)
+    place = resolve_place(config.output.path, "output.path")
+    run = RunDirectory(place, ledger_folder(config) / LEDGER)
     with lock_directory(run):
-        with reported("output.path", run.path):
+        with io_errors_as_input_errors("output.path", run.path):
             bind_directory(run, run.config, _read_bound, config.bound(), bare=run.is_bare)
         require_writable(run.path, "output.path")
         yield run
@@ -238,12 +239,12 @@ def made_in(folder: Location) -> set[str]:
             path.is_file() for path in (below, *below.rglob("*"))
         )
 
-    return {name for name in names(folder) if name[0] != "." and holds_files(name)}
+    return {name for name in list_names(folder) if name[0] != "." and holds_files(name)}
 
 
 def ledger_folder(config: Config) -> Path:
     """Return the local folder of a run's ledger and lock."""
-    path = given(config.output.path, "output.path")
+    path = resolve_place(config.output.path, "output.path")
     if isinstance(path, Path):
         return path
     if config.output.ledger is None:
@@ -251,7 +252,7 @@ def ledger_folder(config: Config) -> Path:
             "output.ledger: needed for an output.path in a store; give a local folder, on a disk "
             "that outlives the machine, for ledger.sqlite"
         )
-    return at_home(config.output.ledger).resolve()
+    return expand_home(config.output.ledger).resolve()
 
 
 def write_config(run: RunDirectory, config: Config) -> None:
@@ -281,12 +282,12 @@ def require_disk(directory: Location, num_bytes: int, field: str) -> None:
 
 def find_ledger(path: str | Location) -> Path:
     """Return the ledger of an existing run, or of a search that has no final run yet."""
-    place = given(path, "run")
-    with reported("run", place):
-        if LEDGER not in names(place):
+    place = resolve_place(path, "run")
+    with io_errors_as_input_errors("run", place):
+        if LEDGER not in list_names(place):
             raise InputError(
                 f"run {path}: not a run directory (no ledger.sqlite); give the folder that was its "
                 "output.path"
             )
         ledger = place / LEDGER
-        return ledger if isinstance(ledger, Path) else fetched(ledger)
+        return ledger if isinstance(ledger, Path) else fetch_copy(ledger)

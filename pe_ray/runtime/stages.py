@@ -34,11 +34,11 @@ from pe_ray import plugins
 from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.config.kinds import Plugin
 from pe_ray.errors import FaultError, InputError
-from pe_ray.files.parts import Part, commit, found_parts, manifest_of
-from pe_ray.files.storage import Location, room
+from pe_ray.files.parts import Part, commit, find_parts, read_manifest
+from pe_ray.files.storage import Location, full_disk_as_input_error
 from pe_ray.runtime.cluster import num_workers
 from pe_ray.runtime.progress import Progress
-from pe_ray.runtime.watchdog import LostNodes, StandsStillError, headway, limited
+from pe_ray.runtime.watchdog import LostNodes, StandsStillError, exit_on_stall, note_progress
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class PartWorker:
         made = []
         for row in range(requests.num_rows):
             made.append(self.make(_request(requests, row)))
-            headway()
+            note_progress()
         return pa.Table.from_pylist([asdict(part) for part in made])
 
 
@@ -119,7 +119,7 @@ class _BlockMaker:
         if ray.get(self._attempts(requests.column("start")[0].as_py())) > _DEATHS + 1:
             return pa.table({"deaths": [_DEATHS + 1]})
         try:
-            with limited(self._stall_seconds):
+            with exit_on_stall(self._stall_seconds):
                 self._worker = self._worker or self._construct()
                 return self._worker(requests)
         except InputError as error:
@@ -158,15 +158,15 @@ def run_stage(stage: Stage, resources: ResourcesConfig) -> None:
     `resources` change speed only. The manifest says how many rows the start that completed the
     stage made, and in how many seconds. Rows of earlier starts are not timed.
     """
-    if manifest_of(stage.directory) is not None:
+    if read_manifest(stage.directory) is not None:
         return
     started = time.monotonic()
-    with room(stage.directory):
+    with full_disk_as_input_error(stage.directory):
         stage.directory.mkdir(parents=True, exist_ok=True)
     ranges = [(request["start"], request["stop"]) for request in stage.requests]
 
     def found() -> dict[int, Part]:
-        parts = found_parts(stage.directory, ranges, stage.suffix)
+        parts = find_parts(stage.directory, ranges, stage.suffix)
         return {part.start: part for part in parts if part is not None}
 
     made = found()
@@ -216,7 +216,7 @@ def _make(
 ) -> Iterator[Part]:
     """Yield parts as they are made, in any order."""
     workers, stall_seconds = num_workers(resources), resources.stall_seconds
-    blocks_made = num_blocks(len(requests), workers)
+    blocks_made = count_blocks(len(requests), workers)
     table = _table(requests)
     edges = np.linspace(0, len(requests), blocks_made + 1).astype(int)
     blocks = [table.slice(a, b - a) for a, b in itertools.pairwise(edges)]
@@ -274,17 +274,17 @@ def _build(
     given: Sequence[Plugin], label_names: tuple[str, ...], stall_seconds: float
 ) -> str | None:
     try:
-        with limited(stall_seconds):
+        with exit_on_stall(stall_seconds):
             for plugin in given:
                 names = [label_names] if plugin.plugin_type == "generator" else []
                 plugins.build(plugin.plugin_type, plugin.kind, plugin.options, *names)
-                headway()
+                note_progress()
     except InputError as error:
         return str(error)
     return None
 
 
-def num_blocks(num_parts: int, workers: int) -> int:
+def count_blocks(num_parts: int, workers: int) -> int:
     """Return the number of blocks of a stage: enough to keep all workers busy, none too small."""
     return min(num_parts, max(4 * workers, num_parts // _PARTS_PER_BLOCK))
 

@@ -19,7 +19,7 @@ _limit: float | None = None
 
 
 @contextmanager
-def limited(seconds: float) -> Iterator[None]:
+def exit_on_stall(seconds: float) -> Iterator[None]:
     """Exit this process, as a crash would, unless the block ends or calls `headway` in time.
 
     The timer is a thread of its own that needs no Python, so it also ends a process that hangs in
@@ -27,7 +27,7 @@ def limited(seconds: float) -> Iterator[None]:
     """
     global _limit
     _limit = seconds
-    headway()
+    note_progress()
     try:
         yield
     finally:
@@ -35,7 +35,7 @@ def limited(seconds: float) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def headway() -> None:
+def note_progress() -> None:
     """Restart the timer, if there is one."""
     if _limit is not None:
         faulthandler.dump_traceback_later(_limit, exit=True, file=_STDERR)

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from pe_ray.files.parts import (
     Part,
     commit,
-    found_parts,
-    manifest_of,
-    part_ranges,
-    parts_of,
+    divide_rows,
+    find_parts,
+    list_parts,
+    read_manifest,
     write_part,
 )
 from pe_ray.files.storage import Location, atomic_write, delete_tree
@@ -60,7 +60,7 @@ class Embedding:
         """
         directory = self.run.directory.embedding(self.iteration)
         _make_embedding(self.run, self.iteration, self.population)
-        return [(directory / part.file, part.start, part.stop) for part in parts_of(directory)]
+        return [(directory / part.file, part.start, part.stop) for part in list_parts(directory)]
 
     def discard(self) -> None:
         """Delete the embedding; keep what its manifest says of its rows and seconds.
@@ -69,7 +69,7 @@ class Embedding:
         follow it depend on the private records and are not timed.
         """
         directory = self.run.directory.embedding(self.iteration)
-        manifest = manifest_of(directory)
+        manifest = read_manifest(directory)
         if manifest is not None:
             kept = {name: manifest[name] for name in ("num_rows", "rows_made", "seconds")}
             atomic_write(
@@ -171,7 +171,7 @@ def embed_while_varying(run: Run, iteration: int) -> Callable[[], EmbeddingWorke
 def _make_embedding(run: Run, iteration: int, population: Population) -> None:
     config, layout = run.config, population.layout
     row_bytes = config.image_shape.num_bytes
-    ranges = part_ranges(layout.num_samples, row_bytes, config.output.rows_per_part)
+    ranges = divide_rows(layout.num_samples, row_bytes, config.output.rows_per_part)
     requests: list[Request] = [{"start": start, "stop": stop} for start, stop in ranges]
     stage = Stage(
         name=f"embedding {iteration}",
@@ -182,7 +182,7 @@ def _make_embedding(run: Run, iteration: int, population: Population) -> None:
     )
     run_stage(stage, config.resources)
     kept, count = run.directory.lookahead(iteration), config.votes.lookahead
-    if config.votes.reuse_lookahead and manifest_of(kept) is None:
-        found = found_parts(kept, [(a * count, b * count) for a, b in ranges], "parquet")
+    if config.votes.reuse_lookahead and read_manifest(kept) is None:
+        found = find_parts(kept, [(a * count, b * count) for a, b in ranges], "parquet")
         assert None not in found, "an embedded part has its draws"
         commit(kept, [part for part in found if part is not None], {})

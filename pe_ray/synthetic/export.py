@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_ray.files.parts import Part, part_ranges, write_part
+from pe_ray.files.parts import Part, divide_rows, write_part
 from pe_ray.files.storage import Location
 from pe_ray.plugins import registry
 from pe_ray.plugins.seeds import row_seeds
@@ -42,7 +42,7 @@ def export(
     config = run.config
     num_rows = population.layout.num_samples if num_variations is None else num_variations
     made = load_format(form)
-    ranges = part_ranges(num_rows, config.image_shape.num_bytes, config.output.rows_per_part)
+    ranges = divide_rows(num_rows, config.image_shape.num_bytes, config.output.rows_per_part)
     requests: list[Request] = [{"start": start, "stop": stop} for start, stop in ranges]
     stage = Stage(
         name="final set" if num_variations is None else "expansion",
@@ -87,7 +87,7 @@ class ExportWorker(PartWorker):
         if self._num_variations is None:
             rows = read_population(population.directory, ids, options)
         else:
-            parents = final_parents(ids, self._num_variations, num_parents)
+            parents = assign_parents(ids, self._num_variations, num_parents)
             rows = read_population(population.directory, parents, options)
             if self._generator is None:
                 batch_size = config.resources.batch_size
@@ -99,7 +99,7 @@ class ExportWorker(PartWorker):
             labels = self._teacher.predict(rows["image"])
         images = LabelledImages(
             first=start,
-            pngs=[png(image) for image in rows["image"]],
+            pngs=[encode_png(image) for image in rows["image"]],
             labels=labels,
             names=self._run.labels,
         )
@@ -107,7 +107,7 @@ class ExportWorker(PartWorker):
         return write_part(self._directory, start, stop, self._format.suffix, content)
 
 
-def final_parents(ids: NDArray[np.int64], num_samples: int, num_parents: int) -> NDArray[np.int64]:
+def assign_parents(ids: NDArray[np.int64], num_samples: int, num_parents: int) -> NDArray[np.int64]:
     """Return which sample of S_T each of the rows `ids` of `num_samples` stems from, [n].
 
     Full rounds over all samples in order come first, then evenly spaced ones. Populations are in
@@ -132,7 +132,7 @@ def disk_bytes(
     return math.ceil(num_rows * row) + num_parts * (_PART_BYTES + taken.part) + fixed
 
 
-def png(image: NDArray[np.uint8]) -> bytes:
+def encode_png(image: NDArray[np.uint8]) -> bytes:
     """Encode one image, uint8 [height, width, channels], as PNG."""
     from PIL import Image
 

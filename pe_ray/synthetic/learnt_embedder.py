@@ -19,11 +19,11 @@ from pe_ray.config import Config
 from pe_ray.config.kinds import Plugin
 from pe_ray.errors import InputError
 from pe_ray.files.images import resize
-from pe_ray.files.storage import Location, location
+from pe_ray.files.storage import Location, parse_location
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.run import Run
 from pe_ray.runtime.run_directory import FEATURES, RunDirectory
-from pe_ray.runtime.watchdog import headway, limited
+from pe_ray.runtime.watchdog import exit_on_stall, note_progress
 from pe_ray.synthetic.batching import BatchedGenerator
 from pe_ray.values import ImageShape
 
@@ -78,8 +78,8 @@ def _name(config: Config) -> str:
 def _learn(config: Config, options: LabelFeaturesOptions, file: str) -> str | None:
     """Draw, train and write; return the text of an InputError, if there is one."""
     try:
-        with limited(config.resources.stall_seconds):
-            _write(location(file), config, options)
+        with exit_on_stall(config.resources.stall_seconds):
+            _write(parse_location(file), config, options)
     except InputError as error:
         return str(error)
     return None
@@ -101,7 +101,7 @@ def _write(file: Location, config: Config, options: LabelFeaturesOptions) -> Non
         seeds = row_seeds(config.schedule.seed, "features", 0, ids)
         made = generator.random(labels[ids], seeds)["image"]
         images[ids] = made if shape == drawn else [resize(image, shape) for image in made]
-        headway()
+        note_progress()
     seed = config.schedule.seed
     arrays = label_features.fit(images, labels, options.features, options.epochs, seed)
     label_features.write(file, arrays)

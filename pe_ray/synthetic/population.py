@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.errors import InputError
-from pe_ray.files.parts import manifest_of
+from pe_ray.files.parts import read_manifest
 from pe_ray.files.storage import Location
 from pe_ray.run import Run
 from pe_ray.values import LabelLayout, NoisyHistogram
@@ -86,7 +86,7 @@ def lookahead_draws(offspring: Offspring, lookahead: int) -> NDArray[np.int64]:
 
 def read_layout(directory: Location) -> LabelLayout | None:
     """Return the layout of a complete population on disk, None where there is none."""
-    counts = (manifest_of(directory) or {}).get("label_counts")
+    counts = (read_manifest(directory) or {}).get("label_counts")
     if not isinstance(counts, list) or not all(type(count) is int for count in counts):
         return None
     return LabelLayout(counts=tuple(counts))

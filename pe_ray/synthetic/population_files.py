@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pe_ray.files import storage
-from pe_ray.files.parts import MANIFEST, Part, parts_of
+from pe_ray.files.parts import MANIFEST, Part, list_parts
 from pe_ray.files.storage import Location
 from pe_ray.plugins import GeneratorOptions, Rows
 from pe_ray.values import ImageShape
@@ -23,7 +23,7 @@ from pe_ray.values import ImageShape
 @lru_cache(maxsize=4)
 def _known_parts(directory: Location, _version: tuple[Any, ...]) -> list[Part]:
     """Return `parts_of`, once per process: listing every part for every part is quadratic."""
-    return parts_of(directory)
+    return list_parts(directory)
 
 
 def population_schema(options: GeneratorOptions) -> pa.Schema:
@@ -73,11 +73,11 @@ def read_population(directory: Location, ids: NDArray[np.int64], options: Genera
     wanted, back = np.unique(ids, return_inverse=True)
     schema = population_schema(options)
     tables = []
-    for part in _known_parts(directory, storage.version(directory / MANIFEST)):
+    for part in _known_parts(directory, storage.file_version(directory / MANIFEST)):
         low, high = np.searchsorted(wanted, [part.start, part.stop])
         if low < high:
             table = pq.read_table(
-                storage.whole(directory / part.file), schema=schema, partitioning=None
+                storage.open_fully(directory / part.file), schema=schema, partitioning=None
             )
             tables.append(table.take(wanted[low:high] - part.start))
     table = pa.concat_tables(tables) if tables else schema.empty_table()
@@ -90,11 +90,11 @@ def read_parents(directory: Location, start: int, stop: int) -> NDArray[np.int64
     -1 where there is none.
     """
     found = [np.empty(0, dtype=np.int64)]
-    for part in parts_of(directory):
+    for part in list_parts(directory):
         low, high = max(start, part.start), min(stop, part.stop)
         if low < high:
             table = pq.read_table(
-                storage.whole(directory / part.file), columns=["parent"], partitioning=None
+                storage.open_fully(directory / part.file), columns=["parent"], partitioning=None
             )
             parents = np.asarray(table.column("parent").fill_null(-1))
             found.append(parents[low - part.start : high - part.start])

@@ -21,10 +21,10 @@ import ray
 from numpy.typing import NDArray
 
 from pe_ray.components.nearest import nearest_others
-from pe_ray.files.storage import Location, atomic_write, seekable, whole
+from pe_ray.files.storage import Location, atomic_write, open_fully, open_seekable
 from pe_ray.run import Run
 from pe_ray.runtime.progress import log_stage
-from pe_ray.runtime.watchdog import headway, limited
+from pe_ray.runtime.watchdog import exit_on_stall, note_progress
 from pe_ray.synthetic.embedding import Embedding
 from pe_ray.values import DistanceMetric, LabelLayout, NoisyHistogram
 
@@ -117,25 +117,31 @@ def _smooth_label(
         return noisy, sigma
     vectors = np.concatenate(
         [
-            np.load(whole(file), allow_pickle=False)[max(0, first - start) : first + num - start]
+            _load(file)[max(0, first - start) : first + num - start]
             for file, start, stop in parts
             if start < first + num and first < stop
         ]
     )
     by = metric if metric == "cosine" else "l2"  # an inner product is no distance between samples
     nearest = np.empty((num, widest - 1), dtype=np.int32)
-    with limited(stall_seconds):
+    with exit_on_stall(stall_seconds):
         for rows, ids in nearest_others(vectors, widest - 1, by):
             nearest[rows] = ids
-            headway()
+            note_progress()
         return smooth(noisy, nearest, sigma, most)
+
+
+def _load(file: Location) -> NDArray[np.float32]:
+    """Load one part of an embedding."""
+    vectors: NDArray[np.float32] = np.load(open_fully(file), allow_pickle=False)
+    return vectors
 
 
 def read_smoothed(file: Location) -> Votes | None:
     """Return what `smooth_votes` kept in `file`, None where there is none."""
     if not file.exists():
         return None
-    table = pq.read_table(seekable(file))
+    table = pq.read_table(open_seekable(file))
     sigmas = json.loads(table.schema.metadata[b"sigmas"])
     return Votes(votes=table["votes"].to_numpy(), sigmas=tuple(sigmas))
 

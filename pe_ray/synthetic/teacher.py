@@ -18,7 +18,7 @@ from pe_ray.components.embedders import label_features
 from pe_ray.components.moments import GRAM_SHARE, Floats, RidgeMoments
 from pe_ray.config.kinds import Plugin
 from pe_ray.errors import InputError
-from pe_ray.files.storage import Location, whole
+from pe_ray.files.storage import Location, open_fully
 from pe_ray.plugins import Images
 from pe_ray.run import Run
 from pe_ray.synthetic.population import Population
@@ -108,7 +108,7 @@ class Teacher:
             file=str(folder / FEATURES_FILE), num_features=num_features
         )
         self._features = label_features.LearntFeatures(options)
-        with np.load(whole(folder / WEIGHTS_FILE), allow_pickle=False) as stored:
+        with np.load(open_fully(folder / WEIGHTS_FILE), allow_pickle=False) as stored:
             self._weights = stored["weights"]
 
     def predict(self, images: Images) -> NDArray[np.int32]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.config import Config
-from pe_ray.files.parts import Part, manifest_of, part_ranges, write_part
+from pe_ray.files.parts import Part, divide_rows, read_manifest, write_part
 from pe_ray.files.storage import delete_tree
 from pe_ray.plugins import Rows
 from pe_ray.plugins.seeds import row_seeds
@@ -87,7 +87,7 @@ def _make_population(
             "draws": draws[start:stop],
             "labels": layout.labels(start, stop),
         }
-        for start, stop in part_ranges(layout.num_samples, row_bytes, rows_per_part)
+        for start, stop in divide_rows(layout.num_samples, row_bytes, rows_per_part)
     ]
     directory = run.directory.population(iteration)
     embedder = embed_while_varying(run, iteration + 1) if embed_next else None
@@ -127,7 +127,7 @@ class PopulationWorker(PartWorker):
         self._run = run
         self._iteration = iteration
         kept = run.directory.lookahead(iteration)
-        self._kept = kept if iteration and manifest_of(kept) else None
+        self._kept = kept if iteration and read_manifest(kept) else None
         plugin, batch_size = run.config.generator_at(iteration), run.config.resources.batch_size
         self._generator = BatchedGenerator(plugin, run.labels, batch_size)
         self._embedder = embedder() if embedder else None

@@ -10,11 +10,11 @@ from pathlib import Path
 import ray
 
 from pe_ray.errors import InputError
-from pe_ray.files.storage import given
+from pe_ray.files.storage import resolve_place
 from pe_ray.planning import plan_releases
 from pe_ray.release.adaptive import adaptive_epsilon, with_mu
 from pe_ray.runtime.stages import check_plugins
-from pe_ray.runtime.watchdog import limited
+from pe_ray.runtime.watchdog import exit_on_stall
 from pe_ray.synthetic.scoring import check_reference
 from pe_ray.tuning.budget import accounting_of, final_shape, shared_releases
 from pe_ray.tuning.search import Range, Search
@@ -24,7 +24,7 @@ from pe_ray.tuning.trial import Job, trial_config
 
 def check_search(search: Search) -> None:
     """Raise InputError, before anything is spent, for a search that can't be made."""
-    if not isinstance(given(search.config.output.path, "output.path"), Path):
+    if not isinstance(resolve_place(search.config.output.path, "output.path"), Path):
         raise InputError("output.path: a search needs a local folder; copy it from there")
     job = Job(search=search, folder=Path("unused"))
     check_space(search, lambda settings: trial_config(job, settings))
@@ -85,7 +85,7 @@ def _each_choice_of_parts(search: Search) -> Iterator[Settings]:
 def _objective_fault(search: Search) -> str | None:
     """Return what is wrong with what scoring needs."""
     try:
-        with limited(search.config.resources.stall_seconds):
+        with exit_on_stall(search.config.resources.stall_seconds):
             search.objective.try_out(search)
     except InputError as error:
         return str(error)

@@ -25,7 +25,7 @@ from pe_ray.release.adaptive import with_mu
 from pe_ray.release.door import Door, open_records
 from pe_ray.release.ledger import Ledger
 from pe_ray.run import Run
-from pe_ray.runtime.cluster import connected
+from pe_ray.runtime.cluster import connect_to_ray
 from pe_ray.runtime.run_directory import (
     FEATURES,
     LEDGER,
@@ -76,7 +76,7 @@ def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
     config, strategy = search.config, search.strategy
     require_affordable(plan(config))  # the final run; trials come on top
     directory = on_disk(config.output.path)
-    with lock_directory(directory), connected(_resources(search), config.private.node_label):
+    with lock_directory(directory), connect_to_ray(_resources(search), config.private.node_label):
         folder = directory.ledger.parent / "tuning"
         bare = not made_in(directory.path) - {LEDGER, FEATURES, folder.name}
         bare &= not made_in(folder) - {"config.yaml"}

@@ -19,7 +19,7 @@ import ray
 from numpy.typing import NDArray
 
 from pe_ray import Config, evolution, planning
-from pe_ray.auditing.game import Verdict, judged, play, scored
+from pe_ray.auditing.game import Verdict, judge, play, score_canaries
 from pe_ray.private.record_embeddings import join_users
 from pe_ray.private.votes import RawVotes, bounded_votes, nearest_samples
 from pe_ray.release import aggregator, door
@@ -64,7 +64,7 @@ def tree(tmp_path: Path) -> dict[str, Any]:
 
 
 def attacked(tree: dict[str, Any], folder: Path, restarts: int = 0) -> Verdict:
-    return judged(play(Config.from_dict(tree), folder, restarts=restarts), CONFIDENCE)
+    return judge(play(Config.from_dict(tree), folder, restarts=restarts), CONFIDENCE)
 
 
 class NoisyAggregator(Aggregator):
@@ -263,7 +263,7 @@ def test_seeded_noise(
         [drawn - seeded(release.sigma, len(drawn)) for drawn in starts]
         for release, starts in zip(game.releases, game.histograms, strict=True)
     ]
-    scores = scored(replace(game, histograms=cleaned), "histograms")
-    verdict = judged(game, CONFIDENCE, {"histograms": scores})
+    scores = score_canaries(replace(game, histograms=cleaned), "histograms")
+    verdict = judge(game, CONFIDENCE, {"histograms": scores})
     assert verdict.refuted, verdict
     assert verdict.assumption_free > verdict.claimed

@@ -11,10 +11,10 @@ from pe_ray.components.generators.rendered_text import RenderedText
 from pe_ray.files.parts import (
     MAX_PART_BYTES,
     commit,
-    found_parts,
-    manifest_of,
-    part_ranges,
-    parts_of,
+    divide_rows,
+    find_parts,
+    list_parts,
+    read_manifest,
     write_part,
 )
 from pe_ray.plugins import Rows
@@ -56,13 +56,13 @@ def test_rows_come_back_in_any_order(tmp_path: Path) -> None:
 
 
 def test_a_torn_or_missing_part_undoes_the_stage(tmp_path: Path) -> None:
-    assert manifest_of(tmp_path) is None
+    assert read_manifest(tmp_path) is None
     written(tmp_path)
-    assert manifest_of(tmp_path) is not None
-    part = parts_of(tmp_path)[1]
+    assert read_manifest(tmp_path) is not None
+    part = list_parts(tmp_path)[1]
     (tmp_path / part.file).write_bytes((tmp_path / part.file).read_bytes()[:-1])
-    assert manifest_of(tmp_path) is None
-    whole, torn = found_parts(tmp_path, [(0, 7), (7, 20)], "parquet")
+    assert read_manifest(tmp_path) is None
+    whole, torn = find_parts(tmp_path, [(0, 7), (7, 20)], "parquet")
     assert whole is not None
     assert torn is None  # and so made again
 
@@ -76,7 +76,7 @@ def test_unknown_columns_cannot_be_written() -> None:
     ("num_rows", "row_bytes"), [(1, 1), (2000, 784), (10**6, 3072), (9, 10**9)]
 )
 def test_parts_cover_all_rows_and_stay_small(num_rows: int, row_bytes: int) -> None:
-    ranges = part_ranges(num_rows, row_bytes, None)
+    ranges = divide_rows(num_rows, row_bytes, None)
     assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges[:-1])]
     assert ranges[-1][1] == num_rows
     assert all((b - a) * row_bytes <= max(row_bytes, MAX_PART_BYTES) for a, b in ranges)

@@ -27,21 +27,21 @@ from moto.server import ThreadedMotoServer
 from pe_ray import Config, InputError, cli, evolution, evolve, expand
 from pe_ray.components.generators.cached_images import CachedImages
 from pe_ray.files.image_tables import ImageTable, list_shards, read_images
-from pe_ray.files.parts import MANIFEST, parts_of
+from pe_ray.files.parts import MANIFEST, list_parts
 from pe_ray.files.storage import (
     Location,
     ObjectPath,
     delete_tree,
-    files_below,
-    location,
-    names,
-    version,
+    file_version,
+    list_files_below,
+    list_names,
+    parse_location,
 )
 from pe_ray.private.record_embeddings import embed_slice
 from pe_ray.private.records import list_slices
 from pe_ray.release import door, ledger_copy
 from pe_ray.release.ledger import Ledger
-from pe_ray.synthetic.export import png
+from pe_ray.synthetic.export import encode_png
 from pe_ray.values import ImageShape
 
 
@@ -60,7 +60,7 @@ def server() -> Iterator[str]:
 def bucket(server: str, tmp_path: Path) -> ObjectPath:
     """A new, empty bucket."""
     name = f"bucket-{hashlib.sha256(str(tmp_path).encode()).hexdigest()[:20]}"
-    made = location(f"s3://{name}?endpoint_override={server}&scheme=http&region=us-east-1")
+    made = parse_location(f"s3://{name}?endpoint_override={server}&scheme=http&region=us-east-1")
     assert isinstance(made, ObjectPath)
     import boto3
 
@@ -76,7 +76,7 @@ STATES_A_TIME_OR_PLACE = (".lock", "ledger.sqlite", "config.yaml", "report.html"
 def content(folder: Location) -> dict[str, str]:
     """Digest of every file below `folder`, but for what states a time or the run's place."""
     start, digests = len(str(folder).partition("?")[0]), {}
-    for file in files_below(folder, ""):
+    for file in list_files_below(folder, ""):
         if isinstance(file, Path) and not file.is_file():
             continue
         if file.name in STATES_A_TIME_OR_PLACE or file.name.startswith(("events.", "embedding-")):
@@ -128,14 +128,14 @@ def test_a_run_in_a_store_equals_a_local_one(
     assert str(run / "synthetic") in printed
     cli.main(["report", str(local)])
     assert content(run) == content(local)
-    assert len(files_below(run / "tensorboard", "")) == 1
+    assert len(list_files_below(run / "tensorboard", "")) == 1
     assert "ledger:" not in (run / "config.yaml").read_text("utf-8")
 
     # A part and a marker lost: found and made again, by the driver and by its workers.
     for stage in (run / "populations" / "iter=0001", run / "synthetic"):
-        (stage / parts_of(stage)[1].file).unlink()
+        (stage / list_parts(stage)[1].file).unlink()
     (
-        run / "populations" / "iter=0002" / parts_of(run / "populations/iter=0002")[0].file
+        run / "populations" / "iter=0002" / list_parts(run / "populations/iter=0002")[0].file
     ).write_bytes(b"torn")
     delete_tree(run / "populations" / "iter=0000")
     assert evolve(Config.from_dict(tree)) == run
@@ -153,7 +153,7 @@ def test_a_run_in_a_store_equals_a_local_one(
     for form in ("parquet", "webdataset", "folder"):
         (bucket / form / f".probe.{uuid.uuid4().hex}").write_bytes(b"")  # of one that was killed
         there = expand(str(run), 50, str(bucket / form), form=form)
-        (there / parts_of(there)[2].file).unlink()
+        (there / list_parts(there)[2].file).unlink()
         expand(run, 50, there, form=form)
         ours = content(expand(local, 50, tmp_path / form, form=form))
         assert content(there) == ours
@@ -166,12 +166,14 @@ def test_images_in_a_store_are_read_as_on_a_disk(
 ) -> None:
     images = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3), dtype=np.uint8)
     sink = io.BytesIO()
-    pq.write_table(pa.table({"image": [png(i) for i in images], "label": list("abbaab")}), sink)
+    pq.write_table(
+        pa.table({"image": [encode_png(i) for i in images], "label": list("abbaab")}), sink
+    )
     for folder in (tmp_path, bucket):
         for number, name in enumerate(["b/2.png", "a/sub/1.png", "a/.hidden/0.png", "a/0.png"]):
             place = folder / "classes" / name.rpartition("/")[0]
             place.mkdir(parents=True, exist_ok=True)
-            (folder / "classes" / name).write_bytes(png(images[number]))
+            (folder / "classes" / name).write_bytes(encode_png(images[number]))
         (folder / "files").mkdir()
         (folder / "files" / "one.parquet").write_bytes(sink.getvalue())
     shape = ImageShape(height=5, width=4, channels=3)
@@ -196,12 +198,14 @@ def test_a_new_run_in_a_store_copies_its_ledger(
     private = tmp_path / "records"
     private.mkdir()
     rng = np.random.default_rng(1)
-    images = [png(rng.integers(0, 256, (12, 12, 1), dtype=np.uint8)) for _ in range(40)]
+    images = [encode_png(rng.integers(0, 256, (12, 12, 1), dtype=np.uint8)) for _ in range(40)]
     table = pa.table({"image": images, "label": [str(i % 10) for i in range(40)]})
     pq.write_table(table, private / "a.parquet")
     (bucket / "data" / "a.parquet").write_bytes((private / "a.parquet").read_bytes())
     (bucket / "spark" / "set.parquet" / "part-0.parquet").write_bytes(b"a data set's only file")
-    assert [file.name for file in files_below(bucket / "spark", ".parquet")] == ["part-0.parquet"]
+    assert [file.name for file in list_files_below(bucket / "spark", ".parquet")] == [
+        "part-0.parquet"
+    ]
     tree = in_store(tree, bucket, tmp_path)
     features = []
     for data in (private, bucket / "data"):
@@ -212,9 +216,11 @@ def test_a_new_run_in_a_store_copies_its_ledger(
             made = embed_slice(part, config.private, 1, config.embedder)
             features.append(made.features)
     assert all(np.array_equal(features[0], again) for again in features)
-    before = version(bucket / "data" / "a.parquet")
+    before = file_version(bucket / "data" / "a.parquet")
     (bucket / "data" / "a.parquet").write_bytes((private / "a.parquet").read_bytes()[::-1])
-    assert version(bucket / "data" / "a.parquet") != before  # so its cached embeddings are stale
+    assert (
+        file_version(bucket / "data" / "a.parquet") != before
+    )  # so its cached embeddings are stale
     (bucket / "data" / "a.parquet").write_bytes((private / "a.parquet").read_bytes())
 
     run = evolve(config)
@@ -223,7 +229,7 @@ def test_a_new_run_in_a_store_copies_its_ledger(
     copy.write_bytes((run / "ledger.sqlite").read_bytes())
     assert Ledger.open(copy).entries() == Ledger.open(kept).entries()
     assert len(Ledger.open(copy).entries()) == 2
-    assert not names(run / "embeddings")
+    assert not list_names(run / "embeddings")
 
     # The copy behind the ledger, as a crash between the two leaves it: copied at the next start.
     moved = kept.rename(tmp_path / "moved.sqlite")
@@ -264,10 +270,10 @@ def test_nothing_is_written_from_a_release_that_the_copy_lacks(
         evolve(config)
     (entry,) = Ledger.open(tmp_path / "ledger" / "ledger.sqlite").entries()
     assert entry.state == "committed"
-    assert names(bucket / "run" / "populations") == {"iter=0000"}
-    assert not names(bucket / "run" / "histograms")
+    assert list_names(bucket / "run" / "populations") == {"iter=0000"}
+    assert not list_names(bucket / "run" / "histograms")
     run = evolve(config)
-    assert len(parts_of(run / "synthetic")) == 3
+    assert len(list_parts(run / "synthetic")) == 3
     assert Ledger.open(tmp_path / "ledger" / "ledger.sqlite").entries()[0] == entry
 
 
@@ -353,10 +359,10 @@ def test_places_that_cannot_be(tree: dict[str, Any], change: dict[str, str], mes
 
 def test_a_place_in_a_store_is_a_value() -> None:
     text = "s3://bucket/run?endpoint_override=localhost:9000&scheme=http"
-    run = location(text)
+    run = parse_location(text)
     assert isinstance(run, ObjectPath)
     assert (str(run), run.name) == (text, "run")
     below = run / "populations" / "iter=0001"
     assert str(below) == text.replace("/run", "/run/populations/iter=0001")
-    assert location(str(below)) == pickle.loads(pickle.dumps(below)) == below  # noqa: S301
-    assert location("file:///data/run") == Path("/data/run")
+    assert parse_location(str(below)) == pickle.loads(pickle.dumps(below)) == below  # noqa: S301
+    assert parse_location("file:///data/run") == Path("/data/run")

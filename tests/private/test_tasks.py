@@ -9,23 +9,26 @@ import traceback
 import pytest
 
 from pe_ray import InputError
-from pe_ray.private.tasks import guarded
+from pe_ray.private.tasks import hide_private_errors
 
 
 def test_of_an_error_only_its_type_leaves() -> None:
-    with pytest.raises(RuntimeError) as raised, guarded("counting", 60.0):
+    with pytest.raises(RuntimeError) as raised, hide_private_errors("counting", 60.0):
         raise ValueError("SECRET of a record")
     assert str(raised.value) == "counting failed: ValueError"
     assert "SECRET" not in "".join(traceback.format_exception(raised.value, chain=True))
-    with pytest.raises(InputError, match="resources: no GPU"), guarded("counting", 60.0):
+    with (
+        pytest.raises(InputError, match="resources: no GPU"),
+        hide_private_errors("counting", 60.0),
+    ):
         raise InputError("resources: no GPU")
 
 
 def test_what_hangs_is_ended() -> None:
     script = """
 import time
-from pe_ray.private.tasks import guarded
-with guarded("counting", 0.5):
+from pe_ray.private.tasks import hide_private_errors
+with hide_private_errors("counting", 0.5):
     time.sleep(20)
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

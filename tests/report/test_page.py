@@ -18,7 +18,7 @@ import pytest
 from scipy.stats import norm
 
 from pe_ray import Config, evolve
-from pe_ray.files.parts import MANIFEST, manifest_of, parts_of
+from pe_ray.files.parts import MANIFEST, list_parts, read_manifest
 from pe_ray.release.accounting import epsilon_of, gaussian_epsilon
 from pe_ray.release.ledger import Ledger
 from pe_ray.report import write_report
@@ -168,7 +168,7 @@ def test_times_and_calls_are_those_of_synthetic_stages(finished: Path) -> None:
         assert (time.seconds is None) if shared else (time.seconds or 0) > 0
     assert times["embedding 2"].calls == 2 * 60
     assert times["population 0 (random draws)"].calls == 60
-    manifest = manifest_of(finished / "populations" / "iter=0002") or {}
+    manifest = read_manifest(finished / "populations" / "iter=0002") or {}
     assert times["population 2"].calls == manifest["variations"] < 60
     for iteration in (1, 2, 3):  # nothing else is kept: no time of votes or of private records
         kept = json.loads(on_disk(finished).embedding_time(iteration).read_text())
@@ -181,12 +181,12 @@ def test_only_rows_of_the_last_start_are_timed(copied: Callable[[str], Path]) ->
     tree = config.model_dump(mode="json")
     tree["output"]["path"] = str(run)
     (run / "config.yaml").unlink()
-    lost = parts_of(run / "synthetic")[1]
+    lost = list_parts(run / "synthetic")[1]
     (run / "synthetic" / lost.file).unlink()
     (run / "synthetic" / MANIFEST).unlink()
     _rebind(run, Config.from_dict(tree))
     evolve(Config.from_dict(tree))
-    manifest = manifest_of(run / "synthetic") or {}
+    manifest = read_manifest(run / "synthetic") or {}
     assert manifest["rows_made"] == lost.stop - lost.start == 17
     (final,) = (time for time in list_stage_times(gather(run)) if time.name == "final set")
     assert (final.rows, final.rows_made) == (60, 17)

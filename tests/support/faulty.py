@@ -97,7 +97,7 @@ def faulty_task(task: Callable[..., Any], folder: Path) -> Callable[..., Any]:
 
     def faulty(*arguments: Any) -> Any:
         known = task.__globals__
-        guarded = known["guarded"]
+        guarded = known["hide_private_errors"]
 
         @contextmanager
         def suffering(*given: Any) -> Iterator[None]:
@@ -105,11 +105,11 @@ def faulty_task(task: Callable[..., Any], folder: Path) -> Callable[..., Any]:
                 suffer(folder)
                 yield
 
-        known["guarded"] = suffering
+        known["hide_private_errors"] = suffering
         try:
             return task(*arguments)
         finally:
-            known["guarded"] = guarded
+            known["hide_private_errors"] = guarded
 
     return faulty
 

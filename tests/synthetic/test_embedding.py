@@ -10,7 +10,7 @@ import pytest
 from runs import run_in
 
 from pe_ray import Config
-from pe_ray.files.parts import MANIFEST, parts_of
+from pe_ray.files.parts import MANIFEST, list_parts
 from pe_ray.run import Run
 from pe_ray.runtime import stages as stage
 from pe_ray.synthetic import embedding
@@ -57,7 +57,7 @@ def test_embedded_while_made_is_embedded_from_files(
         content(run.directory.embedding(1), run.directory.lookahead(1)) for run in (at_once, later)
     )
     assert found == expected
-    assert len(parts_of(later.directory.embedding(1))) == 3
+    assert len(list_parts(later.directory.embedding(1))) == 3
     kept = any("lookahead" in str(file) for file in later.directory.path.rglob("part-*"))
     assert kept == votes.get("reuse_lookahead", False)
 
@@ -71,7 +71,7 @@ def test_only_missing_parts_are_embedded_again(
     target, kept = run.directory.embedding(1), run.directory.lookahead(1)
     embed(run, population).parts()
     whole = content(target, kept)
-    for lost in (target / parts_of(target)[1].file, target / MANIFEST):
+    for lost in (target / list_parts(target)[1].file, target / MANIFEST):
         lost.unlink()
     (kept / MANIFEST).unlink()
     made, asked = stage._make, []

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pe_ray.files.parts import commit, manifest_of, part_ranges, write_part
-from pe_ray.synthetic.export import disk_bytes, load_format, png
+from pe_ray.files.parts import commit, divide_rows, read_manifest, write_part
+from pe_ray.synthetic.export import disk_bytes, encode_png, load_format
 from pe_ray.synthetic.export_formats import LabelledImages, folder_name
 
 NAMES = ("no", "maybe/yes")
@@ -40,7 +40,7 @@ def written(folder: Path, form: str, images: np.ndarray, names: Sequence[str] = 
     """A set of two parts."""
     parts = []
     for start, stop in ((0, 3), (3, 5)):
-        pngs = [png(image) for image in images[start:stop]]
+        pngs = [encode_png(image) for image in images[start:stop]]
         content = write_part_of(form, folder, start, pngs, LABELS[start:stop], names)
         parts.append(write_part(folder, start, stop, load_format(form).suffix, content))
     commit(folder, parts, {})
@@ -108,12 +108,12 @@ def test_disk_is_estimated_from_above(tmp_path: Path, form: str, size: int, rows
         image = np.zeros((size, size, 3), dtype=np.uint8)
         image[: rng.integers(1, size + 1)] = rng.integers(0, 256, 3 * size).reshape(size, 3)
         image[0] = rng.integers(0, 256, 3 * size).reshape(size, 3)
-        pngs.append(png(image))
+        pngs.append(encode_png(image))
     for rows_per_part in (None, 5):
         folder = tmp_path / f"set{rows_per_part}"
         folder.mkdir()
         parts = []
-        ranges = part_ranges(rows, 3 * size**2, rows_per_part)
+        ranges = divide_rows(rows, 3 * size**2, rows_per_part)
         for start, stop in ranges:
             labels = np.arange(start, stop, dtype=np.int32) % 2
             content = write_part_of(form, folder, start, pngs[start:stop], labels, NAMES)
@@ -144,7 +144,7 @@ def test_a_set_by_label_keeps_what_is_named_like_a_part(tmp_path: Path) -> None:
     for name in (*left, "part-list.txt", ".notes.part-1"):
         (tmp_path / name).write_bytes(b"")
     written(tmp_path, "folder", IMAGES, names)
-    assert manifest_of(tmp_path) is not None
+    assert read_manifest(tmp_path) is not None
     for label, name in enumerate(names):
         assert len(list((tmp_path / name).iterdir())) == list(LABELS).count(label)
     kept = {file.name for file in tmp_path.iterdir()}
@@ -185,7 +185,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[], Path]]:
 
 
 def test_no_power_cut_leaves_a_marker_without_its_images(disk: Callable[[], Path]) -> None:
-    folder, pngs = disk() / "set", [png(image) for image in IMAGES]
+    folder, pngs = disk() / "set", [encode_png(image) for image in IMAGES]
     content = write_part_of("folder", folder, 0, pngs, LABELS, NAMES)
     part = write_part(folder, 0, 5, "done", content)
     disk()

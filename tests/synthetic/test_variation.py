@@ -17,7 +17,7 @@ from pe_ray.config.kinds import Plugin
 from pe_ray.plugins import GeneratorOptions, Rows
 from pe_ray.plugins.seeds import Seeds
 from pe_ray.synthetic.batching import BatchedGenerator
-from pe_ray.synthetic.export import final_parents
+from pe_ray.synthetic.export import assign_parents
 from pe_ray.values import ImageShape
 
 
@@ -120,7 +120,7 @@ def test_other_errors_pass_through() -> None:
 @given(st.integers(1, 200), st.integers(1, 60))
 def test_the_final_set_takes_evenly_from_all_samples(num_samples: int, num_parents: int) -> None:
     """Of any neighbouring samples, as those of a label are, within two of their share."""
-    parents = final_parents(np.arange(num_samples), num_samples, num_parents)
+    parents = assign_parents(np.arange(num_samples), num_samples, num_parents)
     times = np.bincount(parents, minlength=num_parents)
     assert len(times) == num_parents
     assert times.max() - times.min() <= 1
@@ -128,4 +128,4 @@ def test_the_final_set_takes_evenly_from_all_samples(num_samples: int, num_paren
     assert np.abs(beyond).max() <= 1
     for part in (slice(3, 9), slice(0, 1)):  # whatever rows a worker has
         ids = np.arange(num_samples)[part]
-        assert np.array_equal(final_parents(ids, num_samples, num_parents), parents[part])
+        assert np.array_equal(assign_parents(ids, num_samples, num_parents), parents[part])

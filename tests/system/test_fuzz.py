@@ -26,7 +26,7 @@ from pe_ray.config import Config
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.errors import InputError
 from pe_ray.files import images
-from pe_ray.files.parts import MANIFEST, commit, manifest_of, write_part
+from pe_ray.files.parts import MANIFEST, commit, read_manifest, write_part
 from pe_ray.private.records import list_slices, read_records
 from pe_ray.release.ledger import Ledger
 from pe_ray.run import open_run
@@ -296,14 +296,14 @@ def test_manifests(scratch: Path, tree: Any, instead: bytes | None) -> None:
     commit(folder, [part], {"label_counts": [2]})
     assert read_layout(folder) is not None
     (folder / MANIFEST).write_bytes(json.dumps(tree).encode() if instead is None else instead)
-    found = manifest_of(folder)
+    found = read_manifest(folder)
     assert found is None or len(found["parts"]) >= 0
     read_layout(folder)
 
 
 def test_a_bottomless_manifest(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_bytes(b"[" * 100_000)
-    assert manifest_of(tmp_path) is None
+    assert read_manifest(tmp_path) is None
 
 
 @functools.cache

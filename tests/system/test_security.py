@@ -167,8 +167,9 @@ def test_a_cache_that_others_can_read_is_refused(tree: dict[str, Any], tmp_path:
 def test_addresses_that_no_driver_can_join_are_refused(address: str) -> None:
     """In a process of its own, since a Ray may run in this one."""
     script = (
-        "from pe_ray.runtime.cluster import connected\nfrom pe_ray.config import ResourcesConfig\n"
-        f"with connected(ResourcesConfig(address='{address}')): pass"
+        "from pe_ray.runtime.cluster import connect_to_ray\n"
+        "from pe_ray.config import ResourcesConfig\n"
+        f"with connect_to_ray(ResourcesConfig(address='{address}')): pass"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=100

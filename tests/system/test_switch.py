@@ -13,7 +13,7 @@ import pytest
 
 from pe_ray import Config, InputError, evolve, expand
 from pe_ray.cli import main
-from pe_ray.files.parts import parts_of
+from pe_ray.files.parts import list_parts
 from pe_ray.planning import plan, worker_seconds
 from pe_ray.private.evaluation import audit
 from pe_ray.release.ledger import Ledger
@@ -32,7 +32,7 @@ def switch(*stages: tuple[int, dict[str, Any]]) -> dict[str, Any]:
 
 def populations(run: Path) -> list[dict[str, bytes]]:
     folders = sorted((run / "populations").iterdir())
-    return [{part.file: (at / part.file).read_bytes() for part in parts_of(at)} for at in folders]
+    return [{part.file: (at / part.file).read_bytes() for part in list_parts(at)} for at in folders]
 
 
 def ink(run: Path, iteration: int) -> float:
@@ -102,7 +102,7 @@ def test_rendered_text_then_a_diffusion_model(
     assert len(list((run / "samples").glob("*.png"))) == 3
     assert audit(run)
     more = expand(run, 25, tmp_path / "more")
-    assert sum(part.stop - part.start for part in parts_of(more)) == 25
+    assert sum(part.stop - part.start for part in list_parts(more)) == 25
 
 
 def test_the_plan_times_each_generator(tree: dict[str, Any], tmp_path: Path) -> None:

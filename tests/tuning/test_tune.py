@@ -22,7 +22,7 @@ from PIL import Image
 from tiny_search import STAND_IN, final
 
 from pe_ray import InputError, cli
-from pe_ray.files.parts import manifest_of
+from pe_ray.files.parts import read_manifest
 from pe_ray.planning import plan_releases
 from pe_ray.release.adaptive import mu_of, with_mu
 from pe_ray.release.ledger import Ledger
@@ -54,7 +54,7 @@ def test_compose_charges_trials_and_the_final_run_in_one_ledger(
     assert keys[0] == "moments"
     assert all(entry.state == "committed" for entry in ledger.entries())
     assert 9.9 < ledger.spent() <= 10.0
-    assert manifest_of(outcome.path / "synthetic") is not None
+    assert read_manifest(outcome.path / "synthetic") is not None
     assert not (outcome.path / "tuning" / "tune").exists()  # it says how long votes took
     again = tune(search_of(searched))  # finds everything done
     assert again == outcome
@@ -117,7 +117,7 @@ def test_the_ledger_ends_a_search_that_would_overspend(
     write_report(outcome.path)
     rows = (outcome.path / "metrics.jsonl").read_text().splitlines()
     assert all("survivors" in json.loads(row) for row in rows)  # of a trial's votes too
-    assert manifest_of(outcome.path / "synthetic") is not None
+    assert read_manifest(outcome.path / "synthetic") is not None
 
 
 @pytest.mark.slow

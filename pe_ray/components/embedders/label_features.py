@@ -20,7 +20,7 @@ from pe_ray import plugins
 from pe_ray.components.embedders import convnet
 from pe_ray.errors import InputError
 from pe_ray.files.images import resize
-from pe_ray.files.storage import Location, atomic_write, location, whole
+from pe_ray.files.storage import Location, atomic_write, open_fully, parse_location
 from pe_ray.plugins import Images
 from pe_ray.values import DistanceMetric, ImageShape
 
@@ -83,7 +83,7 @@ def write(file: Location, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 def read(file: Location) -> dict[str, NDArray[Any]]:
     """Return the arrays that `fit` returned; InputError if another version wrote them."""
-    with np.load(whole(file), allow_pickle=False) as stored:
+    with np.load(open_fully(file), allow_pickle=False) as stored:
         if "format" not in stored or stored["format"] != FORMAT:
             raise InputError(
                 f"{file}: of another version of pe_ray; finish and expand this run with that one"
@@ -186,7 +186,7 @@ class LearntFeatures:
     def __init__(self, options: LearntFeaturesOptions) -> None:
         import torch
 
-        arrays = read(location(options.file))
+        arrays = read(parse_location(options.file))
         weights = {
             name.removeprefix("network."): torch.from_numpy(value)
             for name, value in arrays.items()

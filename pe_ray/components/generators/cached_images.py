@@ -27,7 +27,7 @@ from pe_ray.files.image_tables import (
 )
 from pe_ray.files.images import crop_square
 from pe_ray.files.locks import locked
-from pe_ray.files.storage import given, reported, version
+from pe_ray.files.storage import file_version, io_errors_as_input_errors, resolve_place
 
 _FORMAT = 1
 
@@ -40,12 +40,12 @@ class CachedImages:
     """
 
     def __init__(self, table: ImageTable, size: int, channels: int, cache: str | None) -> None:
-        shards, root = list_shards(table), given(table.data, table.name_field("data"))
+        shards, root = list_shards(table), resolve_place(table.data, table.name_field("data"))
         columns = (table.image_column, table.label_column)
         digest = hashlib.sha256(json.dumps([_FORMAT, str(root), *columns, size, channels]).encode())
         for file in (file for shard in shards for file in shard.paths):
-            with reported(table.name_field("data"), file):
-                state = "|".join(map(str, version(file)))
+            with io_errors_as_input_errors(table.name_field("data"), file):
+                state = "|".join(map(str, file_version(file)))
             digest.update(f"{os.path.relpath(str(file), str(root))}|{state}\n".encode())
         self.folder = cache_folder(cache) / digest.hexdigest()[:32]
         made = fill_entry(

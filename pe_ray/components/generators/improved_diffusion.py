@@ -17,7 +17,7 @@ from pe_ray.components.generators.pixel_diffusion import (
     choose_classes,
 )
 from pe_ray.components.weights import loading_errors, read_weights
-from pe_ray.files.storage import at_home
+from pe_ray.files.storage import expand_home
 from pe_ray.plugins import GeneratorOptions
 from pe_ray.values import ImageShape
 
@@ -105,7 +105,7 @@ class ImprovedDiffusion:
                 learn_sigma=flags.learn_sigma,
             )
         with loading_errors("generator.checkpoint", checkpoint):
-            unet.load_state_dict(read_weights(at_home(checkpoint)), assign=True)
+            unet.load_state_dict(read_weights(expand_home(checkpoint)), assign=True)
         self._network = OnDevice(unet, flags.precision, compiled=flags.compile)
         self._has_classes = flags.class_cond
         self._timesteps = space_steps(flags.diffusion_steps, flags.timestep_respacing)

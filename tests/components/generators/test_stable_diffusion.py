@@ -13,7 +13,7 @@ from tiny_diffusion import generator
 
 from pe_ray import Config, InputError, evolve, expand
 from pe_ray.components.generators.stable_diffusion import StableDiffusion, StableDiffusionOptions
-from pe_ray.files.parts import parts_of
+from pe_ray.files.parts import list_parts
 from pe_ray.plugins import Rows
 from pe_ray.plugins.seeds import row_seeds
 
@@ -216,4 +216,4 @@ def test_a_run_and_its_expansion(
     tree["resources"]["batch_size"] = 8
     run = evolve(Config.from_dict(tree))
     folder = expand(run, 25, tmp_path / "more")
-    assert sum(part.stop - part.start for part in parts_of(folder)) == 25
+    assert sum(part.stop - part.start for part in list_parts(folder)) == 25
