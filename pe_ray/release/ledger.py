@@ -1,10 +1,12 @@
-"""The privacy ledger: a durable record of every release; refuses to overspend.
+"""The privacy ledger: a durable record of every release, which refuses to overspend.
 
-The noisy answer is stored in the same transaction that marks its release committed, so the
-releases charged are the releases that exist, after any crash. A reservation is charged from the
-moment it is made and reused by whoever asks for the same key again; a committed answer is the one
-returned for ever. Times are for readers; nothing depends on them. A committed release's times are
-both that of the commit: when it was asked for would tell how long the private records took to vote.
+The noisy answer is stored in the transaction that commits its release. So the releases charged are
+the releases that exist, after any crash. A reservation is charged from the moment it is made, and
+whoever asks for the same key again uses it. An answer that was committed is the only one ever
+returned.
+
+Times are for readers; nothing depends on them. A committed release has the time of the commit
+alone: when it was asked for would tell how long the private records took to vote.
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.errors import BudgetError, InputError
-from pe_ray.release import ledger_sql as file
+from pe_ray.release import ledger_sql as sql
 from pe_ray.release.accounting import check, epsilon_of
 from pe_ray.release.adaptive import adaptive_epsilon
-from pe_ray.release.ledger_sql import Accounting, LedgerEntry
+from pe_ray.release.ledger_sql import Accounting, LedgerEntry, Terms
 from pe_ray.release.releases import kind_of
 from pe_ray.values import Budget, Release
 
@@ -32,13 +34,13 @@ class Ledger:
     """One ledger file; any number of processes may use it at once."""
 
     def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise InputError(f"{path}: there is no ledger here")
         self.path = path
-        with file.transaction(path, "DEFERRED") as database:
-            made_for = file.budget(database)
-            if made_for is None:
-                raise InputError(f"{path}: holds no budget; restore it from a copy")
-            self.budget, self.fingerprint = made_for
-            self.accounting: Accounting = file.accounting(database)
+        with sql.begin(path, "DEFERRED") as database:
+            self._terms = sql.read_terms(database)
+        self.budget, self.fingerprint = self._terms.budget, self._terms.fingerprint
+        self.accounting: Accounting = self._terms.accounting
 
     @classmethod
     def create(
@@ -50,20 +52,19 @@ class Ledger:
         *,
         renew: bool = False,
     ) -> Ledger:
-        """Open the ledger at `path`, made for `budget` if there is none.
+        """Open the ledger at `path`; create it for `budget` if there is none.
 
-        InputError where one exists for another budget or configuration; with `renew`, one to which
-        nothing was charged is made anew.
+        renew: whether to reset one to which nothing was charged. InputError where there is one for
+        another budget or configuration.
         """
-        file.make(path, budget, fingerprint, accounting)
+        terms = Terms(budget=budget, fingerprint=fingerprint, accounting=accounting)
+        sql.create_file(path, terms)
         if renew:
-            with file.transaction(path) as database:
-                if not file.charged(database):
-                    file.remake(database, budget, fingerprint, accounting)
+            with sql.begin(path) as database:
+                if not sql.has_charges(database):
+                    sql.write_terms(database, terms)
         ledger = cls(path)
-        theirs = {**asdict(ledger.budget), "fingerprint": ledger.fingerprint}
-        ours = {**asdict(budget), "fingerprint": fingerprint}
-        theirs["accounting"], ours["accounting"] = ledger.accounting, accounting
+        ours, theirs = _flatten(terms), _flatten(ledger._terms)
         for name, value in theirs.items():
             if value != ours[name]:
                 raise InputError(
@@ -75,8 +76,6 @@ class Ledger:
     @classmethod
     def open(cls, path: Path) -> Ledger:
         """Open an existing ledger."""
-        if not path.exists():
-            raise InputError(f"{path}: there is no ledger here")
         return cls(path)
 
     def reserve(self, release: Release) -> None:
@@ -86,99 +85,101 @@ class Ledger:
         within the budget; BudgetError otherwise, and then nothing is charged.
         """
         check(release)
-        with file.transaction(self.path) as database:
-            self._require_same(database)
-            entries = file.entries(database)
-            for entry in entries:
-                if entry.release.key == release.key:
-                    if entry.release != release:
-                        raise BudgetError(
-                            f"ledger: {release.key} was charged with other parameters; "
-                            "restore the configuration that it was charged for"
-                        )
-                    return
-            kept = file.kept(database, release.key)
-            charged = [*(entry.release for entry in entries), release, *kept]
-            total = self._epsilon(charged, self.budget.delta)
+        with sql.begin(self.path) as database:
+            self._require_terms(database)
+            charged = {entry.release.key: entry.release for entry in sql.read_entries(database)}
+            if release.key in charged:
+                if charged[release.key] != release:
+                    raise BudgetError(
+                        f"ledger: {release.key} was charged with other parameters; "
+                        "restore the configuration that it was charged for"
+                    )
+                return
+            kept = sql.read_kept(database, release.key)
+            total = self._compose([*charged.values(), release, *kept], self.budget.delta)
             if total > self.budget.epsilon:
                 raise BudgetError(
                     f"privacy.epsilon: {release.key} would bring the total to {total:.6g}, over "
                     f"the budget of {self.budget.epsilon:.6g}; raise the budget in a new run"
                 )
-            file.insert(database, release, file.now())
+            sql.insert_release(database, release, sql.current_time())
 
     def keep_room(self, prefix: str, releases: Sequence[Release]) -> None:
         """Refuse releases whose key starts with `prefix` where they leave no room for `releases`.
 
         Charges nothing: other keys may use the room.
         """
-        with file.transaction(self.path) as database:
-            file.keep(database, prefix, releases)
+        with sql.begin(self.path) as database:
+            sql.keep_room(database, prefix, releases)
 
     def commit(self, key: str, noisy: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Store the release of `key`, unless one is stored already; returns the stored one.
+        """Store the answer to `key`, unless one is stored already; return the stored one.
 
         Guarantee: one answer per key is ever returned; a later draw is dropped unseen.
         """
-        with file.transaction(self.path) as database:
-            stored = file.stored(database, key)
+        with sql.begin(self.path) as database:
+            stored = sql.read_answer(database, key)
             if stored is not None:
                 return stored[1]
-            file.store(database, key, noisy, file.now())
-            stored = file.stored(database, key)
-            assert stored is not None
-            return stored[1]
+            sql.store_answer(database, key, noisy, sql.current_time())
+        return noisy
 
     def stored(self, key: str) -> NDArray[np.int64] | None:
-        """What was released under `key`, in votes or lattice steps; None where nothing was yet."""
-        with file.transaction(self.path, "DEFERRED") as database:
-            stored = file.stored(database, key)
+        """Return what was released under `key`, in votes or lattice steps; None before that."""
+        with sql.begin(self.path, "DEFERRED") as database:
+            stored = sql.read_answer(database, key)
         return None if stored is None else stored[1]
 
     def released(self, key: str) -> Any:
-        """Return what was released under `key` as its kind answers; None where nothing was yet."""
-        with file.transaction(self.path, "DEFERRED") as database:
-            stored = file.stored(database, key)
+        """Return what was released under `key` as its kind answers; None before that."""
+        with sql.begin(self.path, "DEFERRED") as database:
+            stored = sql.read_answer(database, key)
         return None if stored is None else kind_of(stored[0]).answer(*stored)
 
     @property
     def charged(self) -> bool:
         """Whether anything was ever charged."""
-        with file.transaction(self.path, "DEFERRED") as database:
-            return file.charged(database)
+        with sql.begin(self.path, "DEFERRED") as database:
+            return sql.has_charges(database)
 
     def entries(self) -> tuple[LedgerEntry, ...]:
-        """All charged releases, in order."""
-        with file.transaction(self.path, "DEFERRED") as database:
-            return tuple(file.entries(database))
+        """Return all charged releases in order."""
+        with sql.begin(self.path, "DEFERRED") as database:
+            return tuple(sql.read_entries(database))
 
     def copied(self) -> bytes:
-        """A ledger file with the same content, consistent whoever writes meanwhile."""
-        return file.copied(self.path)
+        """Return a ledger file with the same content, consistent whoever writes meanwhile."""
+        return sql.copy_bytes(self.path)
 
     def spent(self, delta: float | None = None) -> float:
-        """Epsilon at `delta` (default: the budget's) of everything charged, reservations included.
+        """Return epsilon at `delta` (default: the budget's) of everything charged.
 
-        Of a search by the former strategy `select` only its budget is known, which it kept.
+        Reservations count. Of a search by the former strategy `select` only its budget is known,
+        which it kept.
         """
         delta = self.budget.delta if delta is None else delta
-        with file.transaction(self.path, "DEFERRED") as database:
-            entries, selected = file.entries(database), file.selected(database)
-        if selected:
+        with sql.begin(self.path, "DEFERRED") as database:
+            entries, selection = sql.read_entries(database), sql.has_selection(database)
+        if selection:
             return self.budget.epsilon if delta >= self.budget.delta else math.inf
-        return self._epsilon([entry.release for entry in entries], delta)
+        return self._compose([entry.release for entry in entries], delta)
 
-    def _epsilon(self, releases: Sequence[Release], delta: float) -> float:
+    def _compose(self, releases: Sequence[Release], delta: float) -> float:
         total = epsilon_of if self.accounting == "fixed" else adaptive_epsilon
         return total(releases, delta)
 
-    def _require_same(self, database: sqlite3.Connection) -> None:
+    def _require_terms(self, database: sqlite3.Connection) -> None:
         """Refuse to charge a file that was made for another run since it was opened."""
-        if file.budget(database) != (self.budget, self.fingerprint):
+        if sql.read_terms(database) != self._terms:
             raise BudgetError(
                 f"{self.path}: was made for another run meanwhile; nothing is charged"
             )
-        if file.selected(database):
+        if sql.has_selection(database):
             raise BudgetError(
                 f"{self.path}: is of a search by `select`, which is gone; give another output.path"
             )
+
+
+def _flatten(terms: Terms) -> dict[str, Any]:
+    values = asdict(terms)
+    return {**values.pop("budget"), **values}

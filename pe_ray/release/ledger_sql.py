@@ -1,6 +1,6 @@
-"""What a ledger's file holds, and how its rows become values: all of the SQL.
+"""The SQL of a ledger: what its file holds, and how rows become values.
 
-What may be charged and what is answered is decided in release.ledger, within its transactions.
+release.ledger decides, within transactions, what may be charged and what is answered.
 """
 
 from __future__ import annotations
@@ -31,71 +31,89 @@ VERSION = 2
 BUSY_SECONDS = 120.0
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS budget (
+CREATE TABLE budget (
   one INTEGER PRIMARY KEY CHECK (one = 1), epsilon REAL NOT NULL, delta REAL NOT NULL,
   unit TEXT NOT NULL, fingerprint TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS releases (
+CREATE TABLE releases (
   position INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE, kind TEXT NOT NULL,
   iteration INTEGER NOT NULL, mechanism TEXT NOT NULL, votes_per_unit INTEGER NOT NULL,
   sensitivity REAL NOT NULL, sigma REAL NOT NULL, mu_squared REAL,
   state TEXT NOT NULL CHECK (state IN ('reserved', 'committed')),
   reserved_at TEXT NOT NULL, committed_at TEXT, noisy BLOB, sha256 TEXT);
-CREATE TABLE IF NOT EXISTS accounting (one INTEGER PRIMARY KEY CHECK (one = 1), rule TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS kept (prefix TEXT PRIMARY KEY, releases TEXT NOT NULL);
+CREATE TABLE accounting (one INTEGER PRIMARY KEY CHECK (one = 1), rule TEXT NOT NULL);
+CREATE TABLE kept (prefix TEXT PRIMARY KEY, releases TEXT NOT NULL);
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a ledger was created for. fingerprint: of the configuration."""
+
+    budget: Budget
+    fingerprint: str
+    accounting: Accounting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
-    """One charged release. reserved_at: of a committed one the time of the commit; mu_squared:
-    votes_per_unit / sigma^2, None without noise.
-    """
+    """One charged release. reserved_at: of a committed release, the time of the commit."""
 
     release: Release
     state: Literal["reserved", "committed"]
     reserved_at: str
     committed_at: str | None
-    mu_squared: float | None
 
 
-def make(path: Path, budget: Budget, fingerprint: str, accounting: Accounting) -> None:
-    """Make the file at `path` where there is none; one that is there stays as it is."""
+def create_file(path: Path, terms: Terms) -> None:
+    """Create the file at `path` if there is none; one that is there stays as it is."""
     with _connect(path, "rwc") as database:
         database.execute("BEGIN IMMEDIATE")
         if not database.execute("SELECT 1 FROM sqlite_schema").fetchone():
             for statement in _SCHEMA.split(";\n"):
                 database.execute(statement)
-            database.execute("INSERT INTO accounting VALUES (1, ?)", (accounting,))
             database.execute(f"PRAGMA user_version = {VERSION}")
+            write_terms(database, terms)
         _check_version(database, path)
-        database.execute(
-            "INSERT OR IGNORE INTO budget VALUES (1, ?, ?, ?, ?)",
-            (budget.epsilon, budget.delta, budget.unit, fingerprint),
-        )
         database.execute("COMMIT")
 
 
-def charged(database: sqlite3.Connection) -> bool:
-    """Whether anything was ever charged."""
-    released = database.execute("SELECT 1 FROM releases").fetchone()
-    return released is not None or selected(database)
-
-
-def remake(
-    database: sqlite3.Connection, budget: Budget, fingerprint: str, accounting: Accounting
-) -> None:
-    """Reset an uncharged ledger to the state that `make` leaves."""
-    made_for = (budget.epsilon, budget.delta, budget.unit, fingerprint)
-    database.execute("REPLACE INTO budget VALUES (1, ?, ?, ?, ?)", made_for)
-    database.execute("REPLACE INTO accounting VALUES (1, ?)", (accounting,))
+def write_terms(database: sqlite3.Connection, terms: Terms) -> None:
+    """Make the file one for `terms`, without room kept for releases."""
+    budget = terms.budget
+    row = (budget.epsilon, budget.delta, budget.unit, terms.fingerprint)
+    database.execute("REPLACE INTO budget VALUES (1, ?, ?, ?, ?)", row)
+    database.execute("REPLACE INTO accounting VALUES (1, ?)", (terms.accounting,))
     database.execute("DELETE FROM kept")
 
 
+def read_terms(database: sqlite3.Connection) -> Terms:
+    """Return what the file was created for."""
+    row = database.execute(
+        "SELECT epsilon, delta, unit, fingerprint, rule FROM budget JOIN accounting"
+    ).fetchone()
+    if row is None:
+        raise InputError("ledger: its budget or its accounting rule is missing; restore a copy")
+    budget = Budget(epsilon=row[0], delta=row[1], unit=row[2])
+    return Terms(budget=budget, fingerprint=row[3], accounting=row[4])
+
+
+def has_charges(database: sqlite3.Connection) -> bool:
+    """Tell whether anything was ever charged."""
+    released = database.execute("SELECT 1 FROM releases").fetchone()
+    return released is not None or has_selection(database)
+
+
+def has_selection(database: sqlite3.Connection) -> bool:
+    """Tell whether the former strategy `select` was charged, which no release in the file shows."""
+    table = database.execute("SELECT 1 FROM sqlite_schema WHERE name = 'selection'").fetchone()
+    return bool(table) and database.execute("SELECT 1 FROM selection").fetchone() is not None
+
+
 @contextmanager
-def transaction(
+def begin(
     path: Path, kind: Literal["IMMEDIATE", "DEFERRED"] = "IMMEDIATE"
 ) -> Iterator[sqlite3.Connection]:
-    """All or nothing; deferred for readers, which then need no write access."""
+    """Run a transaction, all or nothing; a deferred one, for readers, needs no write access."""
     with _connect(path, "rw") as database:
         database.execute(f"BEGIN {kind}")
         _check_version(database, path)
@@ -103,8 +121,8 @@ def transaction(
         database.execute("COMMIT")
 
 
-def copied(path: Path) -> bytes:
-    """A file with the same content, consistent whoever writes meanwhile."""
+def copy_bytes(path: Path) -> bytes:
+    """Return a file with the same content, consistent whoever writes meanwhile."""
     with _connect(path, "rw") as database, closing(sqlite3.connect(":memory:")) as copy:
         database.backup(copy)
         return copy.serialize()
@@ -112,15 +130,15 @@ def copied(path: Path) -> bytes:
 
 @contextmanager
 def _connect(path: Path, mode: Literal["rw", "rwc"]) -> Iterator[sqlite3.Connection]:
-    """A connection of its own, since they must not survive a fork; closing rolls back."""
+    """Open a connection, used once since none survives a fork; closing it rolls back."""
     database = None
     try:
         uri = f"{path.resolve().as_uri()}?mode={mode}"
         database = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
         database.execute("PRAGMA synchronous = EXTRA")  # syncs the folder as well
-        database.execute("PRAGMA secure_delete = ON")  # times that were replaced leave no bytes
+        database.execute("PRAGMA secure_delete = ON")  # replaced times leave no bytes
         yield database
-    except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter: of a damaged schema
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter where a schema is damaged
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
             raise InputError(
                 f"{path}: no space left on the ledger's disk; free some, then the same command "
@@ -137,14 +155,8 @@ def _check_version(database: sqlite3.Connection, path: Path) -> None:
         raise InputError(f"{path}: isn't a ledger of this version of pe_ray; restore a copy")
 
 
-def budget(database: sqlite3.Connection) -> tuple[Budget, str] | None:
-    """The budget and the configuration's fingerprint that the file was made for."""
-    row = database.execute("SELECT epsilon, delta, unit, fingerprint FROM budget").fetchone()
-    return None if row is None else (Budget(epsilon=row[0], delta=row[1], unit=row[2]), row[3])
-
-
-def insert(database: sqlite3.Connection, release: Release, now: str) -> None:
-    """Charge `release`."""
+def insert_release(database: sqlite3.Connection, release: Release, now: str) -> None:
+    """Insert `release` as reserved."""
     database.execute(
         "INSERT INTO releases (key, kind, iteration, mechanism, votes_per_unit,"
         " sensitivity, sigma, mu_squared, state, reserved_at)"
@@ -162,8 +174,10 @@ def insert(database: sqlite3.Connection, release: Release, now: str) -> None:
     )
 
 
-def store(database: sqlite3.Connection, key: str, noisy: NDArray[np.int64], now: str) -> None:
-    """Commit the release of `key`, its answer with it; BudgetError where it isn't reserved."""
+def store_answer(
+    database: sqlite3.Connection, key: str, noisy: NDArray[np.int64], now: str
+) -> None:
+    """Commit the release of `key` with its answer; BudgetError where it isn't reserved."""
     blob = zlib.compress(np.ascontiguousarray(noisy, dtype="<i8").tobytes(), 1)
     changed = database.execute(
         "UPDATE releases SET state = 'committed', reserved_at = ?, committed_at = ?, noisy = ?,"
@@ -174,29 +188,14 @@ def store(database: sqlite3.Connection, key: str, noisy: NDArray[np.int64], now:
         raise BudgetError(f"ledger: {key} was never charged, so it can't be released")
 
 
-def keep(database: sqlite3.Connection, prefix: str, releases: Sequence[Release]) -> None:
-    """Keys that start with `prefix` must leave room for `releases`; the first call counts."""
+def keep_room(database: sqlite3.Connection, prefix: str, releases: Sequence[Release]) -> None:
+    """Let keys that start with `prefix` leave room for `releases`; the first call counts."""
     rows = json.dumps([asdict(release) for release in releases])
     database.execute("INSERT OR IGNORE INTO kept VALUES (?, ?)", (prefix, rows))
 
 
-def accounting(database: sqlite3.Connection) -> Accounting:
-    """The rule by which releases compose."""
-    row = database.execute("SELECT rule FROM accounting").fetchone()
-    if row is None:
-        raise InputError("ledger: its accounting rule is missing; restore a copy")
-    rule: Accounting = row[0]
-    return rule
-
-
-def selected(database: sqlite3.Connection) -> bool:
-    """Whether the former strategy `select` was charged, which no release in the file shows."""
-    table = database.execute("SELECT 1 FROM sqlite_schema WHERE name = 'selection'").fetchone()
-    return bool(table) and database.execute("SELECT 1 FROM selection").fetchone() is not None
-
-
-def kept(database: sqlite3.Connection, key: str) -> list[Release]:
-    """What must still be affordable after `key` is charged."""
+def read_kept(database: sqlite3.Connection, key: str) -> list[Release]:
+    """Return what must still be affordable after `key` is charged."""
     rows = database.execute("SELECT prefix, releases FROM kept").fetchall()
     texts = [text for prefix, text in rows if key.startswith(prefix)]
     return [Release(**release) for text in texts for release in json.loads(text)]
@@ -219,26 +218,19 @@ def _release(row: Sequence[Any]) -> Release:
     return release
 
 
-def entries(database: sqlite3.Connection) -> list[LedgerEntry]:
-    """All charged releases, in order; InputError where one is damaged."""
+def read_entries(database: sqlite3.Connection) -> list[LedgerEntry]:
+    """Return all charged releases in order; InputError where one is damaged."""
     rows = database.execute(
-        f"SELECT {_COLUMNS}, state, reserved_at, committed_at, mu_squared"
-        " FROM releases ORDER BY position"
+        f"SELECT {_COLUMNS}, state, reserved_at, committed_at FROM releases ORDER BY position"
     ).fetchall()
     return [
-        LedgerEntry(
-            release=_release(row),
-            state=row[5],
-            reserved_at=row[6],
-            committed_at=row[7],
-            mu_squared=row[8],
-        )
+        LedgerEntry(release=_release(row), state=row[5], reserved_at=row[6], committed_at=row[7])
         for row in rows
     ]
 
 
-def stored(database: sqlite3.Connection, key: str) -> tuple[Release, NDArray[np.int64]] | None:
-    """The committed release of `key` and its answer; InputError where they are damaged."""
+def read_answer(database: sqlite3.Connection, key: str) -> tuple[Release, NDArray[np.int64]] | None:
+    """Return the committed release of `key` and its answer; InputError where they are damaged."""
     row = database.execute(
         f"SELECT {_COLUMNS}, noisy, sha256 FROM releases WHERE key = ? AND state = 'committed'",
         (key,),
@@ -251,6 +243,6 @@ def stored(database: sqlite3.Connection, key: str) -> tuple[Release, NDArray[np.
     return _release(row), noisy
 
 
-def now() -> str:
-    """The time, for readers, to the second."""
+def current_time() -> str:
+    """Return the time to the second, for readers."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""What a search can't use ends it before anything is spent."""
+"""Checks that end a search before anything is spent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pe_ray.runtime.watchdog import exit_on_stall
 from pe_ray.synthetic.scoring import check_reference
 from pe_ray.tuning.budget import accounting_of, final_shape, shared_releases
 from pe_ray.tuning.search import Range, Search
-from pe_ray.tuning.space import Settings, check_space, configure, samples, with_faults_named
+from pe_ray.tuning.space import Settings, check_space, configure, name_settings, sample_space
 from pe_ray.tuning.trial import Job, trial_config
 
 
@@ -51,7 +51,7 @@ def check_parts(search: Search) -> None:
     resources, job = search.config.resources, Job(search=search, folder=Path("unused"))
     for settings in ({}, *_each_choice_of_parts(search)):
         trial, final = trial_config(job, settings), configure(search, settings)
-        with with_faults_named(settings):
+        with name_settings(settings):
             for config in (trial, final) if trial.private != final.private else (final,):
                 steps = range(config.schedule.iterations + 1)
                 made = [config.generator_at(step) for step in steps]
@@ -70,7 +70,7 @@ def check_parts(search: Search) -> None:
 def _each_choice_of_parts(search: Search) -> Iterator[Settings]:
     """Yield settings until each choice for the generator and the embedder was in one."""
     seen: set[str] = set()
-    for settings in samples(search):
+    for settings in sample_space(search):
         chosen = {
             f"{key}={json.dumps(value)}"
             for key, value in settings.items()

@@ -1,4 +1,4 @@
-"""The search space: settings are dotted keys with plain values, and they name their trial."""
+"""The search space: settings are dotted keys with plain values."""
 
 from __future__ import annotations
 
@@ -49,28 +49,28 @@ def configure(search: Search, settings: Settings, fractions: Fractions | None = 
 
 
 def trial_id(settings: Settings) -> str:
-    """A name that depends on the settings alone, so that a repeated trial is the same trial."""
+    """Return a name that depends on the settings alone, so a repeated trial is the same trial."""
     text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def check_space(search: Search, configure: Callable[[Settings], Config]) -> None:
-    """Raise InputError for the first key or value that can't be searched; spends nothing.
+    """Raise InputError for the first key or value that can't be searched.
 
-    configure: a trial's configuration from its settings.
+    configure: makes a trial's configuration from its settings.
     """
     for key in search.tuning.space:
         block = key.partition(".")[0]
         if block in _FIXED:
             raise InputError(f"tuning.space.{key}: can't be searched: {_FIXED[block]}")
-    for settings in samples(search):
-        with with_faults_named(settings):
+    for settings in sample_space(search):
+        with name_settings(settings):
             configure(settings)
 
 
 @contextmanager
-def with_faults_named(settings: Settings) -> Iterator[None]:
-    """InputErrors say which settings they came with."""
+def name_settings(settings: Settings) -> Iterator[None]:
+    """Let InputErrors say which settings they came with."""
     try:
         yield
     except InputError as error:
@@ -80,16 +80,17 @@ def with_faults_named(settings: Settings) -> Iterator[None]:
         raise InputError(f"tuning.space: with {shown}: {text}") from None
 
 
-def samples(search: Search) -> Iterator[dict[str, Any]]:
-    """All combinations of choices, ends of ranges and one number within each, where they are few;
-    else every value once, and some combinations.
+def sample_space(search: Search) -> Iterator[dict[str, Any]]:
+    """Yield settings to check: choices, both ends of ranges and one number within each.
+
+    All combinations where they are few; else every value once, and some combinations.
     """
     values = {
         key: (*ends(domain), _within(domain)) if isinstance(domain, Range) else domain
         for key, domain in search.tuning.space.items()
     }
     if math.prod(map(len, values.values())) <= MOST_COMBINATIONS // 8:
-        yield from combinations(values)
+        yield from combine(values)
         return
     rng = Random(0)
     for step in range(max(64, *map(len, values.values()))):
@@ -99,21 +100,21 @@ def samples(search: Search) -> Iterator[dict[str, Any]]:
         }
 
 
-def combinations(values: Mapping[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
-    """Every combination of one value each."""
+def combine(values: Mapping[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+    """Yield every combination of one value each."""
     for chosen in itertools.product(*values.values()):
         yield dict(zip(values, chosen, strict=True))
 
 
 def ends(domain: Range | tuple[Any, ...]) -> tuple[Any, ...]:
-    """All choices, or both ends of a range."""
+    """Return all choices, or both ends of a range."""
     if isinstance(domain, Range):
         return (_number(domain.low, domain), _number(domain.high, domain))
     return domain
 
 
 def _within(domain: Range) -> float | int:
-    """A number inside a range: a range of whole numbers that isn't `integer` has others."""
+    """Return a number inside a range, which is no whole one unless the range is `integer`."""
     return _number(domain.low + 0.381966 * (domain.high - domain.low), domain)
 
 
@@ -124,7 +125,7 @@ def _number(value: float, domain: Range) -> float | int:
 
 
 def ray_space(search: Search) -> dict[str, Any]:
-    """The space for Ray Tune; a choice that is no plain scalar is shown as its JSON."""
+    """Return the space for Ray Tune, in which a choice that is no scalar is shown as its JSON."""
     from ray import tune
 
     space: dict[str, Any] = {}
@@ -142,20 +143,21 @@ def ray_space(search: Search) -> dict[str, Any]:
 
 
 def distinct_points(search: Search) -> list[dict[str, Any]] | None:
-    """What a random search tries, without repeats; None where there are ranges, or combinations
-    beyond counting. A repeat would get the same releases back and tell nothing new.
+    """Return what a random search tries, without repeats, which would tell nothing new.
+
+    None where there are ranges, or too many combinations.
     """
     space = search.tuning.space
     values = {key: some for key, some in space.items() if not isinstance(some, Range)}
     if len(values) < len(space) or math.prod(map(len, values.values())) > MOST_COMBINATIONS:
         return None
     shown = {key: tuple(dict.fromkeys(map(_shown, some))) for key, some in values.items()}
-    points = list(combinations(shown))
+    points = list(combine(shown))
     return Random(search.tuning.seed).sample(points, min(search.tuning.num_trials, len(points)))
 
 
 def settings_of(search: Search, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Ray Tune's choice as settings."""
+    """Return the settings that Ray Tune chose."""
     settings = {}
     for key, domain in search.tuning.space.items():
         if isinstance(domain, Range):

@@ -28,7 +28,7 @@ from pe_ray.release.ledger import Ledger
 from pe_ray.runtime.run_directory import lock_directory, on_disk, write_config
 from pe_ray.synthetic.learnt_embedder import prepare_run
 from pe_ray.synthetic.population_files import read_population
-from pe_ray.tuning.search import Floats, Fractions, Search
+from pe_ray.tuning.search import Floats, Fractions, Search, require_public
 from pe_ray.tuning.space import Settings, configure, trial_id
 from pe_ray.values import Budget
 
@@ -89,6 +89,8 @@ def run_trial(job: Job, settings: Settings) -> Iterator[dict[str, Any]]:
         if job.ledger:
             ledger = Ledger.open(job.ledger)
         else:
+            records = job.source or config.private
+            require_public(records, "tuning.strategy", search.config.private)
             budget = Budget(epsilon=math.inf, delta=config.privacy.delta, unit="record")
             path = directory.ledger.with_name(_FREE_LEDGER)
             ledger = Ledger.create(path, budget, config.fingerprint)

@@ -115,7 +115,7 @@ class Releases(RuleBasedStateMachine):
         self.maybe: dict[str, float] = {}
         self.clock = "2026-01-01T00:00:00+00:00"
         self.clients: list[Aggregator] = []
-        patch = mock.patch.object(ledger_file, "now", side_effect=lambda: self.clock)
+        patch = mock.patch.object(ledger_file, "current_time", side_effect=lambda: self.clock)
         patch.start()
         self.stop: Callable[[], None] = patch.stop
 

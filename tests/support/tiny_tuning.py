@@ -43,6 +43,19 @@ class Folder(Strategy):
         return mu_left(search)
 
 
+class Careless(Strategy):
+    """Free trials that would vote with the private records."""
+
+    charged: ClassVar[bool] = False
+    reason: ClassVar[str] = "none"
+
+    def trial_releases(self, search: Search, config: Config, prefix: str) -> tuple[Release, ...]:
+        return final_votes(search, config, prefix)
+
+    def result_mu(self, search: Search) -> float:
+        return mu_left(search)
+
+
 class InkOptions(plugins.Options):
     """Options of Ink."""
 

@@ -56,6 +56,16 @@ def test_a_score_that_is_no_number_is_the_worst(ray_session: None, added: dict[s
     assert report["score"] == float("inf")
 
 
+def test_free_trials_never_vote_with_the_private_records(
+    ray_session: None, added: dict[str, Any]
+) -> None:
+    del added["tuning"]["folder"]
+    added["tuning"]["strategy"] = "tiny_tuning:Careless"
+    job = Job(search=search_of(added), folder=final(added) / "trials")
+    with pytest.raises(InputError, match=r"tuning\.strategy: these are the private records"):
+        next(run_trial(job, {"votes.neighbors": 1}))
+
+
 def test_options_belong_to_the_strategy(added: dict[str, Any]) -> None:
     flat = search_of(added)
     tuning = {key: value for key, value in added["tuning"].items() if key != "folder"}
