@@ -1,18 +1,14 @@
-"""Images per second of the diffusion generator in the pipeline, beside its bare sampling loop.
+"""Compare images per second of diffusion in the pipeline with those of its bare sampling loop.
 
     OMP_NUM_THREADS=1 python -m benchmarks.diffusion
     python -m benchmarks.diffusion --full --precision bf16   # needs a GPU
     python -m benchmarks.diffusion --profile                 # and where the time goes
 
-Bare: `ImprovedDiffusion.denoise` on tensors that lie on the device already, in whole batches: the
+Bare: `ImprovedDiffusion.denoise` on tensors that are on the device already, in whole batches: the
 peak to compare with. Pipeline: a population's worker, which also draws the noise, reads parents,
-rounds to uint8 and writes the parts to disk. Same weights (random), precision and batches, taken in
-turns in one process; the median of the ratios of each turn. --full takes the architecture, steps
-and images of ImageNet-64 270M.
-
-One thread of a shared 2-core AMD EPYC virtual machine, torch 2.14, the small network in fp32, two
-runs: random 0.97 and 0.99, vary 0.98 and 1.00 of the bare loop, which made 10 and 12 images per
-second. The GPU figure is outstanding: this has not been run on a GPU, nor has --full.
+rounds to uint8 and writes the parts to disk. Both have the same weights (random), precision and
+batches. They take turns in one process; the result is the median of the turns' ratios. --full takes
+the architecture, steps and images of ImageNet-64 270M. Results are in benchmarks/diffusion.md.
 """
 
 from __future__ import annotations
@@ -64,7 +60,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def save_weights(file: Path, options: dict[str, Any]) -> int:
-    """Write random weights; returns their number."""
+    """Write random weights and return their number."""
     torch.manual_seed(0)
     unet = ImprovedUNet(
         image_size=options["image_size"],
@@ -132,7 +128,7 @@ def in_pipeline(config: Config, folder: Path, iteration: int, rows: int, part: i
 
 
 def print_profile(work: Callable[[], None]) -> None:
-    """Operations by their own time, and the functions around them: what isn't the network."""
+    """Print operations by their own time, and the functions around the network."""
     from torch.profiler import ProfilerActivity, profile
 
     activities, order = [ProfilerActivity.CPU], "self_cpu_time_total"

@@ -1,14 +1,15 @@
-"""One iteration over large populations, then an expansion: speed, size and memory against size.
+"""Measure one iteration over large populations, or an expansion: speed, disk and memory by size.
 
     python -m benchmarks.scale [samples ...]     (default 10000 100000 1000000)
     python -m benchmarks.scale --expand 10000000 (12x12 grey samples to parquet)
 
-Rendered digits of 32x32x3, embedded to 64 dimensions, voted on by 100,000 rendered stand-ins for
-private records, 10 labels. For each size: seconds and cost per sample by stage, disk, and the peak
-resident memory of each kind of process, beside that after imports alone. At the end the cost per
-sample by size, in wall and in CPU seconds of all processes (which a busy machine changes less), and
-that of each further sample since the size before, which fixed costs (Ray's start, reading the
-records) are not in. Needs Linux (/proc).
+Samples are rendered digits of 32x32x3, embedded to 64 dimensions, with 10 labels; 100,000 rendered
+stand-ins for private records vote. For each size it prints seconds and cost per sample by stage,
+disk, and the peak resident memory of each kind of process, with that of imports alone.
+
+At the end it prints the cost per sample by size, in wall and in CPU seconds of all processes (which
+a busy machine changes less). The cost of a further sample since the size before leaves out fixed
+costs: Ray's start and reading the records. Needs Linux (/proc).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ IMPORTS = "import pe_ray.evolution, resource; print(resource.getrusage(0).ru_max
 
 
 def stand_ins(file: Path) -> None:
-    """Rendered 12x12 digits as parquet tensors."""
+    """Write rendered 12x12 digits as parquet tensors."""
     made = plugins.load("generator", "rendered_text")
     generator = made(made.Options(image_size=12), DIGITS)
     labels = (np.arange(RECORDS) % 10).astype(np.int32)
@@ -73,7 +74,7 @@ def config(folder: Path, samples: int, generator: dict[str, Any]) -> Config:
 
 
 class Stages:
-    """Seconds of each step of the loop, by replacing it with a timed one."""
+    """Replace each step of the loop with a timed one; return the seconds by step."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -103,7 +104,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def measure(folder: Path, samples: int, stages: Stages) -> tuple[int, float, float]:
-    """(samples, wall seconds, CPU seconds of all processes)"""
+    """Return samples, wall seconds and CPU seconds of all processes."""
     shutil.rmtree(folder / "run", ignore_errors=True)
     stages.seconds.clear()
     watch, started = Watch(), time.perf_counter()

@@ -1,4 +1,4 @@
-"""One worker against two, of one thread each, and what a Ray block costs.
+"""Compare one worker with two, of one thread each, and measure what a Ray block costs.
 
     python -m benchmarks.scaling [samples]
 
@@ -28,7 +28,7 @@ from pe_ray.runtime.stages import PartWorker
 
 
 class EmptyWorker(PartWorker):
-    """Parts without content."""
+    """Makes parts without content."""
 
     def __init__(self, directory: str) -> None:
         self._directory = Path(directory)
@@ -44,7 +44,7 @@ def expansion_seconds(run: Path, samples: int, folder: Path, workers: int) -> fl
 
 
 def block_seconds(folder: Path, count: int) -> float:
-    """Seconds of a stage of 256 empty parts in `count` blocks."""
+    """Return the seconds of a stage of 256 empty parts in `count` blocks."""
     requests = [{"start": i, "stop": i + 1} for i in range(256)]
     stage.count_blocks = lambda *_: count
     started = time.perf_counter()

@@ -1,10 +1,10 @@
-"""The exact search against plain faiss.knn, which settles no near-ties.
+"""Compare the exact search with plain faiss.knn, which settles no near-ties.
 
     python -m benchmarks.search [num] [neighbors] [rounds]
 
-Searches `num` samples (default 20000) for as many queries, Gaussian: distances as hard to tell
-apart as they come. One thread each, as a vote task has it. Both take turns for `rounds` rounds
-(default 5); the table has the medians of their CPU seconds, and of the rounds' ratios.
+Searches `num` Gaussian samples (default 20000) for as many queries, whose distances are hard to
+tell apart. Each search has one thread, as in a vote task. Both take turns for `rounds` rounds
+(default 5). The table has the medians of their CPU seconds, and of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ METRICS: tuple[DistanceMetric, ...] = ("l2", "cosine", "inner_product")
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
-    """CPU seconds that `work` takes: less noisy than the wall on a shared machine."""
+    """Return the CPU seconds of `work`; a shared machine changes them less than the wall's."""
     start = time.process_time()
     work()
     return time.process_time() - start

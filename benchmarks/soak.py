@@ -1,8 +1,8 @@
-"""Runs under a random fault every 20 seconds, on three nodes of real processes on this machine.
+"""Run under a random fault every 20 seconds, on three nodes of real processes on this machine.
 
     python -m benchmarks.soak [MINUTES [SEED]]
 
-Counts what must be none: lost or repeated rows, releases drawn twice, and runs that stand still.
+Counts what must not happen: lost or repeated rows, releases drawn twice, runs without progress.
 The seed fixes kind and time of each fault; which process it hits depends on what is there.
 """
 
@@ -30,7 +30,7 @@ from tests.support.real_cluster import REPOSITORY, RealCluster, real_cluster
 
 sys.path.append(str(REPOSITORY / "tests" / "support"))  # the configuration names faulty:FaultyText
 EVERY = 20.0  # seconds between faults
-PATIENCE = 400.0  # seconds of one run, however many starts it takes: longer stands still
+PATIENCE = 400.0  # seconds of one run, however many starts it takes
 NODE = ("--num-cpus=1",)
 # Agents belong to a node, which dies with them; the aggregator and idle workers have their turn.
 NOT_WORKERS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::IDLE", "ray::Aggregator")
@@ -38,7 +38,7 @@ NOT_WORKERS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::IDLE", "ray:
 
 @dataclass
 class Soak:
-    """What was done and what was found."""
+    """Injects faults into runs and counts what was found."""
 
     cluster: RealCluster
     seed: int
@@ -67,7 +67,7 @@ class Soak:
         }
 
     def fault(self) -> None:
-        """Inject the next one."""
+        """Inject the next fault."""
         kind = self._random.choice(list(self._kinds))
         done = self._kinds[kind]()
         print(
@@ -108,7 +108,7 @@ class Soak:
         return True
 
     def look_at_ledger(self) -> None:
-        """A histogram that was seen once must never change."""
+        """Count histograms that changed since they were first seen."""
         path = self.folder / "run" / "ledger.sqlite"
         if not path.exists() or not path.stat().st_size:
             return
@@ -120,7 +120,7 @@ class Soak:
                 self.wrong_releases += self.seen.setdefault(entry.release.key, noisy) != noisy
 
     def check(self, config: Config) -> None:
-        """Each row once, each planned release once."""
+        """Count rows and planned releases that are not there exactly once."""
         run = self.folder / "run"
         for iteration, size in enumerate(config.schedule.sizes):
             table = pq.read_table(run / "populations" / f"iter={iteration:04d}", partitioning=None)
@@ -137,7 +137,7 @@ class Soak:
         self.wrong_releases += committed != planned
 
     def one_run(self, folder: Path, until: float) -> None:
-        """A run, started again whenever it ends early; faults as they fall due."""
+        """Make a run, starting it again whenever it ends early; inject faults when they are due."""
         self.folder, self.seen = folder, {}
         folder.mkdir(parents=True)
         tree = _tree(folder)
@@ -175,7 +175,7 @@ class Soak:
 
 
 def _tree(folder: Path) -> dict[str, object]:
-    """About a minute on three nodes: rows that take 15 ms each, in parts of 50."""
+    """Return a run of about a minute on three nodes: rows of 15 ms each, in parts of 50."""
     return {
         "private": {
             "data": "sklearn:digits",

@@ -1,4 +1,4 @@
-"""Peak memory and CPU seconds of a program and the processes it starts."""
+"""Watch the peak memory and CPU seconds of a program and the processes that it starts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class Watch(threading.Thread):
-    """Peak memory and CPU seconds of all descendants of this process, by command (Linux)"""
+    """Watches peak memory and CPU seconds of this process's descendants, by command (Linux)."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -31,7 +31,7 @@ class Watch(threading.Thread):
         self.join()
 
     def cpu_seconds(self) -> float:
-        """CPU seconds of all processes since the start, without the watching itself."""
+        """Return the CPU seconds of all processes since the start, without the watching itself."""
         return sum(self.cpu.values()) - self._earlier - self._own_cpu
 
     def print_peaks(self) -> None:

@@ -1,4 +1,4 @@
-"""Draws the README's picture from a run: `python -m docs.picture runs/digits docs/demo.png`.
+"""Draw the README's picture from a run: `python -m docs.picture runs/digits docs/demo.png`.
 
 One line of samples for each iteration shown, the same number of each label, evenly spaced.
 """

@@ -1,4 +1,4 @@
-"""Expanding a small run to 200,000 digits: samples per second and peak memory per process.
+"""Expand a small run to 200,000 digits; print samples per second and peak memory per process.
 
 python -m benchmarks.digits.expansion
 """

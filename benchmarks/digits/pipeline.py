@@ -1,4 +1,4 @@
-"""The demo's pipeline at the reference's size: where the seconds and the memory go.
+"""Measure where seconds and memory go in the demo's pipeline at the reference's size.
 
 2,000 samples of 28x28, 6 iterations, lookahead 4, scikit-learn's digits, epsilon 1. Prints the same
 work done in one process without Ray (generation, embedding), then the run: seconds per phase,
@@ -49,7 +49,7 @@ def config(folder: Path) -> Config:
 
 
 def in_one_process(settings: Config) -> dict[str, float]:
-    """Seconds of the same generator and embedder calls in a plain loop, one core."""
+    """Return the seconds of the same generator and embedder calls in a plain loop on one core."""
     seconds: dict[str, float] = defaultdict(float)
 
     def timed(name: str, call: Callable[..., Any], *arguments: Any) -> Any:
@@ -76,7 +76,7 @@ def in_one_process(settings: Config) -> dict[str, float]:
 
 
 def through_ray(settings: Config) -> tuple[dict[str, float], float, Watch]:
-    """Seconds per phase of a run, its wall seconds, and what was watched."""
+    """Return the seconds per phase of a run, its wall seconds, and what was watched."""
     import ray
 
     from pe_ray import evolution

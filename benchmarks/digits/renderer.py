@@ -1,4 +1,4 @@
-"""Milliseconds per image and core of the rendered-text generator.
+"""Measure the rendered-text generator in milliseconds per image and core.
 
     OMP_NUM_THREADS=1 python -m benchmarks.digits.renderer
 
@@ -23,7 +23,7 @@ from pe_ray.plugins.seeds import row_seeds
 
 
 def milliseconds(call: Callable[[], object], num_rows: int, repeats: int) -> list[float]:
-    """Milliseconds per row of each repeat, fastest first."""
+    """Return the milliseconds per row of each repeat, fastest first."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Does a search inside the budget pay? Untuned settings with all of it, against every strategy.
+"""Compare untuned settings, with the whole budget, with every strategy of search inside it.
 
     python -m benchmarks.tuning.compare --data FOLDER [--seeds 3] [--strategies public compose ...]
 
@@ -38,7 +38,7 @@ SPACE: dict[str, Any] = {
 
 
 def settings(data: Path, folder: Path, num_samples: int, seed: int) -> dict[str, Any]:
-    """A run with the package's defaults wherever there is one."""
+    """Return a run with the package's defaults wherever there is one."""
     return {
         "private": {
             "data": str(data / "mnist.parquet"),
@@ -65,7 +65,7 @@ def settings(data: Path, folder: Path, num_samples: int, seed: int) -> dict[str,
 
 
 def tuning(strategy: str, data: Path, folder: Path, trials: int, seed: int) -> dict[str, Any]:
-    """The search: the same space and number of trials for every strategy."""
+    """Return the search: the same space and number of trials for every strategy."""
     letters = {
         "data": str(data / "emnist_letters_50k.parquet"),
         "labels": list(string.ascii_uppercase),
