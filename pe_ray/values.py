@@ -77,6 +77,11 @@ class Release:
         """L2 sensitivity: sqrt(votes_per_unit), as a unit adds ones to different bins (sums: 1)."""
         return math.sqrt(self.votes_per_unit)
 
+    @property
+    def mu_squared(self) -> float | None:
+        """Cost in Gaussian DP: (sensitivity / sigma)^2; None without noise."""
+        return self.votes_per_unit / self.sigma**2 if self.sigma else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoisyHistogram:

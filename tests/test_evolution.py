@@ -179,6 +179,7 @@ def test_killed_at_every_state_change_it_continues(
     assert replayed(tree, run, tmp_path) == killed
 
 
+@pytest.mark.slow
 def test_resources_do_not_reach_a_networks_votes(
     ray_session: None, tree: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +36,7 @@ def _explain(error: BaseException, name: str) -> str:
     while cause is not None:
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__
-    if any(isinstance(cause, pickle.UnpicklingError) for cause in causes):
+    if any(type(cause).__name__ == "UnpicklingError" for cause in causes):
         # Its own text explains how to run the code.
         return "it is damaged, or holds code, which is never run; get a whole checkpoint"
     kinds = [kind.__name__ for cause in causes for kind in type(cause).__mro__]

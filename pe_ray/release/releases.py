@@ -156,8 +156,14 @@ KINDS = (LabelCounts, Votes, TeacherSums)
 
 
 def kind_of(release: Release) -> Any:
-    """Return the class of the release's kind."""
-    return registry.load("release", release.kind)
+    """Return the class of the release's kind.
+
+    Raises InputError for sums of another name than `sums`: they would be accounted as counts.
+    """
+    kind = registry.load("release", release.kind)
+    if (kind.steps != Counts.steps) != release.is_sums:
+        raise InputError(f"release {release.key}: give sums the kind `sums`, not {release.kind!r}")
+    return kind
 
 
 def votes_limit(config: Config) -> int:

@@ -103,6 +103,7 @@ def rebound(ledger: Path, tree: dict[str, Any]) -> None:
     database.close()
 
 
+@pytest.mark.slow
 def test_a_run_in_a_store_equals_a_local_one(
     ray_session: None,
     tree: dict[str, Any],

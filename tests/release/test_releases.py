@@ -51,3 +51,12 @@ def test_a_kind_of_another_package_is_released_and_charged(
     again = Release(key="more", kind="outside:Corners", iteration=0, votes_per_unit=1, sigma=3.0)
     with pytest.raises(InputError, match="outside the 4 bins"):
         Aggregator(path).release(again, 4, [ray.put(outside)])
+
+
+def test_sums_under_another_name_are_refused_before_they_are_charged(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    Ledger.create(path, Budget(epsilon=5.0, delta=1e-5, unit="record"), "fingerprint")
+    hidden = Release(key="x", kind="outside:Lattice", iteration=0, votes_per_unit=1, sigma=3.0)
+    with pytest.raises(InputError, match="the kind `sums`"):
+        Aggregator(path).release(hidden, 4, [])
+    assert not Ledger.open(path).charged

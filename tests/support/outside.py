@@ -10,10 +10,28 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pe_ray.plugins import Options
-from pe_ray.release.releases import Counts
+from pe_ray.plugins import EmbedderOptions, Images, Options
+from pe_ray.release.releases import Counts, Sums
 from pe_ray.synthetic.export_formats import Footprint, LabelledImages
-from pe_ray.values import Release
+from pe_ray.values import DistanceMetric, ImageShape, Release
+
+
+class NoNumbersOptions(EmbedderOptions):
+    def dim(self, shape: ImageShape) -> int:
+        return 2
+
+
+class NoNumbers:
+    """An embedder that fails: its values are not finite."""
+
+    Options = NoNumbersOptions
+    metric: ClassVar[DistanceMetric] = "l2"
+
+    def __init__(self, options: NoNumbersOptions) -> None:
+        pass
+
+    def embed(self, images: Images) -> NDArray[np.float32]:
+        return np.full((len(images), 2), np.nan, dtype=np.float32)
 
 
 class SquareRoot:
@@ -54,3 +72,7 @@ class Corners(Counts):
     @staticmethod
     def describe(release: Release) -> str:
         return "brightest corners"
+
+
+class Lattice(Sums):
+    """Sums under another name than theirs: refused, as they would be accounted as counts."""

@@ -111,15 +111,8 @@ def test_another_generators_lookahead_is_not_drawn_beside(tree: dict[str, Any]) 
         assert [made is not None for made in given] == beside
 
 
-def test_values_that_are_not_finite_are_refused(
-    tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Broken:
-        def embed(self, images: np.ndarray) -> np.ndarray:
-            return np.full((len(images), 2), np.nan, dtype=np.float32)
-
-    monkeypatch.setattr(embedding, "loaded", lambda *_: Broken())
-    config = Config.from_dict(tree | {"votes": {}})
+def test_values_that_are_not_finite_are_refused(tree: dict[str, Any], tmp_path: Path) -> None:
+    config = Config.from_dict(tree | {"votes": {}, "embedder": {"kind": "outside:NoNumbers"}})
     worker = embedding.EmbeddingWorker(run_in(tmp_path, config), 1, tmp_path)
     with pytest.raises(ValueError, match="non-finite"):
         worker.write({"image": np.zeros((3, 12, 12, 1), np.uint8)}, 0, 3)

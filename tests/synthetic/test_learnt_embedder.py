@@ -28,6 +28,7 @@ def learning(tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
+@pytest.mark.slow
 def test_a_run_stopped_anywhere_learns_what_its_replay_learns(
     ray_session: None,
     learning: dict[str, Any],
@@ -85,6 +86,7 @@ def learnt(config: Config) -> LearntFeaturesOptions:
     return options
 
 
+@pytest.mark.slow
 def test_another_generator_has_another_embedder(
     ray_session: None, learning: dict[str, Any]
 ) -> None:

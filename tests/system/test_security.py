@@ -107,8 +107,9 @@ def test_the_default_cache_is_never_in_the_run(
     tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "run" / ".cache"))
+    config = Config.from_dict(tree)
     with pytest.raises(InputError, match=r"private\.cache: .* lies in output\.path"):
-        open_records(Config.from_dict(tree))
+        open_records(config, config.embedder)
 
 
 def mode(path: Path) -> int:
@@ -168,7 +169,7 @@ def test_addresses_that_no_driver_can_join_are_refused(address: str) -> None:
     """In a process of its own, since a Ray may run in this one."""
     script = (
         "from pe_ray.runtime.cluster import connect_to_ray\n"
-        "from pe_ray.config import ResourcesConfig\n"
+        "from pe_ray import ResourcesConfig\n"
         f"with connect_to_ray(ResourcesConfig(address='{address}')): pass"
     )
     done = subprocess.run(

@@ -109,6 +109,7 @@ def test_a_folder_with_a_population_is_no_searchs_place(
         tune(search_of(searched))
 
 
+@pytest.mark.slow
 def test_a_searchs_first_mistake_is_mended_in_place(
     ray_session: None, searched: dict[str, Any]
 ) -> None:
@@ -195,6 +196,7 @@ def test_a_search_is_bound_to_what_a_run_is_bound_to(
     assert search_of(searched).fingerprint == first
 
 
+@pytest.mark.slow
 def test_the_ledger_of_an_unfinished_search_can_be_read(
     ray_session: None,
     searched: dict[str, Any],

@@ -35,6 +35,7 @@ from pe_ray.tuning.trial import Job, note_end, trial_config
 from pe_ray.tuning.tune import tune
 
 
+@pytest.mark.slow
 def test_compose_charges_trials_and_the_final_run_in_one_ledger(
     ray_session: None, searched: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -314,6 +314,7 @@ def canary(folder: Path, names: list[str]) -> np.ndarray:
     return image
 
 
+@pytest.mark.slow
 def test_the_service_sees_synthetic_images_only(
     ray_session: None, service: Service, tree: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -201,6 +201,7 @@ def test_bad_names_and_prompts(
         generator(**{"checkpoint": checkpoint("sd"), **options})
 
 
+@pytest.mark.slow
 def test_a_run_and_its_expansion(
     ray_session: None, tree: dict[str, Any], checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

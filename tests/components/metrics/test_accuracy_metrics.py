@@ -34,6 +34,7 @@ def test_accuracy_is_high_for_separable_and_chance_for_unrelated_labels(
     assert 0.1 < wrong[name] < 0.9
 
 
+@pytest.mark.slow
 def test_cnn_is_fixed_by_its_seed_and_leaves_the_global_one_alone() -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (300, 9, 9, 3), dtype=np.uint8)
