@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import run_in
+from small_runs import run_in
 
 from pe_ray import Config
 from pe_ray.files.parts import MANIFEST, list_parts

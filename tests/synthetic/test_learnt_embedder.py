@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import run_in
+from small_runs import run_in
 from tiny_public import save_parquet
 from undisturbed import content
 

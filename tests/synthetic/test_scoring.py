@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from runs import run_in
+from small_runs import run_in
 
 from pe_ray import Config, InputError, evolve, plugins
 from pe_ray.components.metrics.distances import frechet_distance

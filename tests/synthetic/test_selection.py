@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from runs import run_in
+from small_runs import run_in
 
 from pe_ray import Config
 from pe_ray.config.blocks import SelectionConfig, SelectionSettings
