@@ -94,8 +94,11 @@ class _Attempts:
 
 
 @lru_cache(maxsize=1)
-def _attempts_of(job: str) -> Any:
-    """Start the counter of a Ray job, once: an actor is a process."""
+def _attempts_of(session: str, job: str) -> Any:
+    """Start the counter of a Ray job, once: an actor is a process.
+
+    Jobs of two Rays in one process have the same id, so the session counts too.
+    """
     return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Attempts).remote()
 
 
@@ -223,7 +226,8 @@ def _make(
     pool = min(workers, blocks_made)
     common = {"batch_size": 1, "batch_format": "pyarrow", "num_cpus": resources.cpus_per_worker}
     requested = ray.data.from_arrow(blocks)
-    counter = _attempts_of(ray.get_runtime_context().get_job_id())
+    context = ray.get_runtime_context()
+    counter = _attempts_of(context.get_session_name(), context.get_job_id())
     attempts = partial(counter.count.remote, uuid.uuid4().hex)
     given = {"worker": worker, "stall_seconds": stall_seconds, "attempts": attempts}
     lost = None
