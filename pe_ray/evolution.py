@@ -28,11 +28,7 @@ from pe_ray.synthetic.population import Population, apportion, fractions_of
 from pe_ray.synthetic.scoring import check_reference, score_population
 from pe_ray.synthetic.selection import select_parents
 from pe_ray.synthetic.teacher import learn_features, moments_layout, solve_teacher
-from pe_ray.synthetic.variation import (
-    check_generators,
-    draw_population,
-    vary,
-)
+from pe_ray.synthetic.variation import check_generators, draw_population, vary
 from pe_ray.values import LabelLayout
 
 logger = logging.getLogger(__name__)

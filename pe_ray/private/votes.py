@@ -7,10 +7,9 @@ driver holds references only, and hands them to the aggregator.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import ray
@@ -18,15 +17,14 @@ from numpy.typing import NDArray
 
 from pe_ray.components.nearest import NearestSearch
 from pe_ray.config.blocks import VotesConfig
-from pe_ray.files.storage import Location, open_fully
 from pe_ray.private.record_embeddings import EmbeddedRecords, PrivateRecords, join_users
 from pe_ray.private.tasks import hide_private_errors, private_task
 from pe_ray.runtime.cluster import count_resource
 from pe_ray.runtime.watchdog import note_progress
+from pe_ray.synthetic.embedding_files import EmbeddingPart, load_part, read_blocks
 from pe_ray.values import LabelLayout
 
 _TASKS_PER_CORE = 2  # few, since each prepares all samples; more than one, for balance
-_BLOCK_BYTES = 32 << 20  # of samples searched at a time
 _QUERY_BYTES = 64 << 20  # of private embeddings searched for at a time
 
 
@@ -77,7 +75,7 @@ def bounded_votes(
 
 def cast_votes(
     records: PrivateRecords,
-    parts: Sequence[tuple[Location, int, int]],
+    parts: Sequence[EmbeddingPart],
     layout: LabelLayout,
     settings: VotesConfig,
     limit: int,
@@ -85,7 +83,7 @@ def cast_votes(
 ) -> list[ray.ObjectRef]:
     """Start counting; returns references to RawVotes that add up to all votes.
 
-    parts: (.npy file, first id, one past last id) of the synthetic embedding, in id order.
+    parts: of the synthetic embedding, in id order.
     limit: most bins of a unit; gpus: of each task, searched by faiss if above 0.
 
     Guarantee: see `bounded_votes`; a user's records are all in one partition, so the bound holds
@@ -93,7 +91,7 @@ def cast_votes(
     """
     count = private_task(_count_partitions, records.node_label, gpus=gpus)
     cores = max(1, count_resource("GPU" if gpus else "CPU"))
-    order = _by_node(records.partitions)
+    order = _group_by_node(records.partitions)
     groups = np.array_split(order, min(len(order), _TASKS_PER_CORE * cores))
     return [
         count.remote(
@@ -110,9 +108,10 @@ def cast_votes(
     ]
 
 
-def _by_node(partitions: Sequence[Sequence[ray.ObjectRef]]) -> NDArray[np.int64]:
-    """Numbers of the partitions, those on one node together: Ray runs a task where most of its
-    arguments are, so a group from one node is searched there.
+def _group_by_node(partitions: Sequence[Sequence[ray.ObjectRef]]) -> NDArray[np.int64]:
+    """Return the numbers of the partitions, those on one node together.
+
+    Ray runs a task where most of its arguments are, so a group from one node is searched there.
     """
     first = [pieces[0] for pieces in partitions]
     found = ray.experimental.get_object_locations(first)
@@ -131,13 +130,13 @@ def count_labels(records: PrivateRecords, limit: int) -> list[ray.ObjectRef]:
 
 def nearest_samples(
     pieces: Sequence[EmbeddedRecords],
-    parts: Sequence[tuple[Location, int, int]],
+    parts: Sequence[EmbeddingPart],
     layout: LabelLayout,
     settings: VotesConfig,
     *,
     on_gpu: bool = False,
 ) -> NDArray[np.int64]:
-    """Ids of each record's nearest samples of its label, int64 [n, neighbors], -1 where none.
+    """Find each record's nearest samples of its label: ids int64 [n, neighbors], -1 where none.
 
     Rows are the records of the pieces, one after the other.
 
@@ -147,22 +146,22 @@ def nearest_samples(
     ids = np.full((len(labels), settings.neighbors), -1, dtype=np.int64)
     dim = pieces[0].features.shape[1]
     step = max(1, _QUERY_BYTES // (4 * dim or 1))
-    load = lru_cache(maxsize=1)(_rows)  # labels follow one another, so a part is read once
+    load = lru_cache(maxsize=1)(load_part)  # labels follow one another, so a part is read once
     for label in range(len(layout.counts)):
         of_label = np.flatnonzero(labels == label)
         for start in range(0, len(of_label), step):
             chosen = of_label[start : start + step]
-            queries = _features(pieces, chosen)
+            queries = _gather(pieces, chosen)
             search = NearestSearch(queries, settings.neighbors, settings.metric, on_gpu=on_gpu)
-            for first, block in _blocks(parts, *layout.label_range(label), load):
+            for first, block in read_blocks(parts, *layout.label_range(label), load):
                 search.add(block, first)
                 note_progress()
             ids[chosen] = search.ids
     return ids
 
 
-def _features(pieces: Sequence[EmbeddedRecords], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Embeddings of `rows` (ascending) of all pieces, counted through; [len(rows), d]."""
+def _gather(pieces: Sequence[EmbeddedRecords], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the embeddings [len(rows), d] of `rows`, ascending and counted through all pieces."""
     ends = np.cumsum([len(piece.labels) for piece in pieces])
     cuts = np.searchsorted(rows, ends)
     found = [
@@ -172,38 +171,8 @@ def _features(pieces: Sequence[EmbeddedRecords], rows: NDArray[np.int64]) -> NDA
     return np.concatenate(found)
 
 
-def _rows(file: Location) -> NDArray[np.float32]:
-    """Samples of one part: of a local file mapped, of an object all of it."""
-    mapped: NDArray[np.float32] = np.load(
-        open_fully(file), mmap_mode="r" if isinstance(file, Path) else None, allow_pickle=False
-    )
-    return mapped
-
-
-def _blocks(
-    parts: Sequence[tuple[Location, int, int]],
-    low: int,
-    high: int,
-    load: Callable[[Location], NDArray[np.float32]] = _rows,
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """(first id, samples) of ids low..high-1, neighbouring parts together."""
-    waiting: list[NDArray[np.float32]] = []
-    first = low
-    for file, start, stop in parts:
-        start, stop, offset = max(start, low), min(stop, high), start
-        if start >= stop:
-            continue
-        rows = load(file)[start - offset : stop - offset]
-        waiting.append(rows)
-        if sum(rows.nbytes for rows in waiting) >= _BLOCK_BYTES:
-            yield first, np.concatenate(waiting)
-            waiting, first = [], stop
-    if waiting:
-        yield first, np.concatenate(waiting)
-
-
 def _count_partitions(
-    parts: Sequence[tuple[Location, int, int]],
+    parts: Sequence[EmbeddingPart],
     layout: LabelLayout,
     settings: VotesConfig,
     limit: int,

@@ -168,7 +168,7 @@ def insert_release(database: sqlite3.Connection, release: Release, now: str) -> 
             release.votes_per_unit,
             release.sensitivity,
             release.sigma,
-            release.votes_per_unit / release.sigma**2 if release.sigma else None,
+            release.mu_squared,
             now,
         ),
     )

@@ -32,6 +32,7 @@ from pe_ray.plugins.seeds import row_seeds
 from pe_ray.run import Run
 from pe_ray.runtime.stages import PartWorker, Request, Stage, run_stage
 from pe_ray.synthetic.batching import BatchedGenerator
+from pe_ray.synthetic.embedding_files import EmbeddingPart
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.population_files import population_part, read_population
 from pe_ray.values import LabelLayout
@@ -39,27 +40,28 @@ from pe_ray.values import LabelLayout
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embedding:
-    """The embedding of S_(iteration-1) for the votes of `iteration`.
+    """The embedding of a population S_(t-1) for the votes of iteration t.
 
     It is made when its parts are first asked for: votes that were released before need none.
     """
 
     run: Run
-    iteration: int
     population: Population
+
+    @property
+    def iteration(self) -> int:
+        """Iteration t whose votes are for these samples."""
+        return self.population.iteration + 1
 
     @property
     def layout(self) -> LabelLayout:
         """Labels of the embedded samples."""
         return self.population.layout
 
-    def parts(self) -> list[tuple[Location, int, int]]:
-        """Make the parts that are missing and return (.npy file, first id, one past the last id).
-
-        Each file is float32 [rows, dim]; the parts are in id order.
-        """
+    def parts(self) -> list[EmbeddingPart]:
+        """Make the parts that are missing and return all, in id order."""
+        _make_embedding(self)
         directory = self.run.directory.embedding(self.iteration)
-        _make_embedding(self.run, self.iteration, self.population)
         return [(directory / part.file, part.start, part.stop) for part in list_parts(directory)]
 
     def discard(self) -> None:
@@ -85,7 +87,7 @@ def embed(run: Run, population: Population) -> Embedding:
     votes.reuse_lookahead these draws stay on disk, laid out like a population: row i k + j is draw
     j of sample i.
     """
-    return Embedding(run=run, iteration=population.iteration + 1, population=population)
+    return Embedding(run=run, population=population)
 
 
 class EmbeddingWorker(PartWorker):
@@ -168,10 +170,10 @@ def embed_while_varying(run: Run, iteration: int) -> Callable[[], EmbeddingWorke
     return partial(EmbeddingWorker, run, iteration, run.directory.population(iteration - 1))
 
 
-def _make_embedding(run: Run, iteration: int, population: Population) -> None:
-    config, layout = run.config, population.layout
-    row_bytes = config.image_shape.num_bytes
-    ranges = divide_rows(layout.num_samples, row_bytes, config.output.rows_per_part)
+def _make_embedding(embedding: Embedding) -> None:
+    run, iteration, population = embedding.run, embedding.iteration, embedding.population
+    config, row_bytes = run.config, run.config.image_shape.num_bytes
+    ranges = divide_rows(population.layout.num_samples, row_bytes, config.output.rows_per_part)
     requests: list[Request] = [{"start": start, "stop": stop} for start, stop in ranges]
     stage = Stage(
         name=f"embedding {iteration}",

@@ -21,15 +21,15 @@ import ray
 from numpy.typing import NDArray
 
 from pe_ray.components.nearest import nearest_others
-from pe_ray.files.storage import Location, atomic_write, open_fully, open_seekable
+from pe_ray.files.storage import Location, atomic_write, open_seekable
 from pe_ray.run import Run
 from pe_ray.runtime.progress import log_stage
 from pe_ray.runtime.watchdog import exit_on_stall, note_progress
 from pe_ray.synthetic.embedding import Embedding
+from pe_ray.synthetic.embedding_files import EmbeddingPart, read_blocks
 from pe_ray.values import DistanceMetric, LabelLayout, NoisyHistogram
 
 Floats = NDArray[np.float64]
-_PartRows = tuple[Location, int, int]  # a part of an embedding, its first row and its last's next
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +102,7 @@ def smooth(
 
 
 def _smooth_label(
-    parts: Sequence[_PartRows],
+    parts: Sequence[EmbeddingPart],
     first: int,
     noisy: Floats,
     sigma: float,
@@ -115,13 +115,7 @@ def _smooth_label(
     widest = 1 << (min(most, num).bit_length() - 1) if num else 1
     if widest == 1:
         return noisy, sigma
-    vectors = np.concatenate(
-        [
-            _load(file)[max(0, first - start) : first + num - start]
-            for file, start, stop in parts
-            if start < first + num and first < stop
-        ]
-    )
+    vectors = np.concatenate([block for _, block in read_blocks(parts, first, first + num)])
     by = metric if metric == "cosine" else "l2"  # an inner product is no distance between samples
     nearest = np.empty((num, widest - 1), dtype=np.int32)
     with exit_on_stall(stall_seconds):
@@ -129,12 +123,6 @@ def _smooth_label(
             nearest[rows] = ids
             note_progress()
         return smooth(noisy, nearest, sigma, most)
-
-
-def _load(file: Location) -> NDArray[np.float32]:
-    """Load one part of an embedding."""
-    vectors: NDArray[np.float32] = np.load(open_fully(file), allow_pickle=False)
-    return vectors
 
 
 def read_smoothed(file: Location) -> Votes | None:

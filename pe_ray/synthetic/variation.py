@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from pe_ray.plugins.seeds import row_seeds
 from pe_ray.run import Run
 from pe_ray.runtime.stages import PartWorker, Request, Stage, check_plugins, run_stage
 from pe_ray.synthetic.batching import BatchedGenerator
-from pe_ray.synthetic.embedding import embed_while_varying
+from pe_ray.synthetic.embedding import EmbeddingWorker, embed_while_varying
 from pe_ray.synthetic.population import (
     Offspring,
     Population,
@@ -108,12 +108,6 @@ def _make_population(
     return Population(iteration=iteration, layout=layout, directory=directory)
 
 
-class RowsWorker(Protocol):
-    """Works on rows start..stop-1 of a population where they are made."""
-
-    def write(self, rows: Rows, start: int, stop: int) -> Part: ...
-
-
 class PopulationWorker(PartWorker):
     """Makes parts of S_iteration: random draws, kept parents and variations.
 
@@ -122,7 +116,7 @@ class PopulationWorker(PartWorker):
     """
 
     def __init__(
-        self, run: Run, iteration: int, embedder: Callable[[], RowsWorker] | None = None
+        self, run: Run, iteration: int, embedder: Callable[[], EmbeddingWorker] | None = None
     ) -> None:
         self._run = run
         self._iteration = iteration
@@ -134,7 +128,7 @@ class PopulationWorker(PartWorker):
 
     def make(self, request: Mapping[str, Any]) -> Part:
         start, stop = request["start"], request["stop"]
-        rows = self._varied(request) if self._iteration else self._drawn(request)
+        rows = self._vary_parents(request) if self._iteration else self._draw_families(request)
         rows["id"] = np.arange(start, stop, dtype=np.int64)
         content = population_part(rows, self._generator.options)
         if self._embedder is not None:
@@ -142,7 +136,7 @@ class PopulationWorker(PartWorker):
         directory = self._run.directory.population(self._iteration)
         return write_part(directory, start, stop, "parquet", content)
 
-    def _drawn(self, request: Mapping[str, Any]) -> Rows:
+    def _draw_families(self, request: Mapping[str, Any]) -> Rows:
         """Draw families of S_0: a random draw each, and its variations."""
         draws, copies = request["parents"], request["copies"]
         distinct, first = np.unique(draws, return_index=True)
@@ -150,11 +144,11 @@ class PopulationWorker(PartWorker):
         made = self._generator.random(request["labels"][first].astype(np.int32), seeds)
         family = np.searchsorted(distinct, draws)
         rows = {name: values[family] for name, values in made.items()}
-        self._vary(rows, copies > 0, request)
+        self._vary_rows(rows, copies > 0, request)
         rows["parent"] = np.full(len(draws), -1, dtype=np.int64)
         return rows
 
-    def _varied(self, request: Mapping[str, Any]) -> Rows:
+    def _vary_parents(self, request: Mapping[str, Any]) -> Rows:
         """Read the parents and vary them, but for those that are kept or were drawn before."""
         parents, copies, draws = request["parents"], request["copies"], request["draws"]
         options = self._generator.options
@@ -168,11 +162,11 @@ class PopulationWorker(PartWorker):
             kept = read_population(self._kept, places, options)
             _merge(rows, reused, {name: kept[name] for name in rows})
             again = again & ~reused
-        self._vary(rows, again, request)
+        self._vary_rows(rows, again, request)
         rows["parent"] = parents
         return rows
 
-    def _vary(self, rows: Rows, chosen: NDArray[np.bool_], request: Mapping[str, Any]) -> None:
+    def _vary_rows(self, rows: Rows, chosen: NDArray[np.bool_], request: Mapping[str, Any]) -> None:
         """Replace the rows `chosen` by variations; add the column `degree`."""
         schedule, iteration = self._run.config.schedule, self._iteration
         degree = schedule.degree_list[max(0, iteration - 1)]

@@ -236,13 +236,3 @@ def test_a_search_holds_a_few_records_at_a_time(
 
     more = peak(30_000) - peak(5_000)
     assert more < 25_000 * 64  # bytes: a quarter of the embeddings' own, for numbers per record
-
-
-def test_blocks_cover_a_labels_ids_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    samples = np.arange(42 * 3, dtype=np.float32).reshape(42, 3)
-    parts = write_parts(tmp_path, samples, 5)
-    for size in (1, 100, 10**6):
-        monkeypatch.setattr(votes, "_BLOCK_BYTES", size)
-        blocks = list(votes._blocks(parts, 7, 33))
-        assert np.array_equal(np.concatenate([block for _, block in blocks]), samples[7:33])
-        assert all(np.array_equal(block[0], samples[first]) for first, block in blocks)
