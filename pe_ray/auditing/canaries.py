@@ -29,7 +29,7 @@ from pe_ray.files.storage import atomic_write
 from pe_ray.planning import label_fractions
 from pe_ray.private.record_embeddings import EmbeddedRecords, open_records
 from pe_ray.private.votes import bounded_votes, nearest_samples
-from pe_ray.release.releases import votes_limit
+from pe_ray.release.releases import Votes
 from pe_ray.run import Run
 from pe_ray.runtime.run_directory import on_disk
 from pe_ray.synthetic.embedding import embed
@@ -217,7 +217,7 @@ def canary_votes(
 
     populations: S_0 .. S_(T-1).
     """
-    limit = votes_limit(run.config)
+    limit = Votes.limit(run.config)
     found = []
     for population in populations:
         layout = population.layout

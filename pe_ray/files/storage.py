@@ -332,11 +332,6 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def list_files_below(folder: Location, suffix: str) -> list[Location]:
-    """Return all files below `folder` whose name ends in `suffix`, in the order of their paths."""
-    return [folder / name for name in list_paths_below(folder) if name.endswith(suffix)]
-
-
 def delete_tree(folder: Location) -> None:
     """Remove `folder` and all below it as far as that is possible; it may be missing."""
     if isinstance(folder, Path):

@@ -25,7 +25,7 @@ from pe_ray.private.votes import cast_votes, count_labels
 from pe_ray.release.aggregator import answer, create_aggregator
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_copy import update_copy
-from pe_ray.release.releases import votes_key, votes_limit
+from pe_ray.release.releases import LABEL_COUNTS, Votes, votes_key
 from pe_ray.run import Run
 from pe_ray.runtime.progress import log_stage
 from pe_ray.synthetic.embedding import Embedding
@@ -68,7 +68,7 @@ class Door:
 
     def label_counts(self) -> NoisyHistogram:
         """Release the number of records (or users) per label."""
-        release = self._releases["label_counts"]
+        release = self._releases[LABEL_COUNTS]
 
         def count() -> list[ray.ObjectRef]:
             return count_labels(self.records, release.votes_per_unit)
@@ -82,7 +82,7 @@ class Door:
         release = self._releases[votes_key(embedding.iteration, self._prefix)]
 
         def cast() -> list[ray.ObjectRef]:
-            gpus, limit = config.resources.gpus_per_worker, votes_limit(config)
+            gpus, limit = config.resources.gpus_per_worker, Votes.limit(config)
             return cast_votes(self.records, embedding.parts(), layout, config.votes, limit, gpus)
 
         histogram: NoisyHistogram = self.ask(release, layout.num_samples, cast)
@@ -124,13 +124,6 @@ class Door:
         return made
 
 
-def voters(config: Config, source: PrivateConfig | None = None) -> PrivateConfig:
-    """Return whose records vote, with the user column only where users are the unit."""
-    private = source or config.private
-    user_column = private.user_column if config.privacy.unit == "user" else None
-    return private.model_copy(update={"user_column": user_column})
-
-
 def open_records(
     config: Config, embedder: Plugin, source: PrivateConfig | None = None
 ) -> PrivateRecords:
@@ -143,7 +136,9 @@ def open_records(
         raise InputError(
             f"private.cache: {cache} lies in output.path, which is publishable; name another folder"
         )
-    private = voters(config, source)
+    private = source or config.private
+    if config.privacy.unit != "user":
+        private = private.model_copy(update={"user_column": None})
     if embedder.options.learnt:
         private = private.model_copy(update={"cache": "none"})  # embeddings are of one run
     return private_records.open_records(

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Totals = NDArray[np.int64]
 
+LABEL_COUNTS = "label_counts"
+"""Key of the label counts in the ledger."""
+
 
 class Counts:
     """A histogram of integers: a unit adds at most k ones, each to a different bin.
@@ -91,9 +94,15 @@ class Votes(Counts):
         return None
 
     @staticmethod
+    def limit(config: Config) -> int:
+        """Return the most bins that one unit's votes reach: the square of the L2 sensitivity."""
+        by_user = config.privacy.unit == "user"
+        return config.votes.max_votes_per_user if by_user else config.votes.neighbors
+
+    @staticmethod
     def plan(config: Config, prefix: str = "") -> list[Release]:
         """Return the releases of a run in order, with sigmas up to a common factor."""
-        limit = votes_limit(config)
+        limit = Votes.limit(config)
         return [
             Release(
                 key=votes_key(iteration, prefix),
@@ -121,14 +130,14 @@ class LabelCounts(Counts):
     @staticmethod
     def limit(config: Config) -> int:
         """Return the most labels that one unit counts for."""
-        return 1 if config.privacy.unit == "record" else votes_limit(config)
+        return 1 if config.privacy.unit == "record" else Votes.limit(config)
 
     @staticmethod
     def plan(config: Config, prefix: str = "") -> list[Release]:
         ones = LabelCounts.limit(config)
         return [
             Release(
-                key="label_counts",
+                key=LABEL_COUNTS,
                 kind="label_counts",
                 iteration=0,
                 votes_per_unit=ones,
@@ -164,12 +173,6 @@ def kind_of(release: Release) -> Any:
     if (kind.steps != Counts.steps) != release.is_sums:
         raise InputError(f"release {release.key}: give sums the kind `sums`, not {release.kind!r}")
     return kind
-
-
-def votes_limit(config: Config) -> int:
-    """Return the most bins that one unit's votes reach: the square of the L2 sensitivity."""
-    by_user = config.privacy.unit == "user"
-    return config.votes.max_votes_per_user if by_user else config.votes.neighbors
 
 
 def votes_key(iteration: int, prefix: str = "") -> str:

@@ -12,6 +12,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from pe_ray.release.releases import LABEL_COUNTS
 from pe_ray.report.charts import Point, draw_chart
 from pe_ray.report.facts import (
     CURVE_DELTAS,
@@ -89,7 +90,7 @@ def render_run(facts: Facts, samples: Samples, rows: Sequence[Row]) -> str:
     """Return report.html; samples: of each population in `facts`; rows: its scores."""
     curve = compute_privacy_curve(facts)
     guessing = bound_guessing(compute_privacy_curve(facts, (*CURVE_DELTAS, *LARGE_DELTAS)))
-    counted = facts.ledger.released("label_counts")
+    counted = facts.ledger.released(LABEL_COUNTS)
     metrics = list_metrics(rows)
     return render(
         "run.html",

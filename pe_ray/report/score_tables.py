@@ -55,7 +55,7 @@ def list_scores(facts: Facts) -> list[Row]:
 
 
 def write_scores(facts: Facts) -> list[Row]:
-    """Write metrics.jsonl and tensorboard/ anew; return the rows."""
+    """Write metrics.jsonl and tensorboard/ again; return the rows."""
     rows = list_scores(facts)
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     atomic_write(facts.run.path / "metrics.jsonl", lines.encode())

@@ -213,7 +213,7 @@ def bind_directory(
         if changed and not bare:  # else the ledger refuses, if it was charged
             raise InputError(
                 f"{', '.join(changed)}: differs from what {run.path} was made for; restore it, or "
-                "give another output.path (a new run spends anew)"
+                "give another output.path (a new run spends its own budget)"
             )
         if not run.has_ledger:
             if isinstance(run.path, ObjectPath):

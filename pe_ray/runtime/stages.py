@@ -5,8 +5,8 @@ actor's parts are made again by Ray, a killed driver's by the next start, which 
 parts that are missing. The driver sees one small row per part.
 
 A worker that hangs ends itself (pe_ray.runtime.watchdog). Where Ray can't make up for a loss (a
-part kills its worker again and again, an actor of a lost node fits nowhere), what is missing is
-shared out anew over what is there, until nothing at all is finished three times in a row.
+part kills its worker again and again, an actor of a lost node fits nowhere), the missing parts are
+shared out again over the nodes that are left, until three times in a row no part is finished.
 
 Workers with a GPU are actors, which keep their weights for the stage. Workers without are tasks:
 Ray reuses their processes from stage to stage, so plugins are loaded once per process and run,
@@ -38,37 +38,30 @@ from pe_ray.files.parts import Part, commit, find_parts, read_manifest
 from pe_ray.files.storage import Location, full_disk_as_input_error
 from pe_ray.runtime.cluster import num_workers
 from pe_ray.runtime.progress import Progress
-from pe_ray.runtime.watchdog import LostNodes, StandsStillError, exit_on_stall, note_progress
+from pe_ray.runtime.watchdog import LostNodes, StalledError, exit_on_stall, note_progress
 
 logger = logging.getLogger(__name__)
 
 _PARTS_PER_BLOCK = 4  # a block costs Ray about 12 ms, a part takes a worker 0.1 s and up
 _ATTEMPTS = 3  # in a row that finish nothing
 _BLOCKS_PATIENCE = 2 * _PARTS_PER_BLOCK  # each of its parts may take stall_seconds
-_DEATHS = 3  # of the workers of one block, which Ray makes up for by itself
+_DEATHS = 3  # of the workers of one part, which Ray makes up for by itself
 
 Request = dict[str, Any]
 """What one part is made from: start, stop (rows) and whatever arrays its worker needs."""
 
 
 class PartWorker:
-    """Makes the requested parts, one after the other. Only its plugins are costly to construct."""
+    """Makes the requested parts. Only its plugins are costly to construct."""
 
     def make(self, request: Mapping[str, Any]) -> Part:
         """Make and write one part."""
         raise NotImplementedError
 
-    def __call__(self, requests: pa.Table) -> pa.Table:
-        made = []
-        for row in range(requests.num_rows):
-            made.append(self.make(_request(requests, row)))
-            note_progress()
-        return pa.Table.from_pylist([asdict(part) for part in made])
 
-
-def _request(requests: pa.Table, row: int) -> Request:
-    """Return one row of the table, lists as int64 arrays."""
-    cells = {name: requests.column(name)[row] for name in requests.column_names}
+def _read_request(requests: pa.Table) -> Request:
+    """Return the table's only row, lists as int64 arrays."""
+    cells = {name: requests.column(name)[0] for name in requests.column_names}
     return {
         name: cell.values.to_numpy(zero_copy_only=False).astype(np.int64)
         if isinstance(cell, pa.ListScalar)
@@ -78,7 +71,7 @@ def _request(requests: pa.Table, row: int) -> Request:
 
 
 class RepeatedDeathError(Exception):
-    """A block killed its worker each time it was made."""
+    """A part killed its worker each time it was begun."""
 
 
 class _Attempts:
@@ -102,11 +95,11 @@ def _attempts_of(session: str, job: str) -> Any:
     return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Attempts).remote()
 
 
-class _BlockMaker:
-    """Makes the parts of blocks.
+class _PartMaker:
+    """Makes a part from a table of one request, and returns a table of one row.
 
     InputErrors come back as rows, as Ray Data keeps no exception's type. So does a part that was
-    begun too often. attempts: counts them.
+    begun too often. attempts: counts how often the part that starts at a row was begun.
     """
 
     def __init__(
@@ -119,23 +112,24 @@ class _BlockMaker:
         self._worker: PartWorker | None = None
 
     def __call__(self, requests: pa.Table) -> pa.Table:
-        if ray.get(self._attempts(requests.column("start")[0].as_py())) > _DEATHS + 1:
+        request = _read_request(requests)
+        if ray.get(self._attempts(request["start"])) > _DEATHS + 1:
             return pa.table({"deaths": [_DEATHS + 1]})
         try:
             with exit_on_stall(self._stall_seconds):
                 self._worker = self._worker or self._construct()
-                return self._worker(requests)
+                return pa.Table.from_pylist([asdict(self._worker.make(request))])
         except InputError as error:
             return pa.table({"error": [str(error)]})
 
 
-def _make_block(
+def _make_part(
     requests: pa.Table,
     worker: Callable[[], PartWorker],
     stall_seconds: float,
     attempts: Callable[[int], ray.ObjectRef],
 ) -> pa.Table:
-    return _BlockMaker(worker, stall_seconds, attempts)(requests)
+    return _PartMaker(worker, stall_seconds, attempts)(requests)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +190,7 @@ def run_stage(stage: Stage, resources: ResourcesConfig) -> None:
                             f"{stage.name}: workers died or hung, {_ATTEMPTS} times in a row "
                             f"without finishing a part ({reason}); see Ray's logs of the workers"
                         ) from None
-                    logger.warning("%s: %s; making what is missing anew", stage.name, reason)
+                    logger.warning("%s: %s; making the missing parts again", stage.name, reason)
     seconds = round(time.monotonic() - started, 3)
     timed = {"rows_made": _num_rows(made) - before, "seconds": seconds}
     commit(stage.directory, list(made.values()), {**stage.manifest, **timed})
@@ -210,7 +204,7 @@ def _is_fault(error: Exception) -> bool:
     """Tell whether something died, as opposed to an exception of the code that it ran."""
     died = isinstance(error, ray.exceptions.RayError)
     raised = isinstance(error, ray.exceptions.RayTaskError)
-    stopped = isinstance(error, StandsStillError | ExecutionTimeoutError | RepeatedDeathError)
+    stopped = isinstance(error, StalledError | ExecutionTimeoutError | RepeatedDeathError)
     return stopped or (died and not raised)
 
 
@@ -233,7 +227,7 @@ def _make(
     lost = None
     if resources.gpus_per_worker:
         made = requested.map_batches(
-            _BlockMaker,
+            _PartMaker,
             fn_constructor_kwargs=given,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool, initial_size=pool),
             num_gpus=resources.gpus_per_worker,
@@ -243,7 +237,7 @@ def _make(
         made.context.custom_execution_callback_classes = [lost.callback()]
     else:
         made = requested.map_batches(
-            _make_block, fn_kwargs=given, compute=ray.data.TaskPoolStrategy(size=pool), **common
+            _make_part, fn_kwargs=given, compute=ray.data.TaskPoolStrategy(size=pool), **common
         )
     # Not Ray's half hour, in which a slow generator may finish no block.
     made.context.execution_no_progress_timeout_s = _BLOCKS_PATIENCE * stall_seconds

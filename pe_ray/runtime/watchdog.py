@@ -20,7 +20,7 @@ _limit: float | None = None
 
 @contextmanager
 def exit_on_stall(seconds: float) -> Iterator[None]:
-    """Exit this process, as a crash would, unless the block ends or calls `headway` in time.
+    """Exit this process, as a crash would, unless the block ends or calls `note_progress` in time.
 
     The timer is a thread of its own that needs no Python, so it also ends a process that hangs in
     native code. It writes the names of functions and lines, never values, to the worker's log.
@@ -41,7 +41,7 @@ def note_progress() -> None:
         faulthandler.dump_traceback_later(_limit, exit=True, file=_STDERR)
 
 
-class StandsStillError(Exception):
+class StalledError(Exception):
     """A node was lost, and no part has been finished since."""
 
 
@@ -65,13 +65,13 @@ class LostNodes:
         self._longest, self._last = max(self._longest, now - self._last), now
 
     def check(self) -> None:
-        """Raise StandsStillError if the stage makes no progress; cheap enough for every step."""
+        """Raise StalledError if the stage makes no progress; cheap enough for every step."""
         now = time.monotonic()
         patience = min(self._stall_seconds, max(_SETTLE_SECONDS, 2 * self._longest))
         if now - max(self._last, self._looked) >= patience:
             self._looked = now
             if self._nodes - _alive():
-                raise StandsStillError
+                raise StalledError
 
     def callback(self) -> type:
         """Return `check` as a callback of Ray Data's execution loop."""

@@ -10,13 +10,12 @@ from pe_ray.errors import InputError
 from pe_ray.planning import plan_releases
 from pe_ray.release.adaptive import budget_mu, mu_of, with_mu
 from pe_ray.release.ledger_sql import Accounting
-from pe_ray.release.releases import LabelCounts, shape_releases, votes_limit
+from pe_ray.release.releases import LabelCounts, kind_of, shape_releases
 from pe_ray.tuning.search import Search
 from pe_ray.values import Release
 
 PRIVATE_SUMS = "moments"
 """Key of the objective's release in the ledger."""
-LABEL_COUNTS = "label_counts"
 
 
 def accounting_of(search: Search) -> Accounting:
@@ -70,5 +69,5 @@ def final_votes(search: Search, config: Config, prefix: str) -> tuple[Release, .
         releases = plan_releases(final)
     else:
         releases = with_mu(final_shape(final, prefix), search.strategy.result_mu(search))
-    ones = {"votes": votes_limit(config), "label_counts": LabelCounts.limit(config)}
-    return tuple(replace(r, votes_per_unit=ones[r.kind]) for r in releases if r.kind in ones)
+    counts = [release for release in releases if not release.is_sums]
+    return tuple(replace(r, votes_per_unit=kind_of(r).limit(config)) for r in counts)

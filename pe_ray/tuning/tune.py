@@ -24,6 +24,7 @@ from pe_ray.planning import plan, plan_releases, require_affordable
 from pe_ray.release.adaptive import with_mu
 from pe_ray.release.door import Door, open_records
 from pe_ray.release.ledger import Ledger
+from pe_ray.release.releases import LABEL_COUNTS
 from pe_ray.run import Run
 from pe_ray.runtime.cluster import connect_to_ray
 from pe_ray.runtime.run_directory import (
@@ -39,7 +40,6 @@ from pe_ray.runtime.run_directory import (
 from pe_ray.synthetic.learnt_embedder import prepare_run
 from pe_ray.synthetic.population import fractions_of
 from pe_ray.tuning.budget import (
-    LABEL_COUNTS,
     PRIVATE_SUMS,
     accounting_of,
     final_shape,

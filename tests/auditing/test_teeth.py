@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -243,7 +244,7 @@ def test_the_sensitivity_of_neighbours_forgotten(
     honest = attacked(tree, tmp_path / "honest")
     assert not honest.refuted, honest
     monkeypatch.setattr(evolution, "plan_releases", forgetful)
-    monkeypatch.setattr(door, "votes_limit", lambda config: 1)
+    monkeypatch.setattr(door, "Votes", SimpleNamespace(limit=lambda config: 1))
     verdict = attacked(tree, tmp_path / "attack")
     assert verdict.refuted, verdict
 

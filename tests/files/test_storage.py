@@ -33,8 +33,8 @@ from pe_ray.files.storage import (
     ObjectPath,
     delete_tree,
     file_version,
-    list_files_below,
     list_names,
+    list_paths_below,
     parse_location,
 )
 from pe_ray.private.record_embeddings import embed_slice
@@ -76,7 +76,7 @@ STATES_A_TIME_OR_PLACE = (".lock", "ledger.sqlite", "config.yaml", "report.html"
 def content(folder: Location) -> dict[str, str]:
     """Digest of every file below `folder`, but for what states a time or the run's place."""
     start, digests = len(str(folder).partition("?")[0]), {}
-    for file in list_files_below(folder, ""):
+    for file in (folder / name for name in list_paths_below(folder)):
         if isinstance(file, Path) and not file.is_file():
             continue
         if file.name in STATES_A_TIME_OR_PLACE or file.name.startswith(("events.", "embedding-")):
@@ -129,7 +129,7 @@ def test_a_run_in_a_store_equals_a_local_one(
     assert str(run / "synthetic") in printed
     cli.main(["report", str(local)])
     assert content(run) == content(local)
-    assert len(list_files_below(run / "tensorboard", "")) == 1
+    assert len(list_paths_below(run / "tensorboard")) == 1
     assert "ledger:" not in (run / "config.yaml").read_text("utf-8")
 
     # A part and a marker lost: found and made again, by the driver and by its workers.
@@ -204,9 +204,7 @@ def test_a_new_run_in_a_store_copies_its_ledger(
     pq.write_table(table, private / "a.parquet")
     (bucket / "data" / "a.parquet").write_bytes((private / "a.parquet").read_bytes())
     (bucket / "spark" / "set.parquet" / "part-0.parquet").write_bytes(b"a data set's only file")
-    assert [file.name for file in list_files_below(bucket / "spark", ".parquet")] == [
-        "part-0.parquet"
-    ]
+    assert list_paths_below(bucket / "spark") == ["set.parquet/part-0.parquet"]
     tree = in_store(tree, bucket, tmp_path)
     features = []
     for data in (private, bucket / "data"):
