@@ -14,7 +14,8 @@ from pe_ray import plugins
 from pe_ray.config import Config
 from pe_ray.config.extras import require_extras
 from pe_ray.errors import InputError
-from pe_ray.files.image_tables import ImageTable, read_images
+from pe_ray.files.image_batches import read_images
+from pe_ray.files.image_tables import ImageTable
 from pe_ray.files.storage import Location
 from pe_ray.private.records import private_table
 from pe_ray.run import open_run

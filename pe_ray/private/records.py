@@ -8,14 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from pe_ray.config.blocks import PrivateConfig
-from pe_ray.files.image_tables import (
-    ImageBatch,
-    ImageTable,
-    TableSlice,
-    list_shards,
-    read_batches,
-    split_shards,
-)
+from pe_ray.files.image_batches import ImageBatch, read_batches
+from pe_ray.files.image_tables import ImageTable, TableSlice, list_shards, split_shards
 
 
 def private_table(config: PrivateConfig) -> ImageTable:

@@ -17,13 +17,8 @@ from pe_ray import plugins
 from pe_ray.config import Config
 from pe_ray.config.blocks import PublicMetricsConfig
 from pe_ray.errors import InputError
-from pe_ray.files.image_tables import (
-    ImageTable,
-    count_images,
-    evenly_spaced,
-    list_shards,
-    read_images,
-)
+from pe_ray.files.image_batches import count_images, evenly_spaced, read_images
+from pe_ray.files.image_tables import ImageTable, list_shards
 from pe_ray.files.storage import Location, atomic_write
 from pe_ray.run import Run
 from pe_ray.synthetic.population import Population

@@ -21,7 +21,7 @@ from pe_ray.config import Config
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.errors import BudgetError, InputError
 from pe_ray.evolution import iterate
-from pe_ray.files.image_tables import evenly_spaced
+from pe_ray.files.image_batches import evenly_spaced
 from pe_ray.files.storage import atomic_write
 from pe_ray.release.door import Door
 from pe_ray.release.ledger import Ledger

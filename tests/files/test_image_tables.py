@@ -15,13 +15,8 @@ from PIL import Image
 from pe_ray import InputError
 from pe_ray.components.generators.cached_images import CachedImages
 from pe_ray.errors import RecordError
-from pe_ray.files.image_tables import (
-    ImageTable,
-    count_images,
-    evenly_spaced,
-    list_shards,
-    read_images,
-)
+from pe_ray.files.image_batches import count_images, evenly_spaced, read_images
+from pe_ray.files.image_tables import ImageTable, list_shards
 from pe_ray.values import ImageShape
 
 SHAPE = ImageShape(height=5, width=4, channels=3)

@@ -26,7 +26,8 @@ from moto.server import ThreadedMotoServer
 
 from pe_ray import Config, InputError, cli, evolution, evolve, expand
 from pe_ray.components.generators.cached_images import CachedImages
-from pe_ray.files.image_tables import ImageTable, list_shards, read_images
+from pe_ray.files.image_batches import read_images
+from pe_ray.files.image_tables import ImageTable, list_shards
 from pe_ray.files.parts import MANIFEST, list_parts
 from pe_ray.files.storage import (
     Location,

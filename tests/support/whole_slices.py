@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from pe_ray.config.blocks import PrivateConfig
-from pe_ray.files.image_tables import ImageBatch, TableSlice
+from pe_ray.files.image_batches import ImageBatch
+from pe_ray.files.image_tables import TableSlice
 from pe_ray.private.records import read_records
 
 

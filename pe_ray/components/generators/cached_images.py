@@ -18,13 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.errors import InputError
-from pe_ray.files.image_tables import (
-    ImageTable,
-    TableSlice,
-    count_images,
-    list_shards,
-    read_batches,
-)
+from pe_ray.files.image_batches import count_images, read_batches
+from pe_ray.files.image_tables import ImageTable, TableSlice, list_shards
 from pe_ray.files.images import crop_square
 from pe_ray.files.locks import locked
 from pe_ray.files.storage import file_version, io_errors_as_input_errors, resolve_place

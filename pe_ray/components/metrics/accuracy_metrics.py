@@ -15,7 +15,7 @@ from pe_ray import plugins
 from pe_ray.components.embedders import convnet
 from pe_ray.components.embedders.pixels import Pixels, PixelsOptions
 from pe_ray.errors import InputError
-from pe_ray.files.image_tables import evenly_spaced
+from pe_ray.files.image_batches import evenly_spaced
 from pe_ray.plugins import Images
 
 Labels = NDArray[np.int32]

@@ -17,7 +17,7 @@ from pe_ray.components.metrics.distances import (
 )
 from pe_ray.config.kinds import FixedEmbedderPlugin
 from pe_ray.errors import InputError
-from pe_ray.files.image_tables import evenly_spaced
+from pe_ray.files.image_batches import evenly_spaced
 from pe_ray.plugins import Images
 
 Labels = NDArray[np.int32]

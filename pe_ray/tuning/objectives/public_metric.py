@@ -13,7 +13,8 @@ from pe_ray import plugins
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.config.kinds import MetricPlugin
 from pe_ray.errors import InputError
-from pe_ray.files.image_tables import ImageTable, evenly_spaced, read_images
+from pe_ray.files.image_batches import evenly_spaced, read_images
+from pe_ray.files.image_tables import ImageTable
 from pe_ray.plugins import Images
 from pe_ray.tuning.search import Floats, Mode, Objective, Scorer, Search, require_public
 from pe_ray.values import ImageShape
