@@ -28,12 +28,6 @@ REFERENCE = Path(os.environ.get("PE_RAY_REFERENCE", SHARED)) / "improved_diffusi
 
 
 @pytest.fixture(scope="module")
-def improved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Options of a tiny checkpoint."""
-    return save_improved(tmp_path_factory.mktemp("improved"))
-
-
-@pytest.fixture(scope="module")
 def vectors() -> dict[str, NDArray[Any]]:
     """Inputs and results of the original implementation."""
     if not REFERENCE.exists():

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_unets import LABELS, NAMES, SEEDS, STEPS, save_improved, save_unet
+from tiny_unets import LABELS, NAMES, SEEDS, STEPS
 
 from pe_ray import InputError
 from pe_ray.components.generators.improved_diffusion import (
@@ -16,25 +16,6 @@ from pe_ray.components.generators.improved_diffusion import (
 from pe_ray.components.generators.unet_pipeline import UNetGenerator, UNetOptions
 from pe_ray.plugins import Rows
 from pe_ray.plugins.seeds import row_seeds
-
-
-@pytest.fixture(scope="module")
-def improved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Options of a tiny improved-diffusion checkpoint."""
-    return save_improved(tmp_path_factory.mktemp("improved"))
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny unconditional RGB pipeline."""
-    return save_unet(tmp_path_factory.mktemp("unet"))
-
-
-@pytest.fixture(scope="module")
-def classed(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny grey pipeline with two classes."""
-    folder = tmp_path_factory.mktemp("classed")
-    return save_unet(folder, num_class_embeds=2, in_channels=1, out_channels=1)
 
 
 def generators(improved: dict[str, Any], pipeline: str, classed: str) -> dict[str, Any]:

@@ -22,19 +22,6 @@ from pe_ray.components.generators.unet_pipeline import UNetGenerator, UNetOption
 from pe_ray.plugins.seeds import normals
 
 
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny unconditional RGB pipeline."""
-    return save_unet(tmp_path_factory.mktemp("unet"))
-
-
-@pytest.fixture(scope="module")
-def classed(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny grey pipeline with two classes."""
-    folder = tmp_path_factory.mktemp("classed")
-    return save_unet(folder, num_class_embeds=2, in_channels=1, out_channels=1)
-
-
 @pytest.mark.parametrize("scheduler", ["DDPMScheduler", "DDIMScheduler"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_a_pipeline_samples_as_diffusers_does(
