@@ -104,7 +104,7 @@ def refutes_in_one_run(f: Tradeoff, m: int, guesses: int, right: int, alpha: flo
 def refutes_independent(
     f: Tradeoff, included: int, misses: int, excluded: int, false_alarms: int, alpha: float
 ) -> bool:
-    """Whether `misses` of `included` canaries and `false_alarms` of `excluded` ones are too few.
+    """Tell whether the `misses` of `included` and `false_alarms` of `excluded` are too few.
 
     Clopper and Pearson's (1934) upper bounds, each at alpha / 2, against f. Assumes that given the
     coins the canaries' scores are independent and, among included and among excluded ones, alike.
@@ -120,7 +120,7 @@ def _upper(hits: int, trials: int, alpha: float) -> float:
 
 
 def approximate_dp_epsilon(m: int, guesses: int, right: int, delta: float, alpha: float) -> float:
-    """Largest epsilon whose (epsilon, delta)-DP the guesses refute, without a hypothesis on f.
+    """Return the largest epsilon whose (epsilon, delta)-DP the guesses refute, for any f.
 
     Steinke, Nasr, Jagielski 2023 (arXiv 2305.08846), Theorem 5.2 as their Appendix D computes it:
     P(right or more) <= P(B >= right) + 2 m delta max over i of P(right > B >= right - i) / i, with

@@ -21,7 +21,7 @@ MOST_COMPARED = 4096
 
 
 def nearest_distances(game: Game) -> NDArray[np.float64]:
-    """Distance from each canary record (the first 4,096) to the nearest sample of S_T, [n].
+    """Return the distance of each canary record (the first 4,096) to its nearest of S_T, [n].
 
     A black-box look: it uses the final samples alone. Weak evidence either way. Included canaries
     that lie nearer show that votes had an effect, which they are meant to have; equal distances

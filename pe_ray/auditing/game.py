@@ -214,7 +214,7 @@ def _children(run: RunDirectory, iteration: int, parents: int) -> NDArray[np.int
 
 
 def score_canaries(game: Game, statistic: Statistic) -> Scores:
-    """How much speaks for each canary's having been included, [m]; above 0: guess that it was.
+    """Score what speaks for each canary's having been included, [m]; above 0: guess it was.
 
     histograms: sum over releases and the canary's claimed bins of (noisy count - 1/2) / sigma^2,
     the log likelihood ratio of the claim; reached: the same over all bins that its records name;
@@ -235,7 +235,7 @@ def score_canaries(game: Game, statistic: Statistic) -> Scores:
 def judge(
     game: Game, confidence: float, scores: Mapping[Statistic, Scores] | None = None
 ) -> Verdict:
-    """Bounds from all statistics (or the attacker's own `scores`), the error shared among them.
+    """Bound epsilon by all statistics (or the attacker's `scores`), which share the error.
 
     Guarantee: if the claim is true, `refuted` has a chance of at most 1 - confidence; for the
     independent bounds as far as their assumption goes: exactly for one release, whose bins have

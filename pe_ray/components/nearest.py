@@ -123,7 +123,7 @@ class NearestSearch:
         )
 
     def _widths(self, num_rows: int) -> Iterator[int]:
-        """How many rows to propose: a few more than k, then more and more, in the end all."""
+        """Yield how many rows to propose: a few more than k, then more and more, in the end all."""
         width = self._k + 2 + self._k // 8
         while width < num_rows and width <= self._widest:
             yield width
@@ -131,7 +131,7 @@ class NearestSearch:
         yield num_rows
 
     def _prepare(self, vectors: Vectors, norms: Floats, centre: Vectors) -> tuple[Vectors, Floats]:
-        """Vectors as faiss sees them, float32 [n, d], and their norms or slightly more, [n]."""
+        """Return vectors as faiss sees them, float32 [n, d], and their norms or a bit more, [n]."""
         with np.errstate(over="ignore", invalid="ignore"):  # `_beyond` sees what overflowed
             if self._metric == "l2":
                 vectors = vectors - centre
@@ -169,7 +169,7 @@ class NearestSearch:
         return todo[~sure]
 
     def _beyond(self, limits: Floats, norms: Floats, block: _Block) -> Floats:
-        """faiss's value [n] above which a row is farther than the distances `limits` [n]."""
+        """Return faiss's value [n] above which a row is farther than the distances `limits`."""
         dim, largest = block.rows.shape[1], block.largest
         rounding = 1.01 * (dim + 16) * 2.0**-24
         tiny = dim * 2.0**-120 * (1.0 + norms + largest)
@@ -185,7 +185,7 @@ class NearestSearch:
         return np.where((norms + largest) ** 2 < _LARGEST, found, np.inf)
 
     def _exact(self, query_of: Ids, row_of: Ids, block: _Block) -> Floats:
-        """Distances [p] of the pairs (query_of[i], row_of[i])."""
+        """Return the distances [p] of the pairs (query_of[i], row_of[i])."""
         found = _pair_sums(self._queries, block.rows, query_of, row_of, self._metric)
         if self._metric == "cosine":
             scale = self._norms[query_of] * block.norms[row_of]
@@ -218,7 +218,7 @@ def nearest_others(vectors: Vectors, k: int, metric: DistanceMetric) -> Iterator
 
 
 def _proposer(on_gpu: bool, k: int) -> tuple[_Knn, int]:
-    """faiss's search, on a GPU where asked for and found, and how many rows it may propose."""
+    """Return faiss's search, on a GPU if asked for and found, and the most rows it proposes."""
     import faiss
 
     use_gpu = on_gpu and faiss.get_num_gpus() > 0
@@ -244,7 +244,7 @@ def _proposer(on_gpu: bool, k: int) -> tuple[_Knn, int]:
 def _pair_sums(
     left: Vectors, right: Vectors, left_of: Ids, right_of: Ids, metric: DistanceMetric
 ) -> Floats:
-    """float64 [p] of the pairs (left_of[i], right_of[i]): sum((q - x)^2) for l2, else -q.x.
+    """Sum over pairs (left_of[i], right_of[i]), float64 [p]: (q - x)^2 for l2, else -q.x.
 
     Sums run over a contiguous last axis, so a pair's bits don't depend on the pairs around it.
     """
@@ -260,7 +260,7 @@ def _pair_sums(
 
 
 def _norms(vectors: Vectors, metric: DistanceMetric) -> Floats:
-    """Euclidean norms, float64 [n]; zeros for the metrics that don't need them."""
+    """Return Euclidean norms, float64 [n]; zeros for the metrics that don't need them."""
     every = np.arange(len(vectors) if metric == "cosine" else 0)
     found = np.zeros(len(vectors))
     found[every] = np.sqrt(-_pair_sums(vectors, vectors, every, every, metric))
@@ -274,7 +274,7 @@ def _slices(num: int, step: int) -> Iterator[slice]:
 
 
 def _distinct(block: Vectors, k: int) -> tuple[Vectors, Ids]:
-    """Distinct rows [u, d] of `block` and, for each, the first k rows equal to it [u, w], -1 last.
+    """Return the distinct rows [u, d], and the first k rows equal to each [u, w], -1 last.
 
     Without this step every copy of a sample would be proposed wherever one is.
     """

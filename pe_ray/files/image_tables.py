@@ -244,7 +244,7 @@ def _class_folder(name: str) -> str | None:
 def _counts(
     table: ImageTable, label: str | None, below: Sequence[str], found: Sequence[str]
 ) -> bool:
-    """Whether the images `found` among the files `below` of a folder are rows of the table."""
+    """Tell whether the images `found` among the files `below` of a folder are rows."""
     data, labels, known = table.name_field("data"), table.name_field("labels"), table.labels or ()
     if label is None:
         if found and known and not table.private:

@@ -45,7 +45,7 @@ class Unusable(Exception):
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is an image by its ending; name: its path below a data set's folder.
+    """Tell by its ending whether a file is an image; name: its path below the data's folder.
 
     It is none if the file, or a folder in the path, is hidden.
     """
@@ -91,7 +91,7 @@ def _layout(kind: pa.DataType) -> tuple[tuple[int, ...], pa.DataType]:
 
 
 def _is_encoded(kind: pa.DataType) -> bool:
-    """Whether the type is binary, or the struct {bytes, path} of Hugging Face datasets."""
+    """Tell whether the type is binary, or the struct {bytes, path} of Hugging Face datasets."""
     if pa.types.is_struct(kind):
         index = kind.get_field_index("bytes")
         return index >= 0 and _is_encoded(kind.field(index).type)

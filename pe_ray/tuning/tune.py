@@ -112,7 +112,7 @@ def _read_bound(file: Location) -> dict[str, Any]:
 
 
 def _resources(search: Search) -> ResourcesConfig:
-    """A Ray of this search's own counts one CPU more, of which trials take hundredths."""
+    """Let a Ray of this search's own count one CPU more, of which trials take hundredths."""
     return search.config.resources.model_copy(update={"num_cpus": _cpus(search) + 1})
 
 

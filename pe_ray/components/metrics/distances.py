@@ -49,8 +49,10 @@ def _factor(sample: Sample, mean: Block) -> Block:
 
 
 def kernel_distance(first: Sample, second: Sample) -> float:
-    """Unbiased squared maximum mean discrepancy under k(x, y) = (x.y / d + 1)^3 of two samples of
-    at least 2 (KID: Binkowski et al. 2018, section 4); may be negative.
+    """Estimate the squared maximum mean discrepancy of two samples of at least 2, without bias.
+
+    The kernel is k(x, y) = (x.y / d + 1)^3 (KID: Binkowski et al. 2018, section 4). The estimate
+    may be negative.
     """
     within = [
         (_kernel_sum(sample, sample) - _kernel_diagonal(sample)) / (len(sample) * (len(sample) - 1))

@@ -53,7 +53,7 @@ class Compose(Strategy):
         return self.trial_releases(search, search.config, "trial/")
 
     def limit_concurrent(self, asked: int, search: Search) -> int:
-        """Trials that share what is left for one of them might all be refused half-way."""
+        """Allow as many as have a full share: of more, all might be refused half-way."""
         return min(asked, int(self._full_trials(search)))
 
     def _full_trials(self, search: Search) -> float:
