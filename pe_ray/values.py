@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Unit = Literal["record", "user"]
+Resize = Literal["crop", "pad", "stretch"]
+LabelValues = Literal["name", "position"]
 DistanceMetric = Literal["l2", "cosine", "inner_product"]
 
 LATTICE = 2**26
@@ -29,6 +31,18 @@ class ImageShape:
     @property
     def num_bytes(self) -> int:
         return self.height * self.width * self.channels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Framing:
+    """How stored images, private and public alike, are brought to the shape of the run's.
+
+    resize: what is done to other proportions. background: a colour, as Pillow reads it.
+    """
+
+    shape: ImageShape
+    resize: Resize = "crop"
+    background: str = "black"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

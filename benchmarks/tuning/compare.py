@@ -69,6 +69,7 @@ def tuning(strategy: str, data: Path, folder: Path, trials: int, seed: int) -> d
     letters = {
         "data": str(data / "emnist_letters_50k.parquet"),
         "labels": list(string.ascii_uppercase),
+        "label_values": "position",
         "where": {"split": "train"},
         "cache": str(folder / "cache"),
     }

@@ -188,7 +188,7 @@ def embed_canaries(run: Run, file: Path) -> NDArray[np.float32]:
     config = run.config
     records = open_records(
         canary_data(config, file).model_copy(update={"user_column": None, "cache": "none"}),
-        channels=config.image_shape.channels,
+        framing=config.framing,
         embedder=run.embedder,
         gpus=config.resources.gpus_per_worker,
     )

@@ -10,9 +10,17 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from pe_ray.config.kinds import Block, DenoiserPlugin, MetricPlugin
-from pe_ray.config.places import LocalFolder, Place
+from pe_ray.config.places import Color, LocalFolder, Place
 from pe_ray.files.storage import parse_location
-from pe_ray.values import MAX_SUMS, Budget, DistanceMetric, ImageShape, Unit
+from pe_ray.values import (
+    MAX_SUMS,
+    Budget,
+    DistanceMetric,
+    ImageShape,
+    LabelValues,
+    Resize,
+    Unit,
+)
 
 STALL_SECONDS = 7200.0
 _MOST_SAMPLES = 10**12
@@ -33,11 +41,23 @@ class PrivateConfig(Block):
     image_column: str = "image"
     """Column with the encoded image (parquet only)."""
     label_column: str | None = "label"
-    """Column with the label (parquet only); null: all records have the one label that is given."""
+    """Column with the label (not of class folders); null: all records have the one label that is
+    given."""
+    label_values: LabelValues = "name"
+    """What integers in that column stand for, if the file doesn't say it itself: names that are
+    numbers (`name`), or positions in `labels` from 0 on (`position`)."""
     user_column: str | None = None
     """Whose record it is, integers or strings; needed for `privacy.unit: user`."""
     where: dict[str, str | int | bool] = Field(default={})
-    """Keep only rows whose column equals the value, e.g. {split: train}."""
+    """Keep only rows whose column equals the value, e.g. {split: train}. Folders named COLUMN=VALUE
+    and folders of splits are columns too."""
+    resize: Resize = "crop"
+    """What is done to images of other proportions than the run's, private, public and reference
+    images alike: cut (crop), add background (pad), or change the proportions (stretch)."""
+    background: Color = "black"
+    """Colour (a name or #RRGGBB) behind what is transparent and in what is added."""
+    duplicates: Literal["refuse", "allow"] = "refuse"
+    """Whether files with the same content may be several records."""
     cache: LocalFolder | None = None
     """Folder (mode 0700) for private embeddings; default ~/.cache/pe_ray/private; `none` for no
     cache. Never inside the run directory."""
@@ -275,6 +295,8 @@ class PublicMetricsConfig(Block):
     """Column with the encoded image (parquet only)."""
     label_column: str | None = "label"
     """null: the images have no labels, so metrics that compare labels refuse them."""
+    label_values: LabelValues = "name"
+    """As in private.label_values."""
     where: dict[str, str | int | bool] = Field(default={})
     """Keep only rows whose column equals the value."""
     every: int = Field(default=1, ge=1)

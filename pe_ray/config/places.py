@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+from PIL import ImageColor
 from pydantic import AfterValidator
 
 from pe_ray.files.storage import parse_location
@@ -28,6 +29,13 @@ def _require_local(place: str) -> str:
     return place
 
 
+def _require_color(color: str) -> str:
+    ImageColor.getrgb(color)  # raises a ValueError that says so
+    return color
+
+
+Color = Annotated[str, AfterValidator(_require_color)]
+"""A colour as Pillow reads it."""
 Place = Annotated[str, AfterValidator(_require_place)]
 LocalFolder = Annotated[str, AfterValidator(_require_local)]
 

@@ -27,7 +27,7 @@ from pe_ray.config.yaml_tree import drop_removed_keys, first_fault, read_tree, s
 from pe_ray.errors import InputError
 from pe_ray.files.storage import Location, expand_home, parse_location
 from pe_ray.plugins.options import BOUND
-from pe_ray.values import ImageShape
+from pe_ray.values import Framing, ImageShape
 
 
 class Config(Block):
@@ -100,6 +100,12 @@ class Config(Block):
         shape: ImageShape = self.generator_at(0).options.image_shape
         return shape
 
+    @property
+    def framing(self) -> Framing:
+        """How stored images, private and public, are brought to that shape."""
+        private = self.private
+        return Framing(shape=self.image_shape, resize=private.resize, background=private.background)
+
     @model_validator(mode="before")
     @classmethod
     def _refuse_credentials(cls, tree: Any) -> Any:
@@ -147,7 +153,13 @@ class Config(Block):
         if self.selection.initial_variation_fold:
             self.generator_at(0).options.check_degree(degrees[0])
         for iteration in range(last + 1):
-            shown = self.generator_at(iteration).options.shown_data
+            options = self.generator_at(iteration).options
+            if options.framing not in (None, self.framing):
+                raise ValueError(
+                    "generator.resize, generator.background: must be those of the block private, "
+                    "so that the same picture is the same on both sides"
+                )
+            shown = options.shown_data
             if shown is not None and not apart(shown, {}, self.private):
                 raise ValueError(
                     "generator.data: is private.data, whose records would be published as they "

@@ -1,39 +1,41 @@
-"""Stored images: decode them to uint8 [height, width, channels], and resize them.
+"""Stored images: decode them to uint8 [height, width, channels] of one shape.
 
-Grey is PIL's "L" (ITU-R BT.601 luma). Alpha is composited on black. EXIF orientation is applied.
-The first frame of an animation counts. 16-bit grey keeps its high byte.
-
-Private records and public images are decoded by the same functions. They keep, write and log
-nothing. An error's text is one of a fixed few, so it carries no content.
+Private records, public images and references are decoded by the same functions, so that equal
+pictures become equal arrays (docs/storage.md has a table of what is done to each kind). They keep,
+write and log nothing. An error's text is one of a fixed few, so it carries no content.
 """
 
 from __future__ import annotations
 
 import io
+import mimetypes
 import os
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageColor, ImageOps
 
-from pe_ray.files.storage import Location
-from pe_ray.values import ImageShape
+from pe_ray.values import Framing, ImageShape
 
-# PIL decodes these inside this process; it gives others (EPS) to outside programs.
-_FORMATS = {
-    "PNG": (".png", ".apng"),
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "BMP": (".bmp",),
-    "GIF": (".gif",),
-    "WEBP": (".webp",),
-    "TIFF": (".tif", ".tiff"),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
-}
-SUFFIXES = frozenset(suffix for suffixes in _FORMATS.values() for suffix in suffixes)
+# Pillow gives these to outside programs, or can't decode their pixels.
+_NOT_DECODED = frozenset({"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5"})
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _MOST_SAMPLE = 258, 262, 281  # tags of TIFF
+_WHITE_IS_ZERO = 0
+
+
+class Readable(Protocol):
+    """A file, or a piece of one, that holds an image."""
+
+    def read_bytes(self) -> bytes: ...
+
+
+StoredImage = bytes | NDArray[Any] | Readable | None
+"""An encoded image, a tensor [h, w] or [h, w, c], where to read an encoded one, or nothing."""
 
 
 class Unusable(Exception):
@@ -44,21 +46,36 @@ class Unusable(Exception):
         self.reason = reason
 
 
+@lru_cache
+def _list_kinds() -> dict[str, str]:
+    """Return ending -> format of all that the installed Pillow decodes, in small letters."""
+    Image.init()
+    kinds = Image.registered_extensions().items()
+    return {end: kind for end, kind in kinds if kind in Image.OPEN and kind not in _NOT_DECODED}
+
+
+def list_suffixes() -> frozenset[str]:
+    """Return the endings of images that are decoded here, in small letters."""
+    return frozenset(_list_kinds())
+
+
 def is_image(name: str) -> bool:
-    """Tell by its ending whether a file is an image; name: its path below the data's folder.
-
-    It is none if the file, or a folder in the path, is hidden.
-    """
-    hidden = name.startswith(".") or "/." in name
-    return not hidden and os.path.splitext(name)[1].lower() in SUFFIXES
+    """Tell by its ending whether a file is an image that is decoded here."""
+    return os.path.splitext(name)[1].lower() in list_suffixes()
 
 
-def read_content(file: Location) -> bytes | None:
-    """Read an image's file; None, as for a missing image, if it can't be read."""
-    try:
-        return file.read_bytes()
-    except OSError:
-        return None
+def is_undecoded_image(name: str) -> bool:
+    """Tell by its ending whether a file is an image or a film that isn't decoded here."""
+    kind, _ = mimetypes.guess_type(name.lower())
+    known = kind is not None and kind.startswith(("image/", "video/"))
+    return not is_image(name) and (known or name.lower().endswith(_OTHER_IMAGES))
+
+
+_OTHER_IMAGES = (
+    *(".heic", ".heif", ".jxl", ".jxr", ".exr", ".hdr", ".svg", ".eps"),
+    *(".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".rw2", ".raf"),
+    *(".dcm", ".dicom", ".nii", ".nii.gz"),
+)
 
 
 def explain_unsupported(kind: pa.DataType) -> str | None:
@@ -73,8 +90,10 @@ def explain_unsupported(kind: pa.DataType) -> str | None:
         order = list(kind.permutation or range(len(kind.shape)))
         if order != sorted(order):
             return f"holds {kind}; store it without a permutation"
-    if not shape or not (item == pa.uint8() or pa.types.is_floating(item)):
-        return f"holds {kind}; use encoded images, or tensors of uint8 or of floats in [0, 1]"
+    if not shape or not (item in (pa.uint8(), pa.bool_()) or pa.types.is_floating(item)):
+        return (
+            f"holds {kind}; use encoded images, or tensors of booleans, uint8 or floats in [0, 1]"
+        )
     if len(shape) not in (2, 3) or shape[2:] not in ((), (1,), (3,), (4,)):
         return f"holds {kind}; use tensors [height, width] or [height, width, 1, 3 or 4]"
     return None
@@ -95,7 +114,9 @@ def _is_encoded(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         index = kind.get_field_index("bytes")
         return index >= 0 and _is_encoded(kind.field(index).type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return bool(
+        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    )
 
 
 def list_stored(column: pa.Array) -> Sequence[bytes | NDArray[Any] | None]:
@@ -130,86 +151,120 @@ def _to_array(value: Any, shape: tuple[int, ...], item: pa.DataType) -> NDArray[
         return None
 
 
-def decode_image(value: bytes | NDArray[Any] | None, channels: int) -> NDArray[np.uint8]:
-    """Decode a stored image to uint8 [h, w, channels]; raise Unusable if that can't be done.
+def frame_image(value: StoredImage, framing: Framing) -> NDArray[np.uint8]:
+    """Decode a stored image and bring it to the shape of the run's; raise Unusable if need be.
+
+    crop: cut to the shape's proportions in the middle; pad: add background on two sides; stretch:
+    change its proportions. Then it is resized (Pillow's bicubic, with antialiasing).
 
     Guarantee: a function of this value alone; an error's reason is one of a fixed few.
     """
-    if value is None:
-        raise Unusable("image is missing")
-    image = _from_bytes(value) if isinstance(value, bytes) else _from_tensor(value)
+    shape = framing.shape
+    image = decode_image(value, shape.channels, framing.background)
+    if image.shape == (shape.height, shape.width, shape.channels):
+        return image
+    picture, size = _to_pillow(image), (shape.width, shape.height)
+    if framing.resize == "crop":
+        fitted = ImageOps.fit(picture, size, Image.Resampling.BICUBIC)
+    elif framing.resize == "pad":
+        ground = ImageColor.getcolor(framing.background, picture.mode)
+        fitted = ImageOps.pad(picture, size, Image.Resampling.BICUBIC, color=ground)
+    else:
+        fitted = picture.resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(fitted).reshape(shape.height, shape.width, shape.channels)
+
+
+def decode_image(value: StoredImage, channels: int, background: str = "black") -> NDArray[np.uint8]:
+    """Decode a stored image to uint8 [h, w, channels]; raise Unusable if that can't be done.
+
+    background: the colour that is seen through what is transparent.
+
+    Guarantee: a function of this value alone; an error's reason is one of a fixed few.
+    """
+    image = _from_tensor(value) if isinstance(value, np.ndarray) else _from_bytes(_read(value))
     try:
         if image.has_transparency_data:
-            image = Image.alpha_composite(
-                Image.new("RGBA", image.size, (0, 0, 0, 255)), image.convert("RGBA")
-            )
+            ground = Image.new("RGBA", image.size, ImageColor.getrgb(background))
+            image = Image.alpha_composite(ground, image.convert("RGBA"))
         converted = image.convert("L" if channels == 1 else "RGB")
     except ValueError:  # PIL can't convert CIELAB, for example
         raise Unusable("image's colours can't be converted") from None
     return np.asarray(converted).reshape(image.height, image.width, channels)
 
 
+def _read(value: bytes | Readable | None) -> bytes:
+    try:
+        content = value if value is None or isinstance(value, bytes) else value.read_bytes()
+    except OSError:
+        content = None
+    if content is None:
+        raise Unusable("image is missing")
+    return content
+
+
 def _from_bytes(content: bytes) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            image: Image.Image = Image.open(io.BytesIO(content), formats=list(_FORMATS))
+            image: Image.Image = Image.open(
+                io.BytesIO(content), formats=[*dict.fromkeys(_list_kinds().values())]
+            )
             image.load()
-            kind = image.format
-            image = ImageOps.exif_transpose(image)
+            tags = getattr(image, "tag_v2", {})
+            return _scale_deep(ImageOps.exif_transpose(image), image.format, tags)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise Unusable("image has too many pixels") from None
+        except Unusable:
+            raise
         except Exception:  # decoders raise many types, and their texts may quote the file
             raise Unusable("image can't be decoded") from None
-    if image.mode.startswith("I;16"):  # PIL's own conversion would clip at 255
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode == "I" and kind == "PPM":  # PIL scales it to 16 bits
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
+
+
+def _scale_deep(image: Image.Image, kind: str | None, tags: Mapping[int, Any]) -> Image.Image:
+    """Scale grey of 12 or 16 bits to 8, with white at 255; return others as they are.
+
+    Pillow's own conversion would clip at 255, and takes no notice of what zero stands for.
+    tags: of a TIFF.
+    """
+    if image.mode.startswith("I;16"):
+        most = _first(tags.get(_MOST_SAMPLE)) or 2 ** (_first(tags.get(_BITS_PER_SAMPLE)) or 16) - 1
+    elif image.mode == "I" and kind in ("PPM", "PNG"):  # Pillow scales it to 16 bits
+        most = 2**16 - 1
+    elif image.mode in ("I", "F"):
         raise Unusable("image has 32-bit pixels; use 8 or 16")
-    return image
+    else:
+        return image
+    values = np.clip(np.asarray(image).astype(np.float64), 0, most)
+    if _first(tags.get(_PHOTOMETRIC)) == _WHITE_IS_ZERO:
+        values = most - values
+    return Image.fromarray(np.rint(values * (255 / most)).astype(np.uint8))
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, tuple) else value
 
 
 def _from_tensor(values: NDArray[Any]) -> Image.Image:
     if values.size == 0:
         raise Unusable("image has no pixels")
-    if values.dtype != np.uint8:
+    if values.dtype == np.bool_:
+        values = values.astype(np.uint8) * 255
+    elif values.dtype != np.uint8:
         if not np.isfinite(values).all():
             raise Unusable("image has a non-finite value")
         if values.min() < 0 or values.max() > 1:
             raise Unusable("float image has a value outside [0, 1]")
         values = np.rint(values * 255).astype(np.uint8)
-    return Image.fromarray(values[:, :, 0] if values.shape[2:] == (1,) else values)
+    elif values.max() == 1:
+        raise Unusable("image of bytes has no value but 0 and 1; store booleans, or 0 and 255")
+    return _to_pillow(values)
 
 
-def label_position(value: Any, names: Sequence[str]) -> int | None:
-    """Return the position in `names` of a stored label; None if it is not one of them.
-
-    Integers match names if all names are numbers, and are positions otherwise.
-    """
-    if isinstance(value, int) and not all(name.isdecimal() for name in names):
-        return value if 0 <= value < len(names) else None
-    found = value is not None and str(value) in names
-    return list(names).index(str(value)) if found else None
+def _to_pillow(image: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(image[:, :, 0] if image.shape[2:] == (1,) else image)
 
 
 def resize(image: NDArray[np.uint8], shape: ImageShape) -> NDArray[np.uint8]:
     """Stretch one image, uint8 [h, w, c], to `shape` (Pillow's bicubic, with antialiasing)."""
-    return _resample(image, shape.width, shape.height, Image.Resampling.BICUBIC)
-
-
-def crop_square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Cut one image to the square in its middle and resize that (Pillow's Lanczos)."""
-    height, width, _ = image.shape
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = image[top : top + side, left : left + side]
-    return square if side == size else _resample(square, size, size, Image.Resampling.LANCZOS)
-
-
-def _resample(
-    image: NDArray[np.uint8], width: int, height: int, method: Image.Resampling
-) -> NDArray[np.uint8]:
-    channels = image.shape[2]
-    made = Image.fromarray(image[:, :, 0] if channels == 1 else image)
-    return np.asarray(made.resize((width, height), method)).reshape(height, width, channels)
+    made = _to_pillow(image).resize((shape.width, shape.height), Image.Resampling.BICUBIC)
+    return np.asarray(made).reshape(shape.height, shape.width, shape.channels)

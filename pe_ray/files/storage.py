@@ -309,29 +309,6 @@ def _listing(folder: ObjectPath) -> list[Any]:
     return found
 
 
-def list_paths_below(folder: Location) -> list[str]:
-    """Return the paths below `folder` of all its files, sorted folder by folder.
-
-    Links to folders aren't followed. Raises OSError where a folder can't be listed.
-    """
-    found: list[str] = []
-    if isinstance(folder, Path):
-        for place, _, files in os.walk(folder, onerror=_raise):
-            below = os.path.relpath(place, folder)
-            found += files if below == "." else [f"{below}/{name}" for name in files]
-    else:
-        from pyarrow.fs import FileSelector
-
-        selector = FileSelector(folder.key, recursive=True, allow_not_found=True)
-        infos = folder.store.get_file_info(selector)
-        found = [info.path.removeprefix(f"{folder.key}/") for info in infos if info.is_file]
-    return sorted(found, key=lambda name: name.replace("/", "\0"))
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
 def delete_tree(folder: Location) -> None:
     """Remove `folder` and all below it as far as that is possible; it may be missing."""
     if isinstance(folder, Path):

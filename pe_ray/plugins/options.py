@@ -13,7 +13,7 @@ from pydantic import (
     model_serializer,
 )
 
-from pe_ray.values import DistanceMetric, ImageShape, Price
+from pe_ray.values import DistanceMetric, Framing, ImageShape, Price
 
 BOUND = "bound"
 """Context for `model_dump` that leaves out the fields named in `unbound`."""
@@ -60,6 +60,11 @@ class GeneratorOptions(Options):
     @property
     def shown_data(self) -> str | None:
         """Folder or file whose images appear in samples unchanged. It must not be private.data."""
+        return None
+
+    @property
+    def framing(self) -> Framing | None:
+        """How stored public images are brought to that shape, as private ones are; None: none."""
         return None
 
     def check_degree(self, degree: float) -> None:

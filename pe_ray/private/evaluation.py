@@ -42,7 +42,7 @@ def audit(run_path: str | Location) -> dict[str, float]:
     teacher = load_teacher(run)
     if teacher is not None:
         rows["label"] = teacher.predict(rows["image"])
-    images, labels = read_images(_audited_table(config), config.image_shape)
+    images, labels = read_images(_audited_table(config), config.framing)
     scores: dict[str, float] = {}
     for metric in config.metrics.audit:
         scorer = plugins.load("metric", metric.kind)(metric.options)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,17 @@ from pe_ray import plugins
 from pe_ray.config.blocks import STALL_SECONDS, PrivateConfig
 from pe_ray.config.kinds import Plugin
 from pe_ray.errors import FaultError, InputError, RecordError
+from pe_ray.files.image_shards import FoundShards, split_shards, summarize
 from pe_ray.files.image_tables import TableSlice
 from pe_ray.files.storage import expand_home, file_version
-from pe_ray.private.records import list_slices, private_table, read_records
+from pe_ray.private.duplicates import refuse_duplicates
+from pe_ray.private.records import find_records, private_table, read_records
 from pe_ray.private.tasks import RETRIES, private_task
 from pe_ray.runtime.cluster import on_nodes
 from pe_ray.runtime.watchdog import exit_on_stall, note_progress
+from pe_ray.values import Framing
+
+logger = logging.getLogger(__name__)
 
 _MAX_PARTITIONS = 64  # of users: each slice has as many pieces
 _FORMAT = 3  # of cached embeddings; 2 misread tensors beyond the first slice of a file
@@ -63,7 +69,7 @@ class PrivateRecords:
 def open_records(
     config: PrivateConfig,
     *,
-    channels: int,
+    framing: Framing,
     embedder: Plugin,
     gpus: float = 0.0,
     stall_seconds: float = STALL_SECONDS,
@@ -75,9 +81,10 @@ def open_records(
     Guarantee: nothing private reaches the driver. It gets references and, for a bad record, its
     shard, row and a fixed reason. All records of a user are in one partition. Spends nothing. With
     private.node_label, only nodes with that label read the data and hold the embeddings. Raises
-    InputError if the embedder can't be made, before a record is read, or if `where` keeps no
-    record. These errors, like a bad record's, depend on private data: they are for whoever holds
-    the data, and nothing publishes them.
+    InputError if the embedder can't be made, before a record is read, if two files have the same
+    content, or if `where` keeps no record. Warns of labels without a record. These errors and this
+    warning, like a bad record's, depend on private data: they are for whoever holds the data, and
+    nothing publishes them.
     """
     placement = on_nodes(config.node_label)
     if placement:
@@ -86,11 +93,14 @@ def open_records(
         prepared = _prepare(config)
     if isinstance(prepared, InputError):
         raise prepared
-    config, slices = prepared
+    config, found = prepared
+    logger.info("private.data: files: %s", summarize(found))
+    refuse_duplicates(found.sizes, config, stall_seconds)
+    slices = split_shards(found.shards)
     num_pieces = min(len(slices), _MAX_PARTITIONS) if config.user_column else 1
     task = private_task(_embed_task, config.node_label, gpus=gpus, num_returns=num_pieces + 2)
     results = [
-        task.remote(part, config, channels, embedder, num_pieces, stall_seconds) for part in slices
+        task.remote(part, config, framing, embedder, num_pieces, stall_seconds) for part in slices
     ]
     for part, (fault, *_) in zip(slices, results, strict=True):
         try:
@@ -101,9 +111,14 @@ def open_records(
             ) from None
         if error is not None:
             raise error
-    check = ray.remote(num_cpus=0, **placement)(_are_all)
-    if ray.get(check.remote(*(is_empty for _, is_empty, *_ in results))):
+    missing = ray.remote(num_cpus=0, **placement)(_find_missing)
+    unseen = ray.get(missing.remote(config.labels, *(seen for _, seen, *_ in results)))
+    if len(unseen) == len(config.labels):
         raise InputError("private.where: keeps no record; correct its values")
+    if unseen:
+        logger.warning(
+            "private.labels: no record has the label %s (not for publishing)", ", ".join(unseen)
+        )
     partitions = [list(pieces) for _, _, *pieces in results]
     if config.user_column:
         partitions = [list(pieces) for pieces in zip(*partitions, strict=True)]
@@ -116,36 +131,38 @@ class _SetupError(InputError):
     """The embedder or the cache can't be used; the text is made from the configuration alone."""
 
 
-def _prepare(config: PrivateConfig) -> tuple[PrivateConfig, list[TableSlice]] | InputError:
-    """Return the configuration with its cache folder resolved, and the slices; or the error."""
+def _prepare(config: PrivateConfig) -> tuple[PrivateConfig, FoundShards] | InputError:
+    """Return the configuration with its cache folder resolved, and the files; or the error."""
     try:
-        return config.model_copy(update={"cache": make_cache_folder(config)}), list_slices(config)
+        return config.model_copy(update={"cache": make_cache_folder(config)}), find_records(config)
     except InputError as error:
         return error
     except Exception as error:
         raise RuntimeError(f"private.data: listing failed: {type(error).__name__}") from None
 
 
-def _are_all(*flags: bool) -> bool:
-    return all(flags)
+def _find_missing(names: Sequence[str], *seen: NDArray[np.int32]) -> list[str]:
+    """Return the names of labels that no slice has seen."""
+    present = set(np.concatenate(seen).tolist())
+    return [name for label, name in enumerate(names) if label not in present]
 
 
 def _embed_task(
     part: TableSlice,
     config: PrivateConfig,
-    channels: int,
+    framing: Framing,
     embedder: Plugin,
     num_pieces: int,
     stall_seconds: float,
 ) -> tuple[Any, ...]:
-    """Return (error or None, whether no record is kept, piece 0, ...), pieces split by user.
+    """Return (error or None, labels that are kept, piece 0, ...), pieces split by user.
 
     Guarantee: only errors whose text carries no content are returned. Others are reduced to their
     type.
     """
     try:
         with exit_on_stall(stall_seconds):
-            embedded = embed_slice(part, config, channels, embedder)
+            embedded = embed_slice(part, config, framing, embedder)
     except (RecordError, _SetupError) as error:
         return (error, None, *[None] * num_pieces)
     except Exception as error:
@@ -153,7 +170,7 @@ def _embed_task(
         raise RuntimeError(f"{where}: reading failed: {type(error).__name__}") from None
     if config.node_label is not None:
         embedded = replace(embedded, padding=bytes(_INLINE_LIMIT))
-    return (None, not len(embedded.labels), *_split_by_user(embedded, num_pieces))
+    return (None, np.unique(embedded.labels), *_split_by_user(embedded, num_pieces))
 
 
 def _split_by_user(embedded: EmbeddedRecords, num_pieces: int) -> list[EmbeddedRecords]:
@@ -172,13 +189,13 @@ def _split_by_user(embedded: EmbeddedRecords, num_pieces: int) -> list[EmbeddedR
 
 
 def embed_slice(
-    part: TableSlice, config: PrivateConfig, channels: int, embedder: Plugin
+    part: TableSlice, config: PrivateConfig, framing: Framing, embedder: Plugin
 ) -> EmbeddedRecords:
     """Return the embeddings of one slice, from the private cache if they are in it.
 
     Guarantee: stays inside zone 1; writes only to the private cache (mode 0700).
     """
-    cached = _cache_file(part, config, channels, embedder)
+    cached = _cache_file(part, config, framing, embedder)
     if cached is not None:
         loaded = _load(cached)
         if loaded is not None:
@@ -187,12 +204,14 @@ def embed_slice(
         built = plugins.build("embedder", embedder.kind, embedder.options)
     except InputError as error:
         raise _SetupError(f"embedder: {error}") from None
-    dim = built.embed(np.zeros((1, 8, 8, channels), np.uint8)).shape[1]
+    shape = framing.shape
+    blank = np.zeros((1, shape.height, shape.width, shape.channels), np.uint8)
+    dim = built.embed(blank).shape[1]
     features = [np.zeros((0, dim), dtype=np.float32)]
     labels = [np.zeros(0, dtype=np.int32)]
     users: list[bytes] = []
-    for batch in read_records(part, config, channels):
-        made = _embed(built, batch.images, dim)
+    for batch in read_records(part, config, framing):
+        made = np.asarray(built.embed(batch.images), dtype=np.float32)
         finite = np.isfinite(made).all(axis=1)
         if not finite.all():
             row = int(batch.rows[np.argmin(finite)])
@@ -218,19 +237,6 @@ def join_users(users: Sequence[NDArray[np.bytes_] | None]) -> NDArray[np.bytes_]
     """
     present = [part for part in users if part is not None]
     return np.concatenate(present) if present else None
-
-
-def _embed(
-    embedder: plugins.Embedder, batch: Sequence[NDArray[np.uint8]], dim: int
-) -> NDArray[np.float32]:
-    """Embed images that may differ in shape, [n, dim]."""
-    shapes: dict[tuple[int, ...], list[int]] = {}
-    for position, image in enumerate(batch):
-        shapes.setdefault(image.shape, []).append(position)
-    features = np.empty((len(batch), dim), dtype=np.float32)
-    for chosen in shapes.values():
-        features[chosen] = embedder.embed(np.stack([batch[position] for position in chosen]))
-    return features
 
 
 def cache_folder(config: PrivateConfig) -> Path | None:
@@ -272,7 +278,7 @@ def _make_private(folder: Path) -> None:
 
 
 def _cache_file(
-    part: TableSlice, config: PrivateConfig, channels: int, embedder: Plugin
+    part: TableSlice, config: PrivateConfig, framing: Framing, embedder: Plugin
 ) -> Path | None:
     folder, source = cache_folder(config), part.source
     if folder is None or source is None or not source.is_file():
@@ -287,7 +293,7 @@ def _cache_file(
         },
         "file": file_version(source),
         "config": config.model_dump(mode="json", exclude={"data", "cache", "node_label"}),
-        "channels": channels,
+        "framing": asdict(framing),
         "embedder": [embedder.kind, embedder.options.model_dump(mode="json")],
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()

@@ -9,7 +9,9 @@ from typing import Any
 
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.files.image_batches import ImageBatch, read_batches
-from pe_ray.files.image_tables import ImageTable, TableSlice, list_shards, split_shards
+from pe_ray.files.image_shards import FoundShards, find_shards, split_shards
+from pe_ray.files.image_tables import ImageTable, TableSlice
+from pe_ray.values import Framing
 
 
 def private_table(config: PrivateConfig) -> ImageTable:
@@ -21,28 +23,34 @@ def private_table(config: PrivateConfig) -> ImageTable:
         labels=config.labels,
         image_column=config.image_column,
         label_column=config.label_column,
+        label_values=config.label_values,
         user_column=config.user_column,
         where=config.where,
     )
 
 
-def list_slices(config: PrivateConfig) -> list[TableSlice]:
-    """Share the records out to slices, each read by one task, from metadata alone.
+def find_records(config: PrivateConfig) -> FoundShards:
+    """Find the files of the records, from names and metadata alone.
 
     Guarantee: reads no record. Raises InputError naming the field if the data can't be there.
     """
-    return split_shards(list_shards(private_table(config)))
+    return find_shards(private_table(config))
 
 
-def read_records(part: TableSlice, config: PrivateConfig, channels: int) -> Iterator[ImageBatch]:
+def list_slices(config: PrivateConfig) -> list[TableSlice]:
+    """Share the records out to slices, each read by one task (see `find_records`)."""
+    return split_shards(find_records(config).shards)
+
+
+def read_records(part: TableSlice, config: PrivateConfig, framing: Framing) -> Iterator[ImageBatch]:
     """Decode and validate the records of a slice, at most 64 at a time.
 
-    Images get `channels` (1 luma, 3 RGB). Users are digests, bytes, so that files hold equal ones.
+    Users are digests, bytes, so that files hold equal ones.
 
     Guarantee: stays inside zone 1. RecordError names shard and row, never content.
     """
     table = private_table(config)
-    for batch in read_batches(table, part, channels):
+    for batch in read_batches(table, part, framing):
         if config.user_column is not None:
             for row, user in zip(batch.rows.tolist(), batch.users, strict=True):
                 if user is None:

@@ -143,7 +143,7 @@ def open_records(
         private = private.model_copy(update={"cache": "none"})  # embeddings are of one run
     return private_records.open_records(
         private,
-        channels=config.image_shape.channels,
+        framing=config.framing,
         embedder=embedder,
         gpus=config.resources.gpus_per_worker,
         stall_seconds=config.resources.stall_seconds,

@@ -18,7 +18,8 @@ from pe_ray.config import Config
 from pe_ray.config.blocks import PublicMetricsConfig
 from pe_ray.errors import InputError
 from pe_ray.files.image_batches import count_images, evenly_spaced, read_images
-from pe_ray.files.image_tables import ImageTable, list_shards
+from pe_ray.files.image_shards import list_shards
+from pe_ray.files.image_tables import ImageTable
 from pe_ray.files.storage import Location, atomic_write
 from pe_ray.run import Run
 from pe_ray.synthetic.population import Population
@@ -86,7 +87,7 @@ def _compute_scores(
     ids = evenly_spaced(population.layout.num_samples, public.max_images)
     options = config.generator_at(population.iteration).options
     rows = read_population(population.directory, ids, options)
-    reference = read_images(_reference(config, public), config.image_shape, public.max_images)
+    reference = read_images(_reference(config, public), config.framing, public.max_images)
     scores: dict[str, float] = {}
     for metric in public.metrics:
         scorer: Any = plugins.load("metric", metric.kind)(metric.options)
@@ -103,6 +104,7 @@ def _reference(config: Config, public: PublicMetricsConfig) -> ImageTable:
         labels=None if public.label_column is None else config.private.labels,
         image_column=public.image_column,
         label_column=public.label_column,
+        label_values=public.label_values,
         where=public.where,
         fields={"labels": "private.labels"},
     )

@@ -23,11 +23,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from moto.server import ThreadedMotoServer
+from pyarrow.fs import FileSelector
 
 from pe_ray import Config, InputError, cli, evolution, evolve, expand
 from pe_ray.components.generators.cached_images import CachedImages
 from pe_ray.files.image_batches import read_images
-from pe_ray.files.image_tables import ImageTable, list_shards
+from pe_ray.files.image_shards import list_shards
+from pe_ray.files.image_tables import ImageTable
 from pe_ray.files.parts import MANIFEST, list_parts
 from pe_ray.files.storage import (
     Location,
@@ -35,7 +37,6 @@ from pe_ray.files.storage import (
     delete_tree,
     file_version,
     list_names,
-    list_paths_below,
     parse_location,
 )
 from pe_ray.private.record_embeddings import embed_slice
@@ -43,7 +44,15 @@ from pe_ray.private.records import list_slices
 from pe_ray.release import door, ledger_copy
 from pe_ray.release.ledger import Ledger
 from pe_ray.synthetic.export import encode_png
-from pe_ray.values import ImageShape
+from pe_ray.values import Framing, ImageShape
+
+
+def names_below(folder: Location) -> list[str]:
+    """The paths below `folder` of all its files."""
+    if isinstance(folder, Path):
+        return [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
+    found = folder.store.get_file_info(FileSelector(folder.key, recursive=True))
+    return [info.path.removeprefix(f"{folder.key}/") for info in found if info.is_file]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +86,7 @@ STATES_A_TIME_OR_PLACE = (".lock", "ledger.sqlite", "config.yaml", "report.html"
 def content(folder: Location) -> dict[str, str]:
     """Digest of every file below `folder`, but for what states a time or the run's place."""
     start, digests = len(str(folder).partition("?")[0]), {}
-    for file in (folder / name for name in list_paths_below(folder)):
+    for file in (folder / name for name in names_below(folder)):
         if isinstance(file, Path) and not file.is_file():
             continue
         if file.name in STATES_A_TIME_OR_PLACE or file.name.startswith(("events.", "embedding-")):
@@ -130,7 +139,7 @@ def test_a_run_in_a_store_equals_a_local_one(
     assert str(run / "synthetic") in printed
     cli.main(["report", str(local)])
     assert content(run) == content(local)
-    assert len(list_paths_below(run / "tensorboard")) == 1
+    assert len(names_below(run / "tensorboard")) == 1
     assert "ledger:" not in (run / "config.yaml").read_text("utf-8")
 
     # A part and a marker lost: found and made again, by the driver and by its workers.
@@ -184,11 +193,11 @@ def test_images_in_a_store_are_read_as_on_a_disk(
             table = ImageTable(
                 block="x", private=private, data=str(folder / kind), labels=("a", "b")
             )
-            found, labels = read_images(table, shape)
+            found, labels = read_images(table, Framing(shape=shape))
             assert np.array_equal(found, images[[*order]])
             assert "".join("ab"[label] for label in labels) == expected
             if not private:
-                cached = CachedImages(table, 4, 3, str(tmp_path / "cache"))
+                cached = CachedImages(table, Framing(shape=shape), str(tmp_path / "cache"))
                 assert [cached.classes[c] for c in cached.class_of] == list(expected)
     with pytest.raises(InputError, match=r"^x\.data: "):
         list_shards(replace(table, data=str(bucket / "absent")))
@@ -205,7 +214,7 @@ def test_a_new_run_in_a_store_copies_its_ledger(
     pq.write_table(table, private / "a.parquet")
     (bucket / "data" / "a.parquet").write_bytes((private / "a.parquet").read_bytes())
     (bucket / "spark" / "set.parquet" / "part-0.parquet").write_bytes(b"a data set's only file")
-    assert list_paths_below(bucket / "spark") == ["set.parquet/part-0.parquet"]
+    assert names_below(bucket / "spark") == ["set.parquet/part-0.parquet"]
     tree = in_store(tree, bucket, tmp_path)
     features = []
     for data in (private, bucket / "data"):
@@ -213,7 +222,7 @@ def test_a_new_run_in_a_store_copies_its_ledger(
         config = Config.from_dict(tree)
         (part,) = list_slices(config.private)
         for _ in range(2):  # read, then from the cache
-            made = embed_slice(part, config.private, 1, config.embedder)
+            made = embed_slice(part, config.private, config.framing, config.embedder)
             features.append(made.features)
     assert all(np.array_equal(features[0], again) for again in features)
     before = file_version(bucket / "data" / "a.parquet")

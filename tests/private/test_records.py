@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import io
-import json
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,9 @@ from pe_ray.components.embedders.pixels import Pixels
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.config.kinds import Plugin
 from pe_ray.errors import InputError, RecordError
-from pe_ray.private.record_embeddings import PrivateRecords, embed_slice, open_records
+from pe_ray.private.record_embeddings import PrivateRecords, open_records
 from pe_ray.private.records import list_slices, read_records
+from pe_ray.values import Framing, ImageShape
 
 IMAGES = np.random.default_rng(0).integers(0, 256, size=(6, 5, 4, 3), dtype=np.uint8)
 LABELS = [0, 1, 1, 0, 1, 0]
@@ -42,8 +42,13 @@ def tensors(images: np.ndarray) -> pa.Array:
     return pa.FixedShapeTensorArray.from_numpy_ndarray(images)
 
 
+SHAPE = ImageShape(height=5, width=4, channels=3)
+GREY = replace(SHAPE, channels=1)
+
+
 def config(data: Path | str, **changes: Any) -> PrivateConfig:
-    return PrivateConfig(data=str(data), **{"labels": ("cat", "dog"), **changes})
+    given = {"labels": ("cat", "dog"), "label_values": "position", **changes}
+    return PrivateConfig(data=str(data), **given)
 
 
 def parquet(folder: Path, **columns: Any) -> Path:
@@ -52,8 +57,8 @@ def parquet(folder: Path, **columns: Any) -> Path:
     return file
 
 
-def read_all(settings: PrivateConfig, channels: int = 3) -> tuple[np.ndarray, list[int]]:
-    read = [read_slice(part, settings, channels) for part in list_slices(settings)]
+def read_all(settings: PrivateConfig, shape: ImageShape = SHAPE) -> tuple[np.ndarray, list[int]]:
+    read = [read_slice(part, settings, shape) for part in list_slices(settings)]
     images = np.stack([image for records in read for image in records.images])
     return images, [int(label) for records in read for label in records.labels]
 
@@ -93,19 +98,20 @@ def test_of_a_class_folder_all_images_are_read_and_nothing_else(tmp_path: Path) 
         file.parent.mkdir(parents=True, exist_ok=True)
         grey = Image.fromarray(image).convert("L")
         grey.save(file, format={"tif": "TIFF", "pgm": "PPM"}.get(place[-3:].lower(), "PNG"))
-    for no_record in ("cat/._z.png", "cat/.thumbnails/z.png", ".checkpoints/z.png", "beside.png"):
+    for no_record in ("cat/._z.png", "cat/.thumbnails/z.png", ".checkpoints/z.png"):
         (data / no_record).parent.mkdir(exist_ok=True)
         (data / no_record).write_bytes(b"no image")
     (data / "cat" / "readme.txt").write_text("no image")
     elsewhere.mkdir()
     (elsewhere / "other.png").write_bytes(png(IMAGES[5]))
+    (tmp_path / "single.png").write_bytes(png(IMAGES[4]))
     (data / "cat" / "link").symlink_to(elsewhere)
-    (data / "cat" / "zz.png").symlink_to(elsewhere / "other.png")
+    (data / "cat" / "zz.png").symlink_to(tmp_path / "single.png")
     (data / "dog").symlink_to(elsewhere)
     order = [2, 1, 0, 3]  # a/b/y.PGM, a/x.tif, a b.png, z.png: folders' names come first
-    images, labels = read_all(config(data), channels=1)
+    images, labels = read_all(config(data), shape=GREY)
     assert labels == [0] * 5 + [1]
-    for found, number in zip(images, [*order, 5, 5], strict=True):
+    for found, number in zip(images, [*order, 4, 5], strict=True):
         assert np.array_equal(
             found[..., 0], np.asarray(Image.fromarray(IMAGES[number]).convert("L"))
         )
@@ -116,9 +122,12 @@ def test_a_class_folder_without_an_image_that_is_read_is_named(tmp_path: Path) -
         (tmp_path / label / "more").mkdir(parents=True)
         (tmp_path / label / "more" / "1.png").write_bytes(png(IMAGES[0]))
     (tmp_path / "dog" / "more" / "1.png").rename(tmp_path / "dog" / "more" / "1.heic")
+    with pytest.raises(InputError, match=r"^private\.data: dog/more/1\.heic"):
+        list_slices(config(tmp_path))
+    (tmp_path / "dog" / "more" / "1.heic").rename(tmp_path / "dog" / "more" / "1.txt")
     with pytest.raises(InputError, match=r"^private\.data: the folder of label 'dog' .*\.tiff"):
         list_slices(config(tmp_path))
-    (tmp_path / "dog" / "more" / "1.heic").unlink()
+    (tmp_path / "dog" / "more" / "1.txt").unlink()
     (tmp_path / "dog" / "more").rmdir()
     (tmp_path / "dog" / ".DS_Store").write_bytes(b"")
     assert len(list_slices(config(tmp_path))) == 1  # of an empty class
@@ -141,9 +150,9 @@ def test_a_folder_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for part in parts:
         if part.start == 256:
             with pytest.raises(RecordError, match="shard 0, row 300: image is missing"):
-                read_slice(part, settings, 1)
+                read_slice(part, settings, GREY)
             continue
-        read = read_slice(part, settings, 1)
+        read = read_slice(part, settings, GREY)
         assert read.rows.tolist() == list(range(part.start, part.stop))
         assert [int(image[0, 0, 0]) for image in read.images] == [row % 251 for row in read.rows]
 
@@ -155,25 +164,6 @@ def test_names_that_are_no_text_are_read(tmp_path: Path) -> None:
         (tmp_path / "cat" / os.fsdecode(name)).write_bytes(png(image))
     images, _ = read_all(config(tmp_path))
     assert np.array_equal(images, IMAGES[[1, 2, 0]])  # by code points, as before
-
-
-def test_embeddings_cached_by_an_earlier_version_are_found(
-    tmp_path: Path, private_cache: Path
-) -> None:
-    settings = config(parquet(tmp_path, image=[png(image) for image in IMAGES]))
-    (part,) = list_slices(settings)
-    file = Path(part.source)
-    key = {
-        "format": 3,
-        "slice": {"shard": 0, "source": str(file.resolve()), "start": 0, "stop": 6},
-        "file": [file.stat().st_size, file.stat().st_mtime_ns],
-        "config": settings.model_dump(mode="json", exclude={"data", "cache", "node_label"}),
-        "channels": 3,
-        "embedder": ["pixels", PIXELS.options.model_dump(mode="json")],
-    }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    embed_slice(part, settings, 3, PIXELS)
-    assert [file.name for file in private_cache.iterdir()] == [f"{digest}.npz"]
 
 
 def test_a_folder_named_like_a_parquet_file_holds_some(tmp_path: Path) -> None:
@@ -193,14 +183,14 @@ def test_a_folder_named_like_a_parquet_file_holds_some(tmp_path: Path) -> None:
 def test_grey_and_where(tmp_path: Path) -> None:
     splits = ["train", "test"] * 3
     data = parquet(tmp_path, image=[png(image) for image in IMAGES], split=splits)
-    images, labels = read_all(config(data, where={"split": "test"}), channels=1)
+    images, labels = read_all(config(data, where={"split": "test"}), shape=GREY)
     assert labels == LABELS[1::2]
     assert images.shape == (3, 5, 4, 1)
     assert images[0, 0, 0, 0] == Image.fromarray(IMAGES[1]).convert("L").getpixel((0, 0))
 
 
 def opened(settings: PrivateConfig) -> PrivateRecords:
-    return open_records(settings, channels=3, embedder=PIXELS)
+    return open_records(settings, framing=Framing(shape=SHAPE), embedder=PIXELS)
 
 
 def collected(records: PrivateRecords) -> list[Any]:
@@ -326,14 +316,14 @@ def test_a_file_that_yields_fewer_rows_than_it_says_is_damaged(
 @pytest.mark.parametrize("stored", [tensors, nested])
 def test_slices_of_a_large_file_read_their_own_rows(tmp_path: Path, stored: Any) -> None:
     """Slices of 375 rows start off the reader's batches of 64."""
-    images = np.random.default_rng(0).integers(0, 256, (3000, 6, 5), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (3000, 5, 4), dtype=np.uint8)
     labels, kept = np.arange(3000) % 2, np.arange(3000) % 3 > 0
     table = pa.table({"image": stored(images), "label": labels, "kept": kept})
     pq.write_table(table, tmp_path / "records.parquet", row_group_size=2000)
-    found, its_labels = read_all(config(tmp_path), channels=1)
+    found, its_labels = read_all(config(tmp_path), shape=GREY)
     assert np.array_equal(found[..., 0], images)
     assert its_labels == labels.tolist()
-    found, its_labels = read_all(config(tmp_path, where={"kept": True}), channels=1)
+    found, its_labels = read_all(config(tmp_path, where={"kept": True}), shape=GREY)
     assert np.array_equal(found[..., 0], images[kept])
     assert its_labels == labels[kept].tolist()
 
@@ -344,14 +334,14 @@ def test_a_missing_tensor_is_found_in_its_row(tmp_path: Path) -> None:
     table = pa.table({"image": nested(images, {1876}), "label": [0] * 3000})
     pq.write_table(table, tmp_path / "records.parquet")
     with pytest.raises(RecordError, match="row 1876: image is missing"):
-        read_all(config(tmp_path), channels=1)
+        read_all(config(tmp_path), shape=GREY)
 
 
 @pytest.mark.parametrize("user", [7.0, dt.date(2020, 1, 1), b"7", True])
 def test_users_are_integers_or_strings(tmp_path: Path, user: Any) -> None:
     """7 in one file and 7.0 in another would be two users."""
     data = parquet(tmp_path, image=[png(image) for image in IMAGES], who=[user] * 6)
-    with pytest.raises(InputError, match=r"user_column: holds .*; use integers or strings"):
+    with pytest.raises(InputError, match=r"user_column: 'who' holds .*; use integers or strings"):
         list_slices(config(data, user_column="who"))
 
 
@@ -359,10 +349,11 @@ def test_real_digits_and_packs(packs: Path) -> None:
     names = tuple(str(digit) for digit in range(10))
     settings = config(packs / "mnist.parquet", labels=names, where={"split": "test"})
     part = list_slices(settings)[-1]
-    records = read_slice(part, settings, 1)
-    assert records.images[0].shape == (28, 28, 1)
+    records = read_slice(part, settings, GREY)
+    assert records.images.std() > 20
     assert set(records.labels) <= set(range(10))
-    images, labels = read_all(config("sklearn:digits", labels=names), channels=1)
+    small = ImageShape(height=8, width=8, channels=1)
+    images, labels = read_all(config("sklearn:digits", labels=names), small)
     assert images.shape == (1797, 8, 8, 1)
     assert images.max() == 255
     assert labels[:10] == list(range(10))
@@ -382,7 +373,9 @@ def test_packs_of_grey_and_colour_images(
     names = tuple(f"class {number}" for number in range(num_labels))
     settings = config(packs / f"{name}.parquet", labels=names, where={"split": "train"})
     part = list_slices(settings)[0]
-    records = read_slice(part, settings, shape[2])
+    records = read_slice(
+        part, settings, ImageShape(height=shape[0], width=shape[1], channels=shape[2])
+    )
     assert len(records.images) == part.stop - part.start
     assert {image.shape for image in records.images} == {shape}
     assert np.stack(records.images).std() > 20

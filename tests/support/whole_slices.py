@@ -10,14 +10,16 @@ from pe_ray.config.blocks import PrivateConfig
 from pe_ray.files.image_batches import ImageBatch
 from pe_ray.files.image_tables import TableSlice
 from pe_ray.private.records import read_records
+from pe_ray.values import Framing, ImageShape
 
 
-def read_slice(part: TableSlice, config: PrivateConfig, channels: int) -> ImageBatch:
+def read_slice(part: TableSlice, config: PrivateConfig, shape: ImageShape) -> ImageBatch:
     """Read the batches of a slice, which has at least one record, into one."""
-    batches = list(read_records(part, config, channels))
+    framing = Framing(shape=shape, resize=config.resize, background=config.background)
+    batches = list(read_records(part, config, framing))
     return replace(
         batches[0],
-        images=[image for batch in batches for image in batch.images],
+        images=np.concatenate([batch.images for batch in batches]),
         labels=np.concatenate([batch.labels for batch in batches]),
         rows=np.concatenate([batch.rows for batch in batches]),
     )

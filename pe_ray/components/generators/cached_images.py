@@ -12,6 +12,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,32 +20,35 @@ from numpy.typing import NDArray
 
 from pe_ray.errors import InputError
 from pe_ray.files.image_batches import count_images, read_batches
-from pe_ray.files.image_tables import ImageTable, TableSlice, list_shards
-from pe_ray.files.images import crop_square
+from pe_ray.files.image_shards import list_shards
+from pe_ray.files.image_tables import ImageTable, TableSlice
 from pe_ray.files.locks import locked
 from pe_ray.files.storage import file_version, io_errors_as_input_errors, resolve_place
+from pe_ray.values import Framing
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class CachedImages:
-    """Images uint8 [n, size, size, channels] (memory-mapped) and their class names.
+    """Images uint8 [n, height, width, channels] (memory-mapped) and their class names.
 
-    Rows are in the table's order. Images that aren't square are cut to the square in the middle.
+    Rows are in the table's order.
     classes: names, sorted; class_of: int32 [n], positions in them.
     """
 
-    def __init__(self, table: ImageTable, size: int, channels: int, cache: str | None) -> None:
+    def __init__(self, table: ImageTable, framing: Framing, cache: str | None) -> None:
         shards, root = list_shards(table), resolve_place(table.data, table.name_field("data"))
         columns = (table.image_column, table.label_column)
-        digest = hashlib.sha256(json.dumps([_FORMAT, str(root), *columns, size, channels]).encode())
+        digest = hashlib.sha256(
+            json.dumps([_FORMAT, str(root), *columns, asdict(framing)]).encode()
+        )
         for file in (file for shard in shards for file in shard.paths):
             with io_errors_as_input_errors(table.name_field("data"), file):
                 state = "|".join(map(str, file_version(file)))
             digest.update(f"{os.path.relpath(str(file), str(root))}|{state}\n".encode())
         self.folder = cache_folder(cache) / digest.hexdigest()[:32]
         made = fill_entry(
-            self.folder / "images", lambda folder: _write(folder, table, shards, size, channels)
+            self.folder / "images", lambda folder: _write(folder, table, shards, framing)
         )
         self.images: NDArray[np.uint8] = np.load(
             made / "images.npy", mmap_mode="r", allow_pickle=False
@@ -82,17 +86,15 @@ def fill_entry(folder: Path, make: Callable[[Path], None]) -> Path:
     return folder
 
 
-def _write(
-    folder: Path, table: ImageTable, shards: Sequence[TableSlice], size: int, channels: int
-) -> None:
-    shape = (sum(count_images(table, shards)), size, size, channels)
+def _write(folder: Path, table: ImageTable, shards: Sequence[TableSlice], framing: Framing) -> None:
+    sides = framing.shape
+    shape = (sum(count_images(table, shards)), sides.height, sides.width, sides.channels)
     stored = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype="u1", shape=shape)
     names: list[str] = []
     for shard in shards:
-        for batch in read_batches(table, shard, channels):
-            for image, label in zip(batch.images, batch.stored_labels, strict=True):
-                stored[len(names)] = crop_square(image, size)
-                names.append("" if label is None else str(label))
+        for batch in read_batches(table, shard, framing):
+            stored[len(names) : len(names) + len(batch.images)] = batch.images
+            names += [name or "" for name in batch.names]
     stored.flush()
     classes, class_of = np.unique(np.array(names), return_inverse=True)
     np.save(folder / "class_of.npy", class_of.astype(np.int32))

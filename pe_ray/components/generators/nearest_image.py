@@ -16,11 +16,12 @@ from pe_ray.components.generators.cached_images import CachedImages, fill_entry
 from pe_ray.components.generators.generator_checks import refuse_unknown_labels
 from pe_ray.components.nearest import nearest_others
 from pe_ray.config.kinds import FixedEmbedderPlugin
+from pe_ray.config.places import Color
 from pe_ray.errors import InputError
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.plugins import Embedder, GeneratorOptions, Rows
 from pe_ray.plugins.seeds import Seeds
-from pe_ray.values import ImageShape
+from pe_ray.values import Framing, ImageShape, Resize
 
 MOST_NEIGHBORS = 4096
 
@@ -38,8 +39,12 @@ class NearestImageOptions(GeneratorOptions):
     label_column: str | None = "label"
     """Column with the public class (parquet only); null: the images have none."""
     image_size: int = Field(ge=1, le=4096)
-    """Height and width, in pixels; other images are cut to a square and resized."""
+    """Height and width, in pixels."""
     channels: Literal[1, 3] = 3
+    resize: Resize = "crop"
+    """What is done to images that aren't square, as in private.resize."""
+    background: Color = "black"
+    """As in private.background."""
     classes: Literal["match", "random"] | dict[str, tuple[str, ...]] = "match"
     """Which public images stand for a label: those whose class has the label's name (match), all
     (random), or label -> names of public classes. Variations stay among them."""
@@ -51,6 +56,10 @@ class NearestImageOptions(GeneratorOptions):
     @property
     def image_shape(self) -> ImageShape:
         return ImageShape(height=self.image_size, width=self.image_size, channels=self.channels)
+
+    @property
+    def framing(self) -> Framing:
+        return Framing(shape=self.image_shape, resize=self.resize, background=self.background)
 
     @property
     def columns(self) -> Mapping[str, tuple[str, int]]:
@@ -90,7 +99,7 @@ class NearestImage:
             image_column=options.image_column,
             label_column=options.label_column,
         )
-        self._public = CachedImages(table, options.image_size, options.channels, options.cache)
+        self._public = CachedImages(table, options.framing, options.cache)
         self._members = _members(options, self._public, label_names)
         self._tables: dict[str, NDArray[np.int32]] = {}
 

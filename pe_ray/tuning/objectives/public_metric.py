@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -96,9 +97,10 @@ class PublicMetric(Objective):
             labels=source.labels,
             image_column=source.image_column,
             label_column=source.label_column,
+            label_values=source.label_values,
             where=source.where,
         )
-        return read_images(table, shape)
+        return read_images(table, replace(search.config.framing, shape=shape))
 
     def _choose(self, scores: Mapping[str, float]) -> float:
         """Return the one of a metric's scores that the search goes by."""

@@ -1,0 +1,193 @@
+"""What counts as data below a folder: each file once, and nothing that programs leave behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from pe_ray.files.storage import Location
+
+_LEFT_BY_PROGRAMS = frozenset(
+    {
+        *("@eadir", "#recycle", "#snapshot", "lost+found", "$recycle.bin"),
+        *("system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini"),
+    }
+)
+HIDDEN = "hidden or temporary"
+LEFT_BEHIND = "left by a file system"
+LINKED_TWICE = "another path of a file that is read"
+FOLDER_LINKS = "links to folders"
+NOT_DATA = "neither images nor tables"
+OTHER_SPLIT = "of another split"
+NOT_KEPT = "not kept by where"
+NOT_LISTED = "in no list of files"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFile:
+    """A file below a folder. name: its path there; size: bytes.
+
+    identity: the same for all paths of one file; None where that can't be told.
+    linked: whether a link leads to it.
+    """
+
+    name: str
+    size: int
+    identity: tuple[int, int] | None = None
+    linked: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderListing:
+    """The files below a folder that may be data, sorted folder by folder.
+
+    passed_over: reason -> names of what isn't read; a folder's name ends with a slash.
+    second_paths: (a path that is not read, the path by which that file is).
+    """
+
+    files: tuple[DataFile, ...]
+    passed_over: dict[str, list[str]] = field(default_factory=dict)
+    second_paths: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        return [file.name for file in self.files]
+
+    def keep(self, wanted: Callable[[str], bool], reason: str) -> FolderListing:
+        """Return the listing with only the files whose names are `wanted`."""
+        kept = tuple(file for file in self.files if wanted(file.name))
+        left = [file.name for file in self.files if not wanted(file.name)]
+        passed_over = dict(self.passed_over)
+        if left:
+            passed_over[reason] = [*passed_over.get(reason, []), *left]
+        return replace(self, files=kept, passed_over=passed_over)
+
+
+def list_data_files(folder: Location, labels: Collection[str] = ()) -> FolderListing:
+    """List the files below `folder` that may be data, from names, sizes and links alone.
+
+    Passed over are names that begin with . or _, what file systems and desktops leave behind, and
+    further paths of one file. Links to folders are followed at the top only.
+    labels: names of folders at the top that are data however they begin.
+
+    Raises OSError where a folder can't be listed.
+    """
+    passed_over: dict[str, list[str]] = {}
+    found = _walk(folder, labels, passed_over) if isinstance(folder, Path) else _list(folder)
+    files = []
+    for file in sorted(found, key=lambda file: _folder_order(file.name)):
+        fault = _find_fault(file.name, labels)
+        if fault is None:
+            files.append(file)
+        else:
+            _note(passed_over, *fault)
+    kept, second_paths = _keep_first_paths(files)
+    if second_paths:
+        passed_over[LINKED_TWICE] = [second for second, _ in second_paths]
+    return FolderListing(files=kept, passed_over=passed_over, second_paths=second_paths)
+
+
+def list_path_values(name: str) -> tuple[tuple[str, str], ...]:
+    """List what the folders in a path say of a file, as Hive writes it: `label=cat/part-0.parquet`.
+
+    Returns (column, value) pairs, percent-decoded.
+    """
+    folders = name.split("/")[:-1]
+    pairs = [folder.partition("=") for folder in folders if "=" in folder.strip("=")]
+    return tuple((unquote(column), unquote(value)) for column, _, value in pairs)
+
+
+def list_plain_folders(name: str) -> list[str]:
+    """List the folders in a path that aren't such pairs."""
+    return [folder for folder in name.split("/")[:-1] if "=" not in folder.strip("=")]
+
+
+def _walk(
+    folder: Path, labels: Collection[str], passed_over: dict[str, list[str]]
+) -> Iterator[DataFile]:
+    """Yield the files below a local folder; don't enter folders that are passed over."""
+    waiting = [(folder, "", False)]
+    while waiting:
+        place, above, linked = waiting.pop()
+        with os.scandir(place) as entries:
+            for entry in entries:
+                name = f"{above}{entry.name}"
+                is_link = entry.is_symlink()
+                if not entry.is_dir():
+                    if entry.is_file() or is_link:  # a link to nothing is reported when it is read
+                        yield _describe(entry, name, linked or is_link)
+                elif _find_fault(f"{name}/", labels) is not None:
+                    _note(passed_over, *(_find_fault(f"{name}/", labels) or ("", "")))
+                elif is_link and above:
+                    _note(passed_over, FOLDER_LINKS, f"{name}/")
+                else:
+                    waiting.append((place / entry.name, f"{name}/", linked or is_link))
+
+
+def _describe(entry: os.DirEntry[str], name: str, linked: bool) -> DataFile:
+    try:
+        state = entry.stat()
+    except FileNotFoundError:
+        return DataFile(name=name, size=0, linked=linked)
+    identity = (state.st_dev, state.st_ino)
+    return DataFile(name=name, size=state.st_size, identity=identity, linked=linked)
+
+
+def _list(folder: Any) -> Iterator[DataFile]:
+    """Yield the objects below a folder of a store."""
+    from pyarrow.fs import FileSelector
+
+    selector = FileSelector(folder.key, recursive=True, allow_not_found=True)
+    for info in folder.store.get_file_info(selector):
+        if info.is_file:
+            yield DataFile(name=info.path.removeprefix(f"{folder.key}/"), size=info.size)
+
+
+def _find_fault(name: str, labels: Collection[str]) -> tuple[str, str] | None:
+    """Return why a file isn't data, and the path up to the part of it that says so."""
+    parts = name.rstrip("/").split("/")
+    for depth, part in enumerate(parts):
+        if depth == 0 and part in labels:
+            continue
+        reason = None
+        if part.startswith((".", "_")):
+            reason = HIDDEN
+        elif part.casefold() in _LEFT_BY_PROGRAMS:
+            reason = LEFT_BEHIND
+        if reason is not None:
+            is_folder = depth + 1 < len(parts) or name.endswith("/")
+            return reason, "/".join(parts[: depth + 1]) + "/" * is_folder
+    return None
+
+
+def _note(passed_over: dict[str, list[str]], reason: str, name: str) -> None:
+    names = passed_over.setdefault(reason, [])
+    if name not in names[-1:]:  # objects of a store come one by one, sorted
+        names.append(name)
+
+
+def _keep_first_paths(
+    files: Iterable[DataFile],
+) -> tuple[tuple[DataFile, ...], tuple[tuple[str, str], ...]]:
+    """Keep one path of each file: one without a link if there is one, else the first."""
+    chosen: dict[Any, DataFile] = {}
+    files = list(files)
+    for file in files:
+        first = chosen.setdefault(file.identity or file.name, file)
+        if first.linked and not file.linked:
+            chosen[file.identity or file.name] = file
+    kept = {file.name for file in chosen.values()}
+    second = tuple(
+        (file.name, chosen[file.identity or file.name].name)
+        for file in files
+        if file.name not in kept
+    )
+    return tuple(file for file in files if file.name in kept), second
+
+
+def _folder_order(name: str) -> str:
+    return name.replace("/", "\0")

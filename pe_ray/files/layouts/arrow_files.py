@@ -1,0 +1,91 @@
+"""Layout: Arrow files, such as folders that `datasets.Dataset.save_to_disk` wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pe_ray.files.data_folders import list_path_values
+from pe_ray.files.image_tables import ImageTable, TableSlice
+from pe_ray.files.layouts.columns import Rows, list_batches, open_shard
+from pe_ray.files.storage import Location
+
+NAME = "arrow"
+SUFFIXES = (".arrow", ".feather")
+STATE = "state.json"
+"""Beside the files of a saved data set; it lists those that belong to it."""
+
+
+def list_shards(table: ImageTable, root: Location, names: Sequence[str]) -> list[TableSlice]:
+    """List the files `names` below `root`, or `root` itself if there are none, from schemas."""
+    if not names:
+        return [_open(table, root, "")]
+    state = root / STATE
+    if state.exists():
+        about = json.loads(state.read_bytes())
+        if about.get("_indices_data_files") or about.get("_indices_files"):
+            raise table.refuse(
+                f"{root} holds a selection of rows; save it anew after flatten_indices()"
+            )
+        listed = {file["filename"] for file in about.get("_data_files", [])}
+        if not listed <= set(names):
+            raise table.refuse(f"{root} lacks {min(listed - set(names))}; copy it again")
+        names = sorted(listed)
+    return [_open(table, root / name, name) for name in names]
+
+
+def _open(table: ImageTable, file: Location, name: str) -> TableSlice:
+    try:
+        with _open_source(file) as source:
+            reader = _open_reader(source)
+            num_rows = sum(batch.num_rows for batch in reader)
+            schema = reader.schema
+    except (OSError, pa.ArrowException, UnicodeError):
+        raise table.refuse(f"{file} is not a readable Arrow file") from None
+    return open_shard(table, NAME, file, num_rows, schema, dict(list_path_values(name)))
+
+
+def read_rows(
+    table: ImageTable, part: TableSlice, columns: Sequence[str], batch_rows: int
+) -> Iterator[Rows]:
+    """Read the rows of a slice, at most `batch_rows` at a time."""
+    assert part.source is not None
+    with _open_source(part.source) as source:
+        pieces = _cut(_open_reader(source), batch_rows)
+        yield from list_batches(pieces, part, 0, columns)
+
+
+def _cut(batches: Iterator[pa.RecordBatch], batch_rows: int) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        for start in range(0, batch.num_rows, batch_rows):
+            yield batch.slice(start, batch_rows)
+
+
+def _open_source(file: Location) -> Any:
+    return (
+        pa.memory_map(str(file)) if isinstance(file, Path) else file.store.open_input_file(file.key)
+    )
+
+
+def _open_reader(source: Any) -> Any:
+    """Return the batches of a file, be it one with a footer or a stream."""
+    try:
+        reader = pa.ipc.open_file(source)
+    except pa.ArrowInvalid:
+        source.seek(0)
+        return pa.ipc.open_stream(source)
+    return _Batches(reader)
+
+
+class _Batches:
+    """The batches of a file with a footer, as those of a stream are iterated."""
+
+    def __init__(self, reader: Any) -> None:
+        self._reader, self.schema = reader, reader.schema
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        return map(self._reader.get_batch, range(self._reader.num_record_batches))

@@ -1,0 +1,120 @@
+"""Layout: a folder of images for each class, whose name is the label."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from pe_ray.files import images
+from pe_ray.files.data_folders import FolderListing, list_path_values, list_plain_folders
+from pe_ray.files.image_tables import ImageTable, TableSlice, pack_names
+from pe_ray.files.layouts.columns import Rows
+from pe_ray.files.storage import Location
+
+NAME = "class folders"
+
+
+def list_shards(table: ImageTable, root: Location, listing: FolderListing) -> list[TableSlice]:
+    """List the images of each class. Guarantee: depends on names and links only.
+
+    A folder at the top is a class. Where folders are written COLUMN=VALUE and one of them gives
+    `label_column`, that is the class.
+    """
+    _refuse_two_labels(table, listing)
+    shards: list[TableSlice] = []
+    for key, group in itertools.groupby(listing.names, lambda name: _find_class(table, name)):
+        label, values = key
+        names = list(group)
+        found = [name for name in names if images.is_image(name)]
+        _check_class(table, label, names, found)
+        _check_folder_columns(table, root, values)
+        if found:
+            shards.append(
+                TableSlice(
+                    layout=NAME,
+                    source=root,
+                    stop=len(found),
+                    label=label,
+                    folder_values=dict(values),
+                    files=pack_names(found),
+                )
+            )
+    return shards
+
+
+def _find_class(table: ImageTable, name: str) -> tuple[str | None, tuple[tuple[str, str], ...]]:
+    values = list_path_values(name)
+    named = dict(values).get(table.label_column or "")
+    return named or next(iter(list_plain_folders(name)), None), values
+
+
+def _refuse_two_labels(table: ImageTable, listing: FolderListing) -> None:
+    """Refuse one file that has a path in two classes: either label may be meant."""
+    for second, first in listing.second_paths:
+        if table.label_column is not None and images.is_image(second):
+            classes = {_find_class(table, name)[0] for name in (first, second)}
+            if len(classes) > 1:
+                raise table.refuse(
+                    f"{first} and {second} are one file with two labels; remove one of the links"
+                )
+
+
+def _check_class(
+    table: ImageTable, label: str | None, names: Sequence[str], found: Sequence[str]
+) -> None:
+    """Raise InputError where the files `names` of a class, `found` among them, can't be read."""
+    undecoded = [name for name in names if images.is_undecoded_image(name)]
+    if undecoded:
+        more = f" and {len(undecoded) - 1} more" if len(undecoded) > 1 else ""
+        raise table.refuse(
+            f"{undecoded[0]}{more}: can't be decoded by what is installed here; convert, or give "
+            "it a name that begins with a dot if it is no data"
+        )
+    if table.label_column is None:
+        return
+    known = table.labels
+    if label is None:
+        if found and known:
+            raise table.refuse(
+                f"{table.data} holds images outside of class folders, which have no label; move "
+                f"them into a folder for each label, or set {table.name_field('label_column')}: "
+                "null if there is one label only"
+            )
+        return
+    if known and label not in known and (found or table.private):
+        which = "a class folder" if table.private else f"the folder {label!r}"
+        raise table.refuse(f"{which} of {table.name_field('data')} is not among them", "labels")
+    if known and label in known and not found:
+        raise table.refuse(
+            f"the folder of label {label!r} holds no image; convert what it holds "
+            f"({', '.join(sorted(images.list_suffixes()))} are read), or empty it"
+        )
+
+
+def _check_folder_columns(
+    table: ImageTable, root: Location, values: Sequence[tuple[str, str]]
+) -> None:
+    columns = {"user_column": table.user_column, **{f"where.{name}": name for name in table.where}}
+    for option, name in columns.items():
+        if name is not None and name not in dict(values):
+            raise table.refuse(
+                f"{root} holds images in folders, which have no column {name!r}; only tables, "
+                f"lists of files and folders named {name}=VALUE have",
+                option,
+            )
+
+
+def read_rows(
+    table: ImageTable, part: TableSlice, columns: Sequence[str], batch_rows: int
+) -> Iterator[Rows]:
+    """Say where the images of a slice are, at most `batch_rows` at a time."""
+    paths = part.paths
+    for start in range(0, len(paths), batch_rows):
+        chosen: list[Any] = paths[start : start + batch_rows]
+        found = {table.image_column: chosen}
+        if table.label_column is not None:
+            found[table.label_column] = [part.label] * len(chosen)
+        yield part.start + np.arange(start, start + len(chosen)), found
