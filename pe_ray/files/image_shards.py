@@ -229,8 +229,8 @@ def _list_splits(table: ImageTable, root: Location, listing: FolderListing) -> l
         return named
     tops = {name.partition("/")[0] for name in listing.names if list_plain_folders(name)}
     named = sorted(tops)
-    known = table.labels or ()
-    if table.label_column is not None and any(name in known for name in named):
+    has_classes = _choose_layout(listing) is class_folders and table.label_column is not None
+    if has_classes and not tops.isdisjoint(table.labels or ()):
         return []
     return named if named and all(name.lower() in _SPLITS for name in named) else []
 
