@@ -95,7 +95,7 @@ def open_records(
         raise prepared
     config, found = prepared
     logger.info("private.data: files: %s", summarize(found))
-    refuse_duplicates(found.sizes, config, stall_seconds)
+    refuse_duplicates(found.files, config, stall_seconds)
     slices = split_shards(found.shards)
     num_pieces = min(len(slices), _MAX_PARTITIONS) if config.user_column else 1
     task = private_task(_embed_task, config.node_label, gpus=gpus, num_returns=num_pieces + 2)

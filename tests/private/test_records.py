@@ -18,6 +18,7 @@ import ray
 from PIL import Image
 from whole_slices import read_slice
 
+from pe_ray import Config, evolve
 from pe_ray.components.embedders.pixels import Pixels
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.config.kinds import Plugin
@@ -380,3 +381,21 @@ def test_packs_of_grey_and_colour_images(
     assert {image.shape for image in records.images} == {shape}
     assert np.stack(records.images).std() > 20
     assert 0 <= records.labels.min() < records.labels.max() < num_labels
+
+
+def test_a_label_without_a_record_is_told_and_not_written(
+    ray_session: None, tree: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = parquet(tmp_path, image=[png(image) for image in IMAGES])
+    tree["private"] = {
+        "data": str(data),
+        "labels": ["cat", "dog", "unseen-label"],
+        "label_values": "position",
+    }
+    with caplog.at_level("WARNING"):
+        run = evolve(Config.from_dict(tree))
+    (told,) = [record for record in caplog.records if record.name.endswith("record_embeddings")]
+    assert told.getMessage().count("unseen-label") == 1
+    assert "cat" not in told.getMessage()
+    for file in (file for file in Path(run).rglob("*") if file.is_file()):
+        assert b"no record" not in file.read_bytes()
