@@ -187,22 +187,6 @@ def silent(seconds: float) -> Fault:
     return fault
 
 
-def dripping(handler: Handler) -> bool:
-    """Bytes that come and never end."""
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000000")
-    handler.end_headers()
-    handler.close_connection = True
-    for _ in range(40):
-        try:
-            handler.wfile.write(b" ")
-            handler.wfile.flush()
-        except OSError:
-            break
-        time.sleep(0.1)
-    return True
-
-
 @contextmanager
 def serving() -> Iterator[Service]:
     """A service on a free port of this machine."""
