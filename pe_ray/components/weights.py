@@ -12,6 +12,17 @@ from pe_ray.errors import InputError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _LONGEST_REASON = 400  # characters quoted of a library's error
+_FIXES = {  # of pickle and huggingface_hub; a gated repository is also one that isn't found
+    "UnpicklingError": "it is damaged, or holds code, which is never run; get a whole checkpoint",
+    "GatedRepoError": "accept its licence at https://huggingface.co/{name}, then run "
+    "`hf auth login` on every machine",
+    "RevisionNotFoundError": "the hub has no such revision; correct it",
+    "RepositoryNotFoundError": "the hub doesn't show it; correct the name, or run `hf auth login` "
+    "if it is private",
+    "HFValidationError": "it is neither a folder here nor a hub id (owner/name); correct the name",
+    "LocalEntryNotFoundError": "it is not in this machine's cache and the hub was not reached; run "
+    "`hf download {name}` where there is a network, or give the folder of a local copy",
+}
 
 
 @contextmanager
@@ -31,29 +42,14 @@ def loading_errors(option: str, checkpoint: str | Path, part: str = "") -> Itera
 
 def _explain(error: BaseException, name: str) -> str:
     """Return the reason, by the known kinds of error that caused this one, and the fix."""
-    causes = []
+    kinds = set()
     cause: BaseException | None = error
     while cause is not None:
-        causes.append(cause)
+        kinds |= {kind.__name__ for kind in type(cause).__mro__}
         cause = cause.__cause__ or cause.__context__
-    if any(type(cause).__name__ == "UnpicklingError" for cause in causes):
-        # Its own text explains how to run the code.
-        return "it is damaged, or holds code, which is never run; get a whole checkpoint"
-    kinds = [kind.__name__ for cause in causes for kind in type(cause).__mro__]
-    local = "or give the folder of a local copy"
-    for kind, fix in {  # of huggingface_hub; a gated repository is also one that isn't found
-        "GatedRepoError": f"accept its licence at https://huggingface.co/{name}, then run "
-        "`hf auth login` on every machine",
-        "RevisionNotFoundError": "the hub has no such revision; correct it",
-        "RepositoryNotFoundError": "the hub doesn't show it; correct the name, run `hf auth login` "
-        "if it is private",
-        "HFValidationError": "it is neither a folder on this machine nor a hub id (owner/name); "
-        "correct the name",
-        "LocalEntryNotFoundError": "it is not in this machine's cache and the hub was not reached; "
-        f"run `hf download {name}` where there is a network",
-    }.items():
+    for kind, fix in _FIXES.items():
         if kind in kinds:
-            return f"{fix}, {local}"
+            return fix.format(name=name)
     reason = textwrap.shorten(str(error), _LONGEST_REASON, placeholder=" ...")
     return f"{reason or type(error).__name__}; get a whole checkpoint, weights in safetensors"
 

@@ -38,9 +38,8 @@ class PixelsOptions(EmbedderOptions):
 class Pixels:
     """Resized, blurred, normalised pixels, scaled to [0, 1] before normalisation.
 
-    With `grey: true`, images of any height and width and 1 or 3 channels land in the same space, so
-    8x8 private images can be compared with 28x28 synthetic ones. Each image has matrix products of
-    its own, so an embedding is the same to the last bit in any batch.
+    With `grey: true`, images of any height and width and 1 or 3 channels land in the same space.
+    Each image has matrix products of its own, so an embedding is the same in any batch, bit by bit.
     """
 
     Options: ClassVar[type[EmbedderOptions]] = PixelsOptions

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, field_validator, model_validator
 
-from pe_ray.components.generators.generator_checks import refuse_unknown_labels
+from pe_ray.components.generators.generator_checks import fill_prompts
 from pe_ray.components.generators.image_service import (
     ImageService,
     ServiceRequest,
@@ -144,9 +144,7 @@ class ImageApiOptions(GeneratorOptions):
 
     @property
     def call_price(self) -> Price:
-        return Price(
-            **self.price.model_dump(), max_calls=self.max_calls, max_cost=self.max_cost
-        )
+        return Price(**self.price.model_dump(), max_calls=self.max_calls, max_cost=self.max_cost)
 
     def check_degree(self, degree: float) -> None:
         if not 0 <= degree <= 1:
@@ -168,12 +166,8 @@ class ImageApi:
     Options: ClassVar[type[GeneratorOptions]] = ImageApiOptions
 
     def __init__(self, options: ImageApiOptions, label_names: Sequence[str]) -> None:
-        refuse_unknown_labels("prompts", options.prompts, label_names)
         self._options = options
-        self._prompts = [
-            options.prompts.get(name, options.prompt.replace("{label}", name))
-            for name in label_names
-        ]
+        self._prompts = fill_prompts(options.prompt, options.prompts, label_names)
         self._service = ImageService(
             calls=PaidCalls(
                 Path(options.store).expanduser(),
@@ -258,7 +252,8 @@ class ImageApi:
             finally:
                 stop.set()
         for future in futures:
-            if not isinstance(error := future.exception(), Stopped | None):
+            error = future.exception()
+            if error is not None and not isinstance(error, Stopped):
                 raise error
         return {"image": np.stack([future.result() for future in futures])}
 
