@@ -50,8 +50,6 @@ def embed_in_chunks(
     The same images in the same order give the same features to the last bit on one kind of device.
     Another batch, number of threads or device changes them by rounding, about 3e-6 of the largest.
     """
-    if images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise TypeError(f"images must be [n, height, width, 1 or 3], not {images.shape}")
     embedded = np.empty((len(images), dim), dtype=np.float32)
     with exact_arithmetic():
         for start in range(0, len(images), _CHUNK):

@@ -50,8 +50,6 @@ class Pixels:
 
     def embed(self, images: Images) -> Floats:
         """Return embeddings, float32 [n, dim]."""
-        if images.ndim != 4 or images.shape[3] not in (1, 3):
-            raise TypeError(f"images must be [n, height, width, 1 or 3], not {images.shape}")
         shape = ImageShape(height=images.shape[1], width=images.shape[2], channels=images.shape[3])
         found = np.empty((len(images), self._options.dim(shape)), dtype=np.float32)
         for start in range(0, len(images), _CHUNK):

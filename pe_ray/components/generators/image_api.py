@@ -7,7 +7,7 @@ import io
 import json
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
@@ -198,7 +198,6 @@ class ImageApi:
 
     def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
         """Ask `variations` or `edits` of each row's image."""
-        self._options.check_degree(degree)
         settings = self._options.vary
         strengths = settings.strengths
         strength = strengths[min(int(len(strengths) * degree), len(strengths) - 1)]
@@ -231,6 +230,7 @@ class ImageApi:
         kept: images in place of those that the service refuses; None: a refusal is an error.
         """
         stop = threading.Event()
+        errors: list[BaseException] = []
 
         def decode(content: bytes) -> NDArray[np.uint8]:
             answer = _decode_answer(content, size, self._options.channels)
@@ -240,22 +240,19 @@ class ImageApi:
             request, keep = make_request(row), kept is not None
             try:
                 image = self._service.ask(request, decode, stop, keep_refusals=keep)
-            except BaseException:
+            except BaseException as error:
+                errors.append(error)
                 stop.set()
                 raise
             return kept[row] if image is None else image  # type: ignore[index]
 
         with ThreadPoolExecutor(self._options.concurrency) as pool:
             try:
-                futures = [pool.submit(ask, row) for row in range(num_rows)]
-                wait(futures)
+                return {"image": np.stack(list(pool.map(ask, range(num_rows))))}
+            except Stopped:
+                raise errors[0] from None
             finally:
                 stop.set()
-        for future in futures:
-            error = future.exception()
-            if error is not None and not isinstance(error, Stopped):
-                raise error
-        return {"image": np.stack([future.result() for future in futures])}
 
 
 def _fields(settings: CallSettings) -> dict[str, Any]:

@@ -57,8 +57,6 @@ class ImprovedDiffusionOptions(DiffusionOptions):
     def _check(self) -> Self:
         if self.num_channels % self.num_heads:
             raise ValueError("num_heads: must divide num_channels")
-        if not self.class_cond and self.classes != "random":
-            raise ValueError("classes: the model has none (class_cond: false); leave it out")
         try:
             space_steps(self.diffusion_steps, self.timestep_respacing)
         except ValueError as error:

@@ -14,7 +14,7 @@ import socket
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -78,7 +78,8 @@ class PaidCalls:
 
         Raises InputError if a cap is reached; nothing is entered then.
         """
-        with self._transaction() as database:
+        with self._connected() as database:
+            database.execute("BEGIN IMMEDIATE")
             # What is still marked as sent was so by a process that died.
             database.execute(
                 "UPDATE calls SET state = 'unknown' WHERE key = ? AND state = 'sent'", (key,)
@@ -89,10 +90,11 @@ class PaidCalls:
                 "INSERT INTO calls (key, price, owner, at, state) VALUES (?, ?, ?, ?, 'sent')",
                 (key, price, socket.gethostname(), at),
             )
+            database.execute("COMMIT")
 
     def settle(self, key: str, outcome: Outcome, content: bytes | None = None) -> None:
         """Record durably what came of the call for `key`; a body stored before is kept."""
-        with self._transaction() as database:
+        with self._connected() as database:
             if outcome == "free":
                 database.execute("DELETE FROM calls WHERE key = ? AND state = 'sent'", (key,))
             else:
@@ -102,30 +104,28 @@ class PaidCalls:
                     (outcome, content, key),
                 )
 
-    def spent(self) -> tuple[int, float]:
-        """Return the number of calls that count, and their cost."""
-        with self._connected() as database:
-            return _spent(database)
-
     def take_turn(self, interval: float) -> float:
         """Return the seconds to wait before the next call.
 
         Calls of all processes are `interval` seconds apart, and none is made in the time of `hold`.
         """
         now = time.time()
-        with self._transaction() as database:
-            at = max(now, float(database.execute("SELECT next FROM pace").fetchone()[0]))
-            database.execute("UPDATE pace SET next = ?", (at + interval,))
-        return at - now
+        with self._connected() as database:
+            ((after,),) = database.execute(
+                "UPDATE pace SET next = max(next, ?) + ? RETURNING next", (now, interval)
+            ).fetchall()
+        return max(0.0, float(after) - interval - now)
 
     def hold(self, seconds: float) -> None:
         """Let no process make a call for `seconds`."""
-        with self._transaction() as database:
+        with self._connected() as database:
             until = time.time() + seconds
             database.execute("UPDATE pace SET next = max(next, ?)", (until,))
 
     def _require_room(self, database: sqlite3.Connection, price: float) -> None:
-        calls, cost = _spent(database)
+        calls, cost = database.execute(
+            "SELECT count(*), total(price) FROM calls WHERE state <> 'refused'"
+        ).fetchone()
         if calls + 1 > self._max_calls:
             name, held, limit = "max_calls", f"{calls:,} calls", f"{self._max_calls:,}"
         elif cost + price > self._max_cost * (1 + 1e-9):
@@ -138,28 +138,14 @@ class PaidCalls:
         )
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._connected() as database:
-            database.execute("BEGIN IMMEDIATE")
-            yield database
-            database.execute("COMMIT")
-
-    @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
-        """Open a connection for this thread; closing it rolls back."""
+        """Open a connection, in autocommit mode, for this thread; closing it rolls back."""
         file = self._folder / "calls.sqlite"
-        with ExitStack() as opened:
-            try:
-                database = sqlite3.connect(file, timeout=_BUSY_SECONDS, isolation_level=None)
-                opened.callback(database.close)
+        try:
+            with closing(
+                sqlite3.connect(file, timeout=_BUSY_SECONDS, isolation_level=None)
+            ) as database:
                 database.execute("PRAGMA synchronous = EXTRA")
                 yield database
-            except sqlite3.Error as error:
-                raise InputError(f"generator.store: {file} can't be used ({error})") from None
-
-
-def _spent(database: sqlite3.Connection) -> tuple[int, float]:
-    calls, cost = database.execute(
-        "SELECT count(*), total(price) FROM calls WHERE state <> 'refused'"
-    ).fetchone()
-    return int(calls), float(cost)
+        except sqlite3.Error as error:
+            raise InputError(f"generator.store: {file} can't be used ({error})") from None
