@@ -112,8 +112,7 @@ class RenderedTextOptions(GeneratorOptions):
     @property
     def columns(self) -> Mapping[str, tuple[str, int]]:
         """font: index of font and form; text: index in the label's strings; genome: see _GENES."""
-        genes = len(_GENES) + 2 * _NODES**2
-        return {"font": ("int32", 1), "text": ("int32", 1), "genome": ("float32", genes)}
+        return {"font": ("int32", 1), "text": ("int32", 1), "genome": ("float32", _NUM_GENES)}
 
 
 _GENES = (
@@ -129,6 +128,7 @@ _GENES = (
 )
 """Meaning of a genome's first numbers; [-1, 1] spans the option's range. The rest displaces the
 grid points, first to the right, then down, in units of `elastic`."""
+_NUM_GENES = len(_GENES) + 2 * _NODES**2
 
 
 def _spline_table(num: int) -> Floats:
@@ -172,7 +172,7 @@ class RenderedText:
 
     def random(self, labels: Ints, seeds: Seeds) -> Rows:
         """Draw text, font and genome uniformly over their ranges."""
-        drawn = uniforms(seeds, 2 + self._num_genes)
+        drawn = uniforms(seeds, 2 + _NUM_GENES)
         text = np.floor(drawn[:, 0] * self._num_texts[labels]).astype(np.int32)
         font = self._draw_font(self._first_text[labels] + text, drawn[:, 1])
         genome = (2.0 * drawn[:, 2:] - 1.0).astype(np.float32)
@@ -181,7 +181,7 @@ class RenderedText:
     def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
         """Move each gene by a uniform step, reflected at the ends of its range."""
         labels, text, font = rows["label"], rows["text"], rows["font"]
-        drawn = uniforms(seeds, 4 + self._num_genes)
+        drawn = uniforms(seeds, 4 + _NUM_GENES)
         new_text = drawn[:, 0] < degree * self._options.text_change
         fresh = np.floor(drawn[:, 1] * self._num_texts[labels]).astype(np.int32)
         varied_text = np.where(new_text, fresh, text)
@@ -191,10 +191,6 @@ class RenderedText:
         moved = rows["genome"] + degree * (2.0 * drawn[:, 4:] - 1.0)
         genome = (np.abs((moved - 1.0) % 4.0 - 2.0) - 1.0).astype(np.float32)
         return self._render_rows(labels, varied_text, np.where(new_font, drawn_font, font), genome)
-
-    @property
-    def _num_genes(self) -> int:
-        return self._options.columns["genome"][1]
 
     def _draw_font(self, texts: NDArray[np.int64], drawn: Doubles) -> Ints:
         position = np.floor(drawn * self._faces.num_faces[texts]).astype(np.int64)
