@@ -124,7 +124,7 @@ def main() -> None:
         images, labels = stored["images"], stored["labels"]
 
     def report(name: str, train_on: Any, targets: NDArray[np.int32]) -> None:
-        guesses = convnet.train(train_on, targets, epochs=2, seed=21)(whole)
+        guesses = convnet.classify(convnet.train(train_on, targets, epochs=2, seed=21), whole)
         print(f"{name}: {100 * np.mean(guesses == truth):.2f}", flush=True)
 
     if "votes" in options.rows:

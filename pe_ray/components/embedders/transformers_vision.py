@@ -1,7 +1,5 @@
 """Embedders: vision networks that transformers loads, CLIP and DINOv2.
 
-The same images in the same order give the same embeddings to the last bit on one kind of device.
-Another batch, number of threads or device changes them by rounding, about 1e-6 of their size.
 Caches and runs know a network by its name, so a changed network needs another name.
 """
 

@@ -87,6 +87,6 @@ class ConvnetAccuracy:
         if len(images) < 2:
             raise InputError("cnn: needs at least 2 synthetic images")
         _require_labels("cnn", reference_labels)
-        classify = convnet.train(images, labels, self._options.epochs, self._options.seed)
-        right = classify(reference_images) == reference_labels
+        network = convnet.train(images, labels, self._options.epochs, self._options.seed)
+        right = convnet.classify(network, reference_images) == reference_labels
         return {"accuracy_train_synthetic/cnn": float(np.mean(right))}

@@ -27,23 +27,17 @@ class _DistanceMetric:
     """Embeds both sets, or at most `max_images` evenly spaced rows of each, and compares them."""
 
     name: ClassVar[str]
-    least: int = 2
-    """Images that either set needs."""
 
     def __init__(self, options: Any) -> None:
         self._options, self._kind = options, options.embedder.kind
-        self._embedder: plugins.Embedder = plugins.load("embedder", self._kind)(
-            options.embedder.options
-        )
+        self._embedder = plugins.load("embedder", self._kind)(options.embedder.options)
 
     def score(
         self, images: Images, labels: Labels, reference_images: Images, reference_labels: Labels
     ) -> dict[str, float]:
-        if min(len(images), len(reference_images)) < self.least:
-            raise InputError(
-                f"{self.name}: needs at least {self.least} synthetic and {self.least} reference "
-                "images"
-            )
+        least = 1 + getattr(self._options, "neighbors", 1)
+        if min(len(images), len(reference_images)) < least:
+            raise InputError(f"{self.name}: needs at least {least} images of either set")
         synthetic, reference = (
             self._embedder.embed(given[evenly_spaced(len(given), self._options.max_images)])
             for given in (images, reference_images)
@@ -120,10 +114,6 @@ class PrecisionRecall(_DistanceMetric):
 
     Options: ClassVar[type[plugins.Options]] = PrecisionRecallOptions
     name = "precision_recall"
-
-    def __init__(self, options: PrecisionRecallOptions) -> None:
-        super().__init__(options)
-        self.least = options.neighbors + 1
 
     def _compare(self, synthetic: Sample, reference: Sample) -> dict[str, float]:
         precision, recall = precision_and_recall(synthetic, reference, self._options.neighbors)

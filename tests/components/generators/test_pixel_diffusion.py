@@ -105,8 +105,9 @@ def test_a_model_without_classes_has_no_column(pipeline: str, improved: dict[str
     assert set(UNetGenerator(options, NAMES).random(LABELS, SEEDS)) == {"image"}
     with pytest.raises(InputError, match="classes"):
         UNetGenerator(UNetOptions(checkpoint=pipeline, classes={"cat": (1,), "dog": (0,)}), NAMES)
-    with pytest.raises(ValueError, match="classes"):
-        ImprovedDiffusionOptions(**{**improved, "class_cond": False, "classes": {"cat": [1]}})
+    plain = {**improved, "class_cond": False, "classes": {"cat": [1]}}
+    with pytest.raises(InputError, match="classes"):
+        ImprovedDiffusionGenerator(ImprovedDiffusionOptions(**plain), NAMES)
 
 
 @pytest.mark.slow
