@@ -29,7 +29,7 @@ from pe_ray.errors import InputError
 from pe_ray.files import images
 from pe_ray.plugins import GeneratorOptions, Images, Options, Rows
 from pe_ray.plugins.seeds import Seeds
-from pe_ray.values import ImageShape, Price
+from pe_ray.values import Framing, ImageShape, Price
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _STRENGTHS = (
@@ -210,7 +210,7 @@ class ImageApi:
             return ServiceRequest(
                 endpoint=settings.endpoint,
                 fields=fields,
-                image=_encode_rgb(images.crop_square(rows["image"][row], settings.size)),
+                image=_encode_rgb(_fit(rows["image"][row], settings.size)),
                 row_seed=int(seeds[row]),
                 price=self._options.price.vary,
             )
@@ -234,7 +234,7 @@ class ImageApi:
 
         def decode(content: bytes) -> NDArray[np.uint8]:
             answer = _decode_answer(content, size, self._options.channels)
-            return images.crop_square(answer, self._options.image_size)
+            return _fit(answer, self._options.image_size)
 
         def ask(row: int) -> NDArray[np.uint8]:
             request, keep = make_request(row), kept is not None
@@ -265,6 +265,11 @@ def _encode_rgb(image: NDArray[np.uint8]) -> bytes:
     sink = io.BytesIO()
     Image.fromarray(np.broadcast_to(image, (*image.shape[:2], 3))).save(sink, format="PNG")
     return sink.getvalue()
+
+
+def _fit(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    shape = ImageShape(height=side, width=side, channels=image.shape[2])
+    return images.fit_image(image, Framing(shape=shape))
 
 
 def _decode_answer(content: bytes, size: int, channels: int) -> NDArray[np.uint8]:
