@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -27,29 +26,21 @@ def add_verbs(verb: AddVerb) -> None:
     tune = verb("tune", _tune, "Search hyperparameters inside the privacy budget, then run.")
     add_config(tune)
     add_json(tune)
-    tune.add_argument("--plan", action="store_true", help="only print what each strategy costs")
-    tune.add_argument("--max-concurrent", type=int, metavar="N", help="most trials at once")
     add_address(tune)
 
 
 def _tune(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from pe_ray.errors import InputError
     from pe_ray.release.ledger import Ledger
     from pe_ray.report import write_report
     from pe_ray.tuning.search import read_search
     from pe_ray.tuning.tune import tune
 
     search = read_search(options.config, options.set)
-    if options.max_concurrent is not None and options.max_concurrent < 1:
-        raise InputError("--max-concurrent: must be at least 1")
     search = replace(search, config=use_address(search.config, options.address))
-    if options.plan:
-        print_costs(search, options.json)
-        return
     started = time.monotonic()
-    outcome = tune(search, options.max_concurrent)
+    outcome = tune(search)
     page = write_report(outcome.path)
     ledger = Ledger.open(outcome.path / "ledger.sqlite")
     budget, epsilon = ledger.budget, ledger.spent()
@@ -75,23 +66,19 @@ def _tune(options: argparse.Namespace) -> None:
     spent = state_claim(epsilon, budget.delta, budget.unit)
     print(f"spent       {spent}, search included (from the ledger)")
     print(f"time        {time.monotonic() - started:.1f} s")
-    sys.stdout.flush()
 
 
 def print_costs(search: Search, as_json: bool) -> None:
-    """Print what each strategy costs, and which one is recommended."""
+    """Print what each strategy costs."""
     from dataclasses import asdict
 
     from pe_ray.tuning.checks import check_search
-    from pe_ray.tuning.costs import compare_costs, recommend
+    from pe_ray.tuning.costs import compare_costs
 
     check_search(search)
     found = compare_costs(search)
-    best = recommend(found)
     if as_json:
-        strategies = [asdict(cost) for cost in found]
-        chosen = {"recommended": best.strategy, "reason": best.reason}
-        print_json({"strategies": strategies, **chosen})
+        print_json({"strategies": [asdict(cost) for cost in found]})
         return
     budget = search.config.privacy.budget
     print(f"guarantee   {state_claim(budget.epsilon, budget.delta, budget.unit)}, search included")
@@ -105,7 +92,6 @@ def print_costs(search: Search, as_json: bool) -> None:
             "that of a run without search)"
         )
         print(f"{cost.strategy:<12}{text}")
-    print(f"recommended {best.strategy}: {best.reason}")
     print(f"configured  {search.tuning.strategy.kind}")
 
 

@@ -251,35 +251,41 @@ def _make(
         yield Part(**{field: row[field] for field in Part.__slots__})
 
 
-def check_plugins(
-    given: Sequence[Plugin], label_names: tuple[str, ...], resources: ResourcesConfig
-) -> None:
-    """Build each generator and embedder once, where it will run; InputError where one can't be."""
+def run_in_worker(function: Callable[..., Any], *arguments: Any, resources: ResourcesConfig) -> Any:
+    """Run `function` once where a worker would run; end it if it hangs. InputErrors pass on."""
     gpus = resources.gpus_per_worker
     task = ray.remote(
         num_cpus=resources.cpus_per_worker,
         num_gpus=gpus,
         max_calls=1 if gpus else 0,  # a process keeps a GPU's memory; one without serves stages
-    )(_build)
+    )(_run_watched)
+    try:
+        return ray.get(task.remote(resources.stall_seconds, function, *arguments))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise
+
+
+def _run_watched(stall_seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
+    with exit_on_stall(stall_seconds):
+        return function(*arguments)
+
+
+def check_plugins(
+    given: Sequence[Plugin], label_names: tuple[str, ...], resources: ResourcesConfig
+) -> None:
+    """Build each generator and embedder once, where it will run; InputError where one can't be."""
     distinct = [plugin for number, plugin in enumerate(given) if plugin not in given[:number]]
     if distinct:
-        reason = ray.get(task.remote(distinct, label_names, resources.stall_seconds))
-        if reason is not None:
-            raise InputError(reason)
+        run_in_worker(_build, distinct, label_names, resources=resources)
 
 
-def _build(
-    given: Sequence[Plugin], label_names: tuple[str, ...], stall_seconds: float
-) -> str | None:
-    try:
-        with exit_on_stall(stall_seconds):
-            for plugin in given:
-                names = [label_names] if plugin.plugin_type == "generator" else []
-                plugins.build(plugin.plugin_type, plugin.kind, plugin.options, *names)
-                note_progress()
-    except InputError as error:
-        return str(error)
-    return None
+def _build(given: Sequence[Plugin], label_names: tuple[str, ...]) -> None:
+    for plugin in given:
+        names = [label_names] if plugin.plugin_type == "generator" else []
+        plugins.build(plugin.plugin_type, plugin.kind, plugin.options, *names)
+        note_progress()
 
 
 def count_blocks(num_parts: int, workers: int) -> int:

@@ -12,7 +12,7 @@ from pe_ray.planning import plan_releases
 from pe_ray.release.accounting import gaussian_epsilon
 from pe_ray.release.adaptive import with_mu
 from pe_ray.tuning.budget import accounting_of, final_shape, total_mu
-from pe_ray.tuning.search import Search
+from pe_ray.tuning.search import Search, search_of
 from pe_ray.values import Release
 
 
@@ -21,9 +21,9 @@ class Cost:
     """One strategy with the configuration's settings.
 
     search_share: share of mu^2 that the search costs, the objective's release included.
-    final_epsilon: what the result's own releases cost alone. final_sigma: noise of its last votes,
-    in votes. noise: that over the noise of a run without a search. reason: why to take it.
-    impossible: why this configuration can't have it.
+    final_epsilon: what the final run costs alone. final_sigma: noise of its last votes, in votes.
+    noise: that over the noise of a run without a search. impossible: why this configuration can't
+    have it.
     """
 
     strategy: str
@@ -31,51 +31,45 @@ class Cost:
     final_epsilon: float = 0.0
     final_sigma: float = math.inf
     noise: float = math.inf
-    reason: str = ""
     impossible: str | None = None
 
 
 def compare_costs(search: Search) -> list[Cost]:
-    """Return every strategy's cost with this configuration; touches no private record."""
-    alone = _last_sigma(plan_releases(search.config))
+    """Return every strategy's cost with this configuration; touches no private record.
+
+    Other strategies than the configured one have the defaults of their options.
+    """
+    own = search.tuning.strategy.kind
+    tuning = search.tuning.model_dump(mode="json")
     found = []
-    kinds = [*plugins.registered("tuning_strategy"), search.tuning.strategy.kind]
-    for kind in dict.fromkeys(kinds):
+    for kind in dict.fromkeys([*plugins.registered("tuning_strategy"), own]):
+        strategy = tuning["strategy"] if kind == own else kind
         try:
-            other = search.with_strategy(kind)
-            other.check()
-            found.append(_cost(other, kind, alone))
+            other = search_of({**search.tree, "tuning": {**tuning, "strategy": strategy}})
+            found.append(_cost(other, kind))
         except InputError as error:
             found.append(Cost(strategy=kind, impossible=str(error)))
     return found
 
 
-def _cost(search: Search, kind: str, alone: float) -> Cost:
+def _cost(search: Search, kind: str) -> Cost:
     config = search.config
-    share, epsilon, last = 0.0, config.privacy.epsilon, alone
+    alone = plan_releases(config)
+    share, epsilon, releases = 0.0, config.privacy.epsilon, alone
     if accounting_of(search) != "fixed":
         mu = search.strategy.result_mu(search)
         share = max(0.0, 1 - (mu / total_mu(search)) ** 2)
         epsilon = gaussian_epsilon(mu, config.privacy.delta)
-        last = _last_sigma(with_mu(final_shape(config), mu))
+        releases = with_mu(final_shape(config), mu)
     return Cost(
         strategy=kind,
         search_share=share,
         final_epsilon=epsilon,
-        final_sigma=last,
-        noise=last / alone,
-        reason=search.strategy.reason,
+        final_sigma=_last_sigma(releases),
+        noise=_last_sigma(releases) / _last_sigma(alone),
     )
 
 
 def _last_sigma(releases: Sequence[Release]) -> float:
     """Return the noise of the last votes."""
     return [release.sigma for release in releases if release.kind == "votes"][-1]
-
-
-def recommend(found: list[Cost]) -> Cost:
-    """Return the cost of the strategy to take: its result has the least noise."""
-    able = [cost for cost in found if cost.impossible is None]
-    if not able:
-        raise InputError("tuning: the budget is too small for any strategy; raise privacy.epsilon")
-    return min(able, key=lambda cost: cost.noise)

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from pe_ray import plugins
 from pe_ray.config.blocks import PrivateConfig
@@ -32,8 +31,6 @@ class PublicMetricOptions(plugins.Options):
     """Whether a small (`min`) or a large score (`max`) is good."""
     reference: PrivateConfig | None = None
     """PUBLIC records to compare with, written like `private`; default: tuning.public_data."""
-    max_images: int = Field(default=10_000, ge=1)
-    """Synthetic images scored at most (evenly spaced rows)."""
 
 
 class PublicMetric(Objective):
@@ -41,10 +38,6 @@ class PublicMetric(Objective):
 
     Options: ClassVar[type[plugins.Options]] = PublicMetricOptions
     options: PublicMetricOptions
-
-    @property
-    def max_images(self) -> int:
-        return self.options.max_images
 
     @property
     def mode(self) -> Mode:

@@ -16,10 +16,6 @@ class StandIn(Strategy):
 
     charged: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
-    reason: ClassVar[str] = (
-        "a public stand-in costs nothing; it holds as far as good settings for the stand-in are "
-        "good for the private records"
-    )
 
     def check(self, search: Search) -> None:
         if search.tuning.public_data is None:
