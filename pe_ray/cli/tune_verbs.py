@@ -51,7 +51,7 @@ def _tune(options: argparse.Namespace) -> None:
                 "strategy": search.tuning.strategy.kind,
                 "settings": outcome.settings,
                 "score": outcome.score,
-                "trials": list(outcome.trials),
+                "trials": outcome.trials,
                 "epsilon": epsilon,
                 "delta": budget.delta,
                 "unit": budget.unit,
@@ -68,31 +68,22 @@ def _tune(options: argparse.Namespace) -> None:
     print(f"time        {time.monotonic() - started:.1f} s")
 
 
-def print_costs(search: Search, as_json: bool) -> None:
-    """Print what each strategy costs."""
-    from dataclasses import asdict
-
+def print_cost(search: Search, as_json: bool) -> None:
+    """Print what a search costs and what it leaves for the final run."""
+    from pe_ray.tuning.budget import plan_cost
     from pe_ray.tuning.checks import check_search
-    from pe_ray.tuning.costs import compare_costs
 
     check_search(search)
-    found = compare_costs(search)
+    cost, budget = plan_cost(search), search.config.privacy.budget
     if as_json:
-        print_json({"strategies": [asdict(cost) for cost in found]})
+        print_json(cost)
         return
-    budget = search.config.privacy.budget
     print(f"guarantee   {state_claim(budget.epsilon, budget.delta, budget.unit)}, search included")
-    for cost in found:
-        if cost.impossible:
-            print(f"{cost.strategy:<12}impossible: {cost.impossible}")
-            continue
-        text = (
-            f"search costs {cost.search_share:.0%} of mu^2; the result gets epsilon "
-            f"{cost.final_epsilon:.4g}, sigma {cost.final_sigma:.4g} ({cost.noise:.2f} times "
-            "that of a run without search)"
-        )
-        print(f"{cost.strategy:<12}{text}")
-    print(f"configured  {search.tuning.strategy.kind}")
+    print(f"search      {cost['strategy']}: {cost['search_share']:.0%} of mu^2")
+    print(
+        f"final run   epsilon {cost['final_epsilon']:.4g}, sigma {cost['final_sigma']:.4g}: "
+        f"{cost['noise']:.2f} times the noise without a search"
+    )
 
 
 def _describe_trial(record: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ import yaml
 
 from pe_ray.config.extras import require_extras
 from pe_ray.evolution import iterate
-from pe_ray.files.storage import Location, atomic_write, delete_tree
+from pe_ray.files.storage import atomic_write, delete_tree
 from pe_ray.planning import plan, plan_releases, require_affordable
 from pe_ray.release.adaptive import with_mu
 from pe_ray.release.door import Door, open_records
@@ -52,12 +52,12 @@ from pe_ray.tuning.trial import Job
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a search ended. trials: what each left behind."""
+    """How a search ended. trials: the last report of each."""
 
     path: Path
     settings: dict[str, Any]
     score: float
-    trials: tuple[dict[str, Any], ...]
+    trials: list[dict[str, Any]]
 
 
 def tune(search: Search) -> Outcome:
@@ -79,7 +79,9 @@ def tune(search: Search) -> Outcome:
         bare = not made_in(directory.path) - {LEDGER, FEATURES, folder.name}
         bare &= not made_in(folder) - {"config.yaml"}
         stored = folder / "config.yaml"
-        bind_directory(directory, stored, _read_bound, search.bound(), bare=bare)
+        bind_directory(
+            directory, stored, lambda file: read_search(file).bound(), search.bound(), bare=bare
+        )
         budget, accounting = config.privacy.budget, accounting_of(search)
         ledger = Ledger.create(directory.ledger, budget, search.fingerprint, accounting, renew=bare)
         atomic_write(stored, yaml.safe_dump(search.values(), sort_keys=False).encode())
@@ -94,18 +96,9 @@ def tune(search: Search) -> Outcome:
             atomic_write(result, json.dumps(_search(job, ledger), indent=1).encode())
         if strategy.charged:
             delete_tree(folder / "tune")  # its times tell how long the private records took to vote
-        found = json.loads(result.read_bytes())
-        _finish(job, directory, ledger, found["settings"])
-    return Outcome(
-        path=folder.parent,
-        settings=found["settings"],
-        score=found["score"],
-        trials=tuple(found["trials"]),
-    )
-
-
-def _read_bound(file: Location) -> dict[str, Any]:
-    return read_search(file).bound()
+        outcome = Outcome(path=folder.parent, **json.loads(result.read_bytes()))
+        _finish(job, directory, ledger, outcome.settings)
+    return outcome
 
 
 def _release_shared(search: Search, directory: RunDirectory, ledger: Ledger, folder: Path) -> Job:

@@ -216,18 +216,29 @@ def test_the_ledger_of_an_unfinished_search_can_be_read(
     assert cli.main(["report", str(final(searched))]) == 2
 
 
-def test_the_plan_shows_all_strategies(
-    searched: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("strategy", "share", "noise"),
+    [("public", 0.0, 1.0), ("proxy", 0.2, 1.1), ("compose", 0.5, 1.4)],
+)
+def test_the_plan_shows_what_a_search_costs(
+    searched: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    strategy: str,
+    share: float,
+    noise: float,
 ) -> None:
     searched["tuning"]["public_data"] = {"data": "/public", "labels": STAND_IN}
     metric = {"kind": "frechet"}
     searched["tuning"]["objective"] = {"kind": "public", "mode": "min", "metric": metric}
+    searched["tuning"]["strategy"] = strategy
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(searched))
     assert cli.main(["plan", str(file), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    found = {cost["strategy"]: cost for cost in shown["strategies"]}
-    assert found["public"]["noise"] == 1.0
-    assert found["proxy"]["search_share"] == pytest.approx(0.2, abs=0.01)
-    assert found["compose"]["search_share"] == pytest.approx(0.5, abs=0.01)
+    assert shown["strategy"] == strategy
+    assert shown["search_share"] == pytest.approx(share, abs=0.01)
+    assert shown["noise"] == pytest.approx(noise, abs=0.1)
+    assert cli.main(["plan", str(file)]) == 0
+    assert f"search      {strategy}: {share:.0%} of mu^2" in capsys.readouterr().out
     assert not final(searched).exists()
