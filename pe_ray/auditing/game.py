@@ -39,7 +39,6 @@ from pe_ray.config.extras import require_extras
 from pe_ray.errors import InputError
 from pe_ray.files.storage import delete_tree, list_names, require_writable, resolve_place
 from pe_ray.release.ledger import Ledger
-from pe_ray.run import Run
 from pe_ray.runtime.cluster import connect_to_ray
 from pe_ray.runtime.run_directory import LEDGER, RunDirectory, on_disk
 from pe_ray.synthetic.learnt_embedder import prepare_run
@@ -105,7 +104,6 @@ class Game:
     votes: Sequence[CanaryVotes]
     histograms: Sequence[Sequence[NDArray[np.int64]]]
     children: Sequence[NDArray[np.int64]]
-    run: Run
 
 
 def play(config: Config, output: Path, *, restarts: int = 1) -> Game:
@@ -149,7 +147,6 @@ def play(config: Config, output: Path, *, restarts: int = 1) -> Game:
         votes=votes,
         histograms=list(zip(*passes, strict=True)),
         children=[_count_children(*pair) for pair in pairwise(populations)],
-        run=run,
     )
 
 

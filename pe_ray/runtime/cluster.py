@@ -8,9 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import signal
 import socket
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -43,8 +41,7 @@ def connect_to_ray(resources: ResourcesConfig, node_label: str | None = None) ->
     with ExitStack() as stack:
         if not ray.is_initialized():
             _check_token(starts_here=resources.address is None)
-            with _own_sigterm():
-                _start(resources)
+            _start(resources)
             stack.callback(ray.shutdown)
         if client.is_connected():
             raise InputError(_NO_CLIENT)
@@ -119,20 +116,6 @@ def _check_token(*, starts_here: bool) -> None:
         return
     with os.fdopen(handle, "w") as file:
         file.write(secrets.token_hex(32))
-
-
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep the program's own answer to SIGTERM, if it has one; ray.init replaces it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    own = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if callable(own):
-            signal.signal(signal.SIGTERM, own)
 
 
 def _require_room(

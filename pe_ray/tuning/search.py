@@ -83,8 +83,7 @@ class TuningConfig(Block):
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of the search, never of noise."""
     public_data: PrivateConfig | None = None
-    """PUBLIC stand-in records, written like `private`: what trials of `public` vote with, and what
-    the objective `public` compares with if it names no reference."""
+    """PUBLIC stand-in records, written like `private`: what trials of `public` vote with."""
 
     @property
     def modules(self) -> tuple[str, ...]:  # type: ignore[override]

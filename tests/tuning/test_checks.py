@@ -69,7 +69,7 @@ def test_a_bad_record_ends_a_search_before_anything_is_spent(
         ({"objective": {"kind": "score"}}, "tuning.objective"),
         (
             {"objective": {"kind": "public", "mode": "max", "metric": {"kind": "classifier"}}},
-            "objective.reference: needed",
+            "tuning.objective.reference",
         ),
         (
             {
@@ -230,7 +230,8 @@ def test_the_plan_shows_what_a_search_costs(
 ) -> None:
     searched["tuning"]["public_data"] = {"data": "/public", "labels": STAND_IN}
     metric = {"kind": "frechet"}
-    searched["tuning"]["objective"] = {"kind": "public", "mode": "min", "metric": metric}
+    objective = {"kind": "public", "mode": "min", "metric": metric}
+    searched["tuning"]["objective"] = objective | {"reference": searched["tuning"]["public_data"]}
     searched["tuning"]["strategy"] = strategy
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(searched))

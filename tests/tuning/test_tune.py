@@ -84,7 +84,9 @@ def test_free_trials_have_the_noise_of_the_final_runs_votes(
     }
     if strategy == "public":
         metric = {"kind": "frechet", "embedder": {"kind": "pixels"}}
-        searched["tuning"]["objective"] = {"kind": "public", "mode": "min", "metric": metric}
+        objective = {"kind": "public", "mode": "min", "metric": metric}
+        reference = searched["tuning"]["public_data"]
+        searched["tuning"]["objective"] = objective | {"reference": reference}
     search = search_of(searched)
     job = Job(search=search, folder=tmp_path, ledger=None)
     config = trial_config(job, {})
@@ -142,10 +144,12 @@ def test_public_trials_never_open_the_private_records(
 ) -> None:
     """With no private data there at all, every trial runs; only the final run misses them."""
     searched["private"]["data"] = "/nowhere"
+    public = {"data": "sklearn:digits", "labels": STAND_IN}
+    objective = {"kind": "public", "mode": "max", "metric": {"kind": "classifier"}}
     searched["tuning"] |= {
         "strategy": "public",
-        "public_data": {"data": "sklearn:digits", "labels": STAND_IN},
-        "objective": {"kind": "public", "mode": "max", "metric": {"kind": "classifier"}},
+        "public_data": public,
+        "objective": objective | {"reference": public},
     }
     with pytest.raises(InputError, match=r"private.data: /nowhere does not exist"):
         tune(search_of(searched))

@@ -29,8 +29,8 @@ class PublicMetricOptions(plugins.Options):
     """Which of the metric's scores, where it has several."""
     mode: Mode
     """Whether a small (`min`) or a large score (`max`) is good."""
-    reference: PrivateConfig | None = None
-    """PUBLIC records to compare with, written like `private`; default: tuning.public_data."""
+    reference: PrivateConfig
+    """PUBLIC records to compare with, written like `private`."""
 
 
 class PublicMetric(Objective):
@@ -44,7 +44,7 @@ class PublicMetric(Objective):
         return self.options.mode
 
     def check(self, search: Search) -> None:
-        reference, _ = self._reference(search)
+        reference = self.options.reference
         require_public(reference, "tuning.objective.reference", search.config.private)
         trial = search.strategy.configure_trial(search, search.config)
         if reference.labels != trial.private.labels:
@@ -55,13 +55,13 @@ class PublicMetric(Objective):
 
     def try_out(self, search: Search) -> None:
         """Score some of the reference's own images."""
-        images, labels = self._read(search, search.config.image_shape)
+        images, labels = self._read(search.config.image_shape)
         rows = evenly_spaced(len(images), _TRIED_IMAGES)
         some = images[rows], labels[rows]
         self._choose(self._load_metric().score(*some, *some))
 
     def make_scorer(self, search: Search, shape: ImageShape, released: Floats | None) -> Scorer:
-        metric, reference = self._load_metric(), self._read(search, shape)
+        metric, reference = self._load_metric(), self._read(shape)
 
         def score(images: Images, labels: NDArray[np.int32]) -> float:
             return self._choose(metric.score(images, labels, *reference))
@@ -72,18 +72,10 @@ class PublicMetric(Objective):
         plugin = self.options.metric
         return plugins.build("metric", plugin.kind, plugin.options)
 
-    def _reference(self, search: Search) -> tuple[PrivateConfig, str]:
-        """Return where the reference is, and the block that says so."""
-        if self.options.reference is not None:
-            return self.options.reference, "tuning.objective.reference"
-        if search.tuning.public_data is None:
-            raise InputError("tuning.objective.reference: needed without public_data")
-        return search.tuning.public_data, "tuning.public_data"
-
-    def _read(self, search: Search, shape: ImageShape) -> tuple[Images, NDArray[np.int32]]:
-        source, block = self._reference(search)
+    def _read(self, shape: ImageShape) -> tuple[Images, NDArray[np.int32]]:
+        source = self.options.reference
         table = ImageTable(
-            block=block,
+            block="tuning.objective.reference",
             private=False,
             data=source.data,
             labels=source.labels,
