@@ -30,7 +30,7 @@ from pe_ray.tuning.trial import Job, TrialActor
 
 logger = logging.getLogger(__name__)
 
-_NAME = "search"
+_NAME = "trials"
 
 
 class Trial(tune.Trainable):  # type: ignore[misc]
@@ -69,7 +69,8 @@ class _UntilRefused(Stopper):  # type: ignore[misc]
         self._refused = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        logger.info("trial %s: %s, score %.6g", trial_id, result["state"], result["score"])
+        iteration, settings = result.get("iteration", 0), json.dumps(result["settings"])
+        logger.info("trial %s: score %.6g in iteration %d", settings, result["score"], iteration)
         self._refused |= result["state"] == "refused"
         return False
 

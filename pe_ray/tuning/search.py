@@ -125,7 +125,7 @@ class Strategy:
     """
 
     Options: ClassVar[type[Options]] = Options
-    """Its keys of the block `tuning`."""
+    """Its keys of `tuning.strategy`."""
     charged: ClassVar[bool]
     """Whether trials vote with the private records, so that each of their releases is charged."""
     adaptive: ClassVar[bool] = True
