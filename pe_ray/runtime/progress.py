@@ -58,7 +58,7 @@ class Progress:
         if not sys.stderr.isatty():
             shown = {
                 "file": _Log(),
-                "bar_format": "{desc}{n:,} of {total:,} rows, {rate_fmt}, {remaining} left",
+                "bar_format": "{desc}: {n:,} of {total:,} rows, {rate_fmt}, {remaining} left",
                 "mininterval": LINE_SECONDS,
                 "delay": LINE_SECONDS,
                 "leave": False,
