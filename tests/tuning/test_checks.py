@@ -218,7 +218,7 @@ def test_the_ledger_of_an_unfinished_search_can_be_read(
 
 @pytest.mark.parametrize(
     ("strategy", "share", "noise"),
-    [("public", 0.0, 1.0), ("proxy", 0.2, 1.1), ("compose", 0.5, 1.4)],
+    [("public", 0.0, 1.0), ("proxy", 0.2, 1.2), ("compose", 0.5, 1.5)],
 )
 def test_the_plan_shows_what_a_search_costs(
     searched: dict[str, Any],
