@@ -59,6 +59,11 @@ class RunDirectory:
         return self.path / LEDGER if isinstance(self.path, ObjectPath) else None
 
     @property
+    def ledger_field(self) -> str:
+        """The key of the configuration that says where the ledger is."""
+        return "output.path" if self.ledger.parent == self.path else "output.ledger"
+
+    @property
     def has_ledger(self) -> bool:
         """Whether its ledger exists. An empty file is none, though SQLite would start one."""
         return self.ledger.exists() and self.ledger.stat().st_size > 0
@@ -152,8 +157,7 @@ def lock_directory(run: RunDirectory, *, wait: bool = False) -> Iterator[None]:
 
     wait: for the other one to end, instead of InputError.
     """
-    folder = run.ledger.parent
-    field = "output.path" if folder == run.path else "output.ledger"
+    folder, field = run.ledger.parent, run.ledger_field
     with others_cant_write(), ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -216,15 +220,10 @@ def bind_directory(
                 "give another output.path (a new run spends its own budget)"
             )
         if not run.has_ledger:
-            if isinstance(run.path, ObjectPath):
-                raise InputError(
-                    f"output.ledger: {run.ledger.parent} has no ledger.sqlite, but {run.path} "
-                    "holds a run; give the folder with that run's ledger, or see docs/storage.md "
-                    "if its disk is lost"
-                )
             raise InputError(
-                f"output.path: {run.path} has a configuration but no ledger.sqlite; restore the "
-                "ledger, since without it what was spent is unknown, or give another output.path"
+                f"{run.ledger_field}: {run.ledger.parent} has no ledger.sqlite, but {run.path} "
+                "holds a run; restore its ledger (docs/storage.md), since without it what was "
+                "spent is unknown, or give another output.path"
             )
     elif not run.has_ledger and made_in(run.path) - {LEDGER, FEATURES}:
         raise InputError(f"output.path: {run.path} holds other files; give an empty or new folder")
@@ -233,13 +232,11 @@ def bind_directory(
 def made_in(folder: Location) -> set[str]:
     """Return names in `folder` that are files or contain some, without hidden ones."""
 
-    def holds_files(name: str) -> bool:
-        below = folder / name
-        return not isinstance(below, Path) or any(
-            path.is_file() for path in (below, *below.rglob("*"))
-        )
-
-    return {name for name in list_names(folder) if name[0] != "." and holds_files(name)}
+    names = {name for name in list_names(folder) if not name.startswith(".")}
+    if not isinstance(folder, Path):
+        return names
+    files = (path for name in names for path in (folder / name, *(folder / name).rglob("*")))
+    return {path.relative_to(folder).parts[0] for path in files if path.is_file()}
 
 
 def ledger_folder(config: Config) -> Path:
