@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from PIL import Image
+from weighed import Weighed, save_weights
 from whole_slices import read_slice
 
 from pe_ray.components.embedders.pixels import Pixels
@@ -157,9 +158,15 @@ def test_names_that_are_no_text_are_read(tmp_path: Path) -> None:
     assert np.array_equal(images, IMAGES[[1, 2, 0]])  # by code points, as before
 
 
-def test_embeddings_cached_by_an_earlier_version_are_found(
+def embed(settings: PrivateConfig, embedder: Plugin = PIXELS) -> np.ndarray:
+    (part,) = list_slices(settings)
+    return embed_slice(part, settings, 3, embedder).features
+
+
+def test_embeddings_cached_by_an_earlier_version_are_not_taken(
     tmp_path: Path, private_cache: Path
 ) -> None:
+    """It knew the embedder by its options alone."""
     settings = config(parquet(tmp_path, image=[png(image) for image in IMAGES]))
     (part,) = list_slices(settings)
     file = Path(part.source)
@@ -172,8 +179,61 @@ def test_embeddings_cached_by_an_earlier_version_are_found(
         "embedder": ["pixels", PIXELS.options.model_dump(mode="json")],
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    embed_slice(part, settings, 3, PIXELS)
-    assert [file.name for file in private_cache.iterdir()] == [f"{digest}.npz"]
+    private_cache.mkdir(parents=True, mode=0o700)
+    held = private_cache / f"{digest}.npz"
+    np.savez(held, features=np.zeros((6, 16), np.float32), labels=np.zeros(6, np.int32))
+    assert embed(settings).any()
+    assert len(list(private_cache.iterdir())) == 2
+
+
+def weighed(checkpoint: Path | str) -> Plugin:
+    options = Weighed.Options(checkpoint=str(checkpoint))
+    return Plugin(plugin_type="embedder", kind="weighed:Weighed", options=options)
+
+
+def test_two_projects_with_a_network_of_one_name_have_embeddings_of_their_own(
+    tmp_path: Path, private_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(parquet(tmp_path, image=[png(image) for image in IMAGES]))
+    made = []
+    for project, seed in (("one", 0), ("other", 1), ("copy", 0)):
+        save_weights(tmp_path / project / "models" / "clip", seed)
+        monkeypatch.chdir(tmp_path / project)
+        made.append(embed(settings, weighed("models/clip")))
+    one, other, copy = made
+    assert not np.allclose(one, other)
+    assert np.array_equal(one, copy)
+    assert len(list(private_cache.iterdir())) == 2
+
+
+def test_a_network_trained_again_in_place_embeds_again(tmp_path: Path) -> None:
+    """Its file has the size, the inode and the time of the one before."""
+    settings = config(parquet(tmp_path, image=[png(image) for image in IMAGES]))
+    folder = save_weights(tmp_path / "clip", 0)
+    file = folder / "network" / "weights.npy"
+    before, state = embed(settings, weighed(folder)), file.stat()
+    held = file.read_bytes()
+    save_weights(folder, 1)
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    now = file.stat()
+    assert (now.st_size, now.st_mtime_ns, now.st_ino) == (
+        *(state.st_size, state.st_mtime_ns, state.st_ino),
+    )
+    assert not np.allclose(embed(settings, weighed(folder)), before)
+    file.write_bytes(held)
+    assert np.array_equal(embed(settings, weighed(folder)), before)
+
+
+def test_other_records_at_the_same_path_are_embedded(tmp_path: Path) -> None:
+    """Copied over with the size and time of the file before, as a sync does."""
+    file = parquet(tmp_path, image=tensors(IMAGES))
+    before, state = embed(config(file)), file.stat()
+    other = tmp_path / "other"
+    other.mkdir()
+    parquet(other, image=tensors(255 - IMAGES)).rename(file)
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert file.stat().st_size == state.st_size
+    assert not np.allclose(embed(config(file)), before)
 
 
 def test_a_folder_named_like_a_parquet_file_holds_some(tmp_path: Path) -> None:

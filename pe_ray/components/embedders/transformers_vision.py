@@ -2,7 +2,7 @@
 
 The same images in the same order give the same embeddings to the last bit on one kind of device.
 Another batch, number of threads or device changes them by rounding, about 1e-6 of their size.
-Caches and runs know a network by its name, so a changed network needs another name.
+Caches know a network by the content of its folder, or by the commit of a hub name.
 """
 
 from __future__ import annotations
