@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from pe_ray.files.contents import digest_place, find_place, holds_own_work, list
 
 
 def save(folder: Path, **files: str) -> Path:
+    time.sleep(0.02)  # the clock of a file system ticks every few ms
     folder.mkdir(parents=True, exist_ok=True)
     for name, held in files.items():
         (folder / name).write_text(held)
@@ -23,6 +25,7 @@ def test_a_file_is_known_by_its_content(tmp_path: Path) -> None:
     file.write_bytes(b"abc")
     state = file.stat()
     assert digest_place(file) == f"sha256:{hashlib.sha256(b'abc').hexdigest()}"
+    time.sleep(0.02)  # the clock of a file system ticks every few ms
     file.write_bytes(b"abd")
     os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
     assert digest_place(file) == f"sha256:{hashlib.sha256(b'abd').hexdigest()}"

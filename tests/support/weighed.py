@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ SIDE = 4
 
 def save_weights(path: Path, seed: int) -> Path:
     """Write a folder with weights of 16 pixels; files of all seeds have one size."""
+    time.sleep(0.02)  # the clock of a file system ticks every few ms
     (path / "network").mkdir(parents=True, exist_ok=True)
     weights = np.random.default_rng(seed).uniform(0.0, 1.0, SIDE * SIDE) ** 4
     np.save(path / "network" / "weights.npy", weights.astype(np.float32))
