@@ -31,8 +31,8 @@ line. There is no default for epsilon, delta, the privacy unit or where label fr
 
 A run continues only with the configuration that it was started with; another value is refused.
 Exceptions are `resources`, `private.node_label`, `private.cache`, `output.ledger`, `metrics.audit*`
-and the options that generators.md names. Until a run has made or spent anything, it starts again
-with the new values.
+and the options that generators.md names. The files that it names must stay the same too
+(storage.md). Until a run has made or spent anything, it starts again with the new values.
 
 `docs/schema.json` describes the same keys to editors that complete YAML (VS Code with the YAML
 extension, Neovim and others with yaml-language-server). The first line of a file names the schema:

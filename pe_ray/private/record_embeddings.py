@@ -36,7 +36,7 @@ from pe_ray.values import Framing
 logger = logging.getLogger(__name__)
 
 _MAX_PARTITIONS = 64  # of users: each slice has as many pieces
-_FORMAT = 3  # of cached embeddings; 2 misread tensors beyond the first slice of a file
+_FORMAT = 4  # of cached embeddings; 3 knew the embedder's files by their paths only
 _INLINE_LIMIT = 100 << 10  # bytes: Ray sends smaller results to the caller with its answer
 
 
@@ -195,12 +195,11 @@ def embed_slice(
 
     Guarantee: stays inside zone 1; writes only to the private cache (mode 0700).
     """
-    cached = _cache_file(part, config, framing, embedder)
-    if cached is not None:
-        loaded = _load(cached)
+    try:
+        cached = _cache_file(part, config, framing, embedder)
+        loaded = None if cached is None else _load(cached)
         if loaded is not None:
             return loaded
-    try:
         built = plugins.build("embedder", embedder.kind, embedder.options)
     except InputError as error:
         raise _SetupError(f"embedder: {error}") from None
@@ -225,7 +224,8 @@ def embed_slice(
         labels=np.concatenate(labels),
         users=None if config.user_column is None else np.array(users, dtype="S32"),
     )
-    if cached is not None:
+    # Loading may have fetched a newer revision, and files may have changed meanwhile.
+    if cached is not None and cached == _cache_file(part, config, framing, embedder):
         _store(cached, embedded)
     return embedded
 
@@ -294,7 +294,7 @@ def _cache_file(
         "file": file_version(source),
         "config": config.model_dump(mode="json", exclude={"data", "cache", "node_label"}),
         "framing": asdict(framing),
-        "embedder": [embedder.kind, embedder.options.model_dump(mode="json")],
+        "embedder": plugins.digest_plugin("embedder", embedder.kind, embedder.options),
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return folder / f"{digest}.npz"

@@ -8,10 +8,11 @@ holds a release before anything that was made from that release is written.
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +24,22 @@ import pyarrow.parquet as pq
 import yaml
 
 from pe_ray.config import Config
+from pe_ray.config.places import lies_in
 from pe_ray.config.yaml_tree import differences
 from pe_ray.errors import InputError
+from pe_ray.files.contents import (
+    digest_place,
+    find_place,
+    holds_own_work,
+    list_named,
+    names_images,
+)
 from pe_ray.files.locks import is_locked, locked
 from pe_ray.files.storage import (
     Location,
     ObjectPath,
     atomic_write,
+    delete_tree,
     expand_home,
     fetch_copy,
     io_errors_as_input_errors,
@@ -40,6 +50,8 @@ from pe_ray.files.storage import (
 from pe_ray.values import LabelLayout, NoisyHistogram
 
 LEDGER = "ledger.sqlite"
+FILES = "files.json"
+"""Digests of the files that the configuration names, by their paths as it writes them."""
 _LOCK = ".lock"
 _LOCK_SECONDS = 0.5  # outlasts a look by `in_use`
 FEATURES = "features"
@@ -74,7 +86,7 @@ class RunDirectory:
 
         Then a mistake in the configuration may be corrected in place.
         """
-        return not made_in(self.path) - {"config.yaml", LEDGER, FEATURES}
+        return not made_in(self.path) - {"config.yaml", LEDGER, FILES, FEATURES}
 
     @property
     def config(self) -> Location:
@@ -146,8 +158,10 @@ def claim_directory(config: Config) -> Iterator[RunDirectory]:
     run = RunDirectory(place, ledger_folder(config) / LEDGER)
     with lock_directory(run):
         with io_errors_as_input_errors("output.path", run.path):
-            bind_directory(run, run.config, _read_bound, config.bound(), bare=run.is_bare)
+            bare = run.is_bare
+            bind_directory(run, run.config, _read_bound, config.bound(), bare=bare)
         require_writable(run.path, "output.path")
+        bind_files(run, config, config.bound(), bare=bare)
         yield run
 
 
@@ -225,8 +239,75 @@ def bind_directory(
                 "holds a run; restore its ledger (docs/storage.md), since without it what was "
                 "spent is unknown, or give another output.path"
             )
-    elif not run.has_ledger and made_in(run.path) - {LEDGER, FEATURES}:
+    elif not run.has_ledger and made_in(run.path) - {LEDGER, FILES, FEATURES}:
         raise InputError(f"output.path: {run.path} holds other files; give an empty or new folder")
+
+
+def bind_files(run: RunDirectory, config: Config, bound: Mapping[str, Any], *, bare: bool) -> None:
+    """Bind the directory to the content of the files that `bound` names; refuse another content.
+
+    bound: as for bind_directory. bare: whether nothing was made yet, so that they may be replaced.
+    Files that this machine lacks are left to the workers. What isn't recorded yet is added.
+    """
+    stored = _read_files(run)
+    named = _digest_named(config, bound)
+    digests = {text: digest for _, text, digest in named}
+    if bare:
+        if any(stored.get(text, digest) != digest for text, digest in digests.items()):
+            delete_tree(run.path / FEATURES)  # they were learnt from the files before
+    else:
+        _refuse_other_files(run, stored, named)
+    if digests.items() - stored.items():
+        with io_errors_as_input_errors("output.path", run.path):
+            atomic_write(run.path / FILES, json.dumps(stored | digests, indent=1).encode())
+
+
+def require_same_files(run: RunDirectory, config: Config, bound: Mapping[str, Any]) -> None:
+    """Raise InputError for a file that `bound` names and whose content is not the run's."""
+    _refuse_other_files(run, _read_files(run), _digest_named(config, bound))
+
+
+def _refuse_other_files(
+    run: RunDirectory, stored: Mapping[str, str], named: Iterable[tuple[str, str, str]]
+) -> None:
+    for field, text, digest in named:
+        if stored.get(text, digest) != digest:
+            raise InputError(
+                f"{field}: {text} holds something else than when {run.path} was made; restore it, "
+                "or make a new run, which spends its own budget"
+            )
+
+
+def _read_files(run: RunDirectory) -> dict[str, str]:
+    file = run.path / FILES
+    with io_errors_as_input_errors("output.path", run.path):
+        held = file.read_bytes() if file.exists() else b"{}"
+    try:
+        stored: dict[str, str] = dict(json.loads(held))
+    except (ValueError, TypeError):
+        raise InputError(f"{file}: is damaged; restore it from a copy, or delete it") from None
+    return stored
+
+
+def _digest_named(config: Config, bound: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return (dotted key, text, digest) of each file and folder that `bound` names.
+
+    Guarantee: nothing of the private records, of an audit's or of the run itself is digested.
+    """
+    private = config.private
+    apart = {name: tree for name, tree in bound.items() if name not in ("private", "output")}
+    own = [private.data, private.cache, config.metrics.audit_data, config.output.path]
+    found = []
+    for field, text in list_named(apart):
+        place = find_place(text)
+        if place is None or (isinstance(place, Path) and holds_own_work(place)):
+            continue
+        if any(each and (lies_in(text, each) or lies_in(each, text)) for each in own):
+            continue
+        digest = digest_place(place, images=names_images(field))
+        if digest is not None:
+            found.append((field, text, digest))
+    return found
 
 
 def made_in(folder: Location) -> set[str]:

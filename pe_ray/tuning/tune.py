@@ -27,9 +27,11 @@ from pe_ray.run import Run
 from pe_ray.runtime.cluster import connect_to_ray
 from pe_ray.runtime.run_directory import (
     FEATURES,
+    FILES,
     LEDGER,
     RunDirectory,
     bind_directory,
+    bind_files,
     lock_directory,
     made_in,
     on_disk,
@@ -76,12 +78,13 @@ def tune(search: Search) -> Outcome:
     directory = on_disk(config.output.path)
     with lock_directory(directory), connect_to_ray(config.resources, config.private.node_label):
         folder = directory.ledger.parent / "tuning"
-        bare = not made_in(directory.path) - {LEDGER, FEATURES, folder.name}
+        bare = not made_in(directory.path) - {LEDGER, FILES, FEATURES, folder.name}
         bare &= not made_in(folder) - {"config.yaml"}
         stored = folder / "config.yaml"
         bind_directory(
             directory, stored, lambda file: read_search(file).bound(), search.bound(), bare=bare
         )
+        bind_files(directory, config, search.bound(), bare=bare)
         budget, accounting = config.privacy.budget, accounting_of(search)
         ledger = Ledger.create(directory.ledger, budget, search.fingerprint, accounting, renew=bare)
         atomic_write(stored, yaml.safe_dump(search.values(), sort_keys=False).encode())

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from tiny_public import save_parquet
 from tiny_search import STAND_IN, final
+from weighed import save_weights
 
 from pe_ray import InputError, cli
 from pe_ray.release.ledger import Ledger
@@ -108,6 +109,28 @@ def test_a_folder_with_a_population_is_no_searchs_place(
         write_config(run, config)
     with pytest.raises(InputError, match="belongs to another configuration"):
         tune(search_of(searched))
+
+
+def test_a_search_is_not_continued_with_other_files(
+    ray_session: None, searched: dict[str, Any], tmp_path: Path
+) -> None:
+    first, second = (save_weights(tmp_path / name, 0) for name in "ab")
+    data = save_parquet(tmp_path / "data", [*"0123456789"], 1)
+    searched["private"] |= {"data": str(data), "where": {"label": "none"}}
+    searched["embedder"] = {"kind": "weighed:Weighed", "checkpoint": str(first)}
+    searched["tuning"]["space"] = {"embedder.checkpoint": [str(first), str(second)]}
+    with pytest.raises(InputError, match=r"^private\.where: keeps no record"):
+        tune(search_of(searched))
+    save_weights(second, 1)
+    with pytest.raises(InputError, match=r"^private\.where: keeps no record"):
+        tune(search_of(searched))  # nothing was made yet
+    trial = final(searched) / "tuning" / "trials" / "one"
+    trial.mkdir(parents=True)
+    (trial / "trial.json").write_text("{}")
+    save_weights(second, 2)
+    with pytest.raises(InputError, match=r"^tuning\.space\.embedder\.checkpoint: .*b "):
+        tune(search_of(searched))
+    assert not Ledger.open(final(searched) / "ledger.sqlite").charged
 
 
 @pytest.mark.slow

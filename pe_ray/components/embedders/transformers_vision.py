@@ -1,6 +1,6 @@
 """Embedders: vision networks that transformers loads, CLIP and DINOv2.
 
-Caches and runs know a network by its name, so a changed network needs another name.
+Caches know a network by the content of its folder, or by the commit of a hub name.
 """
 
 from __future__ import annotations

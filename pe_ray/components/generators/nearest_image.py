@@ -101,6 +101,8 @@ class NearestImage:
         )
         self._public = CachedImages(table, options.framing, options.cache)
         self._members = _members(options, self._public, label_names)
+        embedder = options.embedder
+        self._embedder = plugins.digest_plugin("embedder", embedder.kind, embedder.options)
         self._tables: dict[str, NDArray[np.int32]] = {}
 
     def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:
@@ -135,8 +137,7 @@ class NearestImage:
         A table in the cache that is wide enough is used; else one is written, its width rounded up
         to a power of two.
         """
-        settings = f"{self._options.embedder.model_dump_json()}|".encode() + members.tobytes()
-        key = hashlib.sha256(settings).hexdigest()[:32]
+        key = hashlib.sha256(f"{self._embedder}|".encode() + members.tobytes()).hexdigest()[:32]
         table = self._tables.get(key)
         if table is None or table.shape[1] < num_neighbors:
             folder = self._public.folder / f"neighbors-{key}"
