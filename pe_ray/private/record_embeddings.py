@@ -23,7 +23,7 @@ from pe_ray.config.blocks import STALL_SECONDS, PrivateConfig
 from pe_ray.config.kinds import Plugin
 from pe_ray.errors import FaultError, InputError, RecordError
 from pe_ray.files.image_tables import TableSlice
-from pe_ray.files.storage import expand_home, file_version
+from pe_ray.files.storage import file_version
 from pe_ray.private.records import list_slices, private_table, read_records
 from pe_ray.private.tasks import RETRIES, private_task
 from pe_ray.runtime.cluster import on_nodes
@@ -241,7 +241,7 @@ def cache_folder(config: PrivateConfig) -> Path | None:
     if config.cache == "none":
         return None
     if config.cache:
-        return expand_home(config.cache)
+        return Path(config.cache)
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "pe_ray" / "private"
 

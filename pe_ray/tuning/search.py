@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -28,7 +28,7 @@ from pe_ray.config.yaml_tree import first_fault, read_tree
 from pe_ray.errors import InputError
 from pe_ray.files.storage import Location
 from pe_ray.plugins import Images, Options, Statistic
-from pe_ray.plugins.options import BOUND
+from pe_ray.plugins.options import BOUND, closest
 from pe_ray.release.ledger import Ledger
 from pe_ray.values import ImageShape, Release
 
@@ -257,14 +257,13 @@ def require_public(public: PrivateConfig | None, field: str, private: PrivateCon
 
 def read_search(path: str | Location, overrides: Sequence[str] = ()) -> Search:
     """Read the search that a YAML file and `overrides` describe; InputError names a fault."""
-    tree = read_tree(path, overrides)
-    if "tuning" not in tree:
-        raise InputError(f"config {path}: has no `tuning` block; see docs/tuning.md")
-    return search_of(tree)
+    return search_of(read_tree(path, overrides))
 
 
 def search_of(tree: Mapping[str, Any]) -> Search:
     """Return the search that plain values describe, checked."""
+    if "tuning" not in tree:
+        raise InputError("config: has no `tuning` block; see docs/tuning.md")
     rest = {key: value for key, value in tree.items() if key != "tuning"}
     config, tuning = Config.from_dict(rest), _validate(tree["tuning"])
     search = Search(
@@ -288,15 +287,25 @@ def _validate(tree: Any) -> TuningConfig:
 
 def _gather_options(tree: Any) -> Any:
     """Move keys of the block `tuning` that are not its own to its strategy."""
-    if not isinstance(tree, Mapping) or "strategy" not in tree:
+    strategy = tree.get("strategy") if isinstance(tree, Mapping) else None
+    given = {"kind": strategy} if isinstance(strategy, str) else strategy
+    if not isinstance(given, Mapping) or not isinstance(given.get("kind"), str):
         return tree
-    own = {key: tree[key] for key in tree if key in TuningConfig.model_fields}
+    known = {*TuningConfig.model_fields, *_option_names(given["kind"])}
+    nearest = {key: closest(str(key), known) or key for key in tree}
+    own = {key: tree[key] for key in tree if nearest[key] in TuningConfig.model_fields}
     options = {key: tree[key] for key in tree if key not in own}
-    strategy = own["strategy"]
-    if options and isinstance(strategy, str | Mapping):
-        given = {"kind": strategy} if isinstance(strategy, str) else strategy
-        own["strategy"] = {**given, **options}
-    return own
+    return {**own, "strategy": {**given, **options}} if options else own
+
+
+def _option_names(strategy: str) -> Iterable[str]:
+    """Return the options of a strategy; none where there is no such strategy."""
+    try:
+        loaded = plugins.load("tuning_strategy", strategy)
+    except InputError:  # reported with the key
+        return ()
+    names: Mapping[str, Any] = plugins.options_of(loaded).model_fields
+    return names
 
 
 def _make(plugin_type: plugins.PluginType, plugin: Plugin) -> Any:

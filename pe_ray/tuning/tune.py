@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.config.extras import require_extras
+from pe_ray.config.yaml_tree import dump_tree, read_stored
 from pe_ray.evolution import iterate
 from pe_ray.files.storage import Location, atomic_write, delete_tree
 from pe_ray.planning import plan, plan_releases, require_affordable
@@ -47,7 +46,7 @@ from pe_ray.tuning.budget import (
     shared_releases,
 )
 from pe_ray.tuning.checks import check_parts, check_search
-from pe_ray.tuning.search import Search, read_search
+from pe_ray.tuning.search import Search, search_of
 from pe_ray.tuning.space import configure
 from pe_ray.tuning.trial import Job, trial_prefix
 
@@ -84,7 +83,7 @@ def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
         bind_directory(directory, stored, _read_bound, search.bound(), bare=bare)
         budget, accounting = config.privacy.budget, accounting_of(search)
         ledger = Ledger.create(directory.ledger, budget, search.fingerprint, accounting, renew=bare)
-        atomic_write(stored, yaml.safe_dump(search.values(), sort_keys=False).encode())
+        atomic_write(stored, dump_tree(search.values()).encode())
         result = folder / "result.json"
         if not ledger.charged and not result.exists():
             check_parts(search)
@@ -108,7 +107,7 @@ def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
 
 
 def _read_bound(file: Location) -> dict[str, Any]:
-    return read_search(file).bound()
+    return search_of(read_stored(file)).bound()
 
 
 def _resources(search: Search) -> ResourcesConfig:

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.errors import InputError
-from pe_ray.files.storage import expand_home
 
 Form = Literal["outline", "skeleton"]
 
@@ -156,7 +155,7 @@ def _list_fonts(folder: str | None) -> list[Path]:
             path.name: path for path in (*found, *_list_bundled())
         }  # the bundle's where both
         return [by_name[name] for name in sorted(by_name)]
-    root = expand_home(folder)
+    root = Path(folder)
     if not root.is_dir():
         raise InputError(f"generator.fonts: {folder} is not a folder")
     files = [path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES]

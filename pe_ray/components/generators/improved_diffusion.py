@@ -17,7 +17,7 @@ from pe_ray.components.generators.pixel_diffusion import (
     choose_classes,
 )
 from pe_ray.components.weights import loading_errors, read_weights
-from pe_ray.files.storage import expand_home
+from pe_ray.config.places import PathText
 from pe_ray.plugins import GeneratorOptions
 from pe_ray.values import ImageShape
 
@@ -35,13 +35,15 @@ class ImprovedDiffusionOptions(DiffusionOptions):
     They have no defaults: a wrong value of some would load and make noise.
     """
 
-    checkpoint: str
+    checkpoint: PathText
     """Model file as improved diffusion publishes it (.pt), or its tensors as .safetensors."""
     image_size: Literal[32, 64, 256]
     """Height and width, in pixels."""
     num_channels: int = Field(ge=32, multiple_of=32)
     num_res_blocks: int = Field(ge=1)
-    attention_resolutions: Annotated[tuple[int, ...], BeforeValidator(_split)]
+    attention_resolutions: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_split)
+    ]
     """Sides, in pixels, of the levels with attention: [16, 8] or "16,8"."""
     num_heads: int = Field(ge=1)
     class_cond: bool
@@ -105,7 +107,7 @@ class ImprovedDiffusion:
                 learn_sigma=flags.learn_sigma,
             )
         with loading_errors("generator.checkpoint", checkpoint):
-            unet.load_state_dict(read_weights(expand_home(checkpoint)), assign=True)
+            unet.load_state_dict(read_weights(Path(flags.checkpoint)), assign=True)
         self._network = OnDevice(unet, flags.precision, compiled=flags.compile)
         self._has_classes = flags.class_cond
         self._timesteps = space_steps(flags.diffusion_steps, flags.timestep_respacing)

@@ -10,10 +10,11 @@ if sampling starts at the last training step, where x_0 is a small difference di
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from pe_ray.components.generators.generator_checks import refuse_overflow, refuse_unknown_labels
 from pe_ray.components.weights import Precision
@@ -21,7 +22,7 @@ from pe_ray.errors import InputError
 from pe_ray.plugins import GeneratorOptions, Rows
 from pe_ray.plugins.seeds import Seeds, normals
 
-Classes = Literal["random"] | dict[str, tuple[int, ...]]
+Classes = Literal["random"] | dict[str, tuple[Annotated[int, Field(ge=0)], ...]]
 ClassIds = NDArray[np.int32]
 
 
