@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from pydantic import (
@@ -17,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from pe_ray.plugins.spelling import did_you_mean
 from pe_ray.values import DistanceMetric, ImageShape, Price
 
 BOUND = "bound"
@@ -62,17 +62,6 @@ class Options(BaseModel):
                     hint = did_you_mean(name, cls.model_fields)
                     raise ValueError(f"{name}: there is no such key{hint}") from None
             raise
-
-
-def closest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that `name` is, or may be a misspelling of."""
-    return next(iter(difflib.get_close_matches(name, known, n=1)), None)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the end of an error about an unknown name."""
-    nearest = closest(name, known)
-    return f" (did you mean {nearest}?)" if nearest else ""
 
 
 class MetricOptions(Options):

@@ -12,7 +12,8 @@ from importlib.metadata import entry_points
 from typing import Any, Literal
 
 from pe_ray.errors import InputError
-from pe_ray.plugins.options import EmbedderOptions, GeneratorOptions, Options, did_you_mean
+from pe_ray.plugins.options import EmbedderOptions, GeneratorOptions, Options
+from pe_ray.plugins.spelling import did_you_mean
 
 PluginType = Literal[
     "generator",

@@ -28,7 +28,8 @@ from pe_ray.config.yaml_tree import first_fault, read_tree
 from pe_ray.errors import InputError
 from pe_ray.files.storage import Location
 from pe_ray.plugins import Images, Options, Statistic
-from pe_ray.plugins.options import BOUND, closest
+from pe_ray.plugins.options import BOUND
+from pe_ray.plugins.spelling import closest
 from pe_ray.release.ledger import Ledger
 from pe_ray.values import ImageShape, Release
 
