@@ -191,7 +191,13 @@ class _UserLoader(_UniqueKeys):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that either loader would take for something else."""
+    """Quotes text that either loader would take for something else, and escapes odd line breaks."""
+
+    def analyze_scalar(self, scalar: str) -> Any:
+        found = super().analyze_scalar(scalar)
+        if any(line_break in scalar for line_break in "\x85\u2028\u2029"):
+            found.allow_single_quoted = found.allow_block = False  # where PyYAML loses them
+        return found
 
 
 _CORE = "tag:yaml.org,2002:"
