@@ -24,10 +24,15 @@ _HEAD = """\
 
 <!-- Written by `python -m docs.generate`; change the models, not this page. -->
 
-One YAML file is one run, made of the blocks below. An unknown key is an error. `pe-ray plan CONFIG`
-checks a file and says what it would cost; `--set block.key=value` overrides a key on the command
-line. There is no default for epsilon, delta, the privacy unit or where label fractions come from.
-`pipelines/` has complete files.
+One YAML file is one run, made of the blocks below. An unknown key is an error, which names the
+nearest known one. `pe-ray plan CONFIG` checks a file and says what it would cost;
+`--set block.key=value` overrides a key on the command line. There is no default for epsilon, delta,
+the privacy unit or where label fractions come from. `pipelines/` has complete files.
+
+Values are read by the core schema of YAML 1.2: `yes`, `off`, `1:30` and dates are text, `1e-5` is a
+number. `true`, `false` and numbers are text only in quotes. A number that begins with a zero (010,
+0x10) is refused, as it may be octal. In every path a leading ~ is the home folder; what a run
+publishes keeps the text as it is written.
 
 A run continues only with the configuration that it was started with; another value is refused.
 Exceptions are `resources`, `private.node_label`, `private.cache`, `output.ledger`, `metrics.audit*`

@@ -6,11 +6,11 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 from pe_ray.cli.printing import PRIVATE, AddVerb, add_config, add_json, print_json
 from pe_ray.config import Config
 from pe_ray.errors import InputError
+from pe_ray.files.storage import expand_home
 
 
 def add_verbs(verb: AddVerb) -> None:
@@ -25,7 +25,9 @@ def add_verbs(verb: AddVerb) -> None:
         "Run CONFIG on canaries instead of private data; measure what it reveals about them.",
     )
     add_config(attack)
-    attack.add_argument("--output", required=True, metavar="DIR", help="folder for this attack")
+    attack.add_argument(
+        "--output", required=True, type=expand_home, metavar="DIR", help="folder for this attack"
+    )
     attack.add_argument(
         "--confidence", type=float, default=0.95, help="of the lower bounds (default: 0.95)"
     )
@@ -57,7 +59,7 @@ def _attack(options: argparse.Namespace) -> None:
     from pe_ray.auditing.game import judge, play
     from pe_ray.files.storage import atomic_write
 
-    output = Path(options.output)
+    output = options.output
     verdict = judge(play(config, output, restarts=options.restarts), options.confidence)
     content = {**asdict(verdict), "refuted": verdict.refuted}
     atomic_write(output / "attack.json", json.dumps(content, indent=2).encode())

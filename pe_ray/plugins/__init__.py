@@ -7,7 +7,7 @@ package may give it a short name with an entry point (docs/architecture.md lists
 """
 
 from pe_ray.plugins.contents import digest_plugin
-from pe_ray.plugins.options import EmbedderOptions, GeneratorOptions, Options
+from pe_ray.plugins.options import EmbedderOptions, GeneratorOptions, MetricOptions, Options
 from pe_ray.plugins.protocols import Denoiser, Embedder, Generator, Images, Metric, Rows, Statistic
 from pe_ray.plugins.registry import (
     PluginType,
@@ -27,6 +27,7 @@ __all__ = [
     "GeneratorOptions",
     "Images",
     "Metric",
+    "MetricOptions",
     "Options",
     "PluginType",
     "Rows",

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pe_ray.errors import InputError
 from pe_ray.files.contents import read_named_states
 from pe_ray.plugins.options import BOUND, EmbedderOptions, GeneratorOptions, Options
+from pe_ray.plugins.spelling import did_you_mean
 
 PluginType = Literal[
     "generator",
@@ -112,8 +113,8 @@ def load(plugin_type: PluginType, kind: str) -> Any:
     module_name, _, name = target.partition(":")
     if not name:
         raise InputError(
-            f"{plugin_type}.kind: {kind!r} is not known; use one of {', '.join(sorted(known))} "
-            "or module:Class"
+            f"{plugin_type}.kind: {kind!r} is not known{did_you_mean(kind, known)}; use one of "
+            f"{', '.join(sorted(known))} or module:Class"
         )
     try:
         found = getattr(importlib.import_module(module_name), name)

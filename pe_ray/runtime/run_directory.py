@@ -21,11 +21,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from pe_ray.config import Config
 from pe_ray.config.places import lies_in
-from pe_ray.config.yaml_tree import differences
+from pe_ray.config.yaml_tree import differences, dump_tree
 from pe_ray.errors import InputError
 from pe_ray.files.contents import (
     digest_place,
@@ -40,7 +39,6 @@ from pe_ray.files.storage import (
     ObjectPath,
     atomic_write,
     delete_tree,
-    expand_home,
     fetch_copy,
     io_errors_as_input_errors,
     list_names,
@@ -330,14 +328,13 @@ def ledger_folder(config: Config) -> Path:
             "output.ledger: needed for an output.path in a store; give a local folder, on a disk "
             "that outlives the machine, for ledger.sqlite"
         )
-    return expand_home(config.output.ledger).resolve()
+    return Path(config.output.ledger).resolve()
 
 
 def write_config(run: RunDirectory, config: Config) -> None:
     """Write config.yaml; call it once the ledger exists."""
     header = f"# fingerprint: {config.fingerprint}\n"
-    text = yaml.safe_dump(config.tree(), sort_keys=False, allow_unicode=True)
-    content = (header + text).encode()
+    content = (header + dump_tree(config.tree())).encode()
     if not run.config.exists() or run.config.read_bytes() != content:
         atomic_write(run.config, content)
 

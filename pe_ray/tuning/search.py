@@ -219,14 +219,13 @@ def require_public(public: PrivateConfig | None, field: str, private: PrivateCon
 
 def read_search(path: str | Location, overrides: Sequence[str] = ()) -> Search:
     """Read the search that a YAML file and `overrides` describe; InputError names a fault."""
-    tree = read_tree(path, overrides)
-    if "tuning" not in tree:
-        raise InputError(f"config {path}: has no `tuning` block; see docs/tuning.md")
-    return search_of(tree)
+    return search_of(read_tree(path, overrides))
 
 
 def search_of(tree: Mapping[str, Any]) -> Search:
     """Return the search that plain values describe; InputError where its parts don't fit."""
+    if "tuning" not in tree:
+        raise InputError("config: has no `tuning` block; see docs/tuning.md")
     rest = {key: value for key, value in tree.items() if key != "tuning"}
     config = Config.from_dict(rest)
     try:

@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pe_ray.config.extras import require_extras
+from pe_ray.config.yaml_tree import dump_tree, read_stored
 from pe_ray.evolution import iterate
-from pe_ray.files.storage import atomic_write, delete_tree
+from pe_ray.files.storage import Location, atomic_write, delete_tree
 from pe_ray.planning import plan, plan_releases, require_affordable
 from pe_ray.release.adaptive import with_mu
 from pe_ray.release.door import Door, open_records
@@ -47,7 +46,7 @@ from pe_ray.tuning.budget import (
     shared_releases,
 )
 from pe_ray.tuning.checks import check_parts, check_search
-from pe_ray.tuning.search import Search, read_search
+from pe_ray.tuning.search import Search, search_of
 from pe_ray.tuning.space import configure
 from pe_ray.tuning.trial import Job
 
@@ -81,13 +80,11 @@ def tune(search: Search) -> Outcome:
         bare = not made_in(directory.path) - {LEDGER, FILES, FEATURES, folder.name}
         bare &= not made_in(folder) - {"config.yaml"}
         stored = folder / "config.yaml"
-        bind_directory(
-            directory, stored, lambda file: read_search(file).bound(), search.bound(), bare=bare
-        )
+        bind_directory(directory, stored, _read_bound, search.bound(), bare=bare)
         bind_files(directory, config, search.bound(), bare=bare)
         budget, accounting = config.privacy.budget, accounting_of(search)
         ledger = Ledger.create(directory.ledger, budget, search.fingerprint, accounting, renew=bare)
-        atomic_write(stored, yaml.safe_dump(search.values(), sort_keys=False).encode())
+        atomic_write(stored, dump_tree(search.values()).encode())
         result = folder / "result.json"
         if not ledger.charged and not result.exists():
             check_parts(search)
@@ -102,6 +99,10 @@ def tune(search: Search) -> Outcome:
         outcome = Outcome(path=folder.parent, **json.loads(result.read_bytes()))
         _finish(job, directory, ledger, outcome.settings)
     return outcome
+
+
+def _read_bound(file: Location) -> dict[str, Any]:
+    return search_of(read_stored(file)).bound()
 
 
 def _release_shared(search: Search, directory: RunDirectory, ledger: Ledger, folder: Path) -> Job:

@@ -42,12 +42,14 @@ def test_an_attack_from_the_command_line(
     attacked: dict[str, Any],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
     embedder: str,
 ) -> None:
     if embedder == "label_features":
         attacked["embedder"] = {"kind": embedder, "num_images": 100, "features": 6, "epochs": 1}
     output = tmp_path / "attack"
-    arguments = ["attack", written(attacked, tmp_path), "--output", str(output)]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = ["attack", written(attacked, tmp_path), "--output=~/attack"]
     assert cli.main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads((output / "attack.json").read_text())

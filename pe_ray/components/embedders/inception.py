@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.components.weights import loading_errors
+from pe_ray.config.places import PathText
 from pe_ray.errors import InputError
 from pe_ray.plugins import EmbedderOptions, Images
 from pe_ray.values import DistanceMetric, ImageShape
@@ -27,7 +28,7 @@ class InceptionOptions(EmbedderOptions):
 
     modules: ClassVar[tuple[str, ...]] = ("torch", "cleanfid")
 
-    weights: str | None = None
+    weights: PathText | None = None
     """Path of inception-2015-12-05.pt; default: downloaded once to ~/.cache/pe_ray/weights. The
     file is a TorchScript archive, which is a program: use one whose source you trust."""
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pe_ray.components.weights import Precision, load_network, loading_errors
 from pe_ray.config.extras import require_extras
+from pe_ray.config.places import PathText
 from pe_ray.errors import InputError
 from pe_ray.plugins import EmbedderOptions, Images
 from pe_ray.values import DistanceMetric, ImageShape
@@ -26,7 +27,7 @@ class CheckpointOptions(EmbedderOptions):
 
     modules: ClassVar[tuple[str, ...]] = ("torch", "transformers")
 
-    checkpoint: str
+    checkpoint: PathText
     """Folder, or id on the Hugging Face hub. Weights are read from safetensors only; code that
     comes with a checkpoint is never run."""
     revision: str = "main"

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.errors import InputError
-from pe_ray.files.storage import expand_home
 
 Form = Literal["outline", "skeleton"]
 
@@ -152,7 +151,7 @@ def _list_fonts(folder: str | None) -> list[Path]:
         by_name = {path.name: path for path in installed if path.suffix.lower() in _SUFFIXES}
         by_name |= {path.name: path for path in bundled}
         return [by_name[name] for name in sorted(by_name)]
-    root = expand_home(folder)
+    root = Path(folder)
     if not root.is_dir():
         raise InputError(f"generator.fonts: {folder} is not a folder")
     files = [path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES]

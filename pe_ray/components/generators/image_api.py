@@ -25,6 +25,7 @@ from pe_ray.components.generators.image_service import (
     Unusable,
 )
 from pe_ray.components.generators.paid_calls import PaidCalls
+from pe_ray.config.places import LocalFolder
 from pe_ray.errors import InputError
 from pe_ray.files import images
 from pe_ray.plugins import GeneratorOptions, Images, Options, Rows
@@ -91,7 +92,7 @@ class ImageApiOptions(GeneratorOptions):
     api_key_env: str | None = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key, wherever Ray's workers run; null: the
     service needs none. The key is read nowhere else and written nowhere."""
-    store: str = Field(min_length=1)
+    store: LocalFolder = Field(min_length=1)
     """Folder of what was asked and answered; every worker has to see the same one. See ImageApi."""
     image_size: int = Field(ge=1, le=1024)
     """Height and width of samples, in pixels: what the service draws is resized to it."""
@@ -170,7 +171,7 @@ class ImageApi:
         self._prompts = fill_prompts(options.prompt, options.prompts, label_names)
         self._service = ImageService(
             calls=PaidCalls(
-                Path(options.store).expanduser(),
+                Path(options.store),
                 max_calls=options.max_calls,
                 max_cost=options.max_cost,
             ),

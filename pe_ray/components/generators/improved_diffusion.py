@@ -15,7 +15,7 @@ from pe_ray.components.generators.pixel_diffusion import (
     DiffusionOptions,
 )
 from pe_ray.components.weights import loading_errors, read_weights
-from pe_ray.files.storage import expand_home
+from pe_ray.config.places import PathText
 from pe_ray.plugins import GeneratorOptions
 from pe_ray.values import ImageShape
 
@@ -33,13 +33,15 @@ class ImprovedDiffusionOptions(DiffusionOptions):
     They have no defaults: a wrong value of some would load and make noise.
     """
 
-    checkpoint: str
+    checkpoint: PathText
     """Model file as improved diffusion publishes it (.pt), or its tensors as .safetensors."""
     image_size: Literal[32, 64, 256]
     """Height and width, in pixels."""
     num_channels: int = Field(ge=32, multiple_of=32)
     num_res_blocks: int = Field(ge=1)
-    attention_resolutions: Annotated[tuple[int, ...], BeforeValidator(_split)]
+    attention_resolutions: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_split)
+    ]
     """Sides, in pixels, of the levels with attention: [16, 8] or "16,8"."""
     num_heads: int = Field(ge=1)
     class_cond: bool
@@ -103,7 +105,7 @@ class ImprovedDiffusion(DdimSampler):
                 learn_sigma=flags.learn_sigma,
             )
         with loading_errors("generator.checkpoint", checkpoint):
-            unet.load_state_dict(read_weights(expand_home(checkpoint)), assign=True)
+            unet.load_state_dict(read_weights(Path(checkpoint)), assign=True)
         timesteps = space_steps(flags.diffusion_steps, flags.timestep_respacing)[::-1]
         signal = compute_signal(flags.noise_schedule, flags.diffusion_steps)[timesteps]
         self._signal = [*signal.tolist(), 1.0]

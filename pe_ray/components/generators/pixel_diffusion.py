@@ -7,10 +7,11 @@ batch changes a row by rounding: on a CPU in fp32 by one of 255 levels at most (
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from pe_ray.components.generators.ddim import DdimSampler
 from pe_ray.components.generators.generator_checks import refuse_overflow, refuse_unknown_labels
@@ -19,7 +20,7 @@ from pe_ray.errors import InputError
 from pe_ray.plugins import GeneratorOptions, Rows
 from pe_ray.plugins.seeds import Seeds, normals
 
-Classes = Literal["random"] | dict[str, tuple[int, ...]]
+Classes = Literal["random"] | dict[str, tuple[Annotated[int, Field(ge=0)], ...]]
 ClassIds = NDArray[np.int32]
 
 

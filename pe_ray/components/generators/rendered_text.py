@@ -18,6 +18,7 @@ from pe_ray.components.generators.glyphs import (
     list_own_texts,
     load_faces,
 )
+from pe_ray.config.places import PathText
 from pe_ray.errors import InputError
 from pe_ray.plugins import GeneratorOptions, Rows
 from pe_ray.plugins.seeds import Seeds, uniforms
@@ -61,7 +62,7 @@ class RenderedTextOptions(GeneratorOptions):
     texts: dict[str, Texts] | None = None
     """Label name -> strings to draw, equally likely. A label not named here draws its own name; a
     single letter also draws its other case, unless that is another label or no font has it."""
-    fonts: str | None = None
+    fonts: PathText | None = None
     """Folder with .ttf, .otf and .ttc files, searched recursively; `system`: the installed fonts
     and matplotlib's (the same on every machine of a run); default: matplotlib's text fonts."""
     forms: tuple[Form, ...] = Field(default=("outline", "skeleton"), min_length=1)

@@ -16,6 +16,7 @@ from pe_ray.components.generators.diffusers_pipelines import (
 )
 from pe_ray.components.generators.generator_checks import fill_prompts, refuse_overflow
 from pe_ray.components.weights import Precision
+from pe_ray.config.places import PathText
 from pe_ray.errors import InputError
 from pe_ray.plugins import GeneratorOptions, Options, Rows
 from pe_ray.plugins.seeds import Seeds, normals
@@ -37,7 +38,7 @@ class VarySettings(RandomSettings):
     Checkpoints of the LatentConsistencyModel pipeline do all `steps`, from as little noise.
     """
 
-    checkpoint: str | None = None
+    checkpoint: PathText | None = None
     """Another checkpoint for variations; both are then held in memory."""
     revision: str | None = None
     """As the generator's `revision`, for the checkpoint given here."""
@@ -54,7 +55,7 @@ class StableDiffusionOptions(GeneratorOptions):
 
     modules: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers")
 
-    checkpoint: str
+    checkpoint: PathText
     """Folder in diffusers' format (the same on every machine), or the id of one on the Hugging
     Face hub, downloaded into its cache on first use. Weights are read from safetensors only and no
     code that comes with a checkpoint is run."""

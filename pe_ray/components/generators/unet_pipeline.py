@@ -16,6 +16,7 @@ from pe_ray.components.generators.pixel_diffusion import (
     DiffusionOptions,
 )
 from pe_ray.components.weights import Precision, load_network, loading_errors
+from pe_ray.config.places import PathText
 from pe_ray.errors import InputError
 from pe_ray.plugins import GeneratorOptions
 from pe_ray.values import ImageShape
@@ -26,7 +27,7 @@ _OPTION = "generator.checkpoint"
 class UNetOptions(DiffusionOptions):
     """Options of the generator for diffusers' UNet2DModel."""
 
-    checkpoint: str
+    checkpoint: PathText
     """Folder of a diffusers DDPM or DDIM pipeline, with unet/ and scheduler/; the same on every
     machine. Its unet/config.json says what the images look like."""
     steps: int = Field(default=50, ge=1)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pe_ray.files import images
+from pe_ray.files.class_folders import label_of
 from pe_ray.files.data_folders import FolderListing, list_path_values, list_plain_folders
 from pe_ray.files.image_tables import ImageTable, TableSlice, pack_names
 from pe_ray.files.layouts.columns import Rows
@@ -46,9 +47,11 @@ def list_shards(table: ImageTable, root: Location, listing: FolderListing) -> li
 
 
 def _find_class(table: ImageTable, name: str) -> tuple[str | None, tuple[tuple[str, str], ...]]:
-    values = list_path_values(name)
+    values, plain = list_path_values(name), list_plain_folders(name)
     named = dict(values).get(table.label_column or "")
-    return named or next(iter(list_plain_folders(name)), None), values
+    if named is None and plain:
+        named = label_of(plain[0], table.labels or ())
+    return named, values
 
 
 def _refuse_two_labels(table: ImageTable, listing: FolderListing) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pe_ray import plugins
 from pe_ray.config.blocks import PrivateConfig
-from pe_ray.config.kinds import MetricPlugin
+from pe_ray.config.kinds import MetricPlugin, check_metric
 from pe_ray.errors import InputError
 from pe_ray.files.image_batches import evenly_spaced, read_images
 from pe_ray.files.image_tables import ImageTable
@@ -48,6 +48,12 @@ class PublicMetric(Objective):
         reference = self.options.reference
         require_public(reference, "tuning.objective.reference", search.config.private)
         trial = search.strategy.configure_trial(search, search.config)
+        check_metric(
+            "tuning.objective.metric",
+            self.options.metric,
+            num_labels=len(reference.labels),
+            num_images=min(trial.schedule.sizes),
+        )
         if reference.labels != trial.private.labels:
             raise InputError(
                 "tuning.objective.reference.labels: must be those that trials have: "

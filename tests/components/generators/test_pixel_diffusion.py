@@ -88,7 +88,6 @@ def test_classes_are_drawn_per_label_and_kept(improved: dict[str, Any]) -> None:
     "classes",
     [
         {"cat": (0,), "dog": (2,)},
-        {"cat": (0,), "dog": (-1,)},
         {"cat": (0,)},
         {"cat": (0,), "dog": ()},
         {"cat": (0,), "dog": (1,), "owl": (1,)},
