@@ -1,8 +1,6 @@
 """A run, or several side by side, as numbers and self-contained pages; from released values only.
 
-`facts` reads a run, `score_tables` turns histograms into numbers, `samples` and `lineage` read
-images, `charts` draws, `page` and `comparison` make pages, `run_status` says how far a run is.
-The package imports them late, as `run_status` needs neither Ray nor templates.
+The package imports its modules late, as `run_status` needs neither Ray nor templates.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +41,7 @@ from pe_ray.runtime.progress import Progress
 from pe_ray.runtime.watchdog import LostNodes, StalledError, exit_on_stall, note_progress
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _PARTS_PER_BLOCK = 4  # a block costs Ray about 12 ms, a part takes a worker 0.1 s and up
 _ATTEMPTS = 3  # in a row that finish nothing
@@ -255,31 +256,37 @@ def check_plugins(
     given: Sequence[Plugin], label_names: tuple[str, ...], resources: ResourcesConfig
 ) -> None:
     """Build each generator and embedder once, where it will run; InputError where one can't be."""
-    gpus = resources.gpus_per_worker
-    task = ray.remote(
-        num_cpus=resources.cpus_per_worker,
-        num_gpus=gpus,
-        max_calls=1 if gpus else 0,  # a process keeps a GPU's memory; one without serves stages
-    )(_build)
     distinct = [plugin for number, plugin in enumerate(given) if plugin not in given[:number]]
     if distinct:
-        reason = ray.get(task.remote(distinct, label_names, resources.stall_seconds))
-        if reason is not None:
-            raise InputError(reason)
+        run_task(resources, _build, distinct, label_names, resources.stall_seconds)
 
 
-def _build(
-    given: Sequence[Plugin], label_names: tuple[str, ...], stall_seconds: float
-) -> str | None:
+def run_task(
+    resources: ResourcesConfig, task: Callable[..., T], *arguments: Any, end_process: bool = False
+) -> T:
+    """Run `task` as one Ray task with the CPUs and GPUs of a worker; raise its InputErrors.
+
+    end_process: free its memory after it. A process with a GPU is always ended, as it keeps the
+    GPU's memory; one without serves stages.
+    """
+    gpus = resources.gpus_per_worker
+    max_calls = 1 if gpus or end_process else 0
+    options = {"num_cpus": resources.cpus_per_worker, "num_gpus": gpus, "max_calls": max_calls}
     try:
-        with exit_on_stall(stall_seconds):
-            for plugin in given:
-                names = [label_names] if plugin.plugin_type == "generator" else []
-                plugins.build(plugin.plugin_type, plugin.kind, plugin.options, *names)
-                note_progress()
-    except InputError as error:
-        return str(error)
-    return None
+        result: T = ray.get(ray.remote(**options)(task).remote(*arguments))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise
+    return result
+
+
+def _build(given: Sequence[Plugin], label_names: tuple[str, ...], stall_seconds: float) -> None:
+    with exit_on_stall(stall_seconds):
+        for plugin in given:
+            names = [label_names] if plugin.plugin_type == "generator" else []
+            plugins.build(plugin.plugin_type, plugin.kind, plugin.options, *names)
+            note_progress()
 
 
 def count_blocks(num_parts: int, workers: int) -> int:

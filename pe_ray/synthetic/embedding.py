@@ -1,8 +1,7 @@
 """Embed a population, with lookahead: the mean embedding of k variations of each sample.
 
-Lookahead variations are made and embedded in the same worker, and their images never leave it. A
-part is embedded by the worker that makes it, while its images are in memory. What is missing, after
-a crash or where the next iteration has another generator, is embedded from the files.
+A part is embedded by the worker that makes it, while its images are in memory. What is missing,
+after a crash or where the next iteration has another generator, is embedded from the files.
 """
 
 from __future__ import annotations
@@ -60,8 +59,24 @@ class Embedding:
 
     def parts(self) -> list[EmbeddingPart]:
         """Make the parts that are missing and return all, in id order."""
-        _make_embedding(self)
-        directory = self.run.directory.embedding(self.iteration)
+        run, iteration, config = self.run, self.iteration, self.run.config
+        directory, kept = run.directory.embedding(iteration), run.directory.lookahead(iteration)
+        row_bytes, rows_per_part = config.image_shape.num_bytes, config.output.rows_per_part
+        ranges = divide_rows(self.layout.num_samples, row_bytes, rows_per_part)
+        requests: list[Request] = [{"start": start, "stop": stop} for start, stop in ranges]
+        stage = Stage(
+            name=f"embedding {iteration}",
+            directory=directory,
+            suffix="npy",
+            requests=requests,
+            worker=partial(EmbeddingWorker, run, iteration, self.population.directory),
+        )
+        run_stage(stage, config.resources)
+        if config.votes.reuse_lookahead and read_manifest(kept) is None:
+            count = config.votes.lookahead
+            found = find_parts(kept, [(a * count, b * count) for a, b in ranges], "parquet")
+            assert None not in found, "an embedded part has its draws"
+            commit(kept, [part for part in found if part is not None], {})
         return [(directory / part.file, part.start, part.stop) for part in list_parts(directory)]
 
     def discard(self) -> None:
@@ -74,9 +89,8 @@ class Embedding:
         manifest = read_manifest(directory)
         if manifest is not None:
             kept = {name: manifest[name] for name in ("num_rows", "rows_made", "seconds")}
-            atomic_write(
-                self.run.directory.embedding_time(self.iteration), json.dumps(kept).encode()
-            )
+            file = self.run.directory.embedding_time(self.iteration)
+            atomic_write(file, json.dumps(kept).encode())
         delete_tree(directory)
 
 
@@ -94,18 +108,14 @@ class EmbeddingWorker(PartWorker):
     """Makes parts of the embedding for the votes of `iteration`."""
 
     def __init__(self, run: Run, iteration: int, population: Location) -> None:
-        self._run = run
-        self._population = population
-        self._iteration = iteration
+        self._run, self._iteration, self._population = run, iteration, population
         embedder = run.embedder
         self._embedder: Embedder = build("embedder", embedder.kind, embedder.options)
-        config = run.config
-        self._plugin = config.generator_at(iteration)
-        self._generator = (
-            BatchedGenerator(self._plugin, run.labels, config.resources.batch_size)
-            if config.votes.lookahead
-            else None
-        )
+        self._plugin = run.config.generator_at(iteration)
+        self._generator: BatchedGenerator | None = None
+        if run.config.votes.lookahead:
+            batch_size = run.config.resources.batch_size
+            self._generator = BatchedGenerator(self._plugin, run.labels, batch_size)
 
     def make(self, request: Mapping[str, Any]) -> Part:
         start, stop = request["start"], request["stop"]
@@ -148,12 +158,10 @@ class EmbeddingWorker(PartWorker):
 
 def _by_sample(draws: list[Rows], ids: NDArray[np.int64]) -> Rows:
     """Return draws [k] of rows [n] as rows [n * k]: the k draws of a sample follow each other."""
-    merged = {
-        name: np.stack([draw[name] for draw in draws], axis=1).reshape(
-            -1, *draws[0][name].shape[1:]
-        )
-        for name in draws[0]
-    }
+    merged = {}
+    for name, first in draws[0].items():
+        values = np.stack([draw[name] for draw in draws], axis=1)
+        merged[name] = values.reshape(-1, *first.shape[1:])
     parents = ids.repeat(len(draws))
     copies = np.tile(np.arange(len(draws)), len(ids))
     return merged | {"id": parents * len(draws) + copies, "parent": parents}
@@ -168,23 +176,3 @@ def embed_while_varying(run: Run, iteration: int) -> Callable[[], EmbeddingWorke
     if run.config.votes.lookahead and before != after:
         return None
     return partial(EmbeddingWorker, run, iteration, run.directory.population(iteration - 1))
-
-
-def _make_embedding(embedding: Embedding) -> None:
-    run, iteration, population = embedding.run, embedding.iteration, embedding.population
-    config, row_bytes = run.config, run.config.image_shape.num_bytes
-    ranges = divide_rows(population.layout.num_samples, row_bytes, config.output.rows_per_part)
-    requests: list[Request] = [{"start": start, "stop": stop} for start, stop in ranges]
-    stage = Stage(
-        name=f"embedding {iteration}",
-        directory=run.directory.embedding(iteration),
-        suffix="npy",
-        requests=requests,
-        worker=partial(EmbeddingWorker, run, iteration, population.directory),
-    )
-    run_stage(stage, config.resources)
-    kept, count = run.directory.lookahead(iteration), config.votes.lookahead
-    if config.votes.reuse_lookahead and read_manifest(kept) is None:
-        found = find_parts(kept, [(a * count, b * count) for a, b in ranges], "parquet")
-        assert None not in found, "an embedded part has its draws"
-        commit(kept, [part for part in found if part is not None], {})

@@ -49,7 +49,7 @@ def test_a_run_that_is_finished_stopped_and_running(
     assert "stopped     population 2 34 of 40 rows" in text
     assert "continue" in text
     with claim_directory(config):
-        assert read_status(run).state == "running"
+        assert read_status(run)["state"] == "running"
     # As before the second release: status says only that the votes come next.
     with sqlite3.connect(run / "ledger.sqlite") as database:
         database.execute("DELETE FROM releases WHERE key = 'votes/0002'")

@@ -106,7 +106,9 @@ def test_rows_made_before_are_kept() -> None:
 
 def test_a_single_image_too_large_is_the_users_to_mend() -> None:
     generator, _ = batched(4, limit=0)
-    with pytest.raises(InputError, match=r"resources\.batch_size: out of memory with a single 2x3"):
+    with pytest.raises(
+        InputError, match=r"resources\.batch_size: out of memory with a single image"
+    ):
         generator.random(LABELS, SEEDS)
 
 
