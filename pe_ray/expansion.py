@@ -13,7 +13,6 @@ from pe_ray.config.extras import require_extras
 from pe_ray.config.places import lies_in
 from pe_ray.errors import InputError
 from pe_ray.files.image_batches import evenly_spaced
-from pe_ray.files.parts import divide_rows
 from pe_ray.files.storage import (
     PROBE,
     Location,
@@ -70,8 +69,8 @@ def expand(
     row_bytes = _measure_row(run, population, form)
     _claim(directory, {"run": config.fingerprint, "num_samples": num_samples, "format": form})
     num_rows = population.layout.num_samples if num_samples is None else num_samples
-    parts = divide_rows(num_rows, config.image_shape.num_bytes, config.output.rows_per_part)
-    require_disk(directory, num_rows * row_bytes + len(parts) * _BLOCK_BYTES, "--output")
+    needed = num_rows * row_bytes + len(run.divide(num_rows)) * _BLOCK_BYTES
+    require_disk(directory, needed, "--output")
     with connect_to_ray(config.resources):
         export(run, population, directory, num_variations=num_samples, form=form)
     return directory

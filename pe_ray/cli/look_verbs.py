@@ -67,7 +67,16 @@ def _ledger(options: argparse.Namespace) -> None:
     from pe_ray.runtime.run_directory import find_ledger
 
     ledger = Ledger.open(find_ledger(options.run))
-    budget, spent, entries = ledger.budget, ledger.spent(), ledger.entries()
+    budget, spent = ledger.budget, ledger.spent()
+    releases = [
+        {
+            **release_as_tree(entry.release),
+            "state": entry.state,
+            "reserved_at": entry.reserved_at,
+            "committed_at": entry.committed_at,
+        }
+        for entry in ledger.entries()
+    ]
     if options.json:
         print_json(
             {
@@ -76,25 +85,16 @@ def _ledger(options: argparse.Namespace) -> None:
                 "unit": budget.unit,
                 "budget_epsilon": budget.epsilon,
                 "accounting": ledger.accounting,
-                "releases": [
-                    {
-                        **release_as_tree(entry.release),
-                        "state": entry.state,
-                        "reserved_at": entry.reserved_at,
-                        "committed_at": entry.committed_at,
-                    }
-                    for entry in entries
-                ],
+                "releases": releases,
             }
         )
         return
     print(f"spent       {state_claim(spent, budget.delta, budget.unit)}")
     print(f"budget      epsilon {budget.epsilon:g}")
     print(f"accounting  {ledger.accounting}")
-    width = max([12, *(len(entry.release.key) + 2 for entry in entries)])
-    for entry in entries:
-        release = entry.release
+    for release in releases:
         print(
-            f"{release.key:<{width}}sigma {release.sigma:g}, sensitivity {release.sensitivity:g}, "
-            f"{entry.state} {entry.committed_at or entry.reserved_at}"
+            "{key:<12}sigma {sigma:g}, sensitivity {sensitivity:g}, {state} {reserved_at}".format(
+                **release
+            )
         )

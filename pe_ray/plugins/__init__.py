@@ -8,15 +8,7 @@ package may give it a short name with an entry point (docs/architecture.md lists
 
 from pe_ray.plugins.options import EmbedderOptions, GeneratorOptions, Options
 from pe_ray.plugins.protocols import Denoiser, Embedder, Generator, Images, Metric, Rows, Statistic
-from pe_ray.plugins.registry import (
-    PluginType,
-    build,
-    built_in,
-    group_of,
-    load,
-    options_of,
-    registered,
-)
+from pe_ray.plugins.registry import PluginType, build, group_of, load, options_of, registered
 
 __all__ = [
     "Denoiser",
@@ -31,7 +23,6 @@ __all__ = [
     "Rows",
     "Statistic",
     "build",
-    "built_in",
     "group_of",
     "load",
     "options_of",

@@ -1,4 +1,7 @@
-"""Embed a population, with lookahead: the mean embedding of k variations of each sample.
+"""Embed a population: each sample, or with lookahead the mean of k variations of each.
+
+With votes.reuse_lookahead these variations stay on disk, laid out like a population: row i k + j is
+the j-th of sample i.
 
 A part is embedded by the worker that makes it, while its images are in memory. What is missing,
 after a crash or where the next iteration has another generator, is embedded from the files.
@@ -19,7 +22,6 @@ from numpy.typing import NDArray
 from pe_ray.files.parts import (
     Part,
     commit,
-    divide_rows,
     find_parts,
     list_parts,
     read_manifest,
@@ -29,7 +31,7 @@ from pe_ray.files.storage import Location, atomic_write, delete_tree
 from pe_ray.plugins import Embedder, Rows, build
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.run import Run
-from pe_ray.runtime.stages import PartWorker, Request, Stage, run_stage
+from pe_ray.runtime.stages import PartWorker, Stage, run_stage
 from pe_ray.synthetic.batching import BatchedGenerator
 from pe_ray.synthetic.embedding_files import EmbeddingPart
 from pe_ray.synthetic.population import Population
@@ -59,22 +61,20 @@ class Embedding:
 
     def parts(self) -> list[EmbeddingPart]:
         """Make the parts that are missing and return all, in id order."""
-        run, iteration, config = self.run, self.iteration, self.run.config
+        run, iteration, votes = self.run, self.iteration, self.run.config.votes
         directory, kept = run.directory.embedding(iteration), run.directory.lookahead(iteration)
-        row_bytes, rows_per_part = config.image_shape.num_bytes, config.output.rows_per_part
-        ranges = divide_rows(self.layout.num_samples, row_bytes, rows_per_part)
-        requests: list[Request] = [{"start": start, "stop": stop} for start, stop in ranges]
         stage = Stage(
             name=f"embedding {iteration}",
             directory=directory,
             suffix="npy",
-            requests=requests,
+            requests=run.divide(self.layout.num_samples),
             worker=partial(EmbeddingWorker, run, iteration, self.population.directory),
         )
-        run_stage(stage, config.resources)
-        if config.votes.reuse_lookahead and read_manifest(kept) is None:
-            count = config.votes.lookahead
-            found = find_parts(kept, [(a * count, b * count) for a, b in ranges], "parquet")
+        run_stage(stage, run.config.resources)
+        if votes.reuse_lookahead and read_manifest(kept) is None:
+            count = votes.lookahead
+            ranges = [(part["start"] * count, part["stop"] * count) for part in stage.requests]
+            found = find_parts(kept, ranges, "parquet")
             assert None not in found, "an embedded part has its draws"
             commit(kept, [part for part in found if part is not None], {})
         return [(directory / part.file, part.start, part.stop) for part in list_parts(directory)]
@@ -95,12 +95,7 @@ class Embedding:
 
 
 def embed(run: Run, population: Population) -> Embedding:
-    """Describe the embedding of S_(t-1) that the records vote by (Algorithm 2, line 3).
-
-    With lookahead it is the mean of k variations of each sample (Lin et al. 2024, section 4). With
-    votes.reuse_lookahead these draws stay on disk, laid out like a population: row i k + j is draw
-    j of sample i.
-    """
+    """Describe the embedding of S_(t-1) that the records vote by (Algorithm 2, line 3)."""
     return Embedding(run=run, population=population)
 
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_ray.files.parts import Part, divide_rows, write_part
+from pe_ray.files.parts import Part, write_part
 from pe_ray.files.storage import Location
 from pe_ray.plugins import load
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.run import Run
-from pe_ray.runtime.stages import PartWorker, Request, Stage, run_stage
+from pe_ray.runtime.stages import PartWorker, Stage, run_stage
 from pe_ray.synthetic.batching import BatchedGenerator
 from pe_ray.synthetic.export_formats import ExportFormat, LabelledImages
 from pe_ray.synthetic.population import Population
@@ -38,19 +38,16 @@ def export(
 
     form: name of an export format. A run's teacher labels the images.
     """
-    config = run.config
     num_rows = population.layout.num_samples if num_variations is None else num_variations
-    ranges = divide_rows(num_rows, config.image_shape.num_bytes, config.output.rows_per_part)
-    requests: list[Request] = [{"start": start, "stop": stop} for start, stop in ranges]
     stage = Stage(
         name="final set" if num_variations is None else "expansion",
         directory=directory,
         suffix=load_format(form).suffix,
-        requests=requests,
+        requests=run.divide(num_rows),
         worker=partial(ExportWorker, run, population, directory, num_variations, form),
-        manifest={"fingerprint": config.fingerprint, "labels": list(run.labels)},
+        manifest={"fingerprint": run.config.fingerprint, "labels": list(run.labels)},
     )
-    run_stage(stage, config.resources)
+    run_stage(stage, run.config.resources)
 
 
 def load_format(form: str) -> type[ExportFormat]:
