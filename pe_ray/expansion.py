@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.config.extras import require_extras
 from pe_ray.config.places import lies_in
 from pe_ray.errors import InputError
-from pe_ray.files.image_batches import evenly_spaced
 from pe_ray.files.storage import (
     PROBE,
     Location,
@@ -22,18 +19,14 @@ from pe_ray.files.storage import (
     require_writable,
     resolve_place,
 )
-from pe_ray.run import Run, open_run
+from pe_ray.run import open_run
 from pe_ray.runtime.cluster import connect_to_ray
-from pe_ray.runtime.run_directory import others_cant_write, require_disk
-from pe_ray.synthetic.export import encode_png, export, load_format
-from pe_ray.synthetic.export_formats import LabelledImages
-from pe_ray.synthetic.population import Population, final_population
-from pe_ray.synthetic.population_files import read_population
+from pe_ray.runtime.run_directory import others_cant_write
+from pe_ray.synthetic.export import export, load_format
+from pe_ray.synthetic.population import final_population
 from pe_ray.synthetic.teacher import load_teacher
 
 _NOTE = ".expansion.json"
-_BLOCK_BYTES = 4096  # disks are given out in blocks of this size
-_PROBED_IMAGES = 64
 
 
 @others_cant_write()
@@ -49,7 +42,7 @@ def expand(
     Every sample of S_T gets as many, but for the last |S_T| rows at most, whose samples are evenly
     spaced. None for num_samples writes the final population itself.
     form: parquet; webdataset (tar shards); or folder (an image folder per label). Raises InputError
-    where the run is not finished, the output folder holds something else or the disk is too small.
+    where the run is not finished or the output folder holds something else.
     """
     if num_samples is not None and num_samples < 1:
         raise InputError("--num-samples: must be at least 1")
@@ -66,11 +59,8 @@ def expand(
             "give a folder elsewhere"
         )
     require_writable(directory, "--output")
-    row_bytes = _measure_row(run, population, form)
+    load_format(form)
     _claim(directory, {"run": config.fingerprint, "num_samples": num_samples, "format": form})
-    num_rows = population.layout.num_samples if num_samples is None else num_samples
-    needed = num_rows * row_bytes + len(run.divide(num_rows)) * _BLOCK_BYTES
-    require_disk(directory, needed, "--output")
     with connect_to_ray(config.resources):
         export(run, population, directory, num_variations=num_samples, form=form)
     return directory
@@ -92,20 +82,3 @@ def _claim(directory: Location, request: dict[str, Any]) -> None:
         (directory / name).unlink(missing_ok=True)
     if _NOTE not in held:
         atomic_write(note, json.dumps(request).encode())
-
-
-def _measure_row(run: Run, population: Population, form: str) -> int:
-    """Return the bytes on disk that an image takes, from some that are written elsewhere."""
-    ids = evenly_spaced(population.layout.num_samples, _PROBED_IMAGES)
-    options = run.config.generator_at(population.iteration).options
-    rows = read_population(population.directory, ids, options)
-    pngs = [encode_png(image) for image in rows["image"]]
-    images = LabelledImages(first=0, pngs=pngs, labels=rows["label"], names=run.labels)
-    with TemporaryDirectory() as folder:
-        try:
-            content = load_format(form).write(Path(folder), images)
-        except OSError as error:
-            raise InputError(f"--format: can't write {form} ({error.strerror})") from None
-        files = [file for file in Path(folder).rglob("*") if file.is_file()]
-        blocks = sum(-(-file.stat().st_size // _BLOCK_BYTES) for file in files)
-    return (len(content) + blocks * _BLOCK_BYTES) // len(pngs)

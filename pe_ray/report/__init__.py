@@ -15,8 +15,8 @@ def write_report(path: str | Location) -> Location:
 
     A run in progress has a report too: its page says how far the run is.
 
-    Guarantee: reads the configuration, the ledger's releases, populations and the times of
-    synthetic stages, all of which are covered by the ledger's (epsilon, delta).
+    Guarantee: reads the configuration, the ledger's releases and populations, all of which are
+    covered by the ledger's (epsilon, delta).
     """
     from pe_ray.report.facts import gather
     from pe_ray.report.page import render_run

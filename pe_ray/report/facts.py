@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -95,20 +93,3 @@ def compute_privacy_curve(facts: Facts) -> list[tuple[float, float]]:
     deltas = {facts.budget.delta, *(10.0**-exponent for exponent in range(1, 13))}
     curve = [(delta, facts.ledger.spent(delta)) for delta in sorted(deltas, reverse=True)]
     return [(delta, epsilon) for delta, epsilon in curve if math.isfinite(epsilon)]
-
-
-def list_stage_times(facts: Facts) -> list[dict[str, Any]]:
-    """Return the stages that made or embedded samples, in order; votes are never among them.
-
-    Each has a name, the rows made by the start that completed it, and that start's seconds. An
-    embedding made by the workers of a population is not listed, as its time is in the population's.
-    """
-    run, found = facts.run, []
-    for iteration in range(len(facts.layouts)):
-        embedding = run.embedding_time(iteration)
-        if embedding.exists():
-            found.append({"name": f"embedding {iteration}", **json.loads(embedding.read_bytes())})
-        made = read_manifest(run.population(iteration)) or {}
-        found.append({"name": f"population {iteration}", **made})
-    found.append({"name": "final set", **(read_manifest(run.synthetic) or {})})
-    return [stage for stage in found if stage.get("rows_made")]

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pe_ray.release.releases import LABEL_COUNTS
-from pe_ray.report.facts import Facts, compute_privacy_curve, list_stage_times
+from pe_ray.report.facts import Facts, compute_privacy_curve
 from pe_ray.report.samples import (
     LABELS_SHOWN,
     PIXEL_ART,
@@ -25,7 +25,7 @@ from pe_ray.report.samples import (
     pick_evenly,
 )
 from pe_ray.report.score_tables import Row, list_metrics
-from pe_ray.synthetic.export import encode_png, to_pillow
+from pe_ray.synthetic.export import to_pillow
 from pe_ray.synthetic.population import fractions_of
 
 _VOTE_CHARTS = ("survivors", "effective_parents", "top_tenth_share")
@@ -65,17 +65,20 @@ def _tile(images: Sequence[Image], columns: int) -> dict[str, Any]:
     """Join images; return the data, the size in pixels and whether pixels stay hard."""
     joined = join_images([images[i : i + columns] for i in range(0, len(images), columns)])
     side = max(images[0].shape[:2])
+    small = side <= PIXEL_ART
     zoom = max(1, (28 if columns == 2 else 56) // side)
-    size = {"width": joined.shape[1] * zoom, "height": joined.shape[0] * zoom}
-    if side <= PIXEL_ART:
-        return {**size, "uri": _encode_uri("png", encode_png(joined)), "hard": True}
     sink = io.BytesIO()
-    to_pillow(joined).save(sink, format="JPEG", quality=85)
-    return {**size, "uri": _encode_uri("jpeg", sink.getvalue()), "hard": False}
+    to_pillow(joined).save(sink, format="WEBP", lossless=small, quality=85)
+    return {
+        "uri": _encode_uri("webp", sink),
+        "width": joined.shape[1] * zoom,
+        "height": joined.shape[0] * zoom,
+        "hard": small,
+    }
 
 
-def _encode_uri(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+def _encode_uri(kind: str, content: io.BytesIO) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def draw_chart(points: Sequence[tuple[float, float]], x_label: str, y_label: str) -> Markup:
@@ -95,7 +98,7 @@ def draw_chart(points: Sequence[tuple[float, float]], x_label: str, y_label: str
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         sink = io.BytesIO()
         figure.savefig(sink, format="svg", metadata={"Date": None})
-    uri = _encode_uri("svg+xml", sink.getvalue())
+    uri = _encode_uri("svg+xml", sink)
     return Markup('<img class="chart" src="{}" alt="{} by {}">').format(uri, y_label, x_label)
 
 
@@ -129,5 +132,4 @@ def render_run(facts: Facts, samples: Samples, rows: Sequence[Row]) -> str:
         vote_charts=[_draw_by_iteration(voted, name) for name in _VOTE_CHARTS if voted],
         metrics=metrics,
         metric_charts=[_draw_by_iteration(rows, name) for name in metrics],
-        times=list_stage_times(facts),
     )

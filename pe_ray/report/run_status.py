@@ -57,38 +57,26 @@ def _list_stages(facts: Facts) -> Iterator[Stage]:
         if release.kind != "votes":
             yield _describe(release.key, iteration, done)
             continue
-        before = sizes[iteration - 1]
         if iteration == 1:
-            yield _look_up("population", 0, run.population(0), before)
-        made = _look_up("population", iteration, run.population(iteration), sizes[iteration])
-        done = done or made["state"] == "done"  # the votes of a search's trial have other keys
-        if done:
-            yield _describe("embedding", iteration, done, before, before)
-        else:
-            yield _look_up("embedding", iteration, run.embedding(iteration), before)
-        yield _describe("votes", iteration, done)
-        yield made
-    yield _look_up("final_set", None, run.synthetic, sizes[-1])
+            yield _describe("population", 0, _count_rows(run.population(0), sizes[0]), sizes[0])
+        made, rows = _count_rows(run.population(iteration), sizes[iteration]), sizes[iteration]
+        # The votes of a search's trial, taken as its result, have other keys.
+        yield _describe("votes", iteration, done or made == rows)
+        yield _describe("population", iteration, made, rows)
+    yield _describe("final_set", None, _count_rows(run.synthetic, sizes[-1]), sizes[-1])
 
 
-def _look_up(stage: str, iteration: int | None, directory: Location, rows: int) -> Stage:
-    """Describe the stage that makes `rows` in `directory`; only a manifest completes it."""
-    done = read_manifest(directory) is not None
-    rows_done = rows if done else min(count_rows_found(directory), rows - 1)
-    return _describe(stage, iteration, done, rows, rows_done)
-
-
-def _describe(
-    stage: str,
-    iteration: int | None,
-    done: bool,
-    rows: int | None = None,
-    rows_done: int | None = None,
-) -> Stage:
+def _describe(stage: str, iteration: int | None, done: int, rows: int | None = None) -> Stage:
+    """Describe a stage with `done` of its `rows`; without rows, a release that is done or not."""
     return {
         "stage": stage,
         "iteration": iteration,
-        "state": "done" if done else "waiting",
+        "state": "done" if done == (1 if rows is None else rows) else "waiting",
         "rows": rows,
-        "rows_done": rows_done,
+        "rows_done": None if rows is None else done,
     }
+
+
+def _count_rows(directory: Location, rows: int) -> int:
+    """Return the rows made; all `rows` only where the manifest completes the stage."""
+    return rows if read_manifest(directory) else min(count_rows_found(directory), rows - 1)

@@ -1,14 +1,14 @@
-"""Call a generator in batches that fit into memory."""
+"""Call the generator of an iteration in batches that fit into memory."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_ray.config.kinds import Plugin
+from pe_ray.config import Config
 from pe_ray.errors import InputError
 from pe_ray.plugins import Generator, GeneratorOptions, Rows, build
 from pe_ray.plugins.seeds import Seeds
@@ -23,12 +23,11 @@ class BatchedGenerator:
     don't depend on their batch, so this changes them by a network's rounding at most.
     """
 
-    def __init__(self, plugin: Plugin, label_names: Sequence[str], batch_size: int) -> None:
+    def __init__(self, config: Config, iteration: int) -> None:
+        plugin, labels = config.generator_at(iteration), config.private.labels
         self.options: GeneratorOptions = plugin.options
-        self._generator: Generator = build(
-            "generator", plugin.kind, plugin.options, tuple(label_names)
-        )
-        self._batch_size = batch_size
+        self._generator: Generator = build("generator", plugin.kind, plugin.options, labels)
+        self._batch_size = config.resources.batch_size
 
     def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:
         """Draw rows with `label`, one for each of `labels` [n]."""

@@ -106,16 +106,15 @@ class EmbeddingWorker(PartWorker):
         self._run, self._iteration, self._population = run, iteration, population
         embedder = run.embedder
         self._embedder: Embedder = build("embedder", embedder.kind, embedder.options)
-        self._plugin = run.config.generator_at(iteration)
+        self._options = run.config.generator_at(iteration).options
         self._generator: BatchedGenerator | None = None
         if run.config.votes.lookahead:
-            batch_size = run.config.resources.batch_size
-            self._generator = BatchedGenerator(self._plugin, run.labels, batch_size)
+            self._generator = BatchedGenerator(run.config, iteration)
 
     def make(self, request: Mapping[str, Any]) -> Part:
         start, stop = request["start"], request["stop"]
         ids = np.arange(start, stop, dtype=np.int64)
-        rows = read_population(self._population, ids, self._plugin.options)
+        rows = read_population(self._population, ids, self._options)
         return self.write(rows, start, stop)
 
     def write(self, rows: Rows, start: int, stop: int) -> Part:
@@ -126,7 +125,7 @@ class EmbeddingWorker(PartWorker):
             raise ValueError("embedder made non-finite values of synthetic images")
         directory = self._run.directory
         if draws:  # first, so that a finished part has its draws
-            content = population_part(_by_sample(draws, ids), self._plugin.options)
+            content = population_part(_by_sample(draws, ids), self._options)
             count = len(draws)
             lookahead = directory.lookahead(self._iteration)
             write_part(lookahead, start * count, stop * count, "parquet", content)
@@ -163,9 +162,9 @@ def _by_sample(draws: list[Rows], ids: NDArray[np.int64]) -> Rows:
 
 
 def embed_while_varying(run: Run, iteration: int) -> Callable[[], EmbeddingWorker] | None:
-    """Return what embeds S_(iteration-1) for the votes of `iteration` in the workers that make it.
+    """Return the maker of a worker that embeds S_(iteration-1) while it is made.
 
-    None where these hold another generator than the lookahead needs.
+    None where the workers that make it hold another generator than the lookahead needs.
     """
     before, after = run.config.generator_at(iteration - 1), run.config.generator_at(iteration)
     if run.config.votes.lookahead and before != after:

@@ -70,11 +70,10 @@ class ExportWorker(PartWorker):
         self._run, self._population, self._directory = run, population, directory
         self._num_variations = num_variations
         self._format = load_format(form)
-        self._plugin = run.config.generator_at(population.iteration)
+        self._options = run.config.generator_at(population.iteration).options
         self._generator: BatchedGenerator | None = None
         if num_variations is not None:
-            batch_size = run.config.resources.batch_size
-            self._generator = BatchedGenerator(self._plugin, run.labels, batch_size)
+            self._generator = BatchedGenerator(run.config, population.iteration)
         self._teacher = load_teacher(run)
 
     def make(self, request: Mapping[str, Any]) -> Part:
@@ -83,7 +82,7 @@ class ExportWorker(PartWorker):
         ids = parents = np.arange(start, stop, dtype=np.int64)
         if self._num_variations is not None:
             parents = assign_parents(ids, self._num_variations, population.layout.num_samples)
-        rows = read_population(population.directory, parents, self._plugin.options)
+        rows = read_population(population.directory, parents, self._options)
         if self._generator is not None:
             seeds = row_seeds(schedule.seed, "expansion", population.iteration, ids)
             rows = self._generator.vary(rows, schedule.degree_list[-1], seeds)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pe_ray.files.storage import Location, sync, write_many
+from pe_ray.files.storage import Location, io_errors_as_input_errors, sync, write_many
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +97,9 @@ class ImageFolder:
         for label in np.unique(images.labels):
             rows = np.flatnonzero(images.labels == label).tolist()
             files = [(f"{images.first + row:010d}.png", images.pngs[row]) for row in rows]
-            write_many(directory / folder_name(images.names[label]), files)
+            folder = directory / folder_name(images.names[label])
+            with io_errors_as_input_errors("--format", folder):  # a label may be too long a name
+                write_many(folder, files)
         sync(directory)  # before there is a marker
         return f"{len(images.pngs)} images\n".encode()
 

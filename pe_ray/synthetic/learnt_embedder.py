@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import time
 
 import numpy as np
 
@@ -41,9 +40,7 @@ def prepare_run(config: Config, directory: RunDirectory) -> Run:
         file = directory.path / FEATURES / f"{_name(config)}.npz"
         if not file.exists():
             logger.info("learning the embedder from %d random images", options.num_images)
-            started = time.monotonic()
             run_task(config.resources, _learn, file, config, options, end_process=True)
-            logger.info("learning the embedder: done in %.1f s", time.monotonic() - started)
         learnt = LearntFeaturesOptions(file=str(file), num_features=options.features)
         embedder = Plugin(plugin_type="embedder", kind=label_features.KIND, options=learnt)
     return Run(config=config, directory=directory, embedder=embedder)
@@ -63,7 +60,7 @@ def _name(config: Config) -> str:
 
 def _learn(file: Location, config: Config, options: LabelFeaturesOptions) -> None:
     """Draw images, train the features on their labels and write them to `file`."""
-    names, num, seed = config.private.labels, options.num_images, config.schedule.seed
+    num, seed = options.num_images, config.schedule.seed
     drawn = config.image_shape
     shape = ImageShape(
         height=min(drawn.height, options.size),
@@ -71,9 +68,9 @@ def _learn(file: Location, config: Config, options: LabelFeaturesOptions) -> Non
         channels=drawn.channels,
     )
     images = np.empty((num, shape.height, shape.width, shape.channels), dtype=np.uint8)
-    labels = (np.arange(num) % len(names)).astype(np.int32)
+    labels = (np.arange(num) % len(config.private.labels)).astype(np.int32)
     with exit_on_stall(config.resources.stall_seconds):
-        generator = BatchedGenerator(config.generator_at(0), names, config.resources.batch_size)
+        generator = BatchedGenerator(config, 0)
         for start in range(0, num, _CHUNK):
             ids = np.arange(start, min(start + _CHUNK, num), dtype=np.int64)
             made = generator.random(labels[ids], row_seeds(seed, "features", 0, ids))["image"]

@@ -31,8 +31,7 @@ from pe_ray.values import LabelLayout
 def check_generators(config: Config) -> None:
     """Build the generators that would first be built after something was released.
 
-    They are built where they will run; InputError where one can't be built. So nothing is spent on
-    a run that can't go on.
+    InputError where one can't be built, so that nothing is spent on a run that can't go on.
     """
     early = None if config.privacy.label_fractions == "dp" else config.generator_at(0)
     made = (config.generator_at(t) for t in range(config.schedule.iterations + 1))
@@ -112,8 +111,7 @@ class PopulationWorker(PartWorker):
         self._run, self._iteration = run, iteration
         kept = run.directory.lookahead(iteration)
         self._kept = kept if iteration and read_manifest(kept) else None
-        plugin, batch_size = run.config.generator_at(iteration), run.config.resources.batch_size
-        self._generator = BatchedGenerator(plugin, run.labels, batch_size)
+        self._generator = BatchedGenerator(run.config, iteration)
         self._embedder = embedder() if embedder else None
 
     def make(self, request: Mapping[str, Any]) -> Part:

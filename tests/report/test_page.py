@@ -21,7 +21,7 @@ from pe_ray.files.parts import MANIFEST, list_parts, read_manifest
 from pe_ray.release.accounting import epsilon_of
 from pe_ray.release.ledger import Ledger
 from pe_ray.report import write_report
-from pe_ray.report.facts import compute_privacy_curve, gather, list_stage_times
+from pe_ray.report.facts import compute_privacy_curve, gather
 from pe_ray.report.page import draw_chart, render_run
 from pe_ray.report.score_tables import list_scores
 from pe_ray.runtime.run_directory import on_disk
@@ -148,11 +148,7 @@ def test_equal_charts_are_equal_bytes_and_change_no_setting() -> None:
     assert dict(matplotlib.rcParams) == before
 
 
-def test_times_are_those_of_synthetic_stages(finished: Path) -> None:
-    times = list_stage_times(gather(finished))
-    made = [f"population {iteration}" for iteration in range(4)]  # which embed what they make
-    assert [time["name"] for time in times] == [*made, "final set"]
-    assert all(time["rows_made"] == 60 and time["seconds"] > 0 for time in times)
+def test_only_synthetic_stages_are_timed(finished: Path) -> None:
     for iteration in (1, 2, 3):  # nothing else is kept: no time of votes or of private records
         kept = json.loads(on_disk(finished).embedding_time(iteration).read_text())
         assert set(kept) == {"num_rows", "rows_made", "seconds"}
@@ -171,8 +167,6 @@ def test_only_rows_of_the_last_start_are_timed(copied: Callable[[str], Path]) ->
     evolve(Config.from_dict(tree))
     manifest = read_manifest(run / "synthetic") or {}
     assert manifest["rows_made"] == lost.stop - lost.start == 17
-    final = list_stage_times(gather(run))[-1]
-    assert (final["num_rows"], final["rows_made"]) == (60, 17)
 
 
 def _rebind(run: Path, config: Config) -> None:

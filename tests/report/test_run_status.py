@@ -57,7 +57,7 @@ def test_a_run_that_is_finished_stopped_and_running(
     assert seen["left"]["releases"] == 1
     assert seen["spent"]["epsilon"] < 0.9
     assert [(s["stage"], s["iteration"]) for s in seen["stages"] if s["state"] == "stopped"] == [
-        ("embedding", 2)
+        ("votes", 2)
     ]
     (votes,) = [s for s in seen["stages"] if s["stage"] == "votes" and s["iteration"] == 2]
     assert votes["rows"] is votes["rows_done"] is None
