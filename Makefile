@@ -27,7 +27,7 @@ demo: $(BASE)
 	$(BIN)/pe-ray run pipelines/digits.yaml
 
 test: install
-	$(PYTEST) --dist loadfile -m "not slow"
+	$(PYTEST) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 # The slow ones apart: they start and kill whole programs with their own Ray.
 test-all: test

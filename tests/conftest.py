@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -22,6 +23,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # The tests' own plugins (faulty.py), for workers too.
 _PATHS = [str(REPOSITORY / "tests" / "support"), os.environ.get("PYTHONPATH", "")]
 os.environ["PYTHONPATH"] = os.pathsep.join(path for path in _PATHS if path)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with files of few tests, which hold the longest ones: what comes last is short, so that
+    no process waits for another at the end (pytest-xdist itself would begin with many tests)."""
+    num_tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: num_tests[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -86,6 +95,13 @@ def tree(tmp_path: Path) -> dict[str, Any]:
         "resources": {"num_cpus": 2, "workers": 1},
         "output": {"path": str(tmp_path / "run"), "rows_per_part": 17},
     }
+
+
+@pytest.fixture
+def short(tree: dict[str, Any]) -> dict[str, Any]:
+    """The small run with one iteration, where a second one shows nothing further."""
+    tree["schedule"] |= {"iterations": 1, "degrees": 0.5}
+    return tree
 
 
 @pytest.fixture(scope="session")

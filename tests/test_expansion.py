@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from pe_ray import Config, InputError, evolve, expand
-from pe_ray.files.parts import read_manifest
+from pe_ray.files.parts import MANIFEST, list_parts, read_manifest
 from pe_ray.files.storage import PROBE, name_left_aside
 
 
@@ -96,11 +97,42 @@ def test_a_label_too_long_for_a_folders_name_is_named(finished: Path, tmp_path: 
         expand(run, None, tmp_path / "shards", form="webdataset")
 
 
-def test_a_format_of_another_package_is_written(
-    ray_session: None, tree: dict[str, Any], tmp_path: Path
-) -> None:
-    output = expand(evolve(Config.from_dict(tree)), None, tmp_path / "lines", form="outside:Lines")
+def test_it_continues_and_covers_all_parents(finished: Path, tmp_path: Path) -> None:
+    whole = expand(finished, 100, tmp_path / "whole")
+    torn = expand(finished, 100, tmp_path / "torn")
+    (torn / list_parts(torn)[2].file).unlink()
+    expand(finished, 100, torn)
+    for part in list_parts(whole):
+        assert (whole / part.file).read_bytes() == (torn / part.file).read_bytes()
+    labels = pq.read_table(whole, partitioning=None).column("label").to_pylist()
+    assert sorted(set(labels)) == list(range(10))
+    with pytest.raises(InputError, match="another expansion"):
+        expand(finished, 101, torn)
+
+
+@pytest.mark.parametrize("form", ["webdataset", "folder"])
+def test_a_torn_export_is_mended(finished: Path, tmp_path: Path, form: str) -> None:
+    output = expand(finished, None, tmp_path / "set", form=form)
+
+    def content() -> dict[str, bytes]:
+        files = (file for file in output.rglob("*") if file.is_file())
+        named = {str(file.relative_to(output)): file.read_bytes() for file in files}
+        return {name: held for name, held in named.items() if name != MANIFEST}  # holds times
+
+    whole = content()
+    part = list_parts(output)[1]
+    (output / part.file).unlink()
+    if form == "folder":
+        assert len([name for name in whole if name.endswith(".png")]) == 40
+        torn = next(output.rglob(f"{part.start:010d}.png"))
+        torn.write_bytes(torn.read_bytes()[:30])
+    expand(finished, None, output, form=form)
+    assert content() == whole
+
+
+def test_a_format_of_another_package_is_written(finished: Path, tmp_path: Path) -> None:
+    output = expand(finished, None, tmp_path / "lines", form="outside:Lines")
     text = "".join(file.read_text() for file in sorted(Path(output).glob("part-*.txt")))
     assert text.splitlines()[:5] == ["0 0", "1 0", "2 0", "3 0", "4 1"]
     with pytest.raises(InputError, match="csv"):
-        expand(tree["output"]["path"], None, tmp_path / "other", form="csv")
+        expand(finished, None, tmp_path / "other", form="csv")

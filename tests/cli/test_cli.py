@@ -152,10 +152,11 @@ def test_a_configuration_given_as_a_run_is_one_line(
 
 
 def test_expand_takes_resources_and_nothing_else(
-    ray_session: None, tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ray_session: None, short: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["run", write(tree, tmp_path)]) == 0
-    more = ["expand", tree["output"]["path"], "--num-samples", "50", "--output", f"{tmp_path}/more"]
+    assert cli.main(["run", write(short, tmp_path)]) == 0
+    run = short["output"]["path"]
+    more = ["expand", run, "--num-samples", "50", "--output", f"{tmp_path}/more"]
     assert cli.main([*more, "--set", "votes.neighbors=2"]) == 2
     assert "resources.key=value" in capsys.readouterr().err
     assert cli.main([*more, "--set", "resources.batch_sizes=7"]) == 2

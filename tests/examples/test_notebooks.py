@@ -12,7 +12,11 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.ipynb")))
-def test_a_notebook_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_runs(ray_session: None, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the Ray that runs already: alone it would start one for the run, another to expand it."""
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
     notebook = nbformat.read(EXAMPLES / name, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]

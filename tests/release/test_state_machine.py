@@ -18,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -300,10 +301,21 @@ class Releases(RuleBasedStateMachine):
         assert set(self.answered) <= {entry.release.key for entry in entries}
 
 
+def of(max_examples: int) -> settings:
+    return settings(
+        max_examples=max_examples,
+        stateful_step_count=25,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
 TestReleases = Releases.TestCase
-TestReleases.settings = settings(
-    max_examples=100,
-    stateful_step_count=25,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+TestReleases.settings = of(50)
+
+
+@pytest.mark.slow
+class TestMoreReleases(TestReleases):
+    """The same, for longer."""
+
+    settings = of(300)

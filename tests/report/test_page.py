@@ -114,10 +114,10 @@ def test_a_run_in_progress_says_how_far_it_is(copied: Callable[[str], Path]) -> 
 
 
 def test_without_noise_there_is_no_claim(
-    ray_session: None, tree: dict[str, Any], tmp_path: Path
+    ray_session: None, short: dict[str, Any], tmp_path: Path
 ) -> None:
-    tree["privacy"]["epsilon"] = math.inf
-    page = write_report(evolve(Config.from_dict(tree))).read_text()
+    short["privacy"]["epsilon"] = math.inf
+    page = write_report(evolve(Config.from_dict(short))).read_text()
     assert 'class="warn"' in page
     assert 'class="claim"' not in page
     assert "differential privacy" not in Elements(page).text

@@ -64,10 +64,10 @@ def test_a_run_that_is_finished_stopped_and_running(
 
 
 def test_a_teachers_release_is_a_stage(
-    ray_session: None, tree: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    ray_session: None, short: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tree["teacher"] = {"share": 0.5, "features": 4, "epochs": 1}
-    config = Config.from_dict(tree)
+    short["teacher"] = {"share": 0.5, "features": 4, "epochs": 1}
+    config = Config.from_dict(short)
     run = evolve(config)
     seen = read(str(run), capsys)
     assert seen["state"] == "finished"

@@ -128,17 +128,17 @@ def test_an_interrupt_stops_cleanly_and_the_same_command_continues(
 
 
 def test_a_disk_too_small_is_one_error_before_anything_is_spent(
-    ray_session: None, tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_session: None, short: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finished = evolve(Config.from_dict(tree))
-    tree["output"]["path"] = str(tmp_path / "other")
+    finished = evolve(Config.from_dict(short))
+    short["output"]["path"] = str(tmp_path / "other")
 
     class Usage:
         free = 1000
 
     monkeypatch.setattr(run_directory.shutil, "disk_usage", lambda _: Usage)
     with pytest.raises(InputError, match=r"output\.path: .* GiB free; free some"):
-        evolve(Config.from_dict(tree))
+        evolve(Config.from_dict(short))
     assert not (tmp_path / "other" / "ledger.sqlite").exists()
     with pytest.raises(InputError, match=r"--output: .* GiB free"):
         expand(finished, 10_000, tmp_path / "more")

@@ -23,19 +23,19 @@ def images(run: Path) -> dict[str, bytes]:
     return {name: held for name, held in content(run).items() if name.endswith(".parquet")}
 
 
-def test_anything_but_resources_is_bound(ray_session: None, tree: dict[str, Any]) -> None:
-    tree["privacy"]["epsilon"] = float("inf")
-    run = evolve(Config.from_dict(tree))
-    tree["votes"]["lookahead"] = 0
+def test_anything_but_resources_is_bound(ray_session: None, short: dict[str, Any]) -> None:
+    short["privacy"]["epsilon"] = float("inf")
+    run = evolve(Config.from_dict(short))
+    short["votes"]["lookahead"] = 0
     with pytest.raises(InputError, match=r"votes\.lookahead: differs from"):
-        evolve(Config.from_dict(tree))
-    tree["votes"]["lookahead"] = 1
+        evolve(Config.from_dict(short))
+    short["votes"]["lookahead"] = 1
     for lost in (b"", None):  # SQLite would make an empty file anew, and all be spent again
         (run / "ledger.sqlite").unlink()
         if lost is not None:
             (run / "ledger.sqlite").write_bytes(lost)
         with pytest.raises(InputError, match="no ledger"):
-            evolve(Config.from_dict(tree))
+            evolve(Config.from_dict(short))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_every_change_but_resources_is_refused_by_name(
 
 
 def test_a_leading_tilde_is_the_home_folder_everywhere(
-    ray_session: None, tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_session: None, short: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not a folder of that name below the working directory, with private embeddings in it."""
     home, work = tmp_path / "home", tmp_path / "work"
@@ -87,16 +87,16 @@ def test_a_leading_tilde_is_the_home_folder_everywhere(
     work.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(work)
-    tree["private"] |= {"data": "~/data", "cache": "~/cache"}
-    tree["output"]["path"] = "~/run"
-    run = evolve(Config.from_dict(tree))
+    short["private"] |= {"data": "~/data", "cache": "~/cache"}
+    short["output"]["path"] = "~/run"
+    run = evolve(Config.from_dict(short))
     assert run == home / "run"
     assert list((home / "cache").glob("*.npz"))
     assert expand("~/run", 30, "~/more") == home / "more"
     assert not list(work.iterdir())
-    tree["private"]["cache"] = "~/run/cache"
+    short["private"]["cache"] = "~/run/cache"
     with pytest.raises(InputError, match=r"private\.cache: must lie outside output\.path"):
-        Config.from_dict(tree)
+        Config.from_dict(short)
     with pytest.raises(InputError, match=r"--output: .* lies in private\.data"):
         expand("~/run", 30, home / "data" / "more")
 
@@ -116,22 +116,22 @@ def test_a_population_of_another_configuration_is_not_taken_over(
 
 
 def test_a_first_mistake_is_mended_in_place(
-    ray_session: None, tree: dict[str, Any], tmp_path: Path
+    ray_session: None, short: dict[str, Any], tmp_path: Path
 ) -> None:
-    kept = deepcopy(tree)
+    kept = deepcopy(short)
     kept["output"]["path"] = str(tmp_path / "fresh")
     kept["privacy"]["epsilon"] = float("inf")
     data = save_parquet(tmp_path / "data", [*"0123456789"], 1)
     for mistake in ({"label_column": "lable"}, {"where": {"label": "none"}}):
-        wrong = deepcopy(tree)
+        wrong = deepcopy(short)
         wrong["private"] |= {"data": str(data), **mistake}
         with pytest.raises(InputError, match=r"^private\."):
             evolve(Config.from_dict(wrong))
-    wrong = deepcopy(tree)
+    wrong = deepcopy(short)
     wrong["generator"]["fonts"] = "/nowhere"
     with pytest.raises(InputError, match=r"^generator\.fonts"):
         evolve(Config.from_dict(wrong))
-    mended = deepcopy(tree)
+    mended = deepcopy(short)
     mended["privacy"]["epsilon"] = float("inf")
     assert images(evolve(Config.from_dict(mended))) == images(evolve(Config.from_dict(kept)))
 

@@ -113,6 +113,7 @@ def test_without_noise_nothing_is_smoothed(
     ray_session: None, smoothed: dict[str, Any], tmp_path: Path
 ) -> None:
     smoothed["privacy"]["epsilon"] = float("inf")
+    smoothed["schedule"] |= {"iterations": 1, "degrees": 0.5}
     run = evolve(Config.from_dict(smoothed))
     smoothed["selection"]["smooth"] = 1
     smoothed["output"]["path"] = str(tmp_path / "plain")

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pe_ray import Config, InputError
+from pe_ray import Config, InputError, cli
 from pe_ray.private.record_embeddings import make_cache_folder
 from pe_ray.private.records import list_slices
 from pe_ray.release.door import open_records
@@ -117,24 +117,23 @@ def mode(path: Path) -> int:
 
 
 def test_nobody_else_can_change_a_run_or_read_the_cache(
-    tree: dict[str, Any], tmp_path: Path
+    short: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Under a umask that would let everybody do both; private.cache is on its default."""
     (tmp_path / "data").mkdir()
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree | {"private": records(tmp_path)}))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(short | {"private": records(tmp_path)}))
     script = f"umask 0; exec {sys.executable} -m pe_ray run {tmp_path / 'config.yaml'}"
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    run, cache = Path(tree["output"]["path"]), tmp_path / "xdg" / "pe_ray" / "private"
+    run, cache = Path(short["output"]["path"]), tmp_path / "xdg" / "pe_ray" / "private"
     written = [run, *run.rglob("*")]
     assert len(written) > 20
     assert {path.name: oct(mode(path)) for path in written if mode(path) & 0o022} == {}
     assert mode(cache) == 0o700
     assert {mode(file) for file in cache.iterdir()} == {0o600}
     run.chmod(0o777)
-    again = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
-    assert again.returncode == 2
-    assert "anyone can write" in again.stderr.strip().splitlines()[-1]
+    assert cli.main(["run", str(tmp_path / "config.yaml")]) == 2
+    assert "anyone can write" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def records(folder: Path) -> dict[str, Any]:

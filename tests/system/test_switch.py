@@ -79,7 +79,7 @@ def test_rendered_text_then_a_diffusion_model(
     tree["generator"] = switch(
         (0, {"kind": "rendered_text", "image_size": 32, "channels": 3}),
         (
-            2,
+            1,
             {
                 "kind": "stable_diffusion",
                 "checkpoint": checkpoint("sd"),
@@ -88,7 +88,7 @@ def test_rendered_text_then_a_diffusion_model(
             },
         ),
     )
-    tree["schedule"] |= {"num_samples": 20, "degrees": [0.5, 0.25]}
+    tree["schedule"] |= {"iterations": 1, "num_samples": 20, "degrees": 0.25}
     tree["votes"] = {"lookahead": 1, "reuse_lookahead": True}
     run = evolve(Config.from_dict(tree))
     columns = [
@@ -96,10 +96,10 @@ def test_rendered_text_then_a_diffusion_model(
         for at in sorted((run / "populations").iterdir())
     ]
     own = {"font", "text", "genome"}
-    assert own <= columns[0] == columns[1]
-    assert columns[2] == columns[0] - own
+    assert own <= columns[0]
+    assert columns[1] == columns[0] - own
     write_report(run)
-    assert len(list((run / "samples").glob("*.png"))) == 3
+    assert len(list((run / "samples").glob("*.png"))) == 2
     assert audit(run)
     more = expand(run, 25, tmp_path / "more")
     assert sum(part.stop - part.start for part in list_parts(more)) == 25

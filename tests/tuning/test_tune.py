@@ -144,6 +144,7 @@ def test_public_trials_never_open_the_private_records(
 ) -> None:
     """With no private data there at all, every trial runs; only the final run misses them."""
     searched["private"]["data"] = "/nowhere"
+    searched["schedule"] |= {"iterations": 1, "degrees": 0.5}
     public = {"data": "sklearn:digits", "labels": STAND_IN}
     objective = {"kind": "public", "mode": "max", "metric": {"kind": "classifier"}}
     searched["tuning"] |= {

@@ -274,7 +274,11 @@ def paid_tree(tree: dict[str, Any], service: Service, store: Path) -> dict[str, 
 
 
 def test_the_plan_shows_calls_and_cost_and_makes_none(
-    service: Service, tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ray_session: None,
+    service: Service,
+    tree: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     tree = paid_tree(tree, service, tmp_path / "store")
     file = tmp_path / "config.yaml"
