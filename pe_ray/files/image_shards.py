@@ -225,8 +225,12 @@ def _choose_split(
 def _list_splits(table: ImageTable, root: Location, listing: FolderListing) -> list[str]:
     """List the folders at the top if they are splits, not classes."""
     if _SPLIT_LIST in listing.names:
-        named: list[str] = json.loads((root / _SPLIT_LIST).read_bytes())["splits"]
-        return named
+        try:
+            return [str(name) for name in json.loads((root / _SPLIT_LIST).read_bytes())["splits"]]
+        except (ValueError, KeyError, TypeError):
+            raise table.refuse(
+                f"{root / _SPLIT_LIST} is not what datasets writes; save the data anew"
+            ) from None
     tops = {name.partition("/")[0] for name in listing.names if list_plain_folders(name)}
     named = sorted(tops)
     known = table.labels or ()

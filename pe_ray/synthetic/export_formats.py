@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pe_ray.errors import InputError
-from pe_ray.files.storage import Location, sync, write_many
+from pe_ray.files.layouts.tar_shards import CLASS_NAMES
+from pe_ray.files.storage import Location, atomic_write, sync, write_many
 
 BLOCK_BYTES = 4096  # disks are given out in blocks of this size
 _TAR_BLOCK = 512
@@ -109,7 +110,10 @@ class Parquet:
 
 
 class WebDataset:
-    """Tar shards with NNNNNNNNNN.png and NNNNNNNNNN.cls (the label's number) for each row."""
+    """Tar shards with NNNNNNNNNN.png and NNNNNNNNNN.cls (the label's number) for each row.
+
+    `classes.json` beside them lists the label names, in the order of these numbers.
+    """
 
     suffix = "tar"
 
@@ -119,6 +123,9 @@ class WebDataset:
 
     @staticmethod
     def write(directory: Location, images: LabelledImages) -> bytes:
+        names = directory / CLASS_NAMES
+        if not names.exists():
+            atomic_write(names, WebDataset._list_names(images.names))
         sink = io.BytesIO()
         with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             rows = zip(images.pngs, images.labels, strict=True)
@@ -133,7 +140,12 @@ class WebDataset:
     def measure(pngs: Sequence[bytes], names: Sequence[str]) -> Footprint:
         # Two headers, and the label in a block.
         rows = _whole(_sizes(pngs), _TAR_BLOCK) + 3 * _TAR_BLOCK
-        return Footprint(rows=rows, part=tarfile.RECORDSIZE)
+        fixed = len(WebDataset._list_names(names)) + BLOCK_BYTES
+        return Footprint(rows=rows, part=tarfile.RECORDSIZE, fixed=fixed)
+
+    @staticmethod
+    def _list_names(names: Sequence[str]) -> bytes:
+        return json.dumps(list(names), ensure_ascii=False).encode()
 
 
 class ImageFolder:

@@ -15,9 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pe_ray.files.image_batches import read_batches
+from pe_ray.files.image_shards import find_shards
+from pe_ray.files.image_tables import ImageTable
 from pe_ray.files.parts import commit, divide_rows, read_manifest, write_part
 from pe_ray.synthetic.export import disk_bytes, encode_png, load_format
 from pe_ray.synthetic.export_formats import LabelledImages, folder_name
+from pe_ray.values import Framing, ImageShape
 
 NAMES = ("no", "maybe/yes")
 LABELS = np.array([1, 0, 0, 1, 1], dtype=np.int32)
@@ -36,12 +40,18 @@ def write_part_of(
     return load_format(form).write(folder, images)
 
 
-def written(folder: Path, form: str, images: np.ndarray, names: Sequence[str] = NAMES) -> Path:
+def written(
+    folder: Path,
+    form: str,
+    images: np.ndarray,
+    names: Sequence[str] = NAMES,
+    labels: np.ndarray = LABELS,
+) -> Path:
     """A set of two parts."""
     parts = []
     for start, stop in ((0, 3), (3, 5)):
         pngs = [encode_png(image) for image in images[start:stop]]
-        content = write_part_of(form, folder, start, pngs, LABELS[start:stop], names)
+        content = write_part_of(form, folder, start, pngs, labels[start:stop], names)
         parts.append(write_part(folder, start, stop, load_format(form).suffix, content))
     commit(folder, parts, {})
     return folder
@@ -96,6 +106,39 @@ def test_webdataset_reads_with_hf_datasets(tmp_path: Path, images: np.ndarray) -
     for row, image, label in zip(loaded["train"], images, LABELS, strict=True):
         assert np.array_equal(pixels(row["png"], image), image)
         assert row["cls"] == label
+
+
+@pytest.mark.parametrize("form", ["parquet", "webdataset", "folder"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "é", "a b", "3"),
+        ("2", "0", "1", "3"),
+        ("_x", ".x", "a/b", "label=x"),
+        ("%41", "A"),
+    ],
+)
+def test_an_export_is_read_back_by_name(
+    tmp_path: Path, form: str, names: Sequence[str], images: np.ndarray
+) -> None:
+    """Names decide, so the configuration may list them in another order."""
+    labels = np.arange(5, dtype=np.int32)[::-1] % len(names)
+    for _ in range(2):  # a killed start leaves files, and the next one writes them again
+        written(tmp_path, form, images, names, labels)
+        (tmp_path / f".classes.json.{uuid.uuid4().hex}").write_bytes(b"[")
+    _, height, width, channels = images.shape
+    framing = Framing(shape=ImageShape(height=height, width=width, channels=channels))
+    for declared in (names, tuple(sorted(names))):
+        table = ImageTable(block="private", private=True, data=str(tmp_path), labels=declared)
+        found = {
+            image.tobytes(): declared[label]
+            for part in find_shards(table).shards
+            for batch in read_batches(table, part, framing)
+            for image, label in zip(batch.images, batch.labels, strict=True)
+        }
+        assert found == {
+            image.tobytes(): names[label] for image, label in zip(images, labels, strict=True)
+        }
 
 
 @pytest.mark.parametrize("form", ["parquet", "webdataset", "folder"])

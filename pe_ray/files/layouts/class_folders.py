@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -20,8 +22,9 @@ NAME = "class folders"
 def list_shards(table: ImageTable, root: Location, listing: FolderListing) -> list[TableSlice]:
     """List the images of each class. Guarantee: depends on names and links only.
 
-    A folder at the top is a class. Where folders are written COLUMN=VALUE and one of them gives
-    `label_column`, that is the class.
+    A folder at the top is a class. Its name is the label, which may be percent-encoded as in our
+    own exports. Where folders are written COLUMN=VALUE and one of them gives `label_column`, that
+    is the class.
     """
     _refuse_two_labels(table, listing)
     shards: list[TableSlice] = []
@@ -47,8 +50,11 @@ def list_shards(table: ImageTable, root: Location, listing: FolderListing) -> li
 
 def _find_class(table: ImageTable, name: str) -> tuple[str | None, tuple[tuple[str, str], ...]]:
     values = list_path_values(name)
-    named = dict(values).get(table.label_column or "")
-    return named or next(iter(list_plain_folders(name)), None), values
+    label = dict(values).get(table.label_column or "")
+    folder = next(iter(list_plain_folders(name)), None)
+    if not label and folder is not None:
+        label = folder if folder in (table.labels or ()) else unquote(folder)
+    return (label and unicodedata.normalize("NFC", label)), values
 
 
 def _refuse_two_labels(table: ImageTable, listing: FolderListing) -> None:
@@ -75,7 +81,7 @@ def _check_class(
         )
     if table.label_column is None:
         return
-    known = table.labels
+    known = [unicodedata.normalize("NFC", name) for name in table.labels or ()]
     if label is None:
         if found and known:
             raise table.refuse(
