@@ -75,10 +75,7 @@ def _check_class(
     undecoded = [name for name in names if images.is_undecoded_image(name)]
     if undecoded:
         more = f" and {len(undecoded) - 1} more" if len(undecoded) > 1 else ""
-        raise table.refuse(
-            f"{undecoded[0]}{more}: can't be decoded by what is installed here; convert, or give "
-            "it a name that begins with a dot if it is no data"
-        )
+        raise table.refuse(f"{undecoded[0]}{more}: {images.explain_undecoded(undecoded[0])}")
     if table.label_column is None:
         return
     known = [unicodedata.normalize("NFC", name) for name in table.labels or ()]
@@ -95,8 +92,9 @@ def _check_class(
         raise table.refuse(f"{which} of {table.name_field('data')} is not among them", "labels")
     if known and label in known and not found:
         raise table.refuse(
-            f"the folder of label {label!r} holds no image; convert what it holds "
-            f"({', '.join(sorted(images.list_suffixes()))} are read), or empty it"
+            f"the folder of label {label!r} holds no image; convert what it holds, or give it the "
+            f"ending of what it is ({', '.join(sorted(images.list_suffixes()))} are read), or empty "
+            "it"
         )
 
 
