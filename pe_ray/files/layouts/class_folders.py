@@ -92,9 +92,9 @@ def _check_class(
         raise table.refuse(f"{which} of {table.name_field('data')} is not among them", "labels")
     if known and label in known and not found:
         raise table.refuse(
-            f"the folder of label {label!r} holds no image; convert what it holds, or give it the "
-            f"ending of what it is ({', '.join(sorted(images.list_suffixes()))} are read), or empty "
-            "it"
+            f"the folder of label {label!r} holds no file that ends as an image does "
+            f"({', '.join(sorted(images.list_suffixes()))}); convert, rename or remove "
+            "what it holds"
         )
 
 
