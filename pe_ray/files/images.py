@@ -196,7 +196,7 @@ def decode_image(value: StoredImage, channels: int, background: str = "black") -
 
     Guarantee: a function of this value alone; an error's reason is one of a fixed few.
     """
-    image = _from_tensor(value) if isinstance(value, np.ndarray) else _from_bytes(_read(value))
+    image = from_tensor(value) if isinstance(value, np.ndarray) else _from_bytes(_read(value))
     try:
         if image.has_transparency_data:
             ground = Image.new("RGBA", image.size, ImageColor.getrgb(background))
@@ -227,8 +227,7 @@ def _from_bytes(content: bytes) -> Image.Image:
                 io.BytesIO(content), formats=[*dict.fromkeys(_list_kinds().values())]
             )
             image.load()
-            tags = getattr(image, "tag_v2", {})
-            return _scale_deep(ImageOps.exif_transpose(image), image.format, tags)
+            return normalize(image)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise Unusable("image has too many pixels") from None
         except Unusable:
@@ -244,6 +243,12 @@ def _from_medical(content: bytes) -> Image.Image:
         raise Unusable(f"image is a medical one: {medical.EXTRA}") from None
     except Exception:  # many types, and their texts may quote the file
         raise Unusable("image can't be decoded") from None
+
+
+def normalize(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF says and scale deep grey to 8 bits; raise Unusable if need be."""
+    tags = getattr(image, "tag_v2", {})
+    return _scale_deep(ImageOps.exif_transpose(image), image.format, tags)
 
 
 def _scale_deep(image: Image.Image, kind: str | None, tags: Mapping[int, Any]) -> Image.Image:
@@ -270,7 +275,8 @@ def _first(value: Any) -> Any:
     return value[0] if isinstance(value, tuple) else value
 
 
-def _from_tensor(values: NDArray[Any]) -> Image.Image:
+def from_tensor(values: NDArray[Any]) -> Image.Image:
+    """Convert uint8, booleans or floats in [0, 1] to an image; raise Unusable if need be."""
     if values.size == 0:
         raise Unusable("image has no pixels")
     if values.dtype == np.bool_:
