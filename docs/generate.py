@@ -24,15 +24,20 @@ _HEAD = """\
 
 <!-- Written by `python -m docs.generate`; change the models, not this page. -->
 
-One YAML file is one run, made of the blocks below. An unknown key is an error. `pe-ray plan CONFIG`
-checks a file and says what it would cost; `--set block.key=value` overrides a key on the command
-line. There is no default for epsilon, delta, the privacy unit or where label fractions come from.
-`pipelines/` has complete files.
+One YAML file is one run, made of the blocks below. An unknown key is an error, which names the
+nearest known one. `pe-ray plan CONFIG` checks a file and says what it would cost;
+`--set block.key=value` overrides a key on the command line. There is no default for epsilon, delta,
+the privacy unit or where label fractions come from. `pipelines/` has complete files.
+
+Values are read by the core schema of YAML 1.2: `yes`, `off`, `1:30` and dates are text, `1e-5` is a
+number. `true`, `false` and numbers are text only in quotes. A number that begins with a zero (010,
+0x10) is refused, as it may be octal. In every path a leading ~ is the home folder; what a run
+publishes keeps the text as it is written.
 
 A run continues only with the configuration that it was started with; another value is refused.
 Exceptions are `resources`, `private.node_label`, `private.cache`, `output.ledger`, `metrics.audit*`
-and the options that generators.md names. Until a run has made or spent anything, it starts again
-with the new values.
+and the options that generators.md names. The files that it names must stay the same too
+(storage.md). Until a run has made or spent anything, it starts again with the new values.
 
 `docs/schema.json` describes the same keys to editors that complete YAML (VS Code with the YAML
 extension, Neovim and others with yaml-language-server). The first line of a file names the schema:

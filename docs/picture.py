@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
+from pe_ray.files.storage import expand_home
 from pe_ray.report.facts import gather
 from pe_ray.report.samples import join_images, pick_evenly, read_samples
 
@@ -44,4 +45,4 @@ def draw(run: str | Path) -> bytes:
 
 if __name__ == "__main__":
     run, output = sys.argv[1:]
-    Path(output).write_bytes(draw(run))
+    expand_home(output).write_bytes(draw(run))

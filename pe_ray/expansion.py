@@ -24,7 +24,7 @@ from pe_ray.files.storage import (
 )
 from pe_ray.run import Run, open_run
 from pe_ray.runtime.cluster import connect_to_ray
-from pe_ray.runtime.run_directory import others_cant_write, require_disk
+from pe_ray.runtime.run_directory import others_cant_write, require_disk, require_same_files
 from pe_ray.synthetic.export import disk_bytes, encode_png, export, load_format
 from pe_ray.synthetic.population import Population, final_population
 from pe_ray.synthetic.population_files import read_population
@@ -47,8 +47,8 @@ def expand(
     Every sample of S_T gets as many, but for the last |S_T| rows at most, whose samples are evenly
     spaced. None for num_samples writes the final population itself.
     form: parquet; webdataset (tar shards); or folder (an image folder per label). Raises InputError
-    where the run is not finished, the output folder holds something else, the disk is too small or
-    its names are too short for a label.
+    where the run is not finished, a file of its generator is another, the output folder holds
+    something else, the disk is too small or its names are too short for a label.
     """
     if num_samples is not None and num_samples < 1:
         raise InputError("--num-samples: must be at least 1")
@@ -58,6 +58,8 @@ def expand(
     run = replace(run, config=config)
     population = final_population(run)
     load_teacher(run)
+    generator = config.generator_at(config.schedule.iterations).model_dump(mode="json")
+    require_same_files(run.directory, config, {"generator": generator})
     directory = resolve_place(output, "--output")
     if lies_in(str(directory), config.private.data):
         raise InputError(

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 
 from pe_ray import Config, InputError, plugins
 from pe_ray.config.kinds import Plugin
+from pe_ray.files.storage import expand_home
 from pe_ray.plugins.seeds import row_seeds
 
 SAVE_EVERY = 250
@@ -133,7 +134,7 @@ def train(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, help="pipeline whose generator draws the images")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=expand_home, required=True)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--width", type=int, default=32)

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from pe_ray import Config, evolve
+from pe_ray.files.storage import expand_home
 from pe_ray.private.evaluation import audit
 from pe_ray.runtime.cluster import connect_to_ray
 
@@ -79,7 +80,7 @@ def settings(file: Path, letters: str, records: int, row: str, seed: int) -> dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data", type=expand_home)
     parser.add_argument("--letters", default=TUNED_ON)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))

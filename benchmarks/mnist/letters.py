@@ -31,6 +31,7 @@ from pe_ray.components.embedders import convnet, label_features
 from pe_ray.components.embedders.pixels import Pixels, PixelsOptions
 from pe_ray.components.moments import GRAM_SHARE
 from pe_ray.config import Config
+from pe_ray.files.storage import expand_home
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.synthetic.denoising import fall_back
 from pe_ray.synthetic.selection import draw_parents
@@ -43,7 +44,7 @@ PIPELINE = Path(__file__).parents[2] / "pipelines" / "mnist.yaml"
 Floats = NDArray[np.float64]
 
 
-def read_letters(file: str, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+def read_letters(file: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
     table = pq.read_table(file)
     images, labels = [], []
     columns = (table[name].to_pylist() for name in ("image", "label", "split"))
@@ -107,8 +108,8 @@ def noisy_moments(
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("data")
-    parser.add_argument("--population", required=True)
+    parser.add_argument("data", type=expand_home)
+    parser.add_argument("--population", type=expand_home, required=True)
     parser.add_argument("--share", type=float, default=0.5, help="of the teacher; votes: the rest")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--features", type=int, default=128)
@@ -117,20 +118,20 @@ def main() -> None:
     records, record_labels = read_letters(options.data, "train")
     others, other_labels = read_letters(options.data, "test")
     whole, truth = np.concatenate([records, others]), np.concatenate([record_labels, other_labels])
-    if not Path(options.population).exists():
+    if not options.population.exists():
         made = evolve(records, record_labels, 1 - options.share, options.seed)
         np.savez(options.population, images=made[0], labels=made[1])
     with np.load(options.population, allow_pickle=False) as stored:
         images, labels = stored["images"], stored["labels"]
 
     def report(name: str, train_on: Any, targets: NDArray[np.int32]) -> None:
-        guesses = convnet.train(train_on, targets, epochs=2, seed=21)(whole)
+        guesses = convnet.classify(convnet.train(train_on, targets, epochs=2, seed=21), whole)
         print(f"{name}: {100 * np.mean(guesses == truth):.2f}", flush=True)
 
     if "votes" in options.rows:
         report("votes alone", images, labels)
     arrays = label_features.fit(images, labels, options.features, epochs=2, seed=options.seed)
-    file = Path(options.population).with_suffix(".features.npz")
+    file = options.population.with_suffix(".features.npz")
     np.savez(file, allow_pickle=False, **arrays)
     settings = label_features.LearntFeaturesOptions(file=str(file), num_features=options.features)
     embedder = label_features.LearntFeatures(settings)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pe_ray import Config, evolve
+from pe_ray.files.storage import expand_home
 from pe_ray.private.evaluation import audit
 from pe_ray.release.ledger import Ledger
 from pe_ray.tuning.search import search_of
@@ -98,7 +99,7 @@ def tuning(strategy: str, data: Path, folder: Path, trials: int, seed: int) -> d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=expand_home, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--num-samples", type=int, default=5000)
     parser.add_argument("--trials", type=int, default=6)

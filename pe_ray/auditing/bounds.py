@@ -19,7 +19,7 @@ import numpy as np
 from dp_accounting.pld import privacy_loss_distribution as pld
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
-from scipy.stats import beta, binom
+from scipy.stats import binomtest
 
 from pe_ray.release.accounting import epsilon_of
 from pe_ray.values import Release
@@ -111,39 +111,11 @@ def refutes_independent(
     """
     if not included or not excluded:
         return False
-    most_misses = _upper(misses, included, alpha / 2)
-    return most_misses < f(_upper(false_alarms, excluded, alpha / 2))
-
-
-def _upper(hits: int, trials: int, alpha: float) -> float:
-    return 1.0 if hits >= trials else float(beta.isf(alpha, hits + 1, trials - hits))
-
-
-def approximate_dp_epsilon(m: int, guesses: int, right: int, delta: float, alpha: float) -> float:
-    """Return the largest epsilon whose (epsilon, delta)-DP the guesses refute, for any f.
-
-    Steinke, Nasr, Jagielski 2023 (arXiv 2305.08846), Theorem 5.2 as their Appendix D computes it:
-    P(right or more) <= P(B >= right) + 2 m delta max over i of P(right > B >= right - i) / i, with
-    B binomial(guesses, e^epsilon / (1 + e^epsilon)).
-    """
-
-    def chance(epsilon: float) -> float:
-        accuracy = 1 / (1 + math.exp(-epsilon))
-        tail = float(binom.sf(right - 1, guesses, accuracy))
-        steps = np.arange(1, right + 1)
-        below = binom.sf(right - steps - 1, guesses, accuracy) - tail
-        worst = float((below / steps).max()) if right else 0.0
-        return tail + 2 * m * delta * worst
-
-    if chance(0.0) >= alpha:
-        return 0.0
-    low, high = 0.0, 1.0
-    while chance(high) < alpha:
-        low, high = high, 2 * high
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if chance(middle) < alpha else (low, middle)
-    return low
+    most_misses, most_alarms = (
+        binomtest(hits, trials, alternative="less").proportion_ci(1 - alpha / 2).high
+        for hits, trials in ((misses, included), (false_alarms, excluded))
+    )
+    return bool(most_misses < f(most_alarms))
 
 
 def right_guesses(scores: NDArray[np.float64], coins: NDArray[np.bool_], guesses: int) -> int:

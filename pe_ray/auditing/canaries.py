@@ -7,7 +7,6 @@ The only secrets are the coins, and those are made to be guessed.
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -20,11 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
-from PIL import Image
 
 from pe_ray.config import Config
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.errors import InputError
+from pe_ray.files.image_batches import evenly_spaced
 from pe_ray.files.storage import atomic_write
 from pe_ray.planning import label_fractions
 from pe_ray.private.record_embeddings import EmbeddedRecords, open_records
@@ -33,6 +32,7 @@ from pe_ray.release.releases import Votes
 from pe_ray.run import Run
 from pe_ray.runtime.run_directory import on_disk
 from pe_ray.synthetic.embedding import embed
+from pe_ray.synthetic.export import encode_png
 from pe_ray.synthetic.learnt_embedder import prepare_run
 from pe_ray.synthetic.population import Population, apportion
 from pe_ray.synthetic.population_files import read_population
@@ -73,23 +73,32 @@ class CanaryVotes:
     reached: tuple[Ids, Ids]
 
 
-def place_canaries(config: Config, folder: Path, most: int | None) -> Canaries:
+def place_canaries(config: Config, folder: Path) -> Canaries:
     """Return the canaries of the attack in `folder`; the first call chooses them and flips coins.
 
     A canary's records are samples of S_0, so that each is its own nearest sample unless lookahead
     moves it; they are chosen greedily so that no bin has two of them near. A canary user has
     max_votes_per_user records in every label. Coins come from the operating system's entropy.
     """
-    stored = folder / "canaries.json"
-    if not stored.exists():
-        _place(config, folder, most)
-    content = json.loads(stored.read_text(encoding="utf-8"))
+    file, included = folder / "canaries.parquet", folder / "included.parquet"
+    if not included.exists():
+        table = _choose_canaries(config, folder / "placement")
+        owner = table["user"].to_numpy()
+        num = int(owner[-1]) + 1
+        bits = np.frombuffer(os.urandom(-(-num // 8)), dtype=np.uint8)
+        coins = np.unpackbits(bits, count=num).astype(np.bool_)
+        _write(file, table)
+        _write(included, table.filter(coins[owner]))
+    table = pq.read_table(file)
+    owner = table["user"].to_numpy()
+    names = {name: position for position, name in enumerate(config.private.labels)}
+    there = pq.read_table(included, columns=["user"])["user"].to_numpy()
     return Canaries(
-        owner=np.array(content["owner"], dtype=np.int64),
-        labels=np.array(content["labels"], dtype=np.int32),
-        coins=np.array(content["coins"], dtype=np.bool_),
-        file=folder / "canaries.parquet",
-        included=folder / "included.parquet",
+        owner=owner,
+        labels=np.array([names[label] for label in table["label"].to_pylist()], dtype=np.int32),
+        coins=np.isin(np.arange(owner[-1] + 1), there),
+        file=file,
+        included=included,
     )
 
 
@@ -100,36 +109,33 @@ def canary_data(config: Config, file: Path) -> PrivateConfig:
     return PrivateConfig(data=str(file), labels=names, user_column=user, cache="none")
 
 
-def _place(config: Config, folder: Path, most: int | None) -> None:
-    aside = folder / "placement"
+def _choose_canaries(config: Config, aside: Path) -> pa.Table:
+    """Return the records of all canaries, ordered by canary. aside: for files made meanwhile."""
     run = replace(prepare_run(config, on_disk(config.output.path)), directory=on_disk(aside))
     layout = apportion(config.schedule.sizes[0], label_fractions(config) or ())
     population = draw_population(run, layout)
-    count = layout.num_samples
-    ids = np.unique(np.linspace(0, count - 1, min(count, MOST_RECORDS)).astype(np.int64))
+    ids = evenly_spaced(layout.num_samples, MOST_RECORDS)
     options = config.generator_at(0).options
     images = read_population(population.directory, ids, options)["image"]
-    labels = layout.labels(0, count)[ids]
-    candidates = aside / "candidates.parquet"
-    _write(candidates, images, labels, labels, config)
-    features = embed_canaries(run, candidates)
-    choices = _choices(run, population, features, labels)
+    labels = layout.labels(0, layout.num_samples)[ids]
+    candidates = pa.table(
+        {
+            "image": pa.array([encode_png(image) for image in images], type=pa.binary()),
+            "label": pa.array([config.private.labels[label] for label in labels], pa.string()),
+        }
+    )
+    file = aside / "candidates.parquet"
+    _write(file, candidates)
+    choices = _choices(run, population, embed_canaries(run, file), labels)
     owner, rows = _grouped(config, _apart(choices), labels)
-    owner, rows = (owner, rows) if most is None else (owner[owner < most], rows[owner < most])
     num = int(owner[-1]) + 1 if len(owner) else 0
     if num < LEAST_CANARIES:
         raise InputError(
             f"schedule.num_samples: S_0 has room for {num} canaries on bins of their own, fewer "
             f"than {LEAST_CANARIES}; give more samples"
         )
-    bits = np.frombuffer(os.urandom(-(-num // 8)), dtype=np.uint8)
-    coins = np.unpackbits(bits, count=num).astype(np.bool_)
-    chosen, there = labels[rows], coins[owner]
-    _write(folder / "canaries.parquet", images[rows], chosen, owner, config)
-    _write(folder / "included.parquet", images[rows][there], chosen[there], owner[there], config)
-    content = {"owner": owner.tolist(), "labels": chosen.tolist(), "coins": coins.tolist()}
-    atomic_write(folder / "canaries.json", json.dumps(content).encode())
     shutil.rmtree(aside)
+    return candidates.take(rows).append_column("user", pa.array(owner, pa.int64()))
 
 
 def _apart(choices: Ids) -> NDArray[np.bool_]:
@@ -159,25 +165,7 @@ def _grouped(config: Config, kept: NDArray[np.bool_], labels: NDArray[np.int32])
     return owner[order], chosen[order]
 
 
-def _write(
-    file: Path,
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int32],
-    owner: NDArray[np.integer],
-    config: Config,
-) -> None:
-    encoded = []
-    for image in images:
-        sink = io.BytesIO()
-        Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(sink, format="PNG")
-        encoded.append(sink.getvalue())
-    table = pa.table(
-        {
-            "image": pa.array(encoded, type=pa.binary()),
-            "label": pa.array([config.private.labels[label] for label in labels], pa.string()),
-            "user": pa.array(owner.astype(np.int64)),
-        }
-    )
+def _write(file: Path, table: pa.Table) -> None:
     sink = io.BytesIO()
     pq.write_table(table, sink)
     atomic_write(file, sink.getvalue())
@@ -187,7 +175,7 @@ def embed_canaries(run: Run, file: Path) -> NDArray[np.float32]:
     """Embed a canary file's records, in order, as a run does; float32 [records, d]."""
     config = run.config
     records = open_records(
-        canary_data(config, file).model_copy(update={"user_column": None, "cache": "none"}),
+        canary_data(config, file).model_copy(update={"user_column": None}),
         framing=config.framing,
         embedder=run.embedder,
         gpus=config.resources.gpus_per_worker,

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,6 @@ from numpy.typing import NDArray
 
 from pe_ray import evolution
 from pe_ray.auditing.bounds import (
-    approximate_dp_epsilon,
     measured_epsilon,
     refutes_in_one_run,
     refutes_independent,
@@ -37,18 +37,16 @@ from pe_ray.auditing.canaries import (
 from pe_ray.config import Config
 from pe_ray.config.extras import require_extras
 from pe_ray.errors import InputError
-from pe_ray.files.parts import list_parts
 from pe_ray.files.storage import delete_tree, list_names, require_writable, resolve_place
 from pe_ray.release.ledger import Ledger
-from pe_ray.run import Run
 from pe_ray.runtime.cluster import connect_to_ray
 from pe_ray.runtime.run_directory import LEDGER, RunDirectory, on_disk
 from pe_ray.synthetic.learnt_embedder import prepare_run
 from pe_ray.synthetic.population import Population, read_layout
+from pe_ray.synthetic.population_files import read_parents
 from pe_ray.values import Release
 
 Statistic = Literal["histograms", "reached", "parents"]
-Method = Literal["one_run", "independent"]
 Scores = NDArray[np.float64]
 
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 1.0)
@@ -61,7 +59,7 @@ class Bound:
     """A lower bound on epsilon: by which statistic and by which method (see bounds.py)."""
 
     statistic: Statistic
-    method: Method
+    method: Literal["one_run", "independent"]
     epsilon: float
 
 
@@ -70,14 +68,12 @@ class Verdict:
     """Claimed and measured epsilon, at one delta.
 
     measured: the highest of `bounds`, which hold all together with `confidence`; assumption_free:
-    the highest that takes nothing about the canaries' independence for granted;
-    approximate_dp: the (epsilon, delta) bound of Steinke et al., beside the others, not among them.
+    the highest that takes nothing about the canaries' independence for granted.
     """
 
     claimed: float
     measured: float
     assumption_free: float
-    approximate_dp: float
     delta: float
     unit: str
     confidence: float
@@ -108,10 +104,9 @@ class Game:
     votes: Sequence[CanaryVotes]
     histograms: Sequence[Sequence[NDArray[np.int64]]]
     children: Sequence[NDArray[np.int64]]
-    run: Run
 
 
-def play(config: Config, output: Path, *, most: int | None = None, restarts: int = 1) -> Game:
+def play(config: Config, output: Path, *, restarts: int = 1) -> Game:
     """Run `config` on canaries in `output`, or continue; `private.data` is never read.
 
     restarts: so often the run is taken back to just after its releases and started again.
@@ -124,22 +119,22 @@ def play(config: Config, output: Path, *, most: int | None = None, restarts: int
     require_writable(output, "--output")
     directory = on_disk(output / "run")
     with connect_to_ray(config.resources):
-        canaries = place_canaries(attacked, output, most)
+        canaries = place_canaries(attacked, output)
         with_data = attacked.model_copy(
             update={"private": canary_data(attacked, canaries.included)}
         )
         passes: list[list[NDArray[np.int64]]] = []
         for number in range(restarts + 1):
-            if number and passes:
+            if number:
                 _take_back(directory)
             evolution.evolve(with_data)
             passes.append(_histograms(directory, with_data))
         run = prepare_run(with_data, directory)
-        populations = [_population(directory, t - 1) for t in run.iterations]
+        populations = [_population(directory, t) for t in range(config.schedule.iterations + 1)]
         # Embedded again in a directory of the attack's own: the run's stays as it was published.
         again = replace(run, directory=on_disk(output / "embedded"))
         features = embed_canaries(again, canaries.file)
-        votes = canary_votes(again, canaries, features, populations)
+        votes = canary_votes(again, canaries, features, populations[:-1])
         delete_tree(again.directory.path)
     ledger = Ledger.open(directory.ledger)
     releases = [entry.release for entry in ledger.entries() if entry.release.kind == "votes"]
@@ -151,10 +146,7 @@ def play(config: Config, output: Path, *, most: int | None = None, restarts: int
         releases=tuple(releases),
         votes=votes,
         histograms=list(zip(*passes, strict=True)),
-        children=[
-            _children(directory, t, populations[t - 1].layout.num_samples) for t in run.iterations
-        ],
-        run=run,
+        children=[_count_children(*pair) for pair in pairwise(populations)],
     )
 
 
@@ -203,14 +195,10 @@ def _histograms(run: RunDirectory, config: Config) -> list[NDArray[np.int64]]:
     return [np.asarray(pq.read_table(file, partitioning=None)["noisy_votes"]) for file in files]
 
 
-def _children(run: RunDirectory, iteration: int, parents: int) -> NDArray[np.int64]:
-    """Count the children of each sample of S_(iteration-1), from the released `parent` column."""
-    directory = run.population(iteration)
-    total = np.zeros(parents, dtype=np.int64)
-    for part in list_parts(directory):
-        column = pq.read_table(directory / part.file, columns=["parent"], partitioning=None)
-        total += np.bincount(column["parent"].drop_null().to_numpy(), minlength=parents)
-    return total
+def _count_children(parents: Population, offspring: Population) -> NDArray[np.int64]:
+    """Count the children of each sample, from the released `parent` column."""
+    named = read_parents(offspring.directory, 0, offspring.layout.num_samples)
+    return np.bincount(named[named >= 0], minlength=parents.layout.num_samples)
 
 
 def score_canaries(game: Game, statistic: Statistic) -> Scores:
@@ -245,47 +233,36 @@ def judge(
         names: list[Statistic] = ["histograms", "parents"]
         names += ["reached"] if game.unit == "user" else []
         scores = {name: score_canaries(game, name) for name in names}
-    methods: list[tuple[Statistic, Method]] = [(name, "one_run") for name in scores]
     # A sample's children depend on all other samples' votes, so "parents" is not independent.
-    methods += [(name, "independent") for name in scores if name != "parents"]
-    alpha = (1 - confidence) / len(methods)
+    independent = [name for name in scores if name != "parents"]
+    alpha = (1 - confidence) / (len(scores) + len(independent))
     bounds = []
-    for name, method in methods:
-        measure = _one_run if method == "one_run" else _independent
-        epsilon = measure(game, scores[name], alpha)
-        bounds.append(Bound(statistic=name, method=method, epsilon=epsilon))
-    free = [bound.epsilon for bound in bounds if bound.method == "one_run"]
-    coins = game.canaries.coins
-    guesses = _guesses(len(coins))
-    share = (1 - confidence) / len(guesses) / len(scores)
-    approximate = max(
-        approximate_dp_epsilon(len(coins), g, right_guesses(s, coins, g), game.delta, share)
-        for s in scores.values()
-        for g in guesses
-    )
+    for name in scores:
+        epsilon = _one_run(game, scores[name], alpha)
+        bounds.append(Bound(statistic=name, method="one_run", epsilon=epsilon))
+    assumption_free = max(bound.epsilon for bound in bounds)
+    for name in independent:
+        epsilon = _independent(game, scores[name], alpha)
+        bounds.append(Bound(statistic=name, method="independent", epsilon=epsilon))
     return Verdict(
         claimed=game.claimed,
         measured=max(bound.epsilon for bound in bounds),
-        assumption_free=max(free),
-        approximate_dp=approximate,
+        assumption_free=assumption_free,
         delta=game.delta,
         unit=game.unit,
         confidence=confidence,
-        num_canaries=len(coins),
-        num_included=int(coins.sum()),
+        num_canaries=len(game.canaries.coins),
+        num_included=int(game.canaries.coins.sum()),
         bounds=tuple(bounds),
     )
 
 
-def _guesses(m: int) -> list[int]:
-    return sorted({min(m, max(_LEAST_GUESSES, int(m * fraction))) for fraction in FRACTIONS})
-
-
 def _one_run(game: Game, scores: Scores, alpha: float) -> float:
     coins = game.canaries.coins
-    m, guesses = len(coins), _guesses(len(coins))
+    m = len(coins)
+    guesses = {min(m, max(_LEAST_GUESSES, int(m * fraction))) for fraction in FRACTIONS}
     measured = 0.0
-    for count in guesses:
+    for count in sorted(guesses):
         right, share = right_guesses(scores, coins, count), alpha / len(guesses)
         refuted = partial(refutes_in_one_run, m=m, guesses=count, right=right, alpha=share)
         measured = max(measured, measured_epsilon(game.releases, game.delta, refuted))

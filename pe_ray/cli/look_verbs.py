@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 from pe_ray.cli.printing import (
     PRIVATE,
@@ -16,6 +15,7 @@ from pe_ray.cli.printing import (
     state_claim,
 )
 from pe_ray.errors import InputError
+from pe_ray.files.storage import expand_home
 
 
 def add_verbs(verb: AddVerb) -> None:
@@ -29,7 +29,9 @@ def add_verbs(verb: AddVerb) -> None:
     for added in (status, compare, ledger):
         add_json(added)
     compare.add_argument("runs", nargs="+", metavar="RUN")
-    compare.add_argument("--output", metavar="PAGE", help="write an HTML page with charts too")
+    compare.add_argument(
+        "--output", type=expand_home, metavar="PAGE", help="write an HTML page with charts too"
+    )
     compare.add_argument(
         "--scores",
         action="append",
@@ -75,7 +77,7 @@ def _compare(options: argparse.Namespace) -> None:
         run, _, file = given.rpartition("=")
         if not run or not file:
             raise InputError(f"--scores {given}: write it as RUN=FILE")
-        scores[run] = Path(file)
+        scores[run] = expand_home(file)
     runs = compare(options.runs, scores)
     if scores:
         print(PRIVATE, file=sys.stderr)
@@ -90,7 +92,7 @@ def _compare(options: argparse.Namespace) -> None:
         if len({(run.unit, run.delta) for run in runs}) > 1:
             print("units or deltas differ: these epsilons can't be compared")
     if options.output:
-        page = write_comparison(runs, Path(options.output))
+        page = write_comparison(runs, options.output)
         print(f"page        {page}", file=sys.stderr if options.json else sys.stdout)
 
 

@@ -48,10 +48,10 @@ def _plan(options: argparse.Namespace) -> None:
     from pe_ray.runtime.run_directory import ledger_folder
 
     if "tuning" in read_tree(options.config, options.set):
-        from pe_ray.cli.tune_verbs import print_costs
+        from pe_ray.cli.tune_verbs import print_cost
         from pe_ray.tuning.search import read_search
 
-        print_costs(read_search(options.config, options.set), options.json)
+        print_cost(read_search(options.config, options.set), options.json)
         return
     config = Config.from_yaml(options.config, options.set)
     ledger_folder(config)

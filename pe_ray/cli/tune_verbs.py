@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -27,29 +26,21 @@ def add_verbs(verb: AddVerb) -> None:
     tune = verb("tune", _tune, "Search hyperparameters inside the privacy budget, then run.")
     add_config(tune)
     add_json(tune)
-    tune.add_argument("--plan", action="store_true", help="only print what each strategy costs")
-    tune.add_argument("--max-concurrent", type=int, metavar="N", help="most trials at once")
     add_address(tune)
 
 
 def _tune(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from pe_ray.errors import InputError
     from pe_ray.release.ledger import Ledger
     from pe_ray.report import write_report
     from pe_ray.tuning.search import read_search
     from pe_ray.tuning.tune import tune
 
     search = read_search(options.config, options.set)
-    if options.max_concurrent is not None and options.max_concurrent < 1:
-        raise InputError("--max-concurrent: must be at least 1")
     search = replace(search, config=use_address(search.config, options.address))
-    if options.plan:
-        print_costs(search, options.json)
-        return
     started = time.monotonic()
-    outcome = tune(search, options.max_concurrent)
+    outcome = tune(search)
     page = write_report(outcome.path)
     ledger = Ledger.open(outcome.path / "ledger.sqlite")
     budget, epsilon = ledger.budget, ledger.spent()
@@ -60,7 +51,7 @@ def _tune(options: argparse.Namespace) -> None:
                 "strategy": search.tuning.strategy.kind,
                 "settings": outcome.settings,
                 "score": outcome.score,
-                "trials": list(outcome.trials),
+                "trials": outcome.trials,
                 "epsilon": epsilon,
                 "delta": budget.delta,
                 "unit": budget.unit,
@@ -75,38 +66,24 @@ def _tune(options: argparse.Namespace) -> None:
     spent = state_claim(epsilon, budget.delta, budget.unit)
     print(f"spent       {spent}, search included (from the ledger)")
     print(f"time        {time.monotonic() - started:.1f} s")
-    sys.stdout.flush()
 
 
-def print_costs(search: Search, as_json: bool) -> None:
-    """Print what each strategy costs, and which one is recommended."""
-    from dataclasses import asdict
-
+def print_cost(search: Search, as_json: bool) -> None:
+    """Print what a search costs and what it leaves for the final run."""
+    from pe_ray.tuning.budget import plan_cost
     from pe_ray.tuning.checks import check_search
-    from pe_ray.tuning.costs import compare_costs, recommend
 
     check_search(search)
-    found = compare_costs(search)
-    best = recommend(found)
+    cost, budget = plan_cost(search), search.config.privacy.budget
     if as_json:
-        strategies = [asdict(cost) for cost in found]
-        chosen = {"recommended": best.strategy, "reason": best.reason}
-        print_json({"strategies": strategies, **chosen})
+        print_json(cost)
         return
-    budget = search.config.privacy.budget
     print(f"guarantee   {state_claim(budget.epsilon, budget.delta, budget.unit)}, search included")
-    for cost in found:
-        if cost.impossible:
-            print(f"{cost.strategy:<12}impossible: {cost.impossible}")
-            continue
-        text = (
-            f"search costs {cost.search_share:.0%} of mu^2; the result gets epsilon "
-            f"{cost.final_epsilon:.4g}, sigma {cost.final_sigma:.4g} ({cost.noise:.2f} times "
-            "that of a run without search)"
-        )
-        print(f"{cost.strategy:<12}{text}")
-    print(f"recommended {best.strategy}: {best.reason}")
-    print(f"configured  {search.tuning.strategy.kind}")
+    print(f"search      {cost['strategy']}: {cost['search_share']:.0%} of mu^2")
+    print(
+        f"final run   epsilon {cost['final_epsilon']:.4g}, sigma {cost['final_sigma']:.4g}: "
+        f"{cost['noise']:.2f} times the noise without a search"
+    )
 
 
 def _describe_trial(record: dict[str, Any]) -> str:

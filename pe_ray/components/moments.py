@@ -137,13 +137,12 @@ def _triangle(size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Floats]:
 
 def _bures(first: Floats, second: Floats) -> float:
     """Return tr(A + B - 2 (A^(1/2) B A^(1/2))^(1/2)) of the positive parts A, B of two matrices."""
-    a, b = _positive_part(first), _positive_part(second)
-    values, vectors = np.linalg.eigh(a)
-    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    shared = np.linalg.eigvalsh(root @ b @ root)
-    return float(np.trace(a) + np.trace(b) - 2.0 * np.sqrt(np.maximum(shared, 0.0)).sum())
+    root, other = _root(first), _root(second)
+    shared = np.linalg.svd(root @ other.T, compute_uv=False).sum()
+    return float((root**2).sum() + (other**2).sum() - 2.0 * shared)
 
 
-def _positive_part(matrix: Floats) -> Floats:
+def _root(matrix: Floats) -> Floats:
+    """Return R, where R^T R is the positive part of a symmetric matrix."""
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
-    return np.asarray((vectors * np.maximum(values, 0.0)) @ vectors.T)
+    return np.asarray(np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T)

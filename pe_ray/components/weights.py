@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,17 @@ from pe_ray.errors import InputError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _LONGEST_REASON = 400  # characters quoted of a library's error
+_FIXES = {  # of pickle and huggingface_hub; a gated repository is also one that isn't found
+    "UnpicklingError": "it is damaged, or holds code, which is never run; get a whole checkpoint",
+    "GatedRepoError": "accept its licence at https://huggingface.co/{name}, then run "
+    "`hf auth login` on every machine",
+    "RevisionNotFoundError": "the hub has no such revision; correct it",
+    "RepositoryNotFoundError": "the hub doesn't show it; correct the name, or run `hf auth login` "
+    "if it is private",
+    "HFValidationError": "it is neither a folder here nor a hub id (owner/name); correct the name",
+    "LocalEntryNotFoundError": "it is not in this machine's cache and the hub was not reached; run "
+    "`hf download {name}` where there is a network, or give the folder of a local copy",
+}
 
 
 @contextmanager
@@ -31,29 +42,14 @@ def loading_errors(option: str, checkpoint: str | Path, part: str = "") -> Itera
 
 def _explain(error: BaseException, name: str) -> str:
     """Return the reason, by the known kinds of error that caused this one, and the fix."""
-    causes = []
+    kinds = set()
     cause: BaseException | None = error
     while cause is not None:
-        causes.append(cause)
+        kinds |= {kind.__name__ for kind in type(cause).__mro__}
         cause = cause.__cause__ or cause.__context__
-    if any(type(cause).__name__ == "UnpicklingError" for cause in causes):
-        # Its own text explains how to run the code.
-        return "it is damaged, or holds code, which is never run; get a whole checkpoint"
-    kinds = [kind.__name__ for cause in causes for kind in type(cause).__mro__]
-    local = "or give the folder of a local copy"
-    for kind, fix in {  # of huggingface_hub; a gated repository is also one that isn't found
-        "GatedRepoError": f"accept its licence at https://huggingface.co/{name}, then run "
-        "`hf auth login` on every machine",
-        "RevisionNotFoundError": "the hub has no such revision; correct it",
-        "RepositoryNotFoundError": "the hub doesn't show it; correct the name, run `hf auth login` "
-        "if it is private",
-        "HFValidationError": "it is neither a folder on this machine nor a hub id (owner/name); "
-        "correct the name",
-        "LocalEntryNotFoundError": "it is not in this machine's cache and the hub was not reached; "
-        f"run `hf download {name}` where there is a network",
-    }.items():
+    for kind, fix in _FIXES.items():
         if kind in kinds:
-            return f"{fix}, {local}"
+            return fix.format(name=name)
     reason = textwrap.shorten(str(error), _LONGEST_REASON, placeholder=" ...")
     return f"{reason or type(error).__name__}; get a whole checkpoint, weights in safetensors"
 
@@ -70,8 +66,8 @@ def load_network(
     """Return `network.from_pretrained(checkpoint, **given)` with all its weights from there.
 
     network: a class of diffusers or transformers; both fill missing weights with random numbers.
-    part: subfolder of the checkpoint. Raises InputError with the names of the weights that are
-    missing, of another shape or, if `refuse_unexpected`, not the network's.
+    part: subfolder of the checkpoint. Raises InputError with the names of the weights that don't
+    fit; those that are not the network's are left out, or refused too if `refuse_unexpected`.
     """
     if part:
         given["subfolder"] = part
@@ -82,22 +78,21 @@ def load_network(
             ignore_mismatched_sizes=True,  # they are in the report
             **given,
         )
-    shapes = [
-        f"{name} {list(found)} instead of {list(expected)}"
-        for name, found, expected in sorted(report["mismatched_keys"])
-    ]
-    kinds: dict[str, Sequence[str]] = {
-        "missing": sorted(report["missing_keys"]),
-        "of another shape": shapes,
-        "unexpected": sorted(report["unexpected_keys"]) if refuse_unexpected else (),
-    }
-    named = [f"{len(names)} {kind} ({', '.join(names)})" for kind, names in kinds.items() if names]
-    if named:
-        shown = textwrap.shorten("; ".join(named), _LONGEST_REASON, placeholder=" ...")
-        raise InputError(
-            f"{option}: {checkpoint}{f': {part}' if part else ''} has other weights than its "
-            f"configuration says: {shown}; get a whole checkpoint"
-        )
+        kinds: dict[str, Collection[str]] = {
+            "missing": report["missing_keys"],
+            "of another shape": [
+                f"{name} {list(found)} instead of {list(expected)}"
+                for name, found, expected in report["mismatched_keys"]
+            ],
+            "unexpected": report["unexpected_keys"] if refuse_unexpected else (),
+        }
+        faults = [
+            f"{len(names)} {kind} ({', '.join(sorted(names))})"
+            for kind, names in kinds.items()
+            if names
+        ]
+        if faults:
+            raise ValueError(f"other weights than its configuration says: {'; '.join(faults)}")
     return loaded
 
 

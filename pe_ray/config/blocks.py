@@ -234,7 +234,7 @@ class PrivacyConfig(Block):
     label_count_share: ClassVar[float] = 0.05
     """With `label_fractions: dp`, share of sum(1/sigma^2) that the label counts get."""
 
-    epsilon: float = Field(gt=0)
+    epsilon: float = Field(gt=0, allow_inf_nan=True)
     """Of the whole run; .inf adds no noise and protects nobody."""
     delta: float = Field(gt=0, lt=1)
     """Of the whole run; well below one over the number of records."""
@@ -289,7 +289,7 @@ class TeacherConfig(Block):
 class PublicMetricsConfig(Block):
     """Scores of released populations against public images, into metrics.jsonl: free."""
 
-    data: str
+    data: Place
     """As in private.data. Must be public."""
     image_column: str = "image"
     """Column with the encoded image (parquet only)."""

@@ -90,6 +90,22 @@ FixedEmbedderPlugin = Annotated[EmbedderPlugin, AfterValidator(_refuse_learnt)]
 """An embedder that is the same for every run."""
 
 
+def check_metric(field: str, metric: Plugin, *, num_labels: int, num_images: int) -> None:
+    """Raise InputError naming `field` where a set has too few labels or images for a metric."""
+    options = metric.options
+    if not isinstance(options, plugins.MetricOptions):
+        return
+    for what, least, given in (
+        ("labels", options.least_labels, num_labels),
+        ("images", options.least_images, num_images),
+    ):
+        if given < least:
+            raise InputError(
+                f"{field}: {metric.kind} needs at least {least} {what}, and there are {given}; "
+                "leave it out, or give more"
+            )
+
+
 class Stage(Block):
     """A generator and the iteration from which on it is used."""
 

@@ -1,14 +1,24 @@
-"""Places in a configuration: local paths and URIs of stores, which hold no credentials."""
+"""Places in a configuration: local paths and URIs of stores, which hold no credentials.
+
+Every option that is a path has one of the types here. A leading ~ is the home folder where the
+option is used. A run publishes the text as it was written, without the home folder's name.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from PIL import ImageColor
-from pydantic import AfterValidator
+from pydantic import (
+    AfterValidator,
+    PlainSerializer,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from pe_ray.files.storage import parse_location
 
@@ -16,6 +26,22 @@ _USER_INFO = re.compile(r"^[a-z][a-z0-9+.-]*://[^/?#\s]*@", re.IGNORECASE)
 _SECRET_QUERY = re.compile(
     r"://\S*[?&][^=&\s]*(key|secret|token|passw|signature|credential)[^=&\s]*=", re.IGNORECASE
 )
+
+
+class _HomePath(str):
+    """A path with the home folder in place of ~."""
+
+    written: str
+
+
+def _expand_home(text: Any, read: ValidatorFunctionWrapHandler) -> str:
+    path = _HomePath(os.path.expanduser(read(text)))
+    path.written = getattr(text, "written", read(text))
+    return path
+
+
+def _as_written(path: str) -> str:
+    return str(getattr(path, "written", path))
 
 
 def _require_place(place: str) -> str:
@@ -36,8 +62,12 @@ def _require_color(color: str) -> str:
 
 Color = Annotated[str, AfterValidator(_require_color)]
 """A colour as Pillow reads it."""
-Place = Annotated[str, AfterValidator(_require_place)]
-LocalFolder = Annotated[str, AfterValidator(_require_local)]
+PathText = Annotated[str, WrapValidator(_expand_home), PlainSerializer(_as_written)]
+"""A local path, or what stands for one: the id of a checkpoint, `system` for fonts."""
+Place = Annotated[PathText, AfterValidator(_require_place)]
+"""A local path or the URI of a store."""
+LocalFolder = Annotated[PathText, AfterValidator(_require_local)]
+"""A local path."""
 
 
 def lies_in(place: str, folder: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, model_validator
 
 from pe_ray.config.blocks import (
     MetricsConfig,
@@ -21,13 +21,29 @@ from pe_ray.config.blocks import (
     TeacherConfig,
     VotesConfig,
 )
-from pe_ray.config.kinds import Block, EmbedderPlugin, Generators, Plugin, Switch
+from pe_ray.config.kinds import (
+    Block,
+    EmbedderPlugin,
+    Generators,
+    Plugin,
+    Switch,
+    check_metric,
+)
 from pe_ray.config.places import apart, lies_in, refuse_credentials
-from pe_ray.config.yaml_tree import drop_removed_keys, first_fault, read_tree, set_override
+from pe_ray.config.yaml_tree import (
+    drop_removed_keys,
+    first_fault,
+    read_stored,
+    read_tree,
+    set_override,
+)
 from pe_ray.errors import InputError
-from pe_ray.files.storage import Location, expand_home, parse_location
+from pe_ray.files.storage import Location, parse_location
 from pe_ray.plugins.options import BOUND
 from pe_ray.values import Framing, ImageShape
+
+_STORED = "stored"
+"""Context of the validation of a run directory's configuration."""
 
 
 class Config(Block):
@@ -58,18 +74,22 @@ class Config(Block):
     @classmethod
     def from_run(cls, path: Location) -> Config:
         """Read the config.yaml of a run directory, which an older version may have written."""
-        return cls._from_file(drop_removed_keys(read_tree(path)))
+        return cls._from_file(drop_removed_keys(read_stored(path)), context=_STORED)
 
     @classmethod
-    def _from_file(cls, tree: dict[str, Any]) -> Config:
+    def _from_file(cls, tree: dict[str, Any], context: str | None = None) -> Config:
         tree.pop("tuning", None)  # of a search; a single run takes no notice of it
-        return cls.from_dict(tree)
+        return cls._validate(tree, context)
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> Config:
         """Validate a tree of plain values; InputError names the first wrong key."""
+        return cls._validate(tree)
+
+    @classmethod
+    def _validate(cls, tree: Mapping[str, Any], context: str | None = None) -> Config:
         try:
-            return cls.model_validate(tree)
+            return cls.model_validate(tree, context=context)
         except ValidationError as error:
             raise first_fault(error, tree) from None
         except RecursionError:
@@ -113,7 +133,7 @@ class Config(Block):
         return tree
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self, info: ValidationInfo) -> Self:
         num_labels, sizes = len(self.private.labels), self.schedule.sizes
         if self.privacy.unit == "user" and self.private.user_column is None:
             raise ValueError("private.user_column: needed for privacy.unit: user")
@@ -131,6 +151,8 @@ class Config(Block):
             )
         self._check_generators()
         self._check_places()
+        if info.context != _STORED:  # what has run is read back, even if a metric failed in it
+            self._check_metrics()
         if self.teacher:
             self.teacher.check_run(
                 num_labels=num_labels, shape=self.image_shape, privacy=self.privacy
@@ -166,6 +188,21 @@ class Config(Block):
                     "are; give a public image set"
                 )
 
+    def _check_metrics(self) -> None:
+        num_labels, sizes = len(self.private.labels), self.schedule.sizes
+        for position, metric in enumerate(self.metrics.audit):
+            field = f"metrics.audit.{position}"
+            check_metric(field, metric, num_labels=num_labels, num_images=sizes[-1])
+        public = self.metrics.public
+        if public is None:
+            return
+        if public.label_column is None:
+            num_labels = 0
+        num_images = min(public.max_images, sizes[-1], *sizes[:: public.every])
+        for position, metric in enumerate(public.metrics):
+            field = f"metrics.public.metrics.{position}"
+            check_metric(field, metric, num_labels=num_labels, num_images=num_images)
+
     def _check_places(self) -> None:
         public, output = self.metrics.public, self.output.path
         if public and not apart(public.data, public.where, self.private):
@@ -181,7 +218,7 @@ class Config(Block):
                     "give a folder elsewhere"
                 )
         run, cache = parse_location(output), self.private.cache or "none"
-        folder = expand_home(cache).resolve()
+        folder = Path(cache).resolve()
         inside = isinstance(run, Path) and folder.is_relative_to(run.resolve())
         if inside and cache != "none":
             raise ValueError("private.cache: must lie outside output.path, which is publishable")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,19 +26,34 @@ _REMOVED: Mapping[str, Mapping[str, Any]] = {
 
 
 def read_tree(path: str | Location, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the plain values of a YAML file, with `overrides` (`block.key=value`) in place."""
+    """Return the plain values of a user's file, with `overrides` (`block.key=value`) in place."""
+    tree = _read(path, _UserLoader)
+    for override in overrides:
+        set_override(tree, override)
+    return tree
+
+
+def read_stored(path: Location) -> dict[str, Any]:
+    """Return the plain values of a file that `dump_tree` or an earlier version wrote."""
+    return _read(path, _UniqueKeys)
+
+
+def dump_tree(tree: Mapping[str, Any]) -> str:
+    """Return plain values as YAML, which reads the same in a user's file and in a stored one."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _read(path: str | Location, loader: type[_UniqueKeys]) -> dict[str, Any]:
     try:
         text = resolve_place(path, "config").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"config {path}: can't be read ({type(error).__name__})") from error
     try:
-        tree = _parse(text)
+        tree = _parse(text, loader)
     except yaml.YAMLError as error:
         raise InputError(f"config {path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise InputError(f"config {path}: must be a mapping of blocks (private, generator, ...)")
-    for override in overrides:
-        set_override(tree, override)
     return tree
 
 
@@ -47,9 +63,10 @@ def set_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not name.rpartition(".")[2]:
         raise InputError(f"--set {override}: write it as block.key=value")
     try:
-        value = _parse(text)
-    except yaml.YAMLError:
-        raise InputError(f"--set {override}: {text!r} is not a YAML value") from None
+        value = _parse(text, _UserLoader)
+    except yaml.YAMLError as error:
+        reason = getattr(error, "problem", None) or "not YAML"
+        raise InputError(f"--set {override}: {text!r} is not a value: {reason}") from None
     put(tree, name, value, f"--set {override}")
 
 
@@ -102,14 +119,21 @@ def first_fault(error: ValidationError, tree: Any, prefix: str = "") -> InputErr
     faults = [(_keys(tree, fault), fault) for fault in error.errors(include_url=False)]
     top = faults[0][0]
     keys, fault = max(
-        (pair for pair in faults if pair[0][: len(top)] == top), key=lambda pair: len(pair[0])
+        (pair for pair in faults if pair[0][: len(top)] == top),
+        key=lambda pair: len(pair[0]) + _starts_with_key(pair[1]["msg"]),
     )
     where = f"{prefix}{'.'.join(keys)}".rstrip(".")
-    unknown = fault["type"] == "extra_forbidden"
-    message = "there is no such key" if unknown else fault["msg"].removeprefix("Value error, ")
-    if where:  # a block's own check starts with the key
-        where += "." if re.match(r"[\w.]+: ", message) else ": "
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "string_type" and isinstance(fault["input"], int | float):
+        message += f'; write it in quotes: "{json.dumps(fault["input"])}"'
+    if where:
+        where += "." if _starts_with_key(message) else ": "
     return InputError(f"config: {where}{message}")
+
+
+def _starts_with_key(message: str) -> bool:
+    """Return whether a fault is of a block's own check, which names the key."""
+    return re.match(r"(Value error, )?[\w.]+: ", message) is not None
 
 
 def _keys(tree: Any, fault: ErrorDetails) -> list[str]:
@@ -126,9 +150,9 @@ def _keys(tree: Any, fault: ErrorDetails) -> list[str]:
     return keys
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str, kind: type[_UniqueKeys]) -> Any:
     """Return the plain values of a YAML text; raise yaml.YAMLError."""
-    loader = _UniqueKeys(text)
+    loader = kind(text)
     try:
         return loader.get_single_data()
     finally:
@@ -150,3 +174,46 @@ class _UniqueKeys(yaml.SafeLoader):
                 )
             seen.add(key.value)
         return node
+
+
+class _UserLoader(_UniqueKeys):
+    """The core schema of YAML 1.2: yes, 1:30 and dates are text, 1e-5 is a number.
+
+    Numbers that YAML 1.1 and people read differently, such as 010, are refused.
+    """
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+
+    def refuse_number(self, node: yaml.ScalarNode) -> None:
+        problem = f"{node.value} may be octal or hexadecimal; write a number in decimal without "
+        problem += "leading zeros, and text in quotes"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that either loader would take for something else, and escapes odd line breaks."""
+
+    def analyze_scalar(self, scalar: str) -> Any:
+        found = super().analyze_scalar(scalar)
+        if any(line_break in scalar for line_break in "\x85\u2028\u2029"):
+            found.allow_single_quoted = found.allow_block = False  # where PyYAML loses them
+        return found
+
+
+_CORE = "tag:yaml.org,2002:"
+_AMBIGUOUS = "!ambiguous"
+for _tag, _pattern, _first in (
+    (_CORE + "null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    (_CORE + "bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    (_CORE + "int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    (_AMBIGUOUS, r"[-+]?0([0-9_]+|[xob][0-9a-fA-F_]+)", list("-+0")),
+    (
+        _CORE + "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    (_CORE + "merge", r"<<", ["<"]),
+):
+    for _class in (_UserLoader, _Dumper):
+        _class.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), _first)
+_UserLoader.add_constructor(_AMBIGUOUS, _UserLoader.refuse_number)

@@ -69,18 +69,18 @@ _FOREIGN = {
 class FoundShards:
     """The shards of a table, and what its folder holds besides.
 
-    passed_over: reason -> names of what is not read. sizes: path -> bytes of each file that is
-    read, in the order of a folder's listing; empty for a single file.
+    passed_over: reason -> names of what is not read. files: (path, bytes) of each file that holds
+    a table or an image, once for each time that it is named; empty for a single file.
     """
 
     shards: list[TableSlice]
     passed_over: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    sizes: Mapping[str, int] = field(default_factory=dict, repr=False)
+    files: Sequence[tuple[str, int]] = field(default=(), repr=False)
 
     @property
     def num_files(self) -> int:
         """How many files are read."""
-        return len(self.sizes) or 1
+        return len(self.files) or 1
 
 
 def list_shards(table: ImageTable) -> list[TableSlice]:
@@ -127,7 +127,9 @@ def _find_in_file(table: ImageTable, file: Location) -> FoundShards:
     name = file.name.lower()
     layouts = [layout for layout in (*_BY_ENDING, file_lists) if name.endswith(layout.SUFFIXES)]
     layout = layouts[0] if layouts else parquet_files
-    return FoundShards(shards=layout.list_shards(table, file, []))
+    shards = layout.list_shards(table, file, [])
+    files = file_lists.measure_images(table, shards) if layout is file_lists else ()
+    return FoundShards(shards=shards, files=files)
 
 
 def _find_in_folder(table: ImageTable, root: Location) -> FoundShards:
@@ -152,8 +154,10 @@ def _find_in_folder(table: ImageTable, root: Location) -> FoundShards:
     if not shards and not listing.passed_over.get(NOT_KEPT):
         raise table.refuse(f"{table.data} holds neither tables, nor lists of files, nor images")
     shards = [replace(part, folder_values={**split, **part.folder_values}) for part in shards]
-    sizes = {str(root / file.name): file.size for file in listing.files}
-    return FoundShards(shards=shards, passed_over=listing.passed_over, sizes=sizes)
+    files = [(str(root / file.name), file.size) for file in listing.files]
+    if layout is file_lists:
+        files = file_lists.measure_images(table, shards)
+    return FoundShards(shards=shards, passed_over=listing.passed_over, files=files)
 
 
 def _find_in_lake(
@@ -163,8 +167,8 @@ def _find_in_lake(
     listing = listing.keep(files.__contains__, NOT_CURRENT)
     listing = _keep_partitions(table, listing, files.__getitem__)
     shards = [parquet_files.open_file(table, root / name, files[name]) for name in listing.names]
-    sizes = {str(root / file.name): file.size for file in listing.files}
-    return FoundShards(shards=shards, passed_over=listing.passed_over, sizes=sizes)
+    sizes = [(str(root / file.name), file.size) for file in listing.files]
+    return FoundShards(shards=shards, passed_over=listing.passed_over, files=sizes)
 
 
 def _choose_layout(listing: FolderListing) -> ModuleType:
@@ -254,8 +258,8 @@ def _list_splits(table: ImageTable, root: Location, listing: FolderListing) -> l
             ) from None
     tops = {name.partition("/")[0] for name in listing.names if list_plain_folders(name)}
     named = sorted(tops)
-    known = table.labels or ()
-    if table.label_column is not None and any(name in known for name in named):
+    has_classes = _choose_layout(listing) is class_folders and table.label_column is not None
+    if has_classes and not tops.isdisjoint(table.labels or ()):
         return []
     return named if named and all(name.lower() in _SPLITS for name in named) else []
 

@@ -169,24 +169,29 @@ def _to_array(value: Any, shape: tuple[int, ...], item: pa.DataType) -> NDArray[
 def frame_image(value: StoredImage, framing: Framing) -> NDArray[np.uint8]:
     """Decode a stored image and bring it to the shape of the run's; raise Unusable if need be.
 
-    crop: cut to the shape's proportions in the middle; pad: add background on two sides; stretch:
-    change its proportions. Then it is resized (Pillow's bicubic, with antialiasing).
-
     Guarantee: a function of this value alone; an error's reason is one of a fixed few.
     """
+    return fit_image(decode_image(value, framing.shape.channels, framing.background), framing)
+
+
+def fit_image(image: NDArray[np.uint8], framing: Framing) -> NDArray[np.uint8]:
+    """Bring one image, uint8 [h, w, c], to the shape of the run's, by Pillow's Lanczos.
+
+    crop: cut it to the shape's proportions in the middle. pad: add background on two sides.
+    stretch: change its proportions.
+    """
     shape = framing.shape
-    image = decode_image(value, shape.channels, framing.background)
-    if image.shape == (shape.height, shape.width, shape.channels):
+    if image.shape[:2] == (shape.height, shape.width):
         return image
     picture, size = _to_pillow(image), (shape.width, shape.height)
     if framing.resize == "crop":
-        fitted = ImageOps.fit(picture, size, Image.Resampling.BICUBIC)
+        fitted = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
     elif framing.resize == "pad":
         ground = ImageColor.getcolor(framing.background, picture.mode)
-        fitted = ImageOps.pad(picture, size, Image.Resampling.BICUBIC, color=ground)
+        fitted = ImageOps.pad(picture, size, Image.Resampling.LANCZOS, color=ground)
     else:
-        fitted = picture.resize(size, Image.Resampling.BICUBIC)
-    return np.asarray(fitted).reshape(shape.height, shape.width, shape.channels)
+        fitted = picture.resize(size, Image.Resampling.LANCZOS)
+    return np.asarray(fitted).reshape(shape.height, shape.width, image.shape[2])
 
 
 def decode_image(value: StoredImage, channels: int, background: str = "black") -> NDArray[np.uint8]:

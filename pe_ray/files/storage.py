@@ -318,13 +318,13 @@ def delete_tree(folder: Location) -> None:
 
 
 def file_version(file: Location) -> tuple[Any, ...]:
-    """Return what changes when the file does: size and time, or what the store says of the object.
+    """Return what changes when the file does: size, time and inode, or what the store says of it.
 
     For S3 that is size, time and ETag.
     """
     if isinstance(file, Path):
         state = file.stat()
-        return state.st_size, state.st_mtime_ns
+        return state.st_size, state.st_mtime_ns, state.st_ino
     with file.store.open_input_stream(file.key) as stream:
         tags = stream.metadata()
     return tuple(sorted(f"{name}: {value.decode()}" for name, value in tags.items()))

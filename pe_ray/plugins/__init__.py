@@ -6,7 +6,8 @@ the worker that uses the plugin. `kind: my_pkg.my_module:MyClass` loads any impo
 package may give it a short name with an entry point (docs/architecture.md lists the groups).
 """
 
-from pe_ray.plugins.options import EmbedderOptions, GeneratorOptions, Options
+from pe_ray.plugins.contents import digest_plugin
+from pe_ray.plugins.options import EmbedderOptions, GeneratorOptions, MetricOptions, Options
 from pe_ray.plugins.protocols import Denoiser, Embedder, Generator, Images, Metric, Rows, Statistic
 from pe_ray.plugins.registry import (
     PluginType,
@@ -26,12 +27,14 @@ __all__ = [
     "GeneratorOptions",
     "Images",
     "Metric",
+    "MetricOptions",
     "Options",
     "PluginType",
     "Rows",
     "Statistic",
     "build",
     "built_in",
+    "digest_plugin",
     "group_of",
     "load",
     "options_of",

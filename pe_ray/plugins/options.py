@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    ModelWrapValidatorHandler,
     SerializationInfo,
     SerializerFunctionWrapHandler,
+    ValidationError,
     model_serializer,
+    model_validator,
 )
 
+from pe_ray.plugins.spelling import did_you_mean
 from pe_ray.values import DistanceMetric, Framing, ImageShape, Price
 
 BOUND = "bound"
@@ -20,10 +24,17 @@ BOUND = "bound"
 
 
 class Options(BaseModel):
-    """Base of a plugin's options. The string under a field says what the field means."""
+    """Base of a plugin's options. The string under a field says what the field means.
+
+    Numbers must be finite, except in fields with `allow_inf_nan=True`.
+    """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", ser_json_inf_nan="constants", use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        ser_json_inf_nan="constants",
+        use_attribute_docstrings=True,
     )
     unbound: ClassVar[frozenset[str]] = frozenset()
     """Fields that change no output. A run may continue with other values."""
@@ -37,6 +48,34 @@ class Options(BaseModel):
         values: dict[str, Any] = handler(self)
         left_out = self.unbound if info.context == BOUND else ()
         return {name: value for name, value in values.items() if name not in left_out}
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _name_unknown_keys(cls, tree: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Report an unknown key before other faults: a missing one may be that one, misspelt."""
+        try:
+            return handler(tree)
+        except ValidationError as error:
+            for fault in error.errors():
+                if fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1:
+                    name = str(fault["loc"][0])
+                    hint = did_you_mean(name, cls.model_fields)
+                    raise ValueError(f"{name}: there is no such key{hint}") from None
+            raise
+
+
+class MetricOptions(Options):
+    """Base of a metric's options."""
+
+    @property
+    def least_labels(self) -> int:
+        """Labels that a run needs for this metric; 0: it takes no notice of them."""
+        return 0
+
+    @property
+    def least_images(self) -> int:
+        """Images that the metric needs of either set."""
+        return 1
 
 
 class GeneratorOptions(Options):

@@ -12,7 +12,9 @@ from importlib.metadata import entry_points
 from typing import Any, Literal
 
 from pe_ray.errors import InputError
-from pe_ray.plugins.options import EmbedderOptions, GeneratorOptions, Options
+from pe_ray.files.contents import read_named_states
+from pe_ray.plugins.options import BOUND, EmbedderOptions, GeneratorOptions, Options
+from pe_ray.plugins.spelling import did_you_mean
 
 PluginType = Literal[
     "generator",
@@ -111,8 +113,8 @@ def load(plugin_type: PluginType, kind: str) -> Any:
     module_name, _, name = target.partition(":")
     if not name:
         raise InputError(
-            f"{plugin_type}.kind: {kind!r} is not known; use one of {', '.join(sorted(known))} "
-            "or module:Class"
+            f"{plugin_type}.kind: {kind!r} is not known{did_you_mean(kind, known)}; use one of "
+            f"{', '.join(sorted(known))} or module:Class"
         )
     try:
         found = getattr(importlib.import_module(module_name), name)
@@ -139,9 +141,11 @@ _built: dict[PluginType, tuple[str, Any]] = {}
 def build(plugin_type: PluginType, kind: str, options: Options, *arguments: Any) -> Any:
     """Return the plugin `kind` made with these options, built once per process.
 
-    Only the last of each type is kept, so a process never holds two sets of weights.
+    It is built again where a file that its options name has changed. Only the last of each type is
+    kept, so a process never holds two sets of weights.
     """
-    key = repr((kind, options.model_dump_json(), arguments))
+    states = read_named_states(options.model_dump(mode="json", context=BOUND))
+    key = repr((kind, options.model_dump_json(), arguments, states))
     if plugin_type not in _built or _built[plugin_type][0] != key:
         _built[plugin_type] = (key, load(plugin_type, kind)(options, *arguments))
     return _built[plugin_type][1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import ray
@@ -20,18 +20,18 @@ _CHUNK = 1 << 20
 
 
 def refuse_duplicates(
-    sizes: Mapping[str, int], config: PrivateConfig, stall_seconds: float
+    files: Sequence[tuple[str, int]], config: PrivateConfig, stall_seconds: float
 ) -> None:
     """Raise InputError, naming both, where two files have the same content.
 
-    sizes: path -> bytes of all files. Only files of equal size are read.
+    files: path and bytes of each. Only files of equal size are read.
 
     Guarantee: nothing but the names of two files reaches the driver. The error is for whoever
     holds the data, and nothing publishes it. Spends nothing.
     """
     if config.duplicates == "allow":
         return
-    suspects = list_suspects(sizes)
+    suspects = list_suspects(files)
     task = private_task(_digest_files, config.node_label)
     parts = [
         task.remote(suspects[start : start + _FILES_PER_TASK], stall_seconds)
@@ -45,13 +45,13 @@ def refuse_duplicates(
         )
 
 
-def list_suspects(sizes: Mapping[str, int]) -> list[str]:
+def list_suspects(files: Sequence[tuple[str, int]]) -> list[str]:
     """List the files that have the size of another one.
 
     Guarantee: depends on sizes only.
     """
     of_size: dict[int, list[str]] = defaultdict(list)
-    for path, size in sizes.items():
+    for path, size in files:
         of_size[size].append(path)
     return [path for paths in of_size.values() if len(paths) > 1 for path in paths]
 

@@ -25,7 +25,7 @@ from pe_ray.config.kinds import Plugin
 from pe_ray.errors import FaultError, InputError, RecordError
 from pe_ray.files.image_shards import FoundShards, split_shards, summarize
 from pe_ray.files.image_tables import TableSlice
-from pe_ray.files.storage import expand_home, file_version
+from pe_ray.files.storage import file_version
 from pe_ray.private.duplicates import refuse_duplicates
 from pe_ray.private.records import find_records, private_table, read_records
 from pe_ray.private.tasks import RETRIES, private_task
@@ -36,7 +36,7 @@ from pe_ray.values import Framing
 logger = logging.getLogger(__name__)
 
 _MAX_PARTITIONS = 64  # of users: each slice has as many pieces
-_FORMAT = 3  # of cached embeddings; 2 misread tensors beyond the first slice of a file
+_FORMAT = 4  # of cached embeddings; 3 knew the embedder's files by their paths only
 _INLINE_LIMIT = 100 << 10  # bytes: Ray sends smaller results to the caller with its answer
 
 
@@ -95,7 +95,7 @@ def open_records(
         raise prepared
     config, found = prepared
     logger.info("private.data: files: %s", summarize(found))
-    refuse_duplicates(found.sizes, config, stall_seconds)
+    refuse_duplicates(found.files, config, stall_seconds)
     slices = split_shards(found.shards)
     num_pieces = min(len(slices), _MAX_PARTITIONS) if config.user_column else 1
     task = private_task(_embed_task, config.node_label, gpus=gpus, num_returns=num_pieces + 2)
@@ -195,12 +195,11 @@ def embed_slice(
 
     Guarantee: stays inside zone 1; writes only to the private cache (mode 0700).
     """
-    cached = _cache_file(part, config, framing, embedder)
-    if cached is not None:
-        loaded = _load(cached)
+    try:
+        cached = _cache_file(part, config, framing, embedder)
+        loaded = None if cached is None else _load(cached)
         if loaded is not None:
             return loaded
-    try:
         built = plugins.build("embedder", embedder.kind, embedder.options)
     except InputError as error:
         raise _SetupError(f"embedder: {error}") from None
@@ -225,7 +224,8 @@ def embed_slice(
         labels=np.concatenate(labels),
         users=None if config.user_column is None else np.array(users, dtype="S32"),
     )
-    if cached is not None:
+    # Loading may have fetched a newer revision, and files may have changed meanwhile.
+    if cached is not None and cached == _cache_file(part, config, framing, embedder):
         _store(cached, embedded)
     return embedded
 
@@ -247,7 +247,7 @@ def cache_folder(config: PrivateConfig) -> Path | None:
     if config.cache == "none":
         return None
     if config.cache:
-        return expand_home(config.cache)
+        return Path(config.cache)
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "pe_ray" / "private"
 
@@ -294,7 +294,7 @@ def _cache_file(
         "file": file_version(source),
         "config": config.model_dump(mode="json", exclude={"data", "cache", "node_label"}),
         "framing": asdict(framing),
-        "embedder": [embedder.kind, embedder.options.model_dump(mode="json")],
+        "embedder": plugins.digest_plugin("embedder", embedder.kind, embedder.options),
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return folder / f"{digest}.npz"

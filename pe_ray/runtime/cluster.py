@@ -8,11 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import signal
 import socket
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,29 +31,28 @@ def connect_to_ray(resources: ResourcesConfig, node_label: str | None = None) ->
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
     import ray.data
+    from ray.util.client import ray as client
 
-    _quieten(ray.data.DataContext.get_current())
-    address = resources.address or _address_of_environment()
-    resources = resources.model_copy(update={"address": address})
-    if ray.is_initialized():
-        _require_driver_in_cluster()
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    for name in ("ray.data", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    resources = resources.model_copy(update={"address": _address(resources)})
+    with ExitStack() as stack:
+        if not ray.is_initialized():
+            _check_token(starts_here=resources.address is None)
+            _start(resources)
+            stack.callback(ray.shutdown)
+        if client.is_connected():
+            raise InputError(_NO_CLIENT)
         _require_room(resources, ray.nodes(), node_label)
         yield
-        return
-    _check_token(starts_here=address is None)
-    with _own_sigterm():
-        _start(address, resources)
-    try:
-        _require_driver_in_cluster()
-        _require_room(resources, ray.nodes(), node_label)
-        yield
-    finally:
-        ray.shutdown()
 
 
-def _start(address: str | None, resources: ResourcesConfig) -> None:
+def _start(resources: ResourcesConfig) -> None:
     import ray
 
+    address = resources.address
     arguments = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         # `local`, since without an address Ray would join any cluster that runs on this machine.
@@ -87,18 +84,14 @@ _NO_CLIENT = (
 )
 
 
-def _require_driver_in_cluster() -> None:
-    """Refuse a Ray client: the ledger and the aggregator belong on the driver's own node."""
-    from ray.util.client import ray as client
+def _address(resources: ResourcesConfig) -> str | None:
+    """Return where the cluster is; None: start one here.
 
-    if client.is_connected():
-        raise InputError(_NO_CLIENT)
-
-
-def _address_of_environment() -> str | None:
-    """Return RAY_ADDRESS, unless it names a job server: that takes jobs but no drivers."""
-    address = os.environ.get("RAY_ADDRESS") or None
-    return None if address and address.startswith(("http://", "https://")) else address
+    A job server in RAY_ADDRESS is passed over: it takes jobs but no drivers.
+    """
+    found = resources.address or os.environ.get("RAY_ADDRESS") or None
+    is_job_server = found and not resources.address and found.startswith(("http://", "https://"))
+    return None if is_job_server else found
 
 
 def _check_token(*, starts_here: bool) -> None:
@@ -125,20 +118,6 @@ def _check_token(*, starts_here: bool) -> None:
         file.write(secrets.token_hex(32))
 
 
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep the program's own answer to SIGTERM, if it has one; ray.init replaces it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    own = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if callable(own):
-            signal.signal(signal.SIGTERM, own)
-
-
 def _require_room(
     resources: ResourcesConfig, nodes: Sequence[Mapping[str, Any]], node_label: str | None
 ) -> None:
@@ -157,32 +136,28 @@ def _require_room(
             )
         logger.warning("no node of the cluster is labelled %s yet: waiting for one", node_label)
     needs = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    for node in alive:
-        if all(node["Resources"].get(name, 0) >= need for name, need in needs.items()):
-            return
-    wanted = f"{needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs"
+    if any(
+        all(node["Resources"].get(name, 0) >= need for name, need in needs.items())
+        for node in alive
+    ):
+        return
+    lacking = f"no machine has the {needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs of a worker"
     if not resources.address:
         raise InputError(
-            f"resources: no machine has the {wanted} of a worker; lower resources.cpus_per_worker "
-            "or resources.gpus_per_worker, or name a cluster in resources.address"
+            f"resources: {lacking}; lower resources.cpus_per_worker or resources.gpus_per_worker, "
+            "or name a cluster in resources.address"
         )
-    logger.warning("no machine of the cluster has the %s of a worker yet: waiting for one", wanted)
+    logger.warning("%s yet: waiting for one", lacking)
 
 
 def _has(node: Mapping[str, Any], node_label: str) -> bool:
-    name, value = split_label(node_label)
-    return bool((node.get("Labels") or {}).get(name) == value)
-
-
-def split_label(node_label: str) -> tuple[str, str]:
-    """Split `name=value` into its two parts."""
     name, _, value = node_label.partition("=")
-    return name, value
+    return bool((node.get("Labels") or {}).get(name) == value)
 
 
 def on_nodes(node_label: str | None) -> dict[str, Any]:
     """Return the options of a Ray task that may run only on nodes with the label."""
-    return {} if node_label is None else {"label_selector": dict([split_label(node_label)])}
+    return {} if node_label is None else {"label_selector": dict([node_label.split("=", 1)])}
 
 
 def count_resource(name: str) -> int:
@@ -201,13 +176,6 @@ def num_workers(resources: ResourcesConfig) -> int:
     fits = count_resource("CPU") / resources.cpus_per_worker
     if resources.gpus_per_worker:
         fits = min(fits, count_resource("GPU") / resources.gpus_per_worker)
-    if resources.workers and (resources.address or _address_of_environment()):
+    if resources.workers and _address(resources):
         return resources.workers
     return max(1, min(int(fits), resources.workers or int(fits)))
-
-
-def _quieten(context: object) -> None:
-    for name in ("enable_progress_bars", "print_on_execution_start"):
-        setattr(context, name, False)
-    for name in ("ray.data", "ray"):
-        logging.getLogger(name).setLevel(logging.ERROR)

@@ -4,12 +4,14 @@ stage one line for machines; all along, gauges that Ray exports to Prometheus.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
-import time
 from types import TracebackType
 from typing import Any, Self
+
+from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +20,6 @@ LINE_SECONDS = 10.0
 _GAUGES = {
     "pe_ray_rows": "Rows of the stage.",
     "pe_ray_rows_done": "Rows of the stage done so far.",
-    "pe_ray_rows_per_second": "Rows a second since this start began with the stage.",
 }
 
 
@@ -33,6 +34,15 @@ def _value(value: Any) -> str:
     return json.dumps(text) if " " in text or '"' in text else text
 
 
+class _Log(io.StringIO):
+    """Takes what a bar writes, as lines of the log."""
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            logger.info(text.strip())
+        return len(text)
+
+
 class Progress:
     """Shows the rows done of one stage, rows per second and the time left.
 
@@ -43,17 +53,20 @@ class Progress:
     """
 
     def __init__(self, stage: str, num_rows: int, num_done: int = 0) -> None:
-        self._stage, self._num_rows, self._done = stage, num_rows, num_done
-        self._first = num_done
-        self._started = self._last_line = time.monotonic()
-        self._gauges = _gauges(stage)
-        self._bar = None
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(
-                desc=stage, total=num_rows, initial=num_done, unit="rows", unit_scale=True
-            )
+        self._stage = stage
+        shown: dict[str, Any] = {}
+        if not sys.stderr.isatty():
+            shown = {
+                "file": _Log(),
+                "bar_format": "{desc}: {n:,} of {total:,} rows, {rate_fmt}, {remaining} left",
+                "mininterval": LINE_SECONDS,
+                "delay": LINE_SECONDS,
+                "leave": False,
+            }
+        self._bar = tqdm(
+            desc=stage, total=num_rows, initial=num_done, unit=" rows", miniters=1, **shown
+        )
+        self._gauges = _make_gauges(stage)
         self._export()
 
     def __enter__(self) -> Self:
@@ -65,49 +78,33 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        if error is None:
-            name, _, last = self._stage.rpartition(" ")
-            iteration = {"iteration": int(last)} if last.isdecimal() else {}
-            log_stage(
-                (name if iteration else self._stage).replace(" ", "_"),
-                **iteration,
-                state="done",
-                rows=self._num_rows,
-                made=self._done - self._first,
-                seconds=round(time.monotonic() - self._started, 3),
-                rows_per_second=round(self._speed(), 3),
-            )
+        self._bar.close()
+        if error is not None:
+            return
+        name, _, last = self._stage.rpartition(" ")
+        iteration = {"iteration": int(last)} if last.isdecimal() else {}
+        made, seconds = self._bar.n - self._bar.initial, self._bar.format_dict["elapsed"]
+        log_stage(
+            (name if iteration else self._stage).replace(" ", "_"),
+            **iteration,
+            state="done",
+            rows=self._bar.total,
+            made=made,
+            seconds=round(seconds, 3),
+            rows_per_second=round(made / max(seconds, 1e-9), 3),
+        )
 
     def add(self, num_rows: int) -> None:
         """Count `num_rows` more as done."""
-        self._done += num_rows
+        self._bar.update(num_rows)
         self._export()
-        if self._bar is not None:
-            self._bar.update(num_rows)
-        elif time.monotonic() - self._last_line >= LINE_SECONDS:
-            self._last_line = time.monotonic()
-            logger.info("%s: %s", self._stage, self._line())
-
-    def _speed(self) -> float:
-        return (self._done - self._first) / max(time.monotonic() - self._started, 1e-9)
 
     def _export(self) -> None:
-        values = (self._num_rows, self._done, self._speed())
-        for gauge, value in zip(self._gauges, values, strict=False):
+        for gauge, value in zip(self._gauges, (self._bar.total, self._bar.n), strict=False):
             gauge.set(value)
 
-    def _line(self) -> str:
-        speed = self._speed()
-        text = f"{self._done:,} of {self._num_rows:,} rows, {speed:,.0f} rows/s"
-        left = self._num_rows - self._done
-        if left and speed:
-            text += f", {left / speed:,.0f} s left"
-        return text
 
-
-def _gauges(stage: str) -> list[Any]:
+def _make_gauges(stage: str) -> list[Any]:
     """Return the stage's gauges, in the order of _GAUGES; empty where no Ray runs."""
     import ray
 

@@ -8,10 +8,11 @@ holds a release before anything that was made from that release is written.
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +21,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from pe_ray.config import Config
-from pe_ray.config.yaml_tree import differences
+from pe_ray.config.places import lies_in
+from pe_ray.config.yaml_tree import differences, dump_tree
 from pe_ray.errors import InputError
+from pe_ray.files.contents import (
+    digest_place,
+    find_place,
+    holds_own_work,
+    list_named,
+    names_images,
+)
 from pe_ray.files.locks import is_locked, locked
 from pe_ray.files.storage import (
     Location,
     ObjectPath,
     atomic_write,
-    expand_home,
+    delete_tree,
     fetch_copy,
     io_errors_as_input_errors,
     list_names,
@@ -40,6 +48,8 @@ from pe_ray.files.storage import (
 from pe_ray.values import LabelLayout, NoisyHistogram
 
 LEDGER = "ledger.sqlite"
+FILES = "files.json"
+"""Digests of the files that the configuration names, by their paths as it writes them."""
 _LOCK = ".lock"
 _LOCK_SECONDS = 0.5  # outlasts a look by `in_use`
 FEATURES = "features"
@@ -59,6 +69,11 @@ class RunDirectory:
         return self.path / LEDGER if isinstance(self.path, ObjectPath) else None
 
     @property
+    def ledger_field(self) -> str:
+        """The key of the configuration that says where the ledger is."""
+        return "output.path" if self.ledger.parent == self.path else "output.ledger"
+
+    @property
     def has_ledger(self) -> bool:
         """Whether its ledger exists. An empty file is none, though SQLite would start one."""
         return self.ledger.exists() and self.ledger.stat().st_size > 0
@@ -69,7 +84,7 @@ class RunDirectory:
 
         Then a mistake in the configuration may be corrected in place.
         """
-        return not made_in(self.path) - {"config.yaml", LEDGER, FEATURES}
+        return not made_in(self.path) - {"config.yaml", LEDGER, FILES, FEATURES}
 
     @property
     def config(self) -> Location:
@@ -141,8 +156,10 @@ def claim_directory(config: Config) -> Iterator[RunDirectory]:
     run = RunDirectory(place, ledger_folder(config) / LEDGER)
     with lock_directory(run):
         with io_errors_as_input_errors("output.path", run.path):
-            bind_directory(run, run.config, _read_bound, config.bound(), bare=run.is_bare)
+            bare = run.is_bare
+            bind_directory(run, run.config, _read_bound, config.bound(), bare=bare)
         require_writable(run.path, "output.path")
+        bind_files(run, config, config.bound(), bare=bare)
         yield run
 
 
@@ -152,8 +169,7 @@ def lock_directory(run: RunDirectory, *, wait: bool = False) -> Iterator[None]:
 
     wait: for the other one to end, instead of InputError.
     """
-    folder = run.ledger.parent
-    field = "output.path" if folder == run.path else "output.ledger"
+    folder, field = run.ledger.parent, run.ledger_field
     with others_cant_write(), ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -216,30 +232,90 @@ def bind_directory(
                 "give another output.path (a new run spends its own budget)"
             )
         if not run.has_ledger:
-            if isinstance(run.path, ObjectPath):
-                raise InputError(
-                    f"output.ledger: {run.ledger.parent} has no ledger.sqlite, but {run.path} "
-                    "holds a run; give the folder with that run's ledger, or see docs/storage.md "
-                    "if its disk is lost"
-                )
             raise InputError(
-                f"output.path: {run.path} has a configuration but no ledger.sqlite; restore the "
-                "ledger, since without it what was spent is unknown, or give another output.path"
+                f"{run.ledger_field}: {run.ledger.parent} has no ledger.sqlite, but {run.path} "
+                "holds a run; restore its ledger (docs/storage.md), since without it what was "
+                "spent is unknown, or give another output.path"
             )
-    elif not run.has_ledger and made_in(run.path) - {LEDGER, FEATURES}:
+    elif not run.has_ledger and made_in(run.path) - {LEDGER, FILES, FEATURES}:
         raise InputError(f"output.path: {run.path} holds other files; give an empty or new folder")
+
+
+def bind_files(run: RunDirectory, config: Config, bound: Mapping[str, Any], *, bare: bool) -> None:
+    """Bind the directory to the content of the files that `bound` names; refuse another content.
+
+    bound: as for bind_directory. bare: whether nothing was made yet, so that they may be replaced.
+    Files that this machine lacks are left to the workers. What isn't recorded yet is added.
+    """
+    stored = _read_files(run)
+    named = _digest_named(config, bound)
+    digests = {text: digest for _, text, digest in named}
+    if bare:
+        if any(stored.get(text, digest) != digest for text, digest in digests.items()):
+            delete_tree(run.path / FEATURES)  # they were learnt from the files before
+    else:
+        _refuse_other_files(run, stored, named)
+    if digests.items() - stored.items():
+        with io_errors_as_input_errors("output.path", run.path):
+            atomic_write(run.path / FILES, json.dumps(stored | digests, indent=1).encode())
+
+
+def require_same_files(run: RunDirectory, config: Config, bound: Mapping[str, Any]) -> None:
+    """Raise InputError for a file that `bound` names and whose content is not the run's."""
+    _refuse_other_files(run, _read_files(run), _digest_named(config, bound))
+
+
+def _refuse_other_files(
+    run: RunDirectory, stored: Mapping[str, str], named: Iterable[tuple[str, str, str]]
+) -> None:
+    for field, text, digest in named:
+        if stored.get(text, digest) != digest:
+            raise InputError(
+                f"{field}: {text} holds something else than when {run.path} was made; restore it, "
+                "or make a new run, which spends its own budget"
+            )
+
+
+def _read_files(run: RunDirectory) -> dict[str, str]:
+    file = run.path / FILES
+    with io_errors_as_input_errors("output.path", run.path):
+        held = file.read_bytes() if file.exists() else b"{}"
+    try:
+        stored: dict[str, str] = dict(json.loads(held))
+    except (ValueError, TypeError):
+        raise InputError(f"{file}: is damaged; restore it from a copy, or delete it") from None
+    return stored
+
+
+def _digest_named(config: Config, bound: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return (dotted key, text, digest) of each file and folder that `bound` names.
+
+    Guarantee: nothing of the private records, of an audit's or of the run itself is digested.
+    """
+    private = config.private
+    apart = {name: tree for name, tree in bound.items() if name not in ("private", "output")}
+    own = [private.data, private.cache, config.metrics.audit_data, config.output.path]
+    found = []
+    for field, text in list_named(apart):
+        place = find_place(text)
+        if place is None or (isinstance(place, Path) and holds_own_work(place)):
+            continue
+        if any(each and (lies_in(text, each) or lies_in(each, text)) for each in own):
+            continue
+        digest = digest_place(place, images=names_images(field))
+        if digest is not None:
+            found.append((field, text, digest))
+    return found
 
 
 def made_in(folder: Location) -> set[str]:
     """Return names in `folder` that are files or contain some, without hidden ones."""
 
-    def holds_files(name: str) -> bool:
-        below = folder / name
-        return not isinstance(below, Path) or any(
-            path.is_file() for path in (below, *below.rglob("*"))
-        )
-
-    return {name for name in list_names(folder) if name[0] != "." and holds_files(name)}
+    names = {name for name in list_names(folder) if not name.startswith(".")}
+    if not isinstance(folder, Path):
+        return names
+    files = (path for name in names for path in (folder / name, *(folder / name).rglob("*")))
+    return {path.relative_to(folder).parts[0] for path in files if path.is_file()}
 
 
 def ledger_folder(config: Config) -> Path:
@@ -252,14 +328,13 @@ def ledger_folder(config: Config) -> Path:
             "output.ledger: needed for an output.path in a store; give a local folder, on a disk "
             "that outlives the machine, for ledger.sqlite"
         )
-    return expand_home(config.output.ledger).resolve()
+    return Path(config.output.ledger).resolve()
 
 
 def write_config(run: RunDirectory, config: Config) -> None:
     """Write config.yaml; call it once the ledger exists."""
     header = f"# fingerprint: {config.fingerprint}\n"
-    text = yaml.safe_dump(config.tree(), sort_keys=False, allow_unicode=True)
-    content = (header + text).encode()
+    content = (header + dump_tree(config.tree())).encode()
     if not run.config.exists() or run.config.read_bytes() != content:
         atomic_write(run.config, content)
 

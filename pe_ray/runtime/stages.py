@@ -15,7 +15,6 @@ not once per stage (starting an actor pool takes seconds).
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 import uuid
@@ -25,9 +24,9 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
+from ray import cloudpickle
 from ray.data.exceptions import ExecutionTimeoutError
 
 from pe_ray import plugins
@@ -57,17 +56,6 @@ class PartWorker:
     def make(self, request: Mapping[str, Any]) -> Part:
         """Make and write one part."""
         raise NotImplementedError
-
-
-def _read_request(requests: pa.Table) -> Request:
-    """Return the table's only row, lists as int64 arrays."""
-    cells = {name: requests.column(name)[0] for name in requests.column_names}
-    return {
-        name: cell.values.to_numpy(zero_copy_only=False).astype(np.int64)
-        if isinstance(cell, pa.ListScalar)
-        else cell.as_py()
-        for name, cell in cells.items()
-    }
 
 
 class RepeatedDeathError(Exception):
@@ -112,7 +100,7 @@ class _PartMaker:
         self._worker: PartWorker | None = None
 
     def __call__(self, requests: pa.Table) -> pa.Table:
-        request = _read_request(requests)
+        request: Request = cloudpickle.loads(requests["request"][0].as_py())
         if ray.get(self._attempts(request["start"])) > _DEATHS + 1:
             return pa.table({"deaths": [_DEATHS + 1]})
         try:
@@ -121,15 +109,6 @@ class _PartMaker:
                 return pa.Table.from_pylist([asdict(self._worker.make(request))])
         except InputError as error:
             return pa.table({"error": [str(error)]})
-
-
-def _make_part(
-    requests: pa.Table,
-    worker: Callable[[], PartWorker],
-    stall_seconds: float,
-    attempts: Callable[[int], ray.ObjectRef],
-) -> pa.Table:
-    return _PartMaker(worker, stall_seconds, attempts)(requests)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,22 +192,22 @@ def _make(
 ) -> Iterator[Part]:
     """Yield parts as they are made, in any order."""
     workers, stall_seconds = num_workers(resources), resources.stall_seconds
-    blocks_made = count_blocks(len(requests), workers)
-    table = _table(requests)
-    edges = np.linspace(0, len(requests), blocks_made + 1).astype(int)
-    blocks = [table.slice(a, b - a) for a, b in itertools.pairwise(edges)]
-    pool = min(workers, blocks_made)
-    common = {"batch_size": 1, "batch_format": "pyarrow", "num_cpus": resources.cpus_per_worker}
-    requested = ray.data.from_arrow(blocks)
+    blocks = count_blocks(len(requests), workers)
+    pool = min(workers, blocks)
+    requested = ray.data.from_items(
+        [{"request": cloudpickle.dumps(request)} for request in requests],
+        override_num_blocks=blocks,
+    )
     context = ray.get_runtime_context()
     counter = _attempts_of(context.get_session_name(), context.get_job_id())
     attempts = partial(counter.count.remote, uuid.uuid4().hex)
-    given = {"worker": worker, "stall_seconds": stall_seconds, "attempts": attempts}
+    given = (worker, stall_seconds, attempts)
+    common = {"batch_size": 1, "batch_format": "pyarrow", "num_cpus": resources.cpus_per_worker}
     lost = None
     if resources.gpus_per_worker:
         made = requested.map_batches(
             _PartMaker,
-            fn_constructor_kwargs=given,
+            fn_constructor_args=given,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool, initial_size=pool),
             num_gpus=resources.gpus_per_worker,
             **common,
@@ -236,9 +215,8 @@ def _make(
         lost = LostNodes(stall_seconds)
         made.context.custom_execution_callback_classes = [lost.callback()]
     else:
-        made = requested.map_batches(
-            _make_part, fn_kwargs=given, compute=ray.data.TaskPoolStrategy(size=pool), **common
-        )
+        make = _PartMaker(*given).__call__
+        made = requested.map_batches(make, compute=ray.data.TaskPoolStrategy(size=pool), **common)
     # Not Ray's half hour, in which a slow generator may finish no block.
     made.context.execution_no_progress_timeout_s = _BLOCKS_PATIENCE * stall_seconds
     for row in made.iter_rows():
@@ -251,51 +229,43 @@ def _make(
         yield Part(**{field: row[field] for field in Part.__slots__})
 
 
-def check_plugins(
-    given: Sequence[Plugin], label_names: tuple[str, ...], resources: ResourcesConfig
-) -> None:
-    """Build each generator and embedder once, where it will run; InputError where one can't be."""
+def run_in_worker(function: Callable[..., Any], *arguments: Any, resources: ResourcesConfig) -> Any:
+    """Run `function` once where a worker would run; end it if it hangs. InputErrors pass on."""
     gpus = resources.gpus_per_worker
     task = ray.remote(
         num_cpus=resources.cpus_per_worker,
         num_gpus=gpus,
         max_calls=1 if gpus else 0,  # a process keeps a GPU's memory; one without serves stages
-    )(_build)
+    )(_run_watched)
+    try:
+        return ray.get(task.remote(resources.stall_seconds, function, *arguments))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise
+
+
+def _run_watched(stall_seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
+    with exit_on_stall(stall_seconds):
+        return function(*arguments)
+
+
+def check_plugins(
+    given: Sequence[Plugin], label_names: tuple[str, ...], resources: ResourcesConfig
+) -> None:
+    """Build each generator and embedder once, where it will run; InputError where one can't be."""
     distinct = [plugin for number, plugin in enumerate(given) if plugin not in given[:number]]
     if distinct:
-        reason = ray.get(task.remote(distinct, label_names, resources.stall_seconds))
-        if reason is not None:
-            raise InputError(reason)
+        run_in_worker(_build, distinct, label_names, resources=resources)
 
 
-def _build(
-    given: Sequence[Plugin], label_names: tuple[str, ...], stall_seconds: float
-) -> str | None:
-    try:
-        with exit_on_stall(stall_seconds):
-            for plugin in given:
-                names = [label_names] if plugin.plugin_type == "generator" else []
-                plugins.build(plugin.plugin_type, plugin.kind, plugin.options, *names)
-                note_progress()
-    except InputError as error:
-        return str(error)
-    return None
+def _build(given: Sequence[Plugin], label_names: tuple[str, ...]) -> None:
+    for plugin in given:
+        names = [label_names] if plugin.plugin_type == "generator" else []
+        plugins.build(plugin.plugin_type, plugin.kind, plugin.options, *names)
+        note_progress()
 
 
 def count_blocks(num_parts: int, workers: int) -> int:
     """Return the number of blocks of a stage: enough to keep all workers busy, none too small."""
     return min(num_parts, max(4 * workers, num_parts // _PARTS_PER_BLOCK))
-
-
-def _table(requests: Sequence[Request]) -> pa.Table:
-    """Return one row per request; arrays become lists without a Python object per number."""
-    columns = {}
-    for name, first in requests[0].items():
-        values = [request[name] for request in requests]
-        if isinstance(first, np.ndarray):
-            offsets = np.concatenate([[0], np.cumsum([len(value) for value in values])])
-            flat = pa.array(np.concatenate(values))
-            columns[name] = pa.LargeListArray.from_arrays(pa.array(offsets), flat)
-        else:
-            columns[name] = pa.array(values)
-    return pa.table(columns)

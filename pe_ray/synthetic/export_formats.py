@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
-from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pe_ray.errors import InputError
+from pe_ray.files.class_folders import folder_name
 from pe_ray.files.layouts.tar_shards import CLASS_NAMES
 from pe_ray.files.storage import Location, atomic_write, sync, write_many
 
@@ -149,7 +149,11 @@ class WebDataset:
 
 
 class ImageFolder:
-    """A folder of PNG files per label; a part's own file is a marker, written after its images."""
+    """A folder of PNG files per label; a part's own file is a marker, written after its images.
+
+    A folder has its label's name (see class_folders). Readers that take a folder named `train` for
+    a split need the files' pattern (docs/expand.md).
+    """
 
     suffix = "done"
 
@@ -159,7 +163,7 @@ class ImageFolder:
             return
         most = os.pathconf(directory, "PC_NAME_MAX")
         for name in names:
-            length = len(folder_name(name))
+            length = len(os.fsencode(folder_name(name)))
             if length > most:
                 raise InputError(
                     f"--format: the label {name[:16]!r}... is too long for a folder's name: "
@@ -180,11 +184,6 @@ class ImageFolder:
     def measure(pngs: Sequence[bytes], names: Sequence[str]) -> Footprint:
         rows = _whole(_sizes(pngs), BLOCK_BYTES) + _ENTRY_BYTES
         return Footprint(rows=rows, fixed=len(names) * BLOCK_BYTES)
-
-
-def folder_name(label: str) -> str:
-    """Return the label's name with characters that a path can't hold percent-encoded."""
-    return quote(label, safe=" ") if label.strip(".") else quote(label).replace(".", "%2E")
 
 
 def _sizes(pngs: Sequence[bytes]) -> NDArray[np.int64]:

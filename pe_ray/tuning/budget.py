@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from pe_ray.config import Config
 from pe_ray.errors import InputError
 from pe_ray.planning import plan_releases
+from pe_ray.release.accounting import gaussian_epsilon
 from pe_ray.release.adaptive import budget_mu, mu_of, with_mu
 from pe_ray.release.ledger_sql import Accounting
 from pe_ray.release.releases import LabelCounts, kind_of, shape_releases
@@ -71,3 +74,31 @@ def final_votes(search: Search, config: Config, prefix: str) -> tuple[Release, .
         releases = with_mu(final_shape(final, prefix), search.strategy.result_mu(search))
     counts = [release for release in releases if not release.is_sums]
     return tuple(replace(r, votes_per_unit=kind_of(r).limit(config)) for r in counts)
+
+
+def plan_cost(search: Search) -> dict[str, Any]:
+    """Return what a search costs and what it leaves for the final run; touch no private record.
+
+    search_share: of mu^2, the objective's release included. final_epsilon: what the final run costs
+    alone. final_sigma: noise of its last votes. noise: that over the noise without a search.
+    """
+    config = search.config
+    alone = plan_releases(config)
+    share, epsilon, releases = 0.0, config.privacy.epsilon, alone
+    if accounting_of(search) == "adaptive":
+        mu = search.strategy.result_mu(search)
+        share = max(0.0, 1 - (mu / total_mu(search)) ** 2)
+        epsilon = gaussian_epsilon(mu, config.privacy.delta)
+        releases = with_mu(final_shape(config), mu)
+    return {
+        "strategy": search.tuning.strategy.kind,
+        "search_share": share,
+        "final_epsilon": epsilon,
+        "final_sigma": _last_sigma(releases),
+        "noise": _last_sigma(releases) / _last_sigma(alone),
+    }
+
+
+def _last_sigma(releases: Sequence[Release]) -> float:
+    """Return the noise of the last votes."""
+    return [release.sigma for release in releases if release.kind == "votes"][-1]

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -63,7 +63,7 @@ Choices = Annotated[tuple[Any, ...], Field(min_length=1)]
 
 
 class TuningConfig(Block):
-    """One search. Options of the strategy may be written as further keys of this block."""
+    """One search."""
 
     unbound: ClassVar[frozenset[str]] = frozenset({"max_concurrent"})
 
@@ -83,8 +83,7 @@ class TuningConfig(Block):
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of the search, never of noise."""
     public_data: PrivateConfig | None = None
-    """PUBLIC stand-in records, written like `private`: what trials of `public` vote with, and what
-    the objective `public` compares with if it names no reference."""
+    """PUBLIC stand-in records, written like `private`: what trials of `public` vote with."""
 
     @property
     def modules(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -104,27 +103,6 @@ class Search:
     tuning: TuningConfig
     strategy: Strategy
     objective: Objective
-
-    def with_strategy(self, kind: str) -> Search:
-        """Return the same search by another strategy, with the defaults of its options."""
-        if kind == self.tuning.strategy.kind:
-            return self
-        plugin = _validate(self.tuning.model_dump() | {"strategy": kind}).strategy
-        return replace(self, strategy=_make("tuning_strategy", plugin))
-
-    def check(self) -> None:
-        """Raise InputError where the parts of the search don't fit each other."""
-        tuning, private = self.tuning, self.config.private
-        if not math.isfinite(self.config.privacy.epsilon):
-            raise InputError("privacy.epsilon: a search inside a budget needs a finite one")
-        require_public(tuning.public_data, "tuning.public_data", private)
-        self.strategy.check(self)
-        self.objective.check(self)
-        if self.config.teacher and not self.strategy.final_run:
-            raise InputError(
-                "teacher: it is released in a final run, which this search doesn't make; leave the "
-                "block out, or make a final run"
-            )
 
     def values(self) -> dict[str, Any]:
         """Return the plain values that the search publishes."""
@@ -147,9 +125,7 @@ class Strategy:
     """
 
     Options: ClassVar[type[Options]] = Options
-    """Its keys of the block `tuning`."""
-    reason: ClassVar[str]
-    """Why `plan` recommends it, if its result has the least noise."""
+    """Its keys of `tuning.strategy`."""
     charged: ClassVar[bool]
     """Whether trials vote with the private records, so that each of their releases is charged."""
     adaptive: ClassVar[bool] = True
@@ -157,11 +133,6 @@ class Strategy:
 
     def __init__(self, options: Any) -> None:
         self.options = options
-
-    @property
-    def final_run(self) -> bool:
-        """Whether a run with the best settings follows. If not, the best trial is the result."""
-        return True
 
     def check(self, search: Search) -> None:
         """Raise InputError where the search can't use this strategy."""
@@ -175,16 +146,12 @@ class Strategy:
         raise NotImplementedError
 
     def result_mu(self, search: Search) -> float:
-        """Return the mu of the result's own releases, if the search costs what was planned."""
+        """Return the mu of the final run, if the search costs what was planned."""
         raise NotImplementedError
 
     def search_releases(self, search: Search) -> tuple[Release, ...]:
         """Return the least that the search charges, without what is shared by all trials."""
         return ()
-
-    def limit_concurrent(self, asked: int, search: Search) -> int:
-        """Return how many trials may run at once."""
-        return asked
 
     def prepare(
         self, search: Search, ledger: Ledger, folder: Path, fractions: Fractions | None
@@ -222,11 +189,6 @@ class Objective:
         self.options = options
 
     @property
-    def max_images(self) -> int:
-        """Images of a population that are scored at most."""
-        return 20_000
-
-    @property
     def mode(self) -> Mode:
         """Whether a small (`min`) or a large score (`max`) is good."""
         return "min"
@@ -257,16 +219,19 @@ def require_public(public: PrivateConfig | None, field: str, private: PrivateCon
 
 def read_search(path: str | Location, overrides: Sequence[str] = ()) -> Search:
     """Read the search that a YAML file and `overrides` describe; InputError names a fault."""
-    tree = read_tree(path, overrides)
-    if "tuning" not in tree:
-        raise InputError(f"config {path}: has no `tuning` block; see docs/tuning.md")
-    return search_of(tree)
+    return search_of(read_tree(path, overrides))
 
 
 def search_of(tree: Mapping[str, Any]) -> Search:
-    """Return the search that plain values describe, checked."""
+    """Return the search that plain values describe; InputError where its parts don't fit."""
+    if "tuning" not in tree:
+        raise InputError("config: has no `tuning` block; see docs/tuning.md")
     rest = {key: value for key, value in tree.items() if key != "tuning"}
-    config, tuning = Config.from_dict(rest), _validate(tree["tuning"])
+    config = Config.from_dict(rest)
+    try:
+        tuning = TuningConfig.model_validate(tree["tuning"])
+    except ValidationError as error:
+        raise first_fault(error, tree["tuning"], "tuning.") from None
     search = Search(
         tree=rest,
         config=config,
@@ -274,29 +239,12 @@ def search_of(tree: Mapping[str, Any]) -> Search:
         strategy=_make("tuning_strategy", tuning.strategy),
         objective=_make("tuning_objective", tuning.objective),
     )
-    search.check()
+    if not math.isfinite(config.privacy.epsilon):
+        raise InputError("privacy.epsilon: a search inside a budget needs a finite one")
+    require_public(tuning.public_data, "tuning.public_data", config.private)
+    search.strategy.check(search)
+    search.objective.check(search)
     return search
-
-
-def _validate(tree: Any) -> TuningConfig:
-    tree = _gather_options(tree)
-    try:
-        return TuningConfig.model_validate(tree)
-    except ValidationError as error:
-        raise first_fault(error, tree, "tuning.") from None
-
-
-def _gather_options(tree: Any) -> Any:
-    """Move keys of the block `tuning` that are not its own to its strategy."""
-    if not isinstance(tree, Mapping) or "strategy" not in tree:
-        return tree
-    own = {key: tree[key] for key in tree if key in TuningConfig.model_fields}
-    options = {key: tree[key] for key in tree if key not in own}
-    strategy = own["strategy"]
-    if options and isinstance(strategy, str | Mapping):
-        given = {"kind": strategy} if isinstance(strategy, str) else strategy
-        own["strategy"] = {**given, **options}
-    return own
 
 
 def _make(plugin_type: plugins.PluginType, plugin: Plugin) -> Any:

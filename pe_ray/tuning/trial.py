@@ -7,22 +7,17 @@ is paid twice, and no second answer is drawn.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
 from pe_ray.config import Config
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.errors import BudgetError, InputError
 from pe_ray.evolution import iterate
 from pe_ray.files.image_batches import evenly_spaced
-from pe_ray.files.storage import atomic_write
 from pe_ray.release.door import Door
 from pe_ray.release.ledger import Ledger
 from pe_ray.runtime.run_directory import lock_directory, on_disk, write_config
@@ -32,8 +27,8 @@ from pe_ray.tuning.search import Floats, Fractions, Search, require_public
 from pe_ray.tuning.space import Settings, configure, trial_id
 from pe_ray.values import Budget
 
-RECORD = "trial.json"
 _FREE_LEDGER = "stand-in.sqlite"
+_MOST_IMAGES = 10_000  # of a population that are scored
 _WITHHELD = "the private records can't be used with these settings"
 
 
@@ -43,7 +38,7 @@ class Job:
 
     folder: of the trials. ledger: charged for every release; None where trials are free. source:
     whose records vote, where it isn't the trial's own `private` block. fractions: of labels, where
-    they were released. sums: the objective's, where it has any. workers: generator workers.
+    they were released. sums: the objective's, where it has any.
     """
 
     search: Search
@@ -52,7 +47,6 @@ class Job:
     source: PrivateConfig | None = None
     fractions: Fractions | None = None
     sums: Floats | None = None
-    workers: int | None = None
 
 
 def trial_config(job: Job, settings: Settings) -> Config:
@@ -66,24 +60,19 @@ def trial_config(job: Job, settings: Settings) -> Config:
     config = config.model_copy(update={"metrics": metrics, "teacher": None})
     config = job.search.strategy.configure_trial(job.search, config)
     output = config.output.model_copy(update={"path": str(job.folder / trial_id(settings))})
-    workers = config.resources.workers or job.workers
-    resources = config.resources.model_copy(update={"workers": workers})
-    return config.model_copy(update={"output": output, "resources": resources})
-
-
-def trial_prefix(settings: Settings) -> str:
-    """Return what the keys of a charged trial's releases begin with."""
-    return f"trial/{trial_id(settings)}/"
+    return config.model_copy(update={"output": output})
 
 
 def run_trial(job: Job, settings: Settings) -> Iterator[dict[str, Any]]:
-    """Report {iteration, score, done} after each iteration that is scored.
+    """Report {iteration, score, scores, done} after each iteration that is scored.
+
+    scores: those so far, by iteration.
 
     Guarantee: private records are asked nothing but the strategy's `trial_releases`, each through
     the aggregator of a ledger.
     """
     search, config = job.search, trial_config(job, settings)
-    prefix = trial_prefix(settings) if job.ledger else ""
+    prefix = f"trial/{trial_id(settings)}/" if job.ledger else ""
     directory, last = on_disk(config.output.path), config.schedule.iterations
     with lock_directory(directory, wait=True):
         if job.ledger:
@@ -104,66 +93,47 @@ def run_trial(job: Job, settings: Settings) -> Iterator[dict[str, Any]]:
             number, done = population.iteration, population.iteration == last
             if number == 0 or not (done or search.tuning.scheduler == "asha"):
                 continue
-            ids = evenly_spaced(population.layout.num_samples, search.objective.max_images)
+            ids = evenly_spaced(population.layout.num_samples, _MOST_IMAGES)
             options = config.generator_at(number).options
             rows = read_population(population.directory, ids, options)
             score = score_images(rows["image"], rows["label"])
             if math.isnan(score):  # the best must not depend on the order that trials end in
-                score = worst_score(search)
-            scores[str(number)] = score
-            _write_record(job, settings, scores, "complete" if done else "running")
-            yield {"iteration": number, "score": score, "done": done}
+                score = _worst_score(search)
+            scores = {**scores, str(number): score}
+            yield {"iteration": number, "score": score, "scores": scores, "done": done}
 
 
-def worst_score(search: Search) -> float:
+def _worst_score(search: Search) -> float:
     """Return the score that no trial falls behind."""
     return math.inf if search.objective.mode == "min" else -math.inf
-
-
-def note_end(job: Job, settings: Settings, state: str, reason: str) -> None:
-    """Record why a trial ended early, with the scores that it had.
-
-    Guarantee: what depends on private records is not kept. Each such error begins with the
-    `private` block's key (see private.records.open_records).
-    """
-    file = job.folder / trial_id(settings) / RECORD
-    scores = json.loads(file.read_bytes())["scores"] if file.exists() else {}
-    if job.ledger is not None and reason.startswith("private"):
-        reason = _WITHHELD
-    _write_record(job, settings, scores, state, reason=reason)
-
-
-def _write_record(
-    job: Job, settings: Settings, scores: dict[str, float], state: str, **more: str
-) -> None:
-    record = {"settings": dict(settings), "scores": scores, "state": state, **more}
-    atomic_write(job.folder / trial_id(settings) / RECORD, json.dumps(record).encode())
 
 
 class TrialActor:
     """A trial that goes on only when asked, so one that is stopped charges nothing further."""
 
     def __init__(self, job: Job, settings: Settings) -> None:
+        self._charged = job.ledger is not None
         self._reports = run_trial(job, settings)
+        start = {"score": _worst_score(job.search), "scores": {}}
+        self._report: dict[str, Any] = {"settings": dict(settings), "state": "stopped", **start}
 
     def step(self) -> dict[str, Any]:
-        """Return the next report. Errors that a user can act on are reported as {refused} (the
-        budget is spent) or {failed}: no exception of another process's passes on.
+        """Return the next report: what `run_trial` says, with `settings` and `state`.
+
+        Errors that a user can act on end the trial: `refused`, where the budget is spent, or
+        `failed`. Their `reason` is kept.
+
+        Guarantee: no reason depends on private records. Each error that does begins with the
+        `private` block's key (see private.records.open_records).
         """
         try:
-            return next(self._reports)
+            self._report |= next(self._reports)
+            if self._report["done"]:
+                self._report["state"] = "complete"
         except InputError as error:
-            text = " ".join(str(getattr(error, "cause", error)).split())
-            return {"refused" if isinstance(error, BudgetError) else "failed": text}
-
-
-def start_trial(job: Job, settings: Settings, node: str) -> Any:
-    """Start a TrialActor on `node`, where the ledger is.
-
-    It holds no CPU and no place in a placement group, so its stages can't wait for room that it
-    takes itself.
-    """
-    here = NodeAffinitySchedulingStrategy(node, soft=False)
-    return (
-        ray.remote(TrialActor).options(num_cpus=0, scheduling_strategy=here).remote(job, settings)
-    )
+            reason = " ".join(str(getattr(error, "cause", error)).split())
+            if self._charged and reason.startswith("private"):
+                reason = _WITHHELD
+            state = "refused" if isinstance(error, BudgetError) else "failed"
+            self._report |= {"state": state, "reason": reason, "done": True}
+        return self._report

@@ -8,16 +8,13 @@ step returns at once when an earlier start has completed it.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.config.extras import require_extras
+from pe_ray.config.yaml_tree import dump_tree, read_stored
 from pe_ray.evolution import iterate
 from pe_ray.files.storage import Location, atomic_write, delete_tree
 from pe_ray.planning import plan, plan_releases, require_affordable
@@ -29,9 +26,11 @@ from pe_ray.run import Run
 from pe_ray.runtime.cluster import connect_to_ray
 from pe_ray.runtime.run_directory import (
     FEATURES,
+    FILES,
     LEDGER,
     RunDirectory,
     bind_directory,
+    bind_files,
     lock_directory,
     made_in,
     on_disk,
@@ -47,22 +46,22 @@ from pe_ray.tuning.budget import (
     shared_releases,
 )
 from pe_ray.tuning.checks import check_parts, check_search
-from pe_ray.tuning.search import Search, read_search
+from pe_ray.tuning.search import Search, search_of
 from pe_ray.tuning.space import configure
-from pe_ray.tuning.trial import Job, trial_prefix
+from pe_ray.tuning.trial import Job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a search ended. trials: what each left behind."""
+    """How a search ended. trials: the last report of each."""
 
     path: Path
     settings: dict[str, Any]
     score: float
-    trials: tuple[dict[str, Any], ...]
+    trials: list[dict[str, Any]]
 
 
-def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
+def tune(search: Search) -> Outcome:
     """Run the search and the final run, or continue them.
 
     Guarantee: all that OUTPUT holds at any time is (epsilon, delta)-DP for `config.privacy`'s unit
@@ -76,15 +75,16 @@ def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
     config, strategy = search.config, search.strategy
     require_affordable(plan(config))  # the final run; trials come on top
     directory = on_disk(config.output.path)
-    with lock_directory(directory), connect_to_ray(_resources(search), config.private.node_label):
+    with lock_directory(directory), connect_to_ray(config.resources, config.private.node_label):
         folder = directory.ledger.parent / "tuning"
-        bare = not made_in(directory.path) - {LEDGER, FEATURES, folder.name}
+        bare = not made_in(directory.path) - {LEDGER, FILES, FEATURES, folder.name}
         bare &= not made_in(folder) - {"config.yaml"}
         stored = folder / "config.yaml"
         bind_directory(directory, stored, _read_bound, search.bound(), bare=bare)
+        bind_files(directory, config, search.bound(), bare=bare)
         budget, accounting = config.privacy.budget, accounting_of(search)
         ledger = Ledger.create(directory.ledger, budget, search.fingerprint, accounting, renew=bare)
-        atomic_write(stored, yaml.safe_dump(search.values(), sort_keys=False).encode())
+        atomic_write(stored, dump_tree(search.values()).encode())
         result = folder / "result.json"
         if not ledger.charged and not result.exists():
             check_parts(search)
@@ -93,43 +93,24 @@ def tune(search: Search, max_concurrent: int | None = None) -> Outcome:
             open_records(config, prepare_run(config, directory).embedder)
         job = _release_shared(search, directory, ledger, folder)
         if not result.exists():
-            concurrent = max_concurrent or search.tuning.max_concurrent
-            atomic_write(result, json.dumps(_search(job, ledger, concurrent), indent=1).encode())
+            atomic_write(result, json.dumps(_search(job, ledger), indent=1).encode())
         if strategy.charged:
             delete_tree(folder / "tune")  # its times tell how long the private records took to vote
-        found = json.loads(result.read_bytes())
-        _finish(job, directory, ledger, found["settings"])
-    return Outcome(
-        path=folder.parent,
-        settings=found["settings"],
-        score=found["score"],
-        trials=tuple(found["trials"]),
-    )
+        outcome = Outcome(path=folder.parent, **json.loads(result.read_bytes()))
+        _finish(job, directory, ledger, outcome.settings)
+    return outcome
 
 
 def _read_bound(file: Location) -> dict[str, Any]:
-    return read_search(file).bound()
-
-
-def _resources(search: Search) -> ResourcesConfig:
-    """Let a Ray of this search's own count one CPU more, of which trials take hundredths."""
-    return search.config.resources.model_copy(update={"num_cpus": _cpus(search) + 1})
-
-
-def _cpus(search: Search) -> int:
-    return search.config.resources.num_cpus or os.cpu_count() or 1
+    return search_of(read_stored(file)).bound()
 
 
 def _release_shared(search: Search, directory: RunDirectory, ledger: Ledger, folder: Path) -> Job:
     """Ask for what is released once for all trials and the final run."""
-    config, strategy = search.config, search.strategy
+    config = search.config
     shared = {release.key: release for release in shared_releases(search)}
-    job = Job(
-        search=search,
-        folder=folder / "trials",
-        ledger=directory.ledger if strategy.charged else None,
-        workers=_cpus(search),
-    )
+    charged = directory.ledger if search.strategy.charged else None
+    job = Job(search=search, folder=folder / "trials", ledger=charged)
     sums = search.objective.private_sums(search)
     if sums is not None:
         run = Run(config=config, directory=directory, embedder=sums.embedder)
@@ -142,30 +123,26 @@ def _release_shared(search: Search, directory: RunDirectory, ledger: Ledger, fol
     return job
 
 
-def _search(job: Job, ledger: Ledger, concurrent: int) -> dict[str, Any]:
-    """Run the trials; return settings and score of the best, and what every trial left behind."""
+def _search(job: Job, ledger: Ledger) -> dict[str, Any]:
+    """Run the trials; return settings and score of the best, and how every trial ended."""
     from pe_ray.tuning.ray_tune import choose_best, run_trials
 
     search, folder = job.search, job.folder.parent
     source = search.strategy.prepare(search, ledger, folder / "prepared", job.fractions)
-    if search.strategy.charged and search.strategy.final_run:
+    if search.strategy.charged:
         final = final_shape(search.config, "kept/")
         ledger.keep_room("trial/", with_mu(final, search.strategy.result_mu(search)))
-    concurrent = search.strategy.limit_concurrent(concurrent, search)
-    found = run_trials(replace(job, source=source), folder / "tune", concurrent)
+    found = run_trials(replace(job, source=source), folder / "tune")
     best = choose_best(found, search.objective.mode)
     last = max(best["scores"], key=int)
     return {"settings": best["settings"], "score": best["scores"][last], "trials": found}
 
 
 def _finish(job: Job, directory: RunDirectory, ledger: Ledger, settings: Mapping[str, Any]) -> None:
-    """Make the final run with what is left, or the best trial's run again from its releases."""
-    search, prefix = job.search, ""
+    """Make the final run with what is left of the budget."""
+    search = job.search
     config = configure(search, settings, job.fractions)
-    if not search.strategy.final_run:
-        prefix = trial_prefix(settings)
-        releases = search.strategy.trial_releases(search, config, prefix)  # all stored by now
-    elif accounting_of(search) == "fixed":
+    if accounting_of(search) == "fixed":
         releases = plan_releases(config)
     else:
         own = {release.key for release in final_shape(config)}
@@ -173,6 +150,6 @@ def _finish(job: Job, directory: RunDirectory, ledger: Ledger, settings: Mapping
         others = tuple(release for release in charged if release.key not in own)
         releases = with_mu(final_shape(config), mu_left(search, others))
     run = prepare_run(config, directory)
-    for _ in iterate(run, Door(run, ledger, releases, prefix=prefix)):
+    for _ in iterate(run, Door(run, ledger, releases)):
         pass
     write_config(directory, config)

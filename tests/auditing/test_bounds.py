@@ -11,7 +11,6 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import binom, norm
 
 from pe_ray.auditing.bounds import (
-    approximate_dp_epsilon,
     measured_epsilon,
     refutes_in_one_run,
     refutes_independent,
@@ -129,18 +128,6 @@ def test_the_one_run_bound_holds_for_randomised_response() -> None:
     for right in (80, 85, 90, 95):
         chance = float(binom.sf(right - 1, 100, accuracy))
         assert not refutes_in_one_run(f, 100, 100, right, chance)
-
-
-def test_the_approximate_dp_bound_is_that_of_the_paper() -> None:
-    """Against sums written out as in the paper's Appendix D."""
-    for m, guesses, right, delta in ((1000, 100, 90, 1e-5), (10_000, 50, 50, 1e-6)):
-        epsilon = approximate_dp_epsilon(m, guesses, right, delta, 0.05)
-        accuracy = 1 / (1 + math.exp(-epsilon))
-        chances = [binom.pmf(right - i, guesses, accuracy) for i in range(1, right + 1)]
-        worst = max(sum(chances[:i]) / i for i in range(1, right + 1))
-        chance = binom.sf(right - 1, guesses, accuracy) + 2 * m * delta * worst
-        assert chance == pytest.approx(0.05, rel=1e-6)
-    assert approximate_dp_epsilon(1000, 100, 50, 1e-5, 0.05) == 0.0
 
 
 def test_guesses_take_the_extremes() -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from operator import attrgetter
+from typing import Annotated, Any
 
 import pytest
+from pydantic import TypeAdapter
 
-from pe_ray import Config, InputError
-from pe_ray.config.blocks import PrivateConfig
+from pe_ray import Config, InputError, plugins
+from pe_ray.components.generators.stable_diffusion import VarySettings
+from pe_ray.config.blocks import MetricsConfig, OutputConfig, PrivateConfig, PublicMetricsConfig
+from pe_ray.config.kinds import EmbedderPlugin, GeneratorPlugin
 from pe_ray.config.places import apart, lies_in
 
 
@@ -98,3 +103,99 @@ def test_a_run_never_lies_in_its_data(tree: dict[str, Any], inside: str) -> None
     tree["output"]["path"] = "/data/run"
     with pytest.raises(InputError, match=rf"output\.path: lies in {inside}"):
         Config.from_dict(tree)
+
+
+PUBLIC = {"data": "~/x", "metrics": ["frechet"]}
+API = {
+    "kind": "image_api",
+    "store": "~/x",
+    "image_size": 8,
+    "random": {"model": "m", "size": 256},
+    "vary": {"model": "m", "size": 256, "endpoint": "edits"},
+    "price": {"random": 0, "vary": 0},
+    "max_calls": 1,
+    "max_cost": 1,
+}
+DIFFUSION = {
+    "kind": "improved_diffusion",
+    "checkpoint": "~/x",
+    "image_size": 32,
+    "num_channels": 32,
+    "num_res_blocks": 1,
+    "attention_resolutions": [16],
+    "num_heads": 1,
+    "class_cond": False,
+    "learn_sigma": False,
+    "diffusion_steps": 10,
+    "noise_schedule": "linear",
+    "timestep_respacing": "",
+}
+NEAREST = {"kind": "nearest_image", "data": "~/y", "image_size": 8}
+LATENT = {"kind": "stable_diffusion", "checkpoint": "~/x"}
+
+
+@pytest.mark.parametrize(
+    ("model", "tree", "key"),
+    [
+        (PrivateConfig, {"data": "~/x", "labels": ["a"]}, "data"),
+        (PrivateConfig, {"data": "/d", "labels": ["a"], "cache": "~/x"}, "cache"),
+        (OutputConfig, {"path": "~/x"}, "path"),
+        (OutputConfig, {"path": "s3://b/run", "ledger": "~/x"}, "ledger"),
+        (MetricsConfig, {"audit_data": "~/x"}, "audit_data"),
+        (MetricsConfig, {"public": PUBLIC}, "public.data"),
+        (GeneratorPlugin, API, "options.store"),
+        (GeneratorPlugin, DIFFUSION, "options.checkpoint"),
+        (GeneratorPlugin, NEAREST | {"data": "~/x"}, "options.data"),
+        (GeneratorPlugin, NEAREST | {"cache": "~/x"}, "options.cache"),
+        (GeneratorPlugin, {"kind": "rendered_text", "fonts": "~/x"}, "options.fonts"),
+        (GeneratorPlugin, LATENT, "options.checkpoint"),
+        (GeneratorPlugin, LATENT | {"vary": {"checkpoint": "~/x"}}, "options.vary.checkpoint"),
+        (GeneratorPlugin, {"kind": "unet", "checkpoint": "~/x"}, "options.checkpoint"),
+        (EmbedderPlugin, {"kind": "inception", "weights": "~/x"}, "options.weights"),
+        (EmbedderPlugin, {"kind": "clip", "checkpoint": "~/x"}, "options.checkpoint"),
+        (EmbedderPlugin, {"kind": "dinov2", "checkpoint": "~/x"}, "options.checkpoint"),
+    ],
+)
+def test_a_tilde_is_the_home_folder_in_use_and_stays_in_what_is_published(
+    model: Any, tree: dict[str, Any], key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    read = TypeAdapter(model)
+    made = read.validate_python(tree)
+    for value in (made, copy.deepcopy(made), read.validate_python(made)):
+        assert attrgetter(key)(value) == "/home/somebody/x"
+        published = read.dump_json(value).decode()
+        assert "somebody" not in published
+        assert read.validate_json(published) == made
+
+
+def test_a_path_keeps_its_text_from_one_model_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    first = PrivateConfig(data="/d", labels=("a",), cache="~/x")
+    second = PrivateConfig(data="/d", labels=("a",), cache=first.cache)
+    assert second.cache == "/home/somebody/x"
+    assert second.model_dump()["cache"] == "~/x"
+
+
+@pytest.mark.parametrize("text", ["sklearn:digits", "s3://b/~/x", "/a/~b", "~nobody-here/x"])
+def test_other_texts_stay_as_they_are(text: str) -> None:
+    assert PrivateConfig(data=text, labels=("a",)).data == text
+
+
+PATHS = {"data", "cache", "checkpoint", "weights", "fonts", "store", "path", "ledger", "file"}
+
+
+def test_every_option_that_is_a_path_is_of_a_type_for_paths() -> None:
+    """So that ~ works in it; an option with another name for a path belongs into the list."""
+    models = [PrivateConfig, OutputConfig, MetricsConfig, PublicMetricsConfig, VarySettings]
+    for plugin_type in ("generator", "embedder", "metric", "tuning_strategy", "tuning_objective"):
+        kinds = plugins.built_in(plugin_type)
+        models += [plugins.options_of(plugins.load(plugin_type, kind)) for kind in kinds]
+    found = 0
+    for model in models:
+        for name in PATHS & model.model_fields.keys():
+            field = model.model_fields[name]
+            whole = Annotated[(field.annotation, name, *field.metadata)]  # type: ignore[valid-type]
+            assert TypeAdapter(whole).validate_python("~/x") != "~/x", (model, name)
+            found += 1
+    assert found >= 12

@@ -105,7 +105,7 @@ def test_where_chooses_rows_and_images_get_the_shape(tmp_path: Path) -> None:
     assert labels.tolist() == [-1] * 10
     grey = Image.fromarray(IMAGES[0]).convert("L")
     box = (0, 0.5, 4, 4.5)
-    expected = grey.resize((3, 3), Image.Resampling.BICUBIC, box=box)
+    expected = grey.resize((3, 3), Image.Resampling.LANCZOS, box=box)
     assert np.array_equal(images[0, :, :, 0], np.asarray(expected))
 
 

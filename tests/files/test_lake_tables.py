@@ -55,7 +55,7 @@ def read(given: ImageTable) -> list[tuple[str, int]]:
         for label, image in zip(batch.labels, batch.images, strict=True)
     ]
     assert sum(count_images(given, found.shards)) == len(rows)
-    assert len(found.sizes) == len(found.shards)
+    assert len(found.files) == len(found.shards)
     return sorted(rows, key=lambda row: row[1])
 
 

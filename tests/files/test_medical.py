@@ -220,7 +220,7 @@ def test_class_folders_of_slices(tmp_path: Path) -> None:
     only = tmp_path / "only"
     (only / "ct").mkdir(parents=True)
     (only / "ct" / "IM0001").write_bytes(dicom(CT))
-    with pytest.raises(InputError, match=r"^private\.data: .*'ct'.*ending"):
+    with pytest.raises(InputError, match=r"^private\.data: .*'ct'.*ends as"):
         find_shards(table(only))
 
 

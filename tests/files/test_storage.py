@@ -29,6 +29,7 @@ from pyarrow.fs import FileSelector
 
 from pe_ray import Config, InputError, cli, evolution, evolve, expand, save_images
 from pe_ray.components.generators.cached_images import CachedImages
+from pe_ray.files.contents import digest_place
 from pe_ray.files.image_batches import read_images
 from pe_ray.files.image_shards import find_shards, list_shards
 from pe_ray.files.image_tables import ImageTable
@@ -84,6 +85,18 @@ def bucket(server: str, tmp_path: Path) -> ObjectPath:
 
 
 STATES_A_TIME_OR_PLACE = (".lock", "ledger.sqlite", "config.yaml", "report.html", ".expansion.json")
+
+
+def test_what_a_configuration_names_in_a_store_is_told_apart(bucket: ObjectPath) -> None:
+    file, folder = bucket / "set" / "a.parquet", bucket / "set"
+    file.write_bytes(b"one")
+    before = digest_place(file), digest_place(folder)
+    assert None not in before
+    assert (digest_place(file), digest_place(folder)) == before
+    file.write_bytes(b"other")
+    assert digest_place(file) != before[0]
+    assert digest_place(folder) != before[1]
+    assert digest_place(bucket / "nothing") is None
 
 
 def content(folder: Location) -> dict[str, str]:
@@ -263,7 +276,7 @@ def test_every_layout_is_read_in_a_store(bucket: ObjectPath, tmp_path: Path, for
         rows = images[:, 0, 0, 0].tolist()
         assert sorted(rows) == list(range(6))
         assert ["ba"[label] for label in labels] == ["aaabbb"[row] for row in rows]
-        digests = [digest_file(parse_location(path)) for path in found.sizes]
+        digests = [digest_file(parse_location(path)) for path, _ in found.files]
         assert len(set(digests)) == len(digests) == found.num_files
         results.append((images.tolist(), digests, found.passed_over))
     assert results[0] == results[1]

@@ -40,7 +40,7 @@ def service() -> Service:
 NEEDS_FILES: dict[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
     ("generator", "stable_diffusion"): lambda folder: {
         "checkpoint": save_pipeline(folder / "checkpoint", "sd"),
-        "prompts": {"1": ["one", "a one"]},
+        "prompts": {"1": "a one"},
         "image_size": 32,
         "random": {"steps": 2},
         "vary": {"steps": 4},

@@ -16,13 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from PIL import Image
+from weighed import Weighed, save_weights
 from whole_slices import read_slice
 
+from pe_ray import Config, evolve
 from pe_ray.components.embedders.pixels import Pixels
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.config.kinds import Plugin
 from pe_ray.errors import InputError, RecordError
-from pe_ray.private.record_embeddings import PrivateRecords, open_records
+from pe_ray.private.record_embeddings import PrivateRecords, embed_slice, open_records
 from pe_ray.private.records import list_slices, read_records
 from pe_ray.values import Framing, ImageShape
 
@@ -164,6 +166,61 @@ def test_names_that_are_no_text_are_read(tmp_path: Path) -> None:
         (tmp_path / "cat" / os.fsdecode(name)).write_bytes(png(image))
     images, _ = read_all(config(tmp_path))
     assert np.array_equal(images, IMAGES[[1, 2, 0]])  # by code points, as before
+
+
+def embed(settings: PrivateConfig, embedder: Plugin = PIXELS) -> np.ndarray:
+    (part,) = list_slices(settings)
+    return embed_slice(part, settings, Framing(shape=SHAPE), embedder).features
+
+
+def weighed(checkpoint: Path | str) -> Plugin:
+    options = Weighed.Options(checkpoint=str(checkpoint))
+    return Plugin(plugin_type="embedder", kind="weighed:Weighed", options=options)
+
+
+def test_two_projects_with_a_network_of_one_name_have_embeddings_of_their_own(
+    tmp_path: Path, private_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(parquet(tmp_path, image=[png(image) for image in IMAGES]))
+    made = []
+    for project, seed in (("one", 0), ("other", 1), ("copy", 0)):
+        save_weights(tmp_path / project / "models" / "clip", seed)
+        monkeypatch.chdir(tmp_path / project)
+        made.append(embed(settings, weighed("models/clip")))
+    one, other, copy = made
+    assert not np.allclose(one, other)
+    assert np.array_equal(one, copy)
+    assert len(list(private_cache.iterdir())) == 2
+
+
+def test_a_network_trained_again_in_place_embeds_again(tmp_path: Path) -> None:
+    """Its file has the size, the inode and the time of the one before."""
+    settings = config(parquet(tmp_path, image=[png(image) for image in IMAGES]))
+    folder = save_weights(tmp_path / "clip", 0)
+    file = folder / "network" / "weights.npy"
+    before, state = embed(settings, weighed(folder)), file.stat()
+    held = file.read_bytes()
+    save_weights(folder, 1)
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    now = file.stat()
+    assert (now.st_size, now.st_mtime_ns, now.st_ino) == (
+        *(state.st_size, state.st_mtime_ns, state.st_ino),
+    )
+    assert not np.allclose(embed(settings, weighed(folder)), before)
+    file.write_bytes(held)
+    assert np.array_equal(embed(settings, weighed(folder)), before)
+
+
+def test_other_records_at_the_same_path_are_embedded(tmp_path: Path) -> None:
+    """Copied over with the size and time of the file before, as a sync does."""
+    file = parquet(tmp_path, image=tensors(IMAGES))
+    before, state = embed(config(file)), file.stat()
+    other = tmp_path / "other"
+    other.mkdir()
+    parquet(other, image=tensors(255 - IMAGES)).rename(file)
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert file.stat().st_size == state.st_size
+    assert not np.allclose(embed(config(file)), before)
 
 
 def test_a_folder_named_like_a_parquet_file_holds_some(tmp_path: Path) -> None:
@@ -380,3 +437,21 @@ def test_packs_of_grey_and_colour_images(
     assert {image.shape for image in records.images} == {shape}
     assert np.stack(records.images).std() > 20
     assert 0 <= records.labels.min() < records.labels.max() < num_labels
+
+
+def test_a_label_without_a_record_is_told_and_not_written(
+    ray_session: None, tree: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = parquet(tmp_path, image=[png(image) for image in IMAGES])
+    tree["private"] = {
+        "data": str(data),
+        "labels": ["cat", "dog", "unseen-label"],
+        "label_values": "position",
+    }
+    with caplog.at_level("WARNING"):
+        run = evolve(Config.from_dict(tree))
+    (told,) = [record for record in caplog.records if record.name.endswith("record_embeddings")]
+    assert told.getMessage().count("unseen-label") == 1
+    assert "cat" not in told.getMessage()
+    for file in (file for file in Path(run).rglob("*") if file.is_file()):
+        assert b"no record" not in file.read_bytes()

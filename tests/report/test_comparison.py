@@ -113,3 +113,15 @@ def test_bad_input_is_refused(finished: Path, tmp_path: Path) -> None:
         write_comparison(compare([run]), file / "page.html")
     with pytest.raises(InputError, match=f"^--output: {tmp_path} "):
         write_comparison(compare([run]), tmp_path)
+
+
+def test_a_shell_need_not_expand_the_home_folder(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an equals sign, where no shell does."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "scores.json").write_text('{"accuracy": 0.5}')
+    arguments = ["compare", str(finished), "--output=~/page.html"]
+    assert cli.main([*arguments, f"--scores={finished}=~/scores.json"]) == 0
+    assert "0.5" in (tmp_path / "home" / "page.html").read_text()

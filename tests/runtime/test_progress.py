@@ -23,7 +23,7 @@ from pe_ray.runtime.progress import Progress
 def test_lines_give_rows_speed_and_time_left(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(progress_module, "LINE_SECONDS", 1e-9)
     with caplog.at_level(logging.INFO), Progress("population 1", 1000, 200) as progress:
         time.sleep(0.01)
         progress.add(300)
@@ -31,7 +31,7 @@ def test_lines_give_rows_speed_and_time_left(
     first, *_, last = caplog.messages
     assert first.startswith("population 1: 500 of 1,000 rows, ")
     assert "rows/s" in first
-    assert first.endswith("s left")
+    assert first.endswith(" left")
     facts = dict(pair.split("=") for pair in last.split())
     assert facts["stage"] == "population"
     assert (facts["iteration"], facts["state"]) == ("1", "done")
@@ -83,7 +83,6 @@ print("\\n".join(line for line in text.splitlines() if "pe_ray" in line))
         for line in done.stdout.splitlines()
         if 'stage="population 3"' in line
     }
-    assert scraped.pop("ray_pe_ray_rows_per_second") > 0
     assert scraped == {"ray_pe_ray_rows": 1000, "ray_pe_ray_rows_done": 500}
 
 

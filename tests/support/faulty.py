@@ -50,6 +50,8 @@ def taken(folder: Path) -> int:
 
 
 class FaultyTextOptions(RenderedTextOptions):
+    unbound: ClassVar[frozenset[str]] = frozenset({"faults"})
+
     faults: str
     pause: float = 0.0
     """Seconds of every call, so that a stage lasts."""
@@ -78,6 +80,8 @@ class FaultyText(RenderedText):
 
 
 class FaultyPixelsOptions(PixelsOptions):
+    unbound: ClassVar[frozenset[str]] = frozenset({"faults"})
+
     faults: str
 
 

@@ -7,10 +7,11 @@ import base64
 import hashlib
 import io
 import json
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +22,6 @@ import numpy as np
 from PIL import Image
 
 from pe_ray.components.generators.image_api import ImageApi, ImageApiOptions
-from pe_ray.components.generators.paid_calls import PaidCalls
 from pe_ray.plugins.seeds import row_seeds
 
 KEY = "sk-test-not-a-real-key-31415926"
@@ -187,22 +187,6 @@ def silent(seconds: float) -> Fault:
     return fault
 
 
-def dripping(handler: Handler) -> bool:
-    """Bytes that come and never end."""
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000000")
-    handler.end_headers()
-    handler.close_connection = True
-    for _ in range(40):
-        try:
-            handler.wfile.write(b" ")
-            handler.wfile.flush()
-        except OSError:
-            break
-        time.sleep(0.1)
-    return True
-
-
 @contextmanager
 def serving() -> Iterator[Service]:
     """A service on a free port of this machine."""
@@ -233,5 +217,8 @@ def made(service: Service, store: Path, **changes: Any) -> ImageApi:
 
 
 def spent(store: Path) -> tuple[int, float]:
-    calls, cost = PaidCalls(store, max_calls=0, max_cost=0).spent()
+    with closing(sqlite3.connect(store / "calls.sqlite")) as database:
+        calls, cost = database.execute(
+            "SELECT count(*), total(price) FROM calls WHERE state <> 'refused'"
+        ).fetchone()
     return calls, round(cost, 9)

@@ -29,7 +29,6 @@ class Folder(Strategy):
     options: FolderOptions
     charged: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
-    reason: ClassVar[str] = "a folder costs nothing"
 
     def configure_trial(self, search: Search, config: Config) -> Config:
         labels = config.private.labels
@@ -47,7 +46,6 @@ class Careless(Strategy):
     """Free trials that would vote with the private records."""
 
     charged: ClassVar[bool] = False
-    reason: ClassVar[str] = "none"
 
     def trial_releases(self, search: Search, config: Config, prefix: str) -> tuple[Release, ...]:
         return final_votes(search, config, prefix)

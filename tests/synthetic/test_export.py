@@ -10,22 +10,43 @@ import subprocess
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
+from pe_ray import InputError
+from pe_ray.files.class_folders import folder_name
 from pe_ray.files.image_batches import read_batches
 from pe_ray.files.image_shards import find_shards
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.files.parts import commit, divide_rows, read_manifest, write_part
 from pe_ray.synthetic.export import disk_bytes, encode_png, load_format
-from pe_ray.synthetic.export_formats import LabelledImages, folder_name
+from pe_ray.synthetic.export_formats import LabelledImages
 from pe_ray.values import Framing, ImageShape
 
 NAMES = ("no", "maybe/yes")
 LABELS = np.array([1, 0, 0, 1, 1], dtype=np.int32)
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 9, 3), dtype=np.uint8)
+
+
+ODD = (
+    "train",
+    "é",
+    "a b",
+    "con",
+    "test",
+    "日本",
+    "[x]",
+    "A+B's (c) & #1",
+    "validation",
+    "no",
+    "010",
+)
 
 
 @pytest.fixture(scope="module", params=[1, 3])
@@ -193,6 +214,55 @@ def test_a_set_by_label_keeps_what_is_named_like_a_part(tmp_path: Path) -> None:
     kept = {file.name for file in tmp_path.iterdir()}
     assert not kept & set(left)
     assert kept >= {"part-list.txt", ".notes.part-1"}
+
+
+def written_for_each(folder: Path, form: str) -> dict[str, np.ndarray]:
+    """Write one image of each odd label; return them by label."""
+    images = np.random.default_rng(1).integers(0, 256, (len(ODD), 8, 9, 3), dtype=np.uint8)
+    pngs, labels = [encode_png(image) for image in images], np.arange(len(ODD), dtype=np.int32)
+    content = write_part_of(form, folder, 0, pngs, labels, ODD)
+    part = write_part(folder, 0, len(ODD), load_format(form).suffix, content)
+    commit(folder, [part], {})
+    return dict(zip(ODD, images, strict=True))
+
+
+@pytest.mark.parametrize("form", ["parquet", "webdataset", "folder"])
+def test_odd_labels_read_with_hf_datasets(tmp_path: Path, form: str) -> None:
+    """As docs/expand.md says. A folder named `train` or `test` would be taken for a split."""
+    import datasets
+
+    expected = written_for_each(tmp_path / "set", form)
+    data: dict[str, Any] = {
+        "parquet": {"path": "parquet"},
+        "webdataset": {"path": "webdataset", "data_files": {"train": "*.tar"}},
+        "folder": {"path": "imagefolder", "data_files": {"train": "*/*.png"}},
+    }[form]
+    loaded = datasets.load_dataset(
+        **data, data_dir=str(tmp_path / "set"), cache_dir=str(tmp_path / "hf")
+    )
+    assert list(loaded) == ["train"]
+    rows = loaded["train"]
+    column, label = ("png", "cls") if form == "webdataset" else ("image", "label")
+    names = list(ODD) if form == "webdataset" else rows.features["label"].names
+    assert sorted(names) == sorted(ODD)
+    assert len(rows) == len(ODD)
+    for row in rows.cast_column(column, datasets.Image()):
+        assert np.array_equal(np.asarray(row[column]), expected[names[row[label]]])
+
+
+@given(st.text(min_size=1))
+def test_a_labels_folder_is_one_visible_name_of_its_own(name: str) -> None:
+    folder = folder_name(name)
+    assert unquote(folder) == name
+    assert not set(folder) & {"/", "\\", "\0", "\n"}
+    assert folder[0] != "."
+
+
+def test_a_label_too_long_for_a_folder_is_told_by_its_bytes(tmp_path: Path) -> None:
+    most = os.pathconf(tmp_path, "PC_NAME_MAX")
+    load_format("folder").check(tmp_path, ["e" * most])
+    with pytest.raises(InputError, match=r"^--format: "):
+        load_format("folder").check(tmp_path, ["é" * (most // 2 + 1)])
 
 
 @pytest.fixture

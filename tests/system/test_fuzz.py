@@ -261,7 +261,7 @@ def test_checkpoint_indexes(scratch: Path, content: bytes, family: Any, part: An
         (folder / "model_index.json").write_bytes(text)
         with pytest.raises(InputError, match=r"^generator\.checkpoint"):
             load_pipeline(
-                "text_to_image",
+                "Text2Image",
                 "generator.checkpoint",
                 str(folder),
                 None,

@@ -157,10 +157,6 @@ COLOUR = {"kind": "rendered_text", "image_size": 32, "channels": 3}
         (switch((0, THIN), (3, THICK)), "no iteration after 2"),
         (switch((0, THIN), (1, COLOUR)), "another shape"),
         (switch((0, DIFFUSION), (1, COLOUR)), "needs the column 'font'"),
-        (
-            switch((0, COLOUR), (1, {**DIFFUSION, "prompts": {"3": ["three", "a three"]}})),
-            "needs the column 'prompt'",
-        ),
         (switch((0, COLOUR), (2, {**DIFFUSION, "vary": {"steps": 3}})), "does no step"),
         (switch((0, THIN), (1, {"kind": "unheard_of"})), "'unheard_of' is not known"),
         ({"kind": "switch", "stage": []}, "stage"),

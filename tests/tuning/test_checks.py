@@ -13,6 +13,7 @@ import pytest
 import yaml
 from tiny_public import save_parquet
 from tiny_search import STAND_IN, final
+from weighed import save_weights
 
 from pe_ray import InputError, cli
 from pe_ray.release.ledger import Ledger
@@ -69,29 +70,30 @@ def test_a_bad_record_ends_a_search_before_anything_is_spent(
         ({"objective": {"kind": "score"}}, "tuning.objective"),
         (
             {"objective": {"kind": "public", "mode": "max", "metric": {"kind": "classifier"}}},
-            "objective.reference: needed",
+            "tuning.objective.reference",
         ),
-        ({"objective": {"kind": "moments", "share": 0.9}, "strategy": "proxy"}, "proxy_share"),
-        ({"full_trials": 2}, "too small for one trial"),
-        ({"trials": 3}, "tuning.strategy.trials: there is no such key"),
+        (
+            {
+                "objective": {"kind": "moments", "share": 0.9},
+                "strategy": {"kind": "proxy", "proxy_share": 0.5},
+            },
+            "proxy_share",
+        ),
+        ({"strategy": {"kind": "compose", "full_trials": 2}}, "too small for one trial"),
+        ({"max_concurrent": 2, "strategy": {"kind": "compose", "full_trials": 1}}, "full_trials"),
+        ({"trials": 3}, "tuning.trials: there is no such key"),
         ({"space": {"teacher.share": [0.5]}}, "teacher.share: can't be searched: trials have none"),
-        ({"final_share": 0, "teacher": {}}, "teacher: it is released in a final run"),
         ({"generator": 1}, "allows 1 calls"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_spent(
     searched: dict[str, Any], changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    if changes.get("strategy") == "proxy" and "moments" in str(changes):
-        searched["tuning"]["proxy_share"] = 0.5
     if "too small" in message:  # less than the sampler's finite randomness can promise
         searched["privacy"] |= {"epsilon": 50.0, "delta": 1e-13}
     if "generator" in changes:
         searched["generator"] = service(changes["generator"], tmp_path)
-    if "teacher" in changes:
-        searched["teacher"] = changes["teacher"]
-    apart = ("generator", "teacher")
-    searched["tuning"] |= {key: value for key, value in changes.items() if key not in apart}
+    searched["tuning"] |= {key: value for key, value in changes.items() if key != "generator"}
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
         tune(search_of(searched))
     assert not final(searched).exists()
@@ -107,6 +109,28 @@ def test_a_folder_with_a_population_is_no_searchs_place(
         write_config(run, config)
     with pytest.raises(InputError, match="belongs to another configuration"):
         tune(search_of(searched))
+
+
+def test_a_search_is_not_continued_with_other_files(
+    ray_session: None, searched: dict[str, Any], tmp_path: Path
+) -> None:
+    first, second = (save_weights(tmp_path / name, 0) for name in "ab")
+    data = save_parquet(tmp_path / "data", [*"0123456789"], 1)
+    searched["private"] |= {"data": str(data), "where": {"label": "none"}}
+    searched["embedder"] = {"kind": "weighed:Weighed", "checkpoint": str(first)}
+    searched["tuning"]["space"] = {"embedder.checkpoint": [str(first), str(second)]}
+    with pytest.raises(InputError, match=r"^private\.where: keeps no record"):
+        tune(search_of(searched))
+    save_weights(second, 1)
+    with pytest.raises(InputError, match=r"^private\.where: keeps no record"):
+        tune(search_of(searched))  # nothing was made yet
+    trial = final(searched) / "tuning" / "trials" / "one"
+    trial.mkdir(parents=True)
+    (trial / "trial.json").write_text("{}")
+    save_weights(second, 2)
+    with pytest.raises(InputError, match=r"^tuning\.space\.embedder\.checkpoint: .*b "):
+        tune(search_of(searched))
+    assert not Ledger.open(final(searched) / "ledger.sqlite").charged
 
 
 @pytest.mark.slow
@@ -215,19 +239,30 @@ def test_the_ledger_of_an_unfinished_search_can_be_read(
     assert cli.main(["report", str(final(searched))]) == 2
 
 
-def test_the_plan_shows_all_strategies(
-    searched: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("strategy", "share", "noise"),
+    [("public", 0.0, 1.0), ("proxy", 0.2, 1.2), ("compose", 0.5, 1.5)],
+)
+def test_the_plan_shows_what_a_search_costs(
+    searched: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    strategy: str,
+    share: float,
+    noise: float,
 ) -> None:
     searched["tuning"]["public_data"] = {"data": "/public", "labels": STAND_IN}
     metric = {"kind": "frechet"}
-    searched["tuning"]["objective"] = {"kind": "public", "mode": "min", "metric": metric}
+    objective = {"kind": "public", "mode": "min", "metric": metric}
+    searched["tuning"]["objective"] = objective | {"reference": searched["tuning"]["public_data"]}
+    searched["tuning"]["strategy"] = strategy
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(searched))
     assert cli.main(["plan", str(file), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    found = {cost["strategy"]: cost for cost in shown["strategies"]}
-    assert shown["recommended"] == "public"
-    assert found["public"]["noise"] == 1.0
-    assert found["proxy"]["search_share"] == pytest.approx(0.2, abs=0.01)
-    assert found["compose"]["search_share"] == pytest.approx(0.5, abs=0.01)
+    assert shown["strategy"] == strategy
+    assert shown["search_share"] == pytest.approx(share, abs=0.01)
+    assert shown["noise"] == pytest.approx(noise, abs=0.1)
+    assert cli.main(["plan", str(file)]) == 0
+    assert f"search      {strategy}: {share:.0%} of mu^2" in capsys.readouterr().out
     assert not final(searched).exists()

@@ -22,8 +22,7 @@ from pe_ray.tuning.tune import tune
 def added(searched: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     folder = save_parquet(tmp_path / "public", STAND_IN)
     searched["tuning"] |= {
-        "strategy": "tiny_tuning:Folder",
-        "folder": str(folder),
+        "strategy": {"kind": "tiny_tuning:Folder", "folder": str(folder)},
         "objective": {"kind": "tiny_tuning:NoNumber"},
     }
     return searched
@@ -37,11 +36,8 @@ def test_they_are_planned_and_run(
     file.write_text(yaml.safe_dump(added))
     assert cli.main(["plan", str(file), "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    costs = {cost["strategy"]: cost for cost in plan["strategies"]}
-    assert plan["recommended"] == "tiny_tuning:Folder"
-    assert costs["tiny_tuning:Folder"]["search_share"] == pytest.approx(0.5, abs=0.01)
-    assert "public_data" in costs["public"]["impossible"]
-    assert costs["proxy"]["impossible"] is None
+    assert plan["strategy"] == "tiny_tuning:Folder"
+    assert plan["search_share"] == pytest.approx(0.5, abs=0.01)
     outcome = tune(search_of(added))
     entries = Ledger.open(outcome.path / "ledger.sqlite").entries()
     assert [entry.release.kind for entry in entries] == ["sums", "votes", "votes"]
@@ -59,7 +55,6 @@ def test_a_score_that_is_no_number_is_the_worst(ray_session: None, added: dict[s
 def test_free_trials_never_vote_with_the_private_records(
     ray_session: None, added: dict[str, Any]
 ) -> None:
-    del added["tuning"]["folder"]
     added["tuning"]["strategy"] = "tiny_tuning:Careless"
     job = Job(search=search_of(added), folder=final(added) / "trials")
     with pytest.raises(InputError, match=r"tuning\.strategy: these are the private records"):
@@ -67,14 +62,12 @@ def test_free_trials_never_vote_with_the_private_records(
 
 
 def test_options_belong_to_the_strategy(added: dict[str, Any]) -> None:
-    flat = search_of(added)
-    tuning = {key: value for key, value in added["tuning"].items() if key != "folder"}
-    tuning["strategy"] = {"kind": "tiny_tuning:Folder", "folder": added["tuning"]["folder"]}
-    assert search_of(added | {"tuning": tuning}).fingerprint == flat.fingerprint
+    strategy = added["tuning"]["strategy"]
     for key, value, field in (
-        ("folders", 1, r"tuning\.strategy\.folders"),
-        ("proxy_share", 0.5, r"tuning\.strategy\.proxy_share"),
-        ("folder", 1, r"tuning\.strategy\.folder"),
+        ("folder", "elsewhere", r"tuning\.folder"),
+        ("strategy", strategy | {"folders": 1}, r"tuning\.strategy\.folders"),
+        ("strategy", strategy | {"proxy_share": 0.5}, r"tuning\.strategy\.proxy_share"),
+        ("strategy", strategy | {"folder": 1}, r"tuning\.strategy\.folder"),
         ("objective", {"kind": "tiny_tuning:Ink", "ink": 1}, r"tuning\.objective\.ink"),
         ("objective", {"kind": "tiny_tuning:Oil"}, r"tuning\.objective"),
         ("strategy", "tiny_tuning:Oil", r"tuning\.strategy"),

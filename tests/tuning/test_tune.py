@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,10 @@ from pe_ray.release.adaptive import mu_of, with_mu
 from pe_ray.release.ledger import Ledger
 from pe_ray.report import write_report
 from pe_ray.report.run_status import read_status
+from pe_ray.tuning import trial
 from pe_ray.tuning.budget import final_shape
-from pe_ray.tuning.ray_tune import read_records
 from pe_ray.tuning.search import search_of
-from pe_ray.tuning.trial import Job, note_end, trial_config
+from pe_ray.tuning.trial import Job, TrialActor, trial_config
 from pe_ray.tuning.tune import tune
 
 
@@ -83,28 +84,29 @@ def test_free_trials_have_the_noise_of_the_final_runs_votes(
     }
     if strategy == "public":
         metric = {"kind": "frechet", "embedder": {"kind": "pixels"}}
-        searched["tuning"]["objective"] = {"kind": "public", "mode": "min", "metric": metric}
+        objective = {"kind": "public", "mode": "min", "metric": metric}
+        reference = searched["tuning"]["public_data"]
+        searched["tuning"]["objective"] = objective | {"reference": reference}
     search = search_of(searched)
     job = Job(search=search, folder=tmp_path, ledger=None)
     config = trial_config(job, {})
-    trial = search.strategy.trial_releases(search, config, "")
+    free = search.strategy.trial_releases(search, config, "")
     fixed = strategy == "public"
     final = plan_releases(search.config)
     if not fixed:
         final = with_mu(final_shape(search.config), search.strategy.result_mu(search))
     assert config.teacher is None
     assert [release.key for release in final] == ["votes/0001", "votes/0002", "teacher"]
-    assert [release.key for release in trial] == ["votes/0001", "votes/0002"]
-    assert [release.sigma for release in trial] == [release.sigma for release in final[:2]]
+    assert [release.key for release in free] == ["votes/0001", "votes/0002"]
+    assert [release.sigma for release in free] == [release.sigma for release in final[:2]]
     assert mu_of(final[2:]) ** 2 == pytest.approx(0.75 * mu_of(final) ** 2, rel=0.02)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("final_share", [0.0, 0.5])
 def test_the_ledger_ends_a_search_that_would_overspend(
-    ray_session: None, searched: dict[str, Any], final_share: float
+    ray_session: None, searched: dict[str, Any]
 ) -> None:
-    searched["tuning"] |= {"full_trials": 1, "final_share": final_share, "num_trials": 4}
+    searched["tuning"] |= {"strategy": {"kind": "compose", "full_trials": 1}, "num_trials": 4}
     outcome = tune(search_of(searched))
     states = sorted(trial["state"] for trial in outcome.trials)
     assert states == ["complete", "refused"]
@@ -113,11 +115,11 @@ def test_the_ledger_ends_a_search_that_would_overspend(
     ledger = Ledger.open(outcome.path / "ledger.sqlite")
     assert 9.9 < ledger.spent() <= 10.0
     final_run = [e.release for e in ledger.entries() if not e.release.key.startswith("trial/")]
-    assert len(final_run) == (3 if final_share else 1)  # the reserved share was left alone
+    assert len(final_run) == 3  # the reserved share was left alone
     assert read_status(outcome.path).state == "finished"
     write_report(outcome.path)
     rows = (outcome.path / "metrics.jsonl").read_text().splitlines()
-    assert all("survivors" in json.loads(row) for row in rows)  # of a trial's votes too
+    assert all("survivors" in json.loads(row) for row in rows)
     assert read_manifest(outcome.path / "synthetic") is not None
 
 
@@ -125,7 +127,10 @@ def test_the_ledger_ends_a_search_that_would_overspend(
 def test_proxy_pays_for_one_run_and_the_final_one(
     ray_session: None, searched: dict[str, Any]
 ) -> None:
-    searched["tuning"] |= {"strategy": "proxy", "search": "optuna", "proxy_voters": 60}
+    searched["tuning"] |= {
+        "strategy": {"kind": "proxy", "proxy_voters": 60},
+        "search": "optuna",
+    }
     outcome = tune(search_of(searched))
     ledger = Ledger.open(outcome.path / "ledger.sqlite")
     keys = [entry.release.key for entry in ledger.entries()]
@@ -139,10 +144,12 @@ def test_public_trials_never_open_the_private_records(
 ) -> None:
     """With no private data there at all, every trial runs; only the final run misses them."""
     searched["private"]["data"] = "/nowhere"
+    public = {"data": "sklearn:digits", "labels": STAND_IN}
+    objective = {"kind": "public", "mode": "max", "metric": {"kind": "classifier"}}
     searched["tuning"] |= {
         "strategy": "public",
-        "public_data": {"data": "sklearn:digits", "labels": STAND_IN},
-        "objective": {"kind": "public", "mode": "max", "metric": {"kind": "classifier"}},
+        "public_data": public,
+        "objective": objective | {"reference": public},
     }
     with pytest.raises(InputError, match=r"private.data: /nowhere does not exist"):
         tune(search_of(searched))
@@ -160,15 +167,25 @@ def test_public_trials_never_open_the_private_records(
 
 
 def test_why_private_records_cannot_be_used_is_not_kept(
-    searched: dict[str, Any], tmp_path: Path
+    searched: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for ledger, kept in ((tmp_path / "ledger.sqlite", False), (None, True)):
-        job = Job(search=search_of(searched), folder=tmp_path / str(kept), ledger=ledger)
-        note_end(job, {"votes.neighbors": 1}, "failed", "private.data: shard 3, row 17: no image")
-        note_end(job, {"votes.neighbors": 2}, "failed", "embedder.weights: no such file")
-        reasons = {record["reason"] for record in read_records(job.folder)}
-        assert ("private.data: shard 3, row 17: no image" in reasons) == kept
-        assert "embedder.weights: no such file" in reasons
+    kept = "private.data: shard 3, row 17: no image"
+    withheld = "the private records can't be used with these settings"
+    for fault, charged, reason in (
+        (kept, True, withheld),
+        (kept, False, kept),
+        ("embedder.weights: no such file", True, "embedder.weights: no such file"),
+    ):
+
+        def fail(*_: Any, fault: str = fault) -> Iterator[dict[str, Any]]:
+            raise InputError(fault)
+            yield {}
+
+        monkeypatch.setattr(trial, "run_trial", fail)
+        ledger = tmp_path / "ledger.sqlite" if charged else None
+        job = Job(search=search_of(searched), folder=tmp_path, ledger=ledger)
+        report = TrialActor(job, {"votes.neighbors": 1}).step()
+        assert (report["state"], report["reason"]) == ("failed", reason)
 
 
 @pytest.mark.slow

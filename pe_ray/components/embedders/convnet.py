@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,27 +18,8 @@ _EMBEDDED = 64  # images at once for activations; larger batches don't fit the C
 _RATE = 3e-3  # the first step's; it falls to 0 at the last
 _WIDTHS = (16, 32, 64)
 
-Classifier = Callable[[Images], NDArray[np.int64]]
-"""Maps images of the size trained on to their labels, [n]."""
 
-
-def train(images: Images, labels: NDArray[np.int32], epochs: int, seed: int) -> Classifier:
-    """Train a network and return the function that classifies with it."""
-    import torch
-
-    network = train_network(images, labels, epochs, seed)
-
-    def classify(images: Images) -> NDArray[np.int64]:
-        with torch.inference_mode():
-            guesses = [network(_scaled(b)).argmax(dim=1) for b in _tensor(images).split(1024)]
-        return np.asarray(torch.cat(guesses).numpy())
-
-    return classify
-
-
-def train_network(
-    images: Images, labels: NDArray[np.int32], epochs: int, seed: int
-) -> nn.Sequential:
+def train(images: Images, labels: NDArray[np.int32], epochs: int, seed: int) -> nn.Sequential:
     """Train on the CPU with Adam, a rate falling linearly from 3e-3 to 0, batches of up to 128.
 
     Needs at least two images, of at least 4x4 pixels; labels count from 0.
@@ -66,11 +46,7 @@ def train_network(
 
 
 def make_network(channels: int, num_labels: int) -> nn.Sequential:
-    """Return the untrained network.
-
-    Three pairs of 3x3 convolutions (16, 32 and 64 channels; batch normalisation and ReLU after
-    each), 2x2 max pooling between the pairs, then the mean over positions and a linear layer.
-    """
+    """Return the untrained network: three pairs of convolutions, a mean, a linear layer."""
     from torch import nn
 
     layers: list[nn.Module] = []
@@ -90,9 +66,8 @@ def make_network(channels: int, num_labels: int) -> nn.Sequential:
 def activations(network: nn.Sequential, images: Images) -> NDArray[np.float32]:
     """Return features of images, float32 [n, 64 + 64 * 4 * 4].
 
-    The means of the network's last maps, which decide its labels; then these maps averaged to 4x4,
-    which keep what the labels did not need. All batches have one size, filled up with black images:
-    in a batch of another size a row may be rounded differently.
+    The means of the network's last maps, then these maps averaged to 4x4. All batches have one
+    size, filled up with black images: in another size a row may be rounded differently.
     """
     import torch
     from torch import nn
@@ -107,6 +82,15 @@ def activations(network: nn.Sequential, images: Images) -> NDArray[np.float32]:
             rows = torch.cat([maps.mean(dim=(2, 3)), coarse], dim=1)
             made.append(rows[: len(batch)].numpy())
     return np.concatenate(made)
+
+
+def classify(network: nn.Sequential, images: Images) -> NDArray[np.int64]:
+    """Return the labels of images of the size trained on, [n]."""
+    import torch
+
+    with torch.inference_mode():
+        guesses = [network(_scaled(b)).argmax(dim=1) for b in _tensor(images).split(1024)]
+    return np.asarray(torch.cat(guesses).numpy())
 
 
 def _tensor(images: Images) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.components.weights import loading_errors
+from pe_ray.config.places import PathText
 from pe_ray.errors import InputError
 from pe_ray.plugins import EmbedderOptions, Images
 from pe_ray.values import DistanceMetric, ImageShape
@@ -28,7 +28,7 @@ class InceptionOptions(EmbedderOptions):
 
     modules: ClassVar[tuple[str, ...]] = ("torch", "cleanfid")
 
-    weights: str | None = None
+    weights: PathText | None = None
     """Path of inception-2015-12-05.pt; default: downloaded once to ~/.cache/pe_ray/weights. The
     file is a TorchScript archive, which is a program: use one whose source you trust."""
 
@@ -39,12 +39,8 @@ class InceptionOptions(EmbedderOptions):
 class Inception:
     """Pool features of Inception v3, prepared as clean-fid's "clean" mode (Parmar et al. 2022).
 
-    Each channel is resized to 299x299 in floats (bicubic, antialiased) and clipped to [0, 255]. The
-    network is NVIDIA's TorchScript translation of the 2015 TensorFlow graph that defines the FID,
-    in float32.
-
-    The same images in the same order give the same features to the last bit on one kind of device.
-    Another batch, number of threads or device changes them by rounding, about 3e-6 of the largest.
+    The network is NVIDIA's TorchScript translation of the 2015 TensorFlow graph that defines the
+    FID, in float32.
     """
 
     Options: ClassVar[type[EmbedderOptions]] = InceptionOptions
@@ -70,9 +66,11 @@ class Inception:
 
     def _features(self, images: Images) -> Tensor:
         import torch
+        from cleanfid.resize import build_resizer
 
-        pixels = torch.from_numpy(np.stack([_resize_as_clean_fid(image) for image in images]))
-        pixels = pixels.to(self._device).expand(-1, 3, -1, -1).contiguous()
+        resize, shape = build_resizer("clean"), (*images.shape[:3], 3)
+        resized = np.stack([resize(image) for image in np.broadcast_to(images, shape)])
+        pixels = torch.from_numpy(resized).to(self._device).permute(0, 3, 1, 2).contiguous()
         # Unoptimised: the profiling executor changes a network's rounding after its first calls.
         with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             features: Tensor = self._layers((pixels - 128) / 128)
@@ -81,7 +79,8 @@ class Inception:
 
 def _find_weights(given: str | None) -> Path:
     """Return the given file, or clean-fid's, which is downloaded where this user lacks it."""
-    from cleanfid.downloads_helper import check_download_inception, inception_url
+    import torch
+    from cleanfid.downloads_helper import inception_url
 
     if given is not None:
         if not Path(given).is_file():
@@ -91,23 +90,11 @@ def _find_weights(given: str | None) -> Path:
     file = Path(cache) / "pe_ray" / "weights" / _FILE
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
-        # Renamed once complete: several workers may come here at once, or be killed here.
-        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            try:
-                check_download_inception(folder)
-            except OSError as error:
-                raise InputError(
-                    f"{_OPTION}: {inception_url} can't be downloaded from here; get the file and "
-                    "give its path as `weights`"
-                ) from error
-            (Path(folder) / _FILE).replace(file)
+        try:  # it is renamed once complete: several workers may come here at once, or be killed
+            torch.hub.download_url_to_file(inception_url, str(file), progress=False)
+        except OSError as error:
+            raise InputError(
+                f"{_OPTION}: {inception_url} can't be downloaded from here; get the file and give "
+                "its path as `weights`"
+            ) from error
     return file
-
-
-def _resize_as_clean_fid(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return one image as float32 [c, 299, 299] in [0, 255]; grey stays one channel."""
-    from PIL import Image
-
-    planes = [Image.fromarray(plane) for plane in image.astype(np.float32).transpose(2, 0, 1)]
-    resized = [np.asarray(p.resize((299, 299), Image.Resampling.BICUBIC)) for p in planes]
-    return np.stack(resized).clip(0, 255)

@@ -1,9 +1,7 @@
 """Embedder that a run learns: features of a small network that tells the labels apart.
 
 The network learns from public or released images. Its features are whitened on these images and
-scaled to norm 1. Whitening gives each direction in which the images vary the same weight, in a
-distance and in the noise of the teacher's moments. Without it, most of a norm is what all images
-have in common.
+scaled to norm 1. Without whitening, most of a norm is what all images have in common.
 """
 
 from __future__ import annotations
@@ -46,16 +44,10 @@ def fit(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the order of additions depends on their number
     try:
-        return _fit(images, labels, num_features, epochs, seed)
+        network = convnet.train(images, labels, epochs, seed)
+        made = convnet.activations(network, images).astype(np.float64)
     finally:
         torch.set_num_threads(threads)
-
-
-def _fit(
-    images: Images, labels: NDArray[np.int32], num_features: int, epochs: int, seed: int
-) -> dict[str, NDArray[Any]]:
-    network = convnet.train_network(images, labels, epochs, seed)
-    made = convnet.activations(network, images).astype(np.float64)
     mean = made.mean(axis=0)
     covariance = np.cov(made, rowvar=False)
     variances, directions = np.linalg.eigh(covariance)
@@ -149,8 +141,8 @@ class LabelFeatures:
     """Features of a small network that tells apart the labels of the generator's random images.
 
     A run learns it before it reads a private record (pe_ray.synthetic.learnt_embedder), from public
-    randomness alone, so at no cost in privacy. Votes then follow what makes a label, while those in
-    `pixels` follow all differences. Only `embedder` may name it. Distances: l2 or cosine.
+    randomness alone, so at no cost in privacy. Votes then follow what makes a label. Only
+    `embedder` may name it.
     """
 
     Options: ClassVar[type[plugins.EmbedderOptions]] = LabelFeaturesOptions
@@ -175,10 +167,7 @@ class LearntFeaturesOptions(plugins.EmbedderOptions):
 
 
 class LearntFeatures:
-    """A learnt network: images, resized to those trained on, to features of norm 1.
-
-    The last feature is a constant.
-    """
+    """A learnt network: images, resized to those trained on, to features of norm 1."""
 
     Options: ClassVar[type[plugins.EmbedderOptions]] = LearntFeaturesOptions
     metric: DistanceMetric = "cosine"

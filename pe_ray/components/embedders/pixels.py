@@ -38,9 +38,8 @@ class PixelsOptions(EmbedderOptions):
 class Pixels:
     """Resized, blurred, normalised pixels, scaled to [0, 1] before normalisation.
 
-    With `grey: true`, images of any height and width and 1 or 3 channels land in the same space, so
-    8x8 private images can be compared with 28x28 synthetic ones. Each image has matrix products of
-    its own, so an embedding is the same to the last bit in any batch.
+    With `grey: true`, images of any height and width and 1 or 3 channels land in the same space.
+    Each image has matrix products of its own, so an embedding is the same in any batch, bit by bit.
     """
 
     Options: ClassVar[type[EmbedderOptions]] = PixelsOptions
@@ -51,8 +50,6 @@ class Pixels:
 
     def embed(self, images: Images) -> Floats:
         """Return embeddings, float32 [n, dim]."""
-        if images.ndim != 4 or images.shape[3] not in (1, 3):
-            raise TypeError(f"images must be [n, height, width, 1 or 3], not {images.shape}")
         shape = ImageShape(height=images.shape[1], width=images.shape[2], channels=images.shape[3])
         found = np.empty((len(images), self._options.dim(shape)), dtype=np.float32)
         for start in range(0, len(images), _CHUNK):

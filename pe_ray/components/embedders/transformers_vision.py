@@ -1,8 +1,6 @@
 """Embedders: vision networks that transformers loads, CLIP and DINOv2.
 
-The same images in the same order give the same embeddings to the last bit on one kind of device.
-Another batch, number of threads or device changes them by rounding, about 1e-6 of their size.
-Caches and runs know a network by its name, so a changed network needs another name.
+Caches know a network by the content of its folder, or by the commit of a hub name.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 
 from pe_ray.components.weights import Precision, load_network, loading_errors
 from pe_ray.config.extras import require_extras
+from pe_ray.config.places import PathText
 from pe_ray.errors import InputError
 from pe_ray.plugins import EmbedderOptions, Images
 from pe_ray.values import DistanceMetric, ImageShape
@@ -28,7 +27,7 @@ class CheckpointOptions(EmbedderOptions):
 
     modules: ClassVar[tuple[str, ...]] = ("torch", "transformers")
 
-    checkpoint: str
+    checkpoint: PathText
     """Folder, or id on the Hugging Face hub. Weights are read from safetensors only; code that
     comes with a checkpoint is never run."""
     revision: str = "main"

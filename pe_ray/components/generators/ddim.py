@@ -1,12 +1,18 @@
-"""The steps that a diffusion model samples at, and the noise of each."""
+"""DDIM sampling: the steps that are taken, the noise of each, and the loop over them."""
 
 from __future__ import annotations
 
 import itertools
-from typing import Literal
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pe_ray.components.weights import Precision
+
+logger = logging.getLogger(__name__)
 
 
 def space_steps(num_steps: int, respacing: str) -> list[int]:
@@ -56,3 +62,90 @@ def compute_signal(schedule: Literal["cosine", "linear"], num_steps: int) -> NDA
         signal = np.cos((progress + 0.008) / 1.008 * np.pi / 2) ** 2
         betas = np.minimum(1 - signal[1:] / signal[:-1], 0.999)
     return np.asarray(np.cumprod(1 - betas))
+
+
+class DdimSampler:
+    """A network that predicts noise, sampled with DDIM at eta 0, on `inference.pick_device()`.
+
+    timesteps: those of the network, from pure noise to the image.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        timesteps: Sequence[int],
+        *,
+        has_classes: bool,
+        precision: Precision,
+        compiled: bool,
+    ) -> None:
+        import torch
+
+        from pe_ray.components.inference import DTYPES, pick_device
+
+        self._device, self._dtype = pick_device(), DTYPES[precision]
+        on_gpu = self._device.type == "cuda"
+        self._layout = torch.channels_last if on_gpu else torch.contiguous_format
+        # The base class's `to`: diffusers' own warns of casts.
+        torch.nn.Module.to(network, device=self._device, dtype=self._dtype)
+        torch.nn.Module.to(network, memory_format=self._layout)
+        self._network = network.eval().requires_grad_(False)
+        if compiled:
+            network.compile()
+        self._timesteps, self._has_classes = timesteps, has_classes
+        logger.info("diffusion model: on %s in %s", self._device, precision)
+
+    def denoise(
+        self, noise: Any, labels: Any = None, start_step: int = 0, start_images: Any = None
+    ) -> Any:
+        """Return images, float32 [n, channels, height, width] in [-1, 1].
+
+        noise: standard normal, [n, channels, height, width]; for a tensor the result is one, else
+        an array. labels: class numbers [n], for a model with classes. start_images: uint8
+        [n, height, width, channels], or float in [-1, 1] shaped as the noise. With them, sampling
+        skips `start_step` steps and starts from these images, with as much noise as the first step
+        expects; with None it starts from pure noise.
+        """
+        import torch
+
+        from pe_ray.components.inference import exact_arithmetic
+
+        with exact_arithmetic():
+            x = self._place(noise)
+            num, channels = x.shape[:2]
+            classes = _tensor(labels).to(self._device, torch.int64) if self._has_classes else None
+            if start_images is not None:
+                x = self._add_noise(self._place(start_images), x, start_step)
+            for step in range(start_step, len(self._timesteps)):
+                at = torch.full((num,), self._timesteps[step], device=x.device)
+                predicted = self._network(x.to(self._dtype), at, classes)
+                # A learned variance comes after the noise; DDIM at eta 0 adds none.
+                noise_part = getattr(predicted, "sample", predicted)[:, :channels].float()
+                x = self._step(x, noise_part, step)
+            x = x.clamp(-1, 1)
+        # Outside: a tensor made inside could not be changed.
+        return x.to(noise.device, copy=True) if torch.is_tensor(noise) else x.cpu().numpy()
+
+    def _place(self, images: Any) -> Any:
+        """Return images, array or tensor, on the device; levels of uint8 ones in [-1, 1]."""
+        import torch
+
+        placed = _tensor(images).to(self._device)
+        if placed.dtype == torch.uint8:
+            placed = placed.permute(0, 3, 1, 2).float() / 127.5 - 1
+        return placed.float().contiguous(memory_format=self._layout)
+
+    def _add_noise(self, images: Any, noise: Any, step: int) -> Any:
+        """Return images with as much noise as `step` expects."""
+        raise NotImplementedError
+
+    def _step(self, x: Any, predicted: Any, step: int) -> Any:
+        """Return x after `step`, which removes some of the predicted noise."""
+        raise NotImplementedError
+
+
+def _tensor(values: Any) -> Any:
+    import torch
+
+    # Arrays are copied: torch warns about arrays that can't be written to, as Ray's can't.
+    return values if torch.is_tensor(values) else torch.from_numpy(np.array(values))

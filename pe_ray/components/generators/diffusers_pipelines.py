@@ -19,7 +19,7 @@ _BATCH_NOISE = {"DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler"}
 
 
 def load_pipeline(
-    task: Literal["text_to_image", "image_to_image"],
+    task: Literal["Text2Image", "Image2Image"],
     option: str,
     name: str,
     revision: str | None,
@@ -31,8 +31,7 @@ def load_pipeline(
 
     option: where the user wrote `name`, a folder or hub id. Weights are read from safetensors only,
     and no code of the checkpoint is run. A safety checker is not loaded: it would put black images
-    in place of some. Raises InputError if the checkpoint can't be found, lacks weights, or is of
-    another family.
+    in place of some.
     """
     import diffusers
     import transformers
@@ -52,10 +51,7 @@ def load_pipeline(
             folder = str(download(name, revision=revision, use_safetensors=True, **unchecked))
     dtype = DTYPES[precision]
     networks = _load_networks(index, option, folder, dtype)
-    auto = {
-        "text_to_image": diffusers.AutoPipelineForText2Image,
-        "image_to_image": diffusers.AutoPipelineForImage2Image,
-    }[task]
+    auto = getattr(diffusers, f"AutoPipelineFor{task}")
     with loading_errors(option, name):
         pipeline = auto.from_pretrained(
             folder, torch_dtype=dtype, local_files_only=True, **networks, **unchecked

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -11,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.errors import InputError
-from pe_ray.files.storage import expand_home
 
 Form = Literal["outline", "skeleton"]
 
@@ -32,24 +30,18 @@ def _thin(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
     north, east, south, west = bits[:, 0], bits[:, 2], bits[:, 4], bits[:, 6]
     first = border & (north * east * south == 0) & (east * south * west == 0)
     second = border & (north * east * west == 0) & (north * south * west == 0)
-    ring = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1))
-    rows, columns = (np.nonzero(ink.any(axis=axis))[0] for axis in (1, 0))
-    window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    thin, changed = np.pad(ink[window], 1).astype(np.uint8), True
-    inner = thin[1:-1, 1:-1]
-    height, width = inner.shape
+    ring = np.array([[128, 1, 2], [64, 0, 4], [32, 16, 8]])
+    (window,) = ndimage.find_objects(ink.astype(np.uint8))
+    thin, changed = ink[window].astype(np.uint8), True
     while changed:
         changed = False
         for removable in (first, second):
-            code = np.zeros(inner.shape, dtype=np.uint8)
-            for bit, (down, right) in enumerate(ring):
-                near = thin[1 + down : 1 + down + height, 1 + right : 1 + right + width]
-                code |= near << np.uint8(bit)
-            removed = removable[code] & (inner == 1)
-            inner[removed] = 0
+            neighbours = ndimage.correlate(thin, ring, mode="constant")
+            removed = removable[neighbours] & (thin == 1)
+            thin[removed] = 0
             changed |= bool(removed.any())
     skeleton = np.zeros_like(ink)
-    skeleton[window] = inner == 1
+    skeleton[window] = thin
     # The method removes 2x2 squares, and with them dots.
     parts, num_parts = ndimage.label(ink, np.ones((3, 3)))
     lost = sorted(set(range(1, num_parts + 1)) - set(parts[skeleton].tolist()))
@@ -71,19 +63,17 @@ class Faces:
     ) -> None:
         self._texts, self._forms, self._cells = texts, forms, cells
         self._paths = _list_fonts(folder)
-        able = np.array([_find_drawable(path, texts, folder) for path in self._paths])
-        able = able.reshape(-1, len(texts))
-        of_text = [np.repeat(fonts, len(forms)).nonzero()[0] for fonts in able.T]
-        named = {None: "matplotlib's bundle", SYSTEM: "this machine's font folders"}
-        where = named.get(folder, f"folder {folder}")
-        for text, faces in zip(texts, of_text, strict=True):
-            if not faces.size:
-                raise InputError(f"generator.fonts: no font in {where} can draw {text!r}")
-        self.num_faces = np.array([len(faces) for faces in of_text])
-        self.table = np.zeros((len(texts), self.num_faces.max()), dtype=np.int32)
+        drawable = [_find_drawable(path, texts, folder) for path in self._paths]
+        able = np.array([[text in found for found in drawable] for text in texts])
+        able = np.repeat(able, len(forms), axis=1)
+        self.num_faces = able.sum(axis=1)
+        if not self.num_faces.all():
+            text = texts[int(self.num_faces.argmin())]
+            named = {None: "matplotlib's bundle", SYSTEM: "this machine's font folders"}
+            where = named.get(folder, f"folder {folder}")
+            raise InputError(f"generator.fonts: no font in {where} can draw {text!r}")
+        self.table = np.argsort(~able, axis=1, kind="stable").astype(np.int32)
         """Faces that can draw each text: row t, first num_faces[t] entries."""
-        for row, faces in zip(self.table, of_text, strict=True):
-            row[: len(faces)] = faces
         self._places = np.full((len(texts), len(self._paths) * len(forms)), -1, dtype=np.int64)
         self._num_masters = 0
         self._masters = np.empty((64, cells * cells), dtype=np.int16)
@@ -145,56 +135,46 @@ class Faces:
 
 def _list_fonts(folder: str | None) -> list[Path]:
     """Return font files in a fixed order."""
-    if folder is None:
-        return _list_bundled()
-    if folder == SYSTEM:
-        from matplotlib.font_manager import findSystemFonts
-
-        installed = sorted(Path(path) for path in findSystemFonts())
-        found = [path for path in installed if path.suffix.lower() in _SUFFIXES]
-        by_name = {
-            path.name: path for path in (*found, *_list_bundled())
-        }  # the bundle's where both
-        return [by_name[name] for name in sorted(by_name)]
-    root = expand_home(folder)
-    if not root.is_dir():
-        raise InputError(f"generator.fonts: {folder} is not a folder")
-    files = [path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES]
-    return sorted(files, key=lambda path: path.relative_to(root).as_posix())
-
-
-def _list_bundled() -> list[Path]:
     import matplotlib
 
     bundle = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     # The bundle's other fonts hold symbols, some of them at the places of ASCII.
     faces = ("DejaVu*", "STIXGeneral*", "cmr10*", "cmb10*", "cmss10*", "cmti10*", "cmtt10*")
     found = [path for face in faces for path in bundle.glob(f"{face}.ttf")]
-    return sorted(path for path in found if "Display" not in path.name)
+    bundled = sorted(path for path in found if "Display" not in path.name)
+    if folder is None:
+        return bundled
+    if folder == SYSTEM:
+        from matplotlib.font_manager import findSystemFonts
+
+        installed = sorted(Path(path) for path in findSystemFonts())
+        by_name = {path.name: path for path in installed if path.suffix.lower() in _SUFFIXES}
+        by_name |= {path.name: path for path in bundled}
+        return [by_name[name] for name in sorted(by_name)]
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(f"generator.fonts: {folder} is not a folder")
+    files = [path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES]
+    return sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 
-def list_own_texts(label_names: Sequence[str], fonts: str | None) -> dict[str, tuple[str, ...]]:
+@lru_cache(maxsize=4)
+def list_own_texts(label_names: tuple[str, ...], fonts: str | None) -> dict[str, tuple[str, ...]]:
     """Return each label's name and, of a letter, its other case.
 
     Left out is a case that is another label, or that no font has (few have Georgian capitals).
     """
     cases = {name: name.swapcase() for name in label_names if len(name) == 1}
-    missing = {case for case in cases.values() if len(case) == 1 and case not in label_names}
-    drawn: set[str] = set()
-    for path in _list_fonts(fonts):
-        if not missing:
-            break
-        left = tuple(missing)
-        able = _find_drawable(path, left, fonts)
-        drawn |= {text for text, here in zip(left, able, strict=True) if here}
-        missing -= drawn
+    others = tuple(case for case in cases.values() if len(case) == 1 and case not in label_names)
+    paths = _list_fonts(fonts) if others else []
+    drawn = {text for path in paths for text in _find_drawable(path, others, fonts)}
     return {
         name: (name, cases[name]) if cases.get(name) in drawn else (name,) for name in label_names
     }
 
 
-def _find_drawable(path: Path, texts: tuple[str, ...], folder: str | None) -> list[bool]:
-    """Return for each text whether the font has all its characters, blank ones only as spaces.
+def _find_drawable(path: Path, texts: tuple[str, ...], folder: str | None) -> set[str]:
+    """Return the texts whose characters the font has all, blank ones only as spaces.
 
     A font that can't be opened is an error. Of the machine's own fonts, which the user did not
     choose, such a font draws nothing.
@@ -205,7 +185,7 @@ def _find_drawable(path: Path, texts: tuple[str, ...], folder: str | None) -> li
         font = FT2Font(str(path))
     except RuntimeError as error:
         if folder == SYSTEM:
-            return [False] * len(texts)
+            return set()
         raise InputError(f"generator.fonts: can't open {path}; remove it") from error
 
     def has(character: str) -> bool:
@@ -214,12 +194,8 @@ def _find_drawable(path: Path, texts: tuple[str, ...], folder: str | None) -> li
             return False
         return bool(font.load_char(code, flags=LoadFlags.NO_HINTING).height > 0)
 
-    return [all(has(c) for c in text if not c.isspace()) for text in texts]
+    return {text for text in texts if all(has(c) for c in text if not c.isspace())}
 
 
-@lru_cache(maxsize=4)
-def load_faces(
-    folder: str | None, texts: tuple[str, ...], forms: tuple[Form, ...], cells: int
-) -> Faces:
-    """Return the faces, shared by the generators of one process."""
-    return Faces(folder, texts, forms, cells)
+load_faces = lru_cache(maxsize=4)(Faces)
+"""Makes faces that all generators of one process share."""

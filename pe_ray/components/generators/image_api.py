@@ -7,8 +7,7 @@ import io
 import json
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, field_validator, model_validator
 
-from pe_ray.components.generators.generator_checks import refuse_unknown_labels
+from pe_ray.components.generators.generator_checks import fill_prompts
 from pe_ray.components.generators.image_service import (
     ImageService,
     ServiceRequest,
@@ -26,11 +25,12 @@ from pe_ray.components.generators.image_service import (
     Unusable,
 )
 from pe_ray.components.generators.paid_calls import PaidCalls
+from pe_ray.config.places import LocalFolder
 from pe_ray.errors import InputError
 from pe_ray.files import images
-from pe_ray.plugins import GeneratorOptions, Options, Rows
+from pe_ray.plugins import GeneratorOptions, Images, Options, Rows
 from pe_ray.plugins.seeds import Seeds
-from pe_ray.values import ImageShape, Price
+from pe_ray.values import Framing, ImageShape, Price
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _STRENGTHS = (
@@ -92,7 +92,7 @@ class ImageApiOptions(GeneratorOptions):
     api_key_env: str | None = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key, wherever Ray's workers run; null: the
     service needs none. The key is read nowhere else and written nowhere."""
-    store: str = Field(min_length=1)
+    store: LocalFolder = Field(min_length=1)
     """Folder of what was asked and answered; every worker has to see the same one. See ImageApi."""
     image_size: int = Field(ge=1, le=1024)
     """Height and width of samples, in pixels: what the service draws is resized to it."""
@@ -116,7 +116,7 @@ class ImageApiOptions(GeneratorOptions):
     requests_per_minute: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Calls at most, of all workers together; default: as fast as answers come."""
     timeout: float = Field(default=120.0, gt=0, le=3600)
-    """Seconds for one answer."""
+    """Seconds without a byte from the service, after which a call has failed."""
     attempts: int = Field(default=6, ge=1, le=100)
     """Attempts at one image before the run ends."""
 
@@ -145,12 +145,7 @@ class ImageApiOptions(GeneratorOptions):
 
     @property
     def call_price(self) -> Price:
-        return Price(
-            random=self.price.random,
-            vary=self.price.vary,
-            max_calls=self.max_calls,
-            max_cost=self.max_cost,
-        )
+        return Price(**self.price.model_dump(), max_calls=self.max_calls, max_cost=self.max_cost)
 
     def check_degree(self, degree: float) -> None:
         if not 0 <= degree <= 1:
@@ -166,38 +161,20 @@ class ImageApi:
 
     The service takes no seed, so two calls never answer alike. The store makes a row's image depend
     on its seed alone: a call's key is everything sent and the row's seed, and the first answer to a
-    key is its only one. With the store, a run is repeated without a call; without it, differently.
-    Runs that share a store share their answers.
-
-    A call counts before it is made, and goes on counting if it was answered or if its fate is
-    unknown: the worker died, time ran out, the answer broke off, or the service failed (5xx). Such
-    a call may have been paid for; it is made again and counts again. Calls that the service turned
-    down (4xx) or that never reached it don't count. An answer is stored durably before it is
-    decoded. So an answer that arrived is never paid for twice, after any crash and under Ray's own
-    retries. All workers and runs on the store together never make more calls that may cost than
-    `max_calls`.
-
-    `store` must lie on a local disk or, for workers on several machines, on a shared file system
-    with working locks (NFS 4). It holds 0.1 to 3 MB per call, and nothing removes it. It is as safe
-    to publish as the run.
+    key is its only one. docs/generators.md says which calls count and where a store must lie.
     """
 
     Options: ClassVar[type[GeneratorOptions]] = ImageApiOptions
 
     def __init__(self, options: ImageApiOptions, label_names: Sequence[str]) -> None:
-        refuse_unknown_labels("prompts", options.prompts, label_names)
         self._options = options
-        self._prompts = [
-            options.prompts.get(name, options.prompt.replace("{label}", name))
-            for name in label_names
-        ]
-        calls = PaidCalls(
-            Path(options.store).expanduser(),
-            max_calls=options.max_calls,
-            max_cost=options.max_cost,
-        )
+        self._prompts = fill_prompts(options.prompt, options.prompts, label_names)
         self._service = ImageService(
-            calls,
+            calls=PaidCalls(
+                Path(options.store),
+                max_calls=options.max_calls,
+                max_cost=options.max_cost,
+            ),
             base_url=options.base_url,
             api_key_env=options.api_key_env,
             timeout=options.timeout,
@@ -218,12 +195,10 @@ class ImageApi:
                 price=self._options.price.random,
             )
 
-        drawn = self._ask(make_request, len(seeds), settings.size, keep_refusals=False)
-        return {"image": np.stack([image for image in drawn if image is not None])}
+        return self._ask(make_request, len(seeds), settings.size)
 
     def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
         """Ask `variations` or `edits` of each row's image."""
-        self._options.check_degree(degree)
         settings = self._options.vary
         strengths = settings.strengths
         strength = strengths[min(int(len(strengths) * degree), len(strengths) - 1)]
@@ -236,47 +211,49 @@ class ImageApi:
             return ServiceRequest(
                 endpoint=settings.endpoint,
                 fields=fields,
-                image=_encode_png(rows["image"][row], settings.size),
+                image=_encode_rgb(_fit(rows["image"][row], settings.size)),
                 row_seed=int(seeds[row]),
                 price=self._options.price.vary,
             )
 
-        keep = self._options.on_refusal == "keep"
-        varied = self._ask(make_request, len(seeds), settings.size, keep_refusals=keep)
-        pairs = zip(rows["image"], varied, strict=True)
-        return {"image": np.stack([old if new is None else new for old, new in pairs])}
+        kept = rows["image"] if self._options.on_refusal == "keep" else None
+        return self._ask(make_request, len(seeds), settings.size, kept)
 
     def _ask(
         self,
         make_request: Callable[[int], ServiceRequest],
         num_rows: int,
         size: int,
-        *,
-        keep_refusals: bool,
-    ) -> list[NDArray[np.uint8] | None]:
-        """Return images, None where refused; `concurrency` calls at once. An error stops all."""
-        stop = threading.Event()
-        decode = partial(_decode_answer, size=size, shape=self._options.image_shape)
+        kept: Images | None = None,
+    ) -> Rows:
+        """Ask for each row's image, `concurrency` at once. An error stops all.
 
-        def ask(row: int) -> NDArray[np.uint8] | None:
+        kept: images in place of those that the service refuses; None: a refusal is an error.
+        """
+        stop = threading.Event()
+        errors: list[BaseException] = []
+
+        def decode(content: bytes) -> NDArray[np.uint8]:
+            answer = _decode_answer(content, size, self._options.channels)
+            return _fit(answer, self._options.image_size)
+
+        def ask(row: int) -> NDArray[np.uint8]:
+            request, keep = make_request(row), kept is not None
             try:
-                request = make_request(row)
-                return self._service.ask(request, decode, stop, keep_refusals=keep_refusals)
-            except BaseException:
+                image = self._service.ask(request, decode, stop, keep_refusals=keep)
+            except BaseException as error:
+                errors.append(error)
                 stop.set()
                 raise
+            return kept[row] if image is None else image  # type: ignore[index]
 
         with ThreadPoolExecutor(self._options.concurrency) as pool:
             try:
-                futures = [pool.submit(ask, row) for row in range(num_rows)]
-                wait(futures)
+                return {"image": np.stack(list(pool.map(ask, range(num_rows))))}
+            except Stopped:
+                raise errors[0] from None
             finally:
                 stop.set()
-        errors = [error for error in (future.exception() for future in futures) if error]
-        for error in errors:
-            if not isinstance(error, Stopped):
-                raise error
-        return [future.result() for future in futures]
 
 
 def _fields(settings: CallSettings) -> dict[str, Any]:
@@ -284,21 +261,20 @@ def _fields(settings: CallSettings) -> dict[str, Any]:
     return {**settings.parameters, "model": settings.model, "n": 1, "size": size}
 
 
-def _resize(image: NDArray[np.uint8], width: int, height: int) -> Image.Image:
-    """Return one image [h, w, c] resized with Pillow's Lanczos filter."""
-    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-    return picture.resize((width, height), Image.Resampling.LANCZOS)
-
-
-def _encode_png(image: NDArray[np.uint8], size: int) -> bytes:
-    """Return PNG bytes, RGB, of one image [h, w, c] resized to size x size."""
+def _encode_rgb(image: NDArray[np.uint8]) -> bytes:
+    """Return one image [h, w, c] as PNG in RGB."""
     sink = io.BytesIO()
-    _resize(image, size, size).convert("RGB").save(sink, format="PNG")
+    Image.fromarray(np.broadcast_to(image, (*image.shape[:2], 3))).save(sink, format="PNG")
     return sink.getvalue()
 
 
-def _decode_answer(content: bytes, *, size: int, shape: ImageShape) -> NDArray[np.uint8]:
-    """Return the image of a stored answer, uint8 of `shape`.
+def _fit(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    shape = ImageShape(height=side, width=side, channels=image.shape[2])
+    return images.fit_image(image, Framing(shape=shape))
+
+
+def _decode_answer(content: bytes, size: int, channels: int) -> NDArray[np.uint8]:
+    """Return the image of a stored answer, uint8 [size, size, channels].
 
     Raises Unusable if it holds none, InputError if asking again would not help.
     """
@@ -313,7 +289,7 @@ def _decode_answer(content: bytes, *, size: int, shape: ImageShape) -> NDArray[n
             "{response_format: b64_json} in generator.random and generator.vary"
         )
     try:
-        image = images.decode_image(base64.b64decode(encoded, validate=True), shape.channels)
+        image = images.decode_image(base64.b64decode(encoded, validate=True), channels)
     except (ValueError, TypeError, images.Unusable):
         raise Unusable("an image that can't be decoded") from None
     if image.shape[:2] != (size, size):
@@ -321,5 +297,4 @@ def _decode_answer(content: bytes, *, size: int, shape: ImageShape) -> NDArray[n
             f"generator: the service answers with {image.shape[0]}x{image.shape[1]} images instead "
             f"of {size}x{size}; give a size that its model makes"
         )
-    resized = _resize(image, shape.width, shape.height)
-    return np.asarray(resized).reshape(shape.height, shape.width, shape.channels)
+    return image

@@ -6,6 +6,7 @@ number of heads. Imports torch: import this module where the network runs.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -67,26 +68,6 @@ class _Attention(nn.Module):
         return out.view_as(x)
 
 
-class _Downsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.op(x)
-        return out
-
-
-class _Upsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(functional.interpolate(x, scale_factor=2, mode="nearest"))
-        return out
-
-
 def _run(block: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
     for layer in block.children():
         x = layer(x, embedding) if isinstance(layer, _ResBlock) else layer(x)
@@ -137,7 +118,8 @@ class ImprovedUNet(nn.Module):
                 current = channels
                 skips.append(current)
             if side != sides[-1]:
-                blocks.append([_Downsample(current)])
+                halve = nn.Conv2d(current, current, 3, stride=2, padding=1)
+                blocks.append([nn.Sequential(OrderedDict(op=halve))])
                 skips.append(current)
         self.input_blocks = nn.ModuleList(nn.Sequential(*block) for block in blocks)
         self.middle_block = nn.Sequential(
@@ -151,7 +133,10 @@ class ImprovedUNet(nn.Module):
                 block = stage(side, current + skips.pop(), channels)
                 current = channels
                 if side != sides[0] and index == num_res_blocks:
-                    block.append(_Upsample(current))
+                    conv = nn.Conv2d(current, current, 3, padding=1)
+                    block.append(
+                        nn.Sequential(OrderedDict(up=nn.Upsample(scale_factor=2), conv=conv))
+                    )
                 blocks.append(block)
         self.output_blocks = nn.ModuleList(nn.Sequential(*block) for block in blocks)
         out_channels = 6 if learn_sigma else 3

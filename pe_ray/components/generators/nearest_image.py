@@ -16,7 +16,7 @@ from pe_ray.components.generators.cached_images import CachedImages, fill_entry
 from pe_ray.components.generators.generator_checks import refuse_unknown_labels
 from pe_ray.components.nearest import nearest_others
 from pe_ray.config.kinds import FixedEmbedderPlugin
-from pe_ray.config.places import Color
+from pe_ray.config.places import Color, LocalFolder, Place
 from pe_ray.errors import InputError
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.plugins import Embedder, GeneratorOptions, Rows
@@ -33,7 +33,7 @@ class NearestImageOptions(GeneratorOptions):
 
     unbound: ClassVar[frozenset[str]] = frozenset({"cache"})
 
-    data: str
+    data: Place
     """The public images, as in private.data, at the same path on every machine or in a store."""
     image_column: str = "image"
     label_column: str | None = "label"
@@ -50,7 +50,7 @@ class NearestImageOptions(GeneratorOptions):
     (random), or label -> names of public classes. Variations stay among them."""
     embedder: FixedEmbedderPlugin = Field(default="pixels", validate_default=True)
     """In whose space images are near; one that is meant for l2 or cosine."""
-    cache: str | None = None
+    cache: LocalFolder | None = None
     """Folder for decoded images and neighbours; default: pe_ray/public in the user's cache."""
 
     @property
@@ -101,6 +101,8 @@ class NearestImage:
         )
         self._public = CachedImages(table, options.framing, options.cache)
         self._members = _members(options, self._public, label_names)
+        embedder = options.embedder
+        self._embedder = plugins.digest_plugin("embedder", embedder.kind, embedder.options)
         self._tables: dict[str, NDArray[np.int32]] = {}
 
     def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:
@@ -135,8 +137,7 @@ class NearestImage:
         A table in the cache that is wide enough is used; else one is written, its width rounded up
         to a power of two.
         """
-        settings = f"{self._options.embedder.model_dump_json()}|".encode() + members.tobytes()
-        key = hashlib.sha256(settings).hexdigest()[:32]
+        key = hashlib.sha256(f"{self._embedder}|".encode() + members.tobytes()).hexdigest()[:32]
         table = self._tables.get(key)
         if table is None or table.shape[1] < num_neighbors:
             folder = self._public.folder / f"neighbors-{key}"

@@ -18,12 +18,16 @@ from pe_ray.components.generators.glyphs import (
     list_own_texts,
     load_faces,
 )
+from pe_ray.config.places import PathText
 from pe_ray.errors import InputError
 from pe_ray.plugins import GeneratorOptions, Rows
 from pe_ray.plugins.seeds import Seeds, uniforms
 from pe_ray.values import ImageShape
 
 Floats = NDArray[np.float32]
+Masters = NDArray[np.int16]
+Starts = NDArray[np.int64]
+Ints = NDArray[np.int32]
 Doubles = NDArray[np.float64]
 
 _NODES = 4  # a 4x4 grid of points is displaced,
@@ -43,10 +47,8 @@ def _within(low: float, high: float) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _check_box(value: tuple[float, float]) -> tuple[float, float]:
-    if not all(0 < side <= 10 for side in value):
-        raise ValueError("give [width, height], each above 0 and at most 10")
-    return value
+BoxSide = Annotated[float, Field(gt=0, le=10)]
+Texts = Annotated[tuple[Annotated[str, Field(pattern=r"\S")], ...], Field(min_length=1)]
 
 
 class RenderedTextOptions(GeneratorOptions):
@@ -57,15 +59,15 @@ class RenderedTextOptions(GeneratorOptions):
     channels: Literal[1, 3] = 1
     inverted: bool = False
     """Black on white; default white on black."""
-    texts: dict[str, tuple[str, ...]] | None = None
+    texts: dict[str, Texts] | None = None
     """Label name -> strings to draw, equally likely. A label not named here draws its own name; a
     single letter also draws its other case, unless that is another label or no font has it."""
-    fonts: str | None = None
+    fonts: PathText | None = None
     """Folder with .ttf, .otf and .ttc files, searched recursively; `system`: the installed fonts
     and matplotlib's (the same on every machine of a run); default: matplotlib's text fonts."""
     forms: tuple[Form, ...] = Field(default=("outline", "skeleton"), min_length=1)
     """outline keeps a font's thick and thin parts; skeleton draws its centre lines evenly."""
-    box: Annotated[tuple[float, float], AfterValidator(_check_box)] = (0.72, 0.72)
+    box: tuple[BoxSide, BoxSide] = (0.72, 0.72)
     """Width and height, in image sides, of the box the text is drawn into (MNIST: 20/28)."""
     fit: bool = True
     """Scale the deformed text until it touches the box, as digit data sets normalise theirs; false
@@ -102,9 +104,6 @@ class RenderedTextOptions(GeneratorOptions):
     def _check(self) -> Self:
         if self.center == "mass" and not self.fit:
             raise ValueError("center: mass needs fit: true")
-        for label, texts in (self.texts or {}).items():
-            if not texts or not all(text.strip() for text in texts):
-                raise ValueError(f"texts: give {label!r} at least one string, none of them blank")
         return self
 
     @property
@@ -114,8 +113,7 @@ class RenderedTextOptions(GeneratorOptions):
     @property
     def columns(self) -> Mapping[str, tuple[str, int]]:
         """font: index of font and form; text: index in the label's strings; genome: see _GENES."""
-        genes = len(_GENES) + 2 * _NODES**2
-        return {"font": ("int32", 1), "text": ("int32", 1), "genome": ("float32", genes)}
+        return {"font": ("int32", 1), "text": ("int32", 1), "genome": ("float32", _NUM_GENES)}
 
 
 _GENES = (
@@ -131,13 +129,13 @@ _GENES = (
 )
 """Meaning of a genome's first numbers; [-1, 1] spans the option's range. The rest displaces the
 grid points, first to the right, then down, in units of `elastic`."""
+_NUM_GENES = len(_GENES) + 2 * _NODES**2
 
 
 def _spline_table(num: int) -> Floats:
-    """Return weights [num, nodes + 2] of the natural cubic spline through the grid points.
+    """Return weights [num, nodes + 2] of the natural cubic spline over [-reach, reach].
 
-    They are for `num` positions, evenly spaced in [-reach, reach]. Outside the grid the spline goes
-    on as a line.
+    Outside the grid the spline goes on as a line.
     """
     from scipy.interpolate import CubicSpline
 
@@ -161,21 +159,21 @@ class RenderedText:
     def __init__(self, options: RenderedTextOptions, label_names: Sequence[str]) -> None:
         given = options.texts or {}
         refuse_unknown_labels("texts", given, label_names)
-        by_label = list({**list_own_texts(label_names, options.fonts), **given}.values())
-        if not all(text.strip() for texts in by_label for text in texts):
+        by_label = list({**list_own_texts(tuple(label_names), options.fonts), **given}.values())
+        texts = tuple(text for texts in by_label for text in texts)
+        if not all(text.strip() for text in texts):
             raise InputError("generator.texts: give a string for the label whose name is blank")
         self._options = options
         self._num_texts = np.array([len(texts) for texts in by_label])
         self._first_text = np.cumsum(self._num_texts) - self._num_texts
-        texts = tuple(text for texts in by_label for text in texts)
         self._cells = min(256, max(64, 2 * options.image_size))
         self._faces = load_faces(options.fonts, texts, options.forms, self._cells)
         self._table = _spline_table(4096)
         self._coarse = _spline_table(_COARSE)
 
-    def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:
+    def random(self, labels: Ints, seeds: Seeds) -> Rows:
         """Draw text, font and genome uniformly over their ranges."""
-        drawn = uniforms(seeds, 2 + self._num_genes)
+        drawn = uniforms(seeds, 2 + _NUM_GENES)
         text = np.floor(drawn[:, 0] * self._num_texts[labels]).astype(np.int32)
         font = self._draw_font(self._first_text[labels] + text, drawn[:, 1])
         genome = (2.0 * drawn[:, 2:] - 1.0).astype(np.float32)
@@ -184,7 +182,7 @@ class RenderedText:
     def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
         """Move each gene by a uniform step, reflected at the ends of its range."""
         labels, text, font = rows["label"], rows["text"], rows["font"]
-        drawn = uniforms(seeds, 4 + self._num_genes)
+        drawn = uniforms(seeds, 4 + _NUM_GENES)
         new_text = drawn[:, 0] < degree * self._options.text_change
         fresh = np.floor(drawn[:, 1] * self._num_texts[labels]).astype(np.int32)
         varied_text = np.where(new_text, fresh, text)
@@ -195,21 +193,11 @@ class RenderedText:
         genome = (np.abs((moved - 1.0) % 4.0 - 2.0) - 1.0).astype(np.float32)
         return self._render_rows(labels, varied_text, np.where(new_font, drawn_font, font), genome)
 
-    @property
-    def _num_genes(self) -> int:
-        return self._options.columns["genome"][1]
-
-    def _draw_font(self, texts: NDArray[np.int64], drawn: Doubles) -> NDArray[np.int32]:
+    def _draw_font(self, texts: NDArray[np.int64], drawn: Doubles) -> Ints:
         position = np.floor(drawn * self._faces.num_faces[texts]).astype(np.int64)
         return np.asarray(self._faces.table[texts, position])
 
-    def _render_rows(
-        self,
-        labels: NDArray[np.int32],
-        text: NDArray[np.int32],
-        font: NDArray[np.int32],
-        genome: Floats,
-    ) -> Rows:
+    def _render_rows(self, labels: Ints, text: Ints, font: Ints, genome: Floats) -> Rows:
         options = self._options
         masters, starts = self._faces.get_masters(self._first_text[labels] + text, font)
         side = options.image_size
@@ -234,9 +222,7 @@ class RenderedText:
                 genes[name] = low + share * (high - low)
         return genes
 
-    def _render(
-        self, masters: NDArray[np.int16], starts: NDArray[np.int64], genome: Floats
-    ) -> NDArray[np.uint8]:
+    def _render(self, masters: Masters, starts: Starts, genome: Floats) -> NDArray[np.uint8]:
         """Return images [n, side, side].
 
         All operations are elementwise or one small product per row, so a row's bits depend on the
@@ -289,8 +275,8 @@ class RenderedText:
 
     def _place(
         self,
-        masters: NDArray[np.int16],
-        starts: NDArray[np.int64],
+        masters: Masters,
+        starts: Starts,
         genes: Mapping[str, Doubles],
         across: Floats,
         down: Floats,
@@ -338,9 +324,7 @@ class RenderedText:
         index = np.clip((positions / _REACH + 1.0) * (last / 2) + 0.5, 0, last).astype(np.int64)
         return self._table[index]
 
-    def _sample(
-        self, masters: NDArray[np.int16], starts: NDArray[np.int64], x: Floats, y: Floats
-    ) -> Floats:
+    def _sample(self, masters: Masters, starts: Starts, x: Floats, y: Floats) -> Floats:
         """Return the masters' values at cells x and y [n, side, side], bilinear, in quanta."""
         cells = self._cells
         last = np.float32(cells - 1.001)
@@ -370,8 +354,7 @@ def _per_row(values: Doubles) -> Floats:
 def _measure_steepness(field: Floats, edge: Doubles, ratio: Doubles) -> Floats:
     """Return the slope [n, side, side] of a stretched field, relative to `edge` (per pixel, [n]).
 
-    Dividing by it makes edges equally sharp in all directions. A distance field stretched by
-    `ratio` along x has relative slopes between 1 (along y) and 1/ratio (along x).
+    It lies between 1 (along y) and 1/ratio (along x). Dividing by it makes all edges equally sharp.
     """
     down, across = np.gradient(field, axis=(1, 2))
     steepness = np.sqrt(across * across + down * down) * _per_row(1.0 / edge)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from pe_ray.components.generators.diffusers_pipelines import (
     load_pipeline,
     share_as_image_to_image,
 )
-from pe_ray.components.generators.generator_checks import refuse_overflow, refuse_unknown_labels
+from pe_ray.components.generators.generator_checks import fill_prompts, refuse_overflow
 from pe_ray.components.weights import Precision
+from pe_ray.config.places import PathText
 from pe_ray.errors import InputError
-from pe_ray.plugins import GeneratorOptions, Images, Options, Rows
+from pe_ray.plugins import GeneratorOptions, Options, Rows
 from pe_ray.plugins.seeds import Seeds, normals
 from pe_ray.values import ImageShape
 
@@ -37,7 +38,7 @@ class VarySettings(RandomSettings):
     Checkpoints of the LatentConsistencyModel pipeline do all `steps`, from as little noise.
     """
 
-    checkpoint: str | None = None
+    checkpoint: PathText | None = None
     """Another checkpoint for variations; both are then held in memory."""
     revision: str | None = None
     """As the generator's `revision`, for the checkpoint given here."""
@@ -54,17 +55,16 @@ class StableDiffusionOptions(GeneratorOptions):
 
     modules: ClassVar[tuple[str, ...]] = ("torch", "diffusers", "transformers")
 
-    checkpoint: str
+    checkpoint: PathText
     """Folder in diffusers' format (the same on every machine), or the id of one on the Hugging
     Face hub, downloaded into its cache on first use. Weights are read from safetensors only and no
     code that comes with a checkpoint is run."""
     revision: str | None = None
-    """Commit, tag or branch on the hub; a commit keeps a run the same should the model change."""
+    """Commit, tag or branch on the hub; only a commit can't change later."""
     prompt: str = Field(default="a photo of {label}", min_length=1)
     """Prompt of every label that `prompts` doesn't name; {label} stands for the label's name."""
-    prompts: dict[str, str | tuple[str, ...]] = Field(default={})
-    """Label name -> its prompt or prompts. With several, a random draw picks one of them, equally
-    likely, and its variations keep it."""
+    prompts: dict[str, str] = Field(default={})
+    """Label name -> its prompt."""
     image_size: int = Field(default=512, ge=8, le=4096, multiple_of=8)
     """Height and width, in pixels; best the size that the checkpoint was trained for."""
     random: RandomSettings = RandomSettings()
@@ -74,37 +74,17 @@ class StableDiffusionOptions(GeneratorOptions):
     compile: bool = False
     """Compile the networks that denoise: a minute or more at the start, faster calls after."""
 
-    @field_validator("prompts")
-    @classmethod
-    def _refuse_blank(cls, prompts: dict[str, Any]) -> dict[str, Any]:
-        for label, given in prompts.items():
-            texts = _as_tuple(given)
-            if not texts or not all(text.strip() for text in texts):
-                raise ValueError(f"give {label!r} at least one prompt, none of them blank")
-        return prompts
-
     @property
     def image_shape(self) -> ImageShape:
         return ImageShape(height=self.image_size, width=self.image_size, channels=3)
-
-    @property
-    def columns(self) -> Mapping[str, tuple[str, int]]:
-        """prompt: index in the label's prompts; only if some label has several."""
-        several = any(len(_as_tuple(given)) > 1 for given in self.prompts.values())
-        return {"prompt": ("int32", 1)} if several else {}
 
     def check_degree(self, degree: float) -> None:
         if not 0 < degree <= 1:
             raise ValueError(f"degree {degree:g}: stable_diffusion needs one above 0, at most 1")
         if int(self.vary.steps * degree) < 1:
             raise ValueError(
-                f"degree {degree:g} does no step of generator.vary.steps = {self.vary.steps}; give "
-                f"at least {1 / self.vary.steps:.3g}, or more steps"
+                f"degree {degree:g} does no step of generator.vary.steps = {self.vary.steps}"
             )
-
-
-def _as_tuple(given: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else given
 
 
 class StableDiffusion:
@@ -113,91 +93,67 @@ class StableDiffusion:
     `degree` is the strength of image to image, in (0, 1]: 1 starts from pure noise and keeps the
     prompt alone. Each row's noise is drawn from its own seed, on the CPU. So a row's image depends
     on its batch and device by rounding only (tested on a CPU in fp32: at most 1 of 255 levels).
-    The invisible watermark, which diffusers adds to SDXL images if a certain package is installed,
-    is left out.
     """
 
     Options: ClassVar[type[GeneratorOptions]] = StableDiffusionOptions
 
     def __init__(self, options: StableDiffusionOptions, label_names: Sequence[str]) -> None:
-        refuse_unknown_labels("prompts", options.prompts, label_names)
-        self._prompts = tuple(
-            _as_tuple(options.prompts.get(name, options.prompt.replace("{label}", name)))
-            for name in label_names
-        )
+        self._prompts = fill_prompts(options.prompt, options.prompts, label_names)
         self._options = options
         load = partial(load_pipeline, precision=options.precision, compiled=options.compile)
         main, own = (options.checkpoint, options.revision), options.vary
-        self._random = load("text_to_image", "generator.checkpoint", *main)
+        self._random = load("Text2Image", "generator.checkpoint", *main)
         if own.checkpoint is None or (own.checkpoint, own.revision) == main:
             self._vary = share_as_image_to_image(self._random)
         else:
             option = "generator.vary.checkpoint"
-            self._vary = load("image_to_image", option, own.checkpoint, own.revision)
+            self._vary = load("Image2Image", option, own.checkpoint, own.revision)
         for pipeline in (self._random, self._vary):
             _check_prompts(pipeline, self._prompts)
 
     def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:
         """Make images from text and each row's own noise."""
-        counts = np.array([len(texts) for texts in self._prompts], dtype=np.uint64)[labels]
-        prompt = (seeds % counts).astype(np.int32)
         pipeline, side = self._random, self._options.image_size
         latent = side // pipeline.vae_scale_factor
         shape = (len(seeds), pipeline.unet.config.in_channels, latent, latent)
         # torch's generators keep 32 bits of a seed: of a million rows some would share their noise.
-        noise = normals(seeds, int(np.prod(shape[1:]))).reshape(shape)
-        images = self._run(
+        noise = _to_tensor(normals(seeds, int(np.prod(shape[1:]))).reshape(shape))
+        return self._run(
             pipeline,
             self._options.random,
             labels,
-            prompt,
             seeds,
-            latents=_to_tensor(noise).to(pipeline.device, pipeline.unet.dtype),
+            latents=noise.to(pipeline.device, pipeline.unet.dtype),
             height=side,
             width=side,
         )
-        return {"image": images, **self._own_columns(prompt)}
 
     def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
         """Put noise on each row's latents, then do the last `degree` of the steps."""
-        self._check_consistency_model(degree)
-        several = bool(self._options.columns)
-        prompt = rows["prompt"] if several else np.zeros(len(seeds), dtype=np.int32)
+        pipeline, settings = self._vary, self._options.vary
+        if type(pipeline).__name__.startswith("LatentConsistencyModel"):
+            own = pipeline.scheduler.config.original_inference_steps
+            if int(own * degree) < settings.steps:
+                raise InputError(
+                    f"schedule.degrees: {degree:g} leaves this consistency model "
+                    f"{int(own * degree)} of its {own} steps to pick vary.steps = {settings.steps} "
+                    "from; give fewer steps"
+                )
         pixels = _to_tensor(rows["image"].transpose(0, 3, 1, 2) / 255.0).float()
-        settings = self._options.vary
-        images = self._run(
-            self._vary, settings, rows["label"], prompt, seeds, image=pixels, strength=degree
-        )
-        return {"image": images, **self._own_columns(prompt)}
-
-    def _check_consistency_model(self, degree: float) -> None:
-        """Refuse a degree that leaves a consistency model fewer of its own steps than `steps`."""
-        if not type(self._vary).__name__.startswith("LatentConsistencyModel"):
-            return
-        own, steps = self._vary.scheduler.config.original_inference_steps, self._options.vary.steps
-        if int(own * degree) < steps:
-            raise InputError(
-                f"schedule.degrees: {degree:g} leaves this consistency model {int(own * degree)} "
-                f"of its {own} steps to pick vary.steps = {steps} from; give fewer steps"
-            )
-
-    def _own_columns(self, prompt: NDArray[np.int32]) -> Rows:
-        return {"prompt": prompt} if self._options.columns else {}
+        return self._run(pipeline, settings, rows["label"], seeds, image=pixels, strength=degree)
 
     def _run(
         self,
         pipeline: Any,
         settings: RandomSettings,
         labels: NDArray[np.int32],
-        prompt: NDArray[np.int32],
         seeds: Seeds,
         **given: Any,
-    ) -> Images:
-        """Return images of the labels' prompts number `prompt`."""
+    ) -> Rows:
         import torch
 
         images = pipeline(
-            prompt=[self._prompts[label][i] for label, i in zip(labels, prompt, strict=True)],
+            prompt=[self._prompts[label] for label in labels],
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance,
             generator=[torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds],
@@ -205,7 +161,7 @@ class StableDiffusion:
             **given,
         ).images
         refuse_overflow(images, self._options.precision)
-        return np.asarray(np.rint(images * 255.0), dtype=np.uint8)
+        return {"image": np.rint(images * 255.0).astype(np.uint8)}
 
 
 def _to_tensor(array: NDArray[Any]) -> Any:
@@ -214,10 +170,10 @@ def _to_tensor(array: NDArray[Any]) -> Any:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def _check_prompts(pipeline: Any, prompts: Sequence[Sequence[str]]) -> None:
+def _check_prompts(pipeline: Any, prompts: Sequence[str]) -> None:
     """Refuse prompts that the pipeline would cut off or not understand, without a word."""
     tokenizers = [pipeline.tokenizer, getattr(pipeline, "tokenizer_2", None)]
-    for text in {text for texts in prompts for text in texts}:
+    for text in prompts:
         for tokenizer in filter(None, tokenizers):
             tokens, limit = tokenizer(text).input_ids, tokenizer.model_max_length
             if len(tokens) > limit:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
 
+from pe_ray.components.generators.ddim import DdimSampler
 from pe_ray.components.generators.pixel_diffusion import (
     Classes,
     DiffusionGenerator,
     DiffusionOptions,
-    choose_classes,
 )
 from pe_ray.components.weights import Precision, load_network, loading_errors
+from pe_ray.config.places import PathText
 from pe_ray.errors import InputError
 from pe_ray.plugins import GeneratorOptions
 from pe_ray.values import ImageShape
@@ -27,7 +27,7 @@ _OPTION = "generator.checkpoint"
 class UNetOptions(DiffusionOptions):
     """Options of the generator for diffusers' UNet2DModel."""
 
-    checkpoint: str
+    checkpoint: PathText
     """Folder of a diffusers DDPM or DDIM pipeline, with unet/ and scheduler/; the same on every
     machine. Its unet/config.json says what the images look like."""
     steps: int = Field(default=50, ge=1)
@@ -36,6 +36,9 @@ class UNetOptions(DiffusionOptions):
     """The model's class that a random draw shows: label -> class numbers, one of them drawn,
     equally likely; or any (random). Default: the label's own position, where the model has as
     many classes as there are labels."""
+
+    def load(self) -> DdimSampler:
+        return UNetPipeline(self.checkpoint, self.steps, self.precision, compiled=self.compile)
 
     @property
     def image_shape(self) -> ImageShape:
@@ -73,22 +76,16 @@ def _read_config(folder: str) -> dict[str, Any]:
     return config
 
 
-class UNetPipeline:
-    """A UNet2DModel with diffusers' DDIM sampler (eta 0), in the noise schedule it came with."""
+class UNetPipeline(DdimSampler):
+    """A UNet2DModel with diffusers' DDIM sampler, in the noise schedule it came with."""
 
     def __init__(
         self, folder: str, num_steps: int, precision: Precision = "fp32", *, compiled: bool = False
     ) -> None:
         import diffusers
 
-        from pe_ray.components.inference import OnDevice
-
-        config = _read_config(folder)
-        self._channels = config.get("in_channels", 3)
-        self._has_classes = config.get("num_class_embeds") is not None
+        has_classes = _read_config(folder).get("num_class_embeds") is not None
         self._scheduler = _load_scheduler(folder, num_steps)
-        # Numbers on the host: indexing with a GPU's tensor would wait for it at every step.
-        self._timesteps = [int(timestep) for timestep in self._scheduler.timesteps]
         diffusers.utils.logging.set_verbosity_error()
         unet = load_network(
             diffusers.UNet2DModel,
@@ -99,31 +96,19 @@ class UNetPipeline:
             local_files_only=True,
             low_cpu_mem_usage=False,
         )
-        self._network = OnDevice(unet, precision, compiled=compiled)
+        # Numbers on the host: indexing with a GPU's tensor would wait for it at every step.
+        timesteps = self._scheduler.timesteps.tolist()
+        super().__init__(
+            unet, timesteps, has_classes=has_classes, precision=precision, compiled=compiled
+        )
 
-    def denoise(
-        self, noise: Any, labels: Any = None, start_step: int = 0, start_images: Any = None
-    ) -> Any:
-        """Return images in [-1, 1] (see Sampler.denoise)."""
+    def _add_noise(self, images: Any, noise: Any, step: int) -> Any:
         import torch
 
-        from pe_ray.components.inference import exact_arithmetic, like
+        return self._scheduler.add_noise(images, noise, torch.tensor([self._timesteps[step]]))
 
-        network, scheduler = self._network, self._scheduler
-        timesteps = self._timesteps[start_step:]
-        with exact_arithmetic():
-            x = network.floats(noise)
-            classes = network.integers(labels) if self._has_classes else None
-            if start_images is not None:
-                first = torch.full((len(x),), timesteps[0])
-                x = scheduler.add_noise(network.images(start_images), x, first)
-            for timestep in timesteps:
-                at = torch.full((len(x),), timestep, device=x.device)
-                predicted = network(x, at, classes, return_dict=False)[0]
-                # A learned variance comes after the noise; DDIM at eta 0 adds none.
-                noise_part = predicted[:, : self._channels].float()
-                x = scheduler.step(noise_part, timestep, x, return_dict=False)[0]
-        return like(noise, x.clamp(-1, 1))
+    def _step(self, x: Any, predicted: Any, step: int) -> Any:
+        return self._scheduler.step(predicted, self._timesteps[step], x, return_dict=False)[0]
 
 
 def _load_scheduler(folder: str, num_steps: int) -> Any:
@@ -152,10 +137,3 @@ class UNetGenerator(DiffusionGenerator):
     """Pipelines of diffusers' UNet2DModel as a generator."""
 
     Options: ClassVar[type[GeneratorOptions]] = UNetOptions
-
-    def __init__(self, options: UNetOptions, label_names: Sequence[str]) -> None:
-        choices = choose_classes(options.classes, options.num_classes, label_names)
-        sampler = UNetPipeline(
-            options.checkpoint, options.steps, options.precision, compiled=options.compile
-        )
-        super().__init__(options, sampler, choices)

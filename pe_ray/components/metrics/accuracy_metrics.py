@@ -26,13 +26,17 @@ def _require_labels(name: str, labels: Labels) -> None:
         raise InputError(f"{name}: needs a labelled reference; give its label_column")
 
 
-class ClassifierOptions(plugins.Options):
+class ClassifierOptions(plugins.MetricOptions):
     """Options of `classifier`."""
 
-    size: int = 14
+    size: int = Field(default=14, ge=1, le=1024)
     """Images are classified in the `pixels` embedding of this size."""
-    max_images: int = 10_000
+    max_images: int = Field(default=10_000, ge=2)
     """Synthetic images to train on at most (evenly spaced rows)."""
+
+    @property
+    def least_labels(self) -> int:
+        return 2
 
 
 class ClassifierAccuracy:
@@ -54,12 +58,14 @@ class ClassifierAccuracy:
 
         _require_labels("classifier", reference_labels)
         rows = evenly_spaced(len(images), self._max_images)
-        trained = SVC(C=10.0).fit(self._embedder.embed(images[rows]), labels[rows])
-        guesses = trained.predict(self._embedder.embed(reference_images))
+        guesses = labels[:1]  # of a set that has come down to one label
+        if len(np.unique(labels[rows])) > 1:
+            trained = SVC(C=10.0).fit(self._embedder.embed(images[rows]), labels[rows])
+            guesses = trained.predict(self._embedder.embed(reference_images))
         return {"accuracy_train_synthetic": float(np.mean(guesses == reference_labels))}
 
 
-class ConvnetOptions(plugins.Options):
+class ConvnetOptions(plugins.MetricOptions):
     """Options of `cnn`."""
 
     modules: ClassVar[tuple[str, ...]] = ("torch",)
@@ -68,6 +74,14 @@ class ConvnetOptions(plugins.Options):
     """Passes over the synthetic set: 2 do for 60,000 images, a few thousand need more."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of initial weights and order of images."""
+
+    @property
+    def least_labels(self) -> int:
+        return 2
+
+    @property
+    def least_images(self) -> int:
+        return 2
 
 
 class ConvnetAccuracy:
@@ -87,6 +101,6 @@ class ConvnetAccuracy:
         if len(images) < 2:
             raise InputError("cnn: needs at least 2 synthetic images")
         _require_labels("cnn", reference_labels)
-        classify = convnet.train(images, labels, self._options.epochs, self._options.seed)
-        right = classify(reference_images) == reference_labels
+        network = convnet.train(images, labels, self._options.epochs, self._options.seed)
+        right = convnet.classify(network, reference_images) == reference_labels
         return {"accuracy_train_synthetic/cnn": float(np.mean(right))}

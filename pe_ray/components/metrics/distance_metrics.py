@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pe_ray import plugins
 from pe_ray.components.metrics.distances import (
@@ -27,23 +27,17 @@ class _DistanceMetric:
     """Embeds both sets, or at most `max_images` evenly spaced rows of each, and compares them."""
 
     name: ClassVar[str]
-    least: int = 2
-    """Images that either set needs."""
 
     def __init__(self, options: Any) -> None:
         self._options, self._kind = options, options.embedder.kind
-        self._embedder: plugins.Embedder = plugins.load("embedder", self._kind)(
-            options.embedder.options
-        )
+        self._embedder = plugins.load("embedder", self._kind)(options.embedder.options)
 
     def score(
         self, images: Images, labels: Labels, reference_images: Images, reference_labels: Labels
     ) -> dict[str, float]:
-        if min(len(images), len(reference_images)) < self.least:
-            raise InputError(
-                f"{self.name}: needs at least {self.least} synthetic and {self.least} reference "
-                "images"
-            )
+        least = self._options.least_images
+        if min(len(images), len(reference_images)) < least:
+            raise InputError(f"{self.name}: needs at least {least} images of either set")
         synthetic, reference = (
             self._embedder.embed(given[evenly_spaced(len(given), self._options.max_images)])
             for given in (images, reference_images)
@@ -54,7 +48,13 @@ class _DistanceMetric:
         raise NotImplementedError
 
 
-class FrechetOptions(plugins.Options):
+class _DistanceOptions(plugins.MetricOptions):
+    @property
+    def least_images(self) -> int:
+        return 2
+
+
+class FrechetOptions(_DistanceOptions):
     """Options of `frechet`."""
 
     max_images: ClassVar[int] = 2**63 - 1
@@ -78,7 +78,7 @@ class FrechetDistance(_DistanceMetric):
         return {name: frechet_distance(synthetic, reference)}
 
 
-class KernelOptions(plugins.Options):
+class KernelOptions(_DistanceOptions):
     """Options of `kid`."""
 
     embedder: FixedEmbedderPlugin = Field(default={"kind": "inception"}, validate_default=True)
@@ -101,7 +101,7 @@ class KernelDistance(_DistanceMetric):
         return {name: kernel_distance(synthetic, reference)}
 
 
-class PrecisionRecallOptions(plugins.Options):
+class PrecisionRecallOptions(_DistanceOptions):
     """Options of `precision_recall`."""
 
     embedder: FixedEmbedderPlugin = Field(default={"kind": "pixels"}, validate_default=True)
@@ -109,6 +109,16 @@ class PrecisionRecallOptions(plugins.Options):
     """A point's ball reaches to this many nearest others of its own set."""
     max_images: int = Field(default=10_000, ge=2)
     """Images compared at most, of either set (evenly spaced rows); time grows with its square."""
+
+    @property
+    def least_images(self) -> int:
+        return self.neighbors + 1
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.max_images <= self.neighbors:
+            raise ValueError("max_images: must be above neighbors")
+        return self
 
 
 class PrecisionRecall(_DistanceMetric):
@@ -120,10 +130,6 @@ class PrecisionRecall(_DistanceMetric):
 
     Options: ClassVar[type[plugins.Options]] = PrecisionRecallOptions
     name = "precision_recall"
-
-    def __init__(self, options: PrecisionRecallOptions) -> None:
-        super().__init__(options)
-        self.least = options.neighbors + 1
 
     def _compare(self, synthetic: Sample, reference: Sample) -> dict[str, float]:
         precision, recall = precision_and_recall(synthetic, reference, self._options.neighbors)

@@ -1,6 +1,6 @@
-"""Distances between two samples of embeddings, [n, d] and [m, d]: pure functions, bounded memory.
+"""Distances between two samples of embeddings, [n, d] and [m, d]: pure functions.
 
-Besides the samples they hold a few blocks of 2,048 rows in float64 and d x d matrices.
+Besides the samples they hold a few blocks of 2,048 rows in float64, of [2048, m] and of [d, d].
 """
 
 from __future__ import annotations
@@ -62,12 +62,10 @@ def kernel_distance(first: Sample, second: Sample) -> float:
 
 
 def _kernel_sum(first: Sample, second: Sample) -> float:
-    dim = first.shape[1]
-    return sum(
-        float(((rows @ columns.T / dim + 1.0) ** 3).sum())
-        for rows in _blocks(first)
-        for columns in _blocks(second)
-    )
+    from sklearn.metrics.pairwise import polynomial_kernel
+
+    columns = second.astype(np.float64)
+    return sum(float(polynomial_kernel(rows, columns, degree=3).sum()) for rows in _blocks(first))
 
 
 def _kernel_diagonal(sample: Sample) -> float:
@@ -85,45 +83,25 @@ def precision_and_recall(
     reference's manifold; recall: share of reference points in the synthetic one. Each sample
     needs more than `neighbors` points.
     """
-    return (
-        _covered(synthetic, reference, _radii(reference, neighbors)),
-        _covered(reference, synthetic, _radii(synthetic, neighbors)),
-    )
+    return _cover(synthetic, reference, neighbors), _cover(reference, synthetic, neighbors)
 
 
-def _radii(sample: Sample, neighbors: int) -> Block:
-    """Return each point's squared distance to its `neighbors`-th nearest other point, [n]."""
-    radii = []
-    for number, rows in enumerate(_blocks(sample)):
-        nearest = np.full((len(rows), neighbors), np.inf)
-        for other, columns in enumerate(_blocks(sample)):
-            apart = _squared_distances(rows, columns)
-            if other == number:
-                np.fill_diagonal(apart, np.inf)
-            pool = np.concatenate([nearest, apart], axis=1)
-            nearest = np.partition(pool, neighbors - 1, axis=1)[:, :neighbors]
-        radii.append(nearest.max(axis=1))
-    return np.concatenate(radii)
+def _cover(points: Sample, centres: Sample, neighbors: int) -> float:
+    """Return the share of points that lie in the manifold of `centres`."""
+    from sklearn.metrics.pairwise import euclidean_distances
+    from sklearn.neighbors import NearestNeighbors
 
-
-def _covered(points: Sample, centres: Sample, radii: Block) -> float:
-    """Return the share of points within any centre's radius; `radii`: squared, [m]."""
-    inside = 0
-    for rows in _blocks(points):
-        hit = np.zeros(len(rows), dtype=bool)
-        for columns, radius in zip(_blocks(centres), _blocks(radii), strict=True):
-            # Distances come from products: rounding must not put a copy of the centre of a ball
-            # of radius 0 outside it.
-            reach = radius + 1e-12 * (columns**2).sum(axis=1)
-            hit |= (_squared_distances(rows, columns) <= reach).any(axis=1)
-        inside += int(hit.sum())
-    return inside / len(points)
-
-
-def _squared_distances(rows: Block, columns: Block) -> Block:
-    products = rows @ columns.T
-    sizes = (rows**2).sum(axis=1)[:, None] + (columns**2).sum(axis=1)
-    return np.asarray(np.maximum(sizes - 2.0 * products, 0.0))
+    columns = centres.astype(np.float64)
+    search = NearestNeighbors(n_neighbors=neighbors, algorithm="brute", metric="sqeuclidean")
+    radii = search.fit(columns).kneighbors()[0][:, -1]
+    # Distances come from products: rounding must not put a copy of the centre of a ball of radius
+    # 0 outside it.
+    reach = radii + 1e-12 * (columns**2).sum(axis=1)
+    inside = [
+        (euclidean_distances(rows, columns, squared=True) <= reach).any(axis=1)
+        for rows in _blocks(points)
+    ]
+    return float(np.concatenate(inside).mean())
 
 
 def _blocks(sample: Sample) -> Iterator[Block]:

@@ -6,11 +6,11 @@ import itertools
 import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 
 from pe_ray.files import images
+from pe_ray.files.class_folders import label_of
 from pe_ray.files.data_folders import FolderListing, list_path_values, list_plain_folders
 from pe_ray.files.image_tables import ImageTable, TableSlice, pack_names
 from pe_ray.files.layouts.columns import Rows
@@ -49,12 +49,11 @@ def list_shards(table: ImageTable, root: Location, listing: FolderListing) -> li
 
 
 def _find_class(table: ImageTable, name: str) -> tuple[str | None, tuple[tuple[str, str], ...]]:
-    values = list_path_values(name)
-    label = dict(values).get(table.label_column or "")
-    folder = next(iter(list_plain_folders(name)), None)
-    if not label and folder is not None:
-        label = folder if folder in (table.labels or ()) else unquote(folder)
-    return (label and unicodedata.normalize("NFC", label)), values
+    values, plain = list_path_values(name), list_plain_folders(name)
+    named = dict(values).get(table.label_column or "")
+    if named is None and plain:
+        named = label_of(plain[0], table.labels or ())
+    return named, values
 
 
 def _refuse_two_labels(table: ImageTable, listing: FolderListing) -> None:

@@ -55,6 +55,25 @@ def list_images(table: ImageTable, part: TableSlice) -> list[Location]:
     return [_resolve(part.source, name) for name in named if name is not None]
 
 
+def measure_images(table: ImageTable, shards: Sequence[TableSlice]) -> list[tuple[str, int]]:
+    """Return (path, bytes) of the images that lists name; those that can't be reached are left out.
+
+    Guarantee: reads names and sizes, but no image.
+    """
+    images = [image for part in shards for image in list_images(table, part)]
+    return [(str(image), size) for image in images if (size := _measure(image)) is not None]
+
+
+def _measure(image: Location) -> int | None:
+    try:
+        if isinstance(image, Path):
+            return image.stat().st_size
+        size: int | None = image.store.get_file_info(image.key).size
+        return size
+    except OSError:
+        return None
+
+
 def read_rows(
     table: ImageTable, part: TableSlice, columns: Sequence[str], batch_rows: int
 ) -> Iterator[Rows]:

@@ -8,17 +8,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from pe_ray import plugins
 from pe_ray.config.blocks import PrivateConfig
-from pe_ray.config.kinds import MetricPlugin
+from pe_ray.config.kinds import MetricPlugin, check_metric
 from pe_ray.errors import InputError
 from pe_ray.files.image_batches import evenly_spaced, read_images
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.plugins import Images
 from pe_ray.tuning.search import Floats, Mode, Objective, Scorer, Search, require_public
-from pe_ray.values import ImageShape
+from pe_ray.values import Framing, ImageShape
 
 _TRIED_IMAGES = 1000
 
@@ -31,10 +30,8 @@ class PublicMetricOptions(plugins.Options):
     """Which of the metric's scores, where it has several."""
     mode: Mode
     """Whether a small (`min`) or a large score (`max`) is good."""
-    reference: PrivateConfig | None = None
-    """PUBLIC records to compare with, written like `private`; default: tuning.public_data."""
-    max_images: int = Field(default=10_000, ge=1)
-    """Synthetic images scored at most (evenly spaced rows)."""
+    reference: PrivateConfig
+    """PUBLIC records to compare with, written like `private`."""
 
 
 class PublicMetric(Objective):
@@ -44,17 +41,19 @@ class PublicMetric(Objective):
     options: PublicMetricOptions
 
     @property
-    def max_images(self) -> int:
-        return self.options.max_images
-
-    @property
     def mode(self) -> Mode:
         return self.options.mode
 
     def check(self, search: Search) -> None:
-        reference, _ = self._reference(search)
+        reference = self.options.reference
         require_public(reference, "tuning.objective.reference", search.config.private)
         trial = search.strategy.configure_trial(search, search.config)
+        check_metric(
+            "tuning.objective.metric",
+            self.options.metric,
+            num_labels=len(reference.labels),
+            num_images=min(trial.schedule.sizes),
+        )
         if reference.labels != trial.private.labels:
             raise InputError(
                 "tuning.objective.reference.labels: must be those that trials have: "
@@ -63,13 +62,16 @@ class PublicMetric(Objective):
 
     def try_out(self, search: Search) -> None:
         """Score some of the reference's own images."""
-        images, labels = self._read(search, search.config.image_shape)
+        images, labels = self._read(search.config.framing)
         rows = evenly_spaced(len(images), _TRIED_IMAGES)
         some = images[rows], labels[rows]
         self._choose(self._load_metric().score(*some, *some))
 
     def make_scorer(self, search: Search, shape: ImageShape, released: Floats | None) -> Scorer:
-        metric, reference = self._load_metric(), self._read(search, shape)
+        metric, reference = (
+            self._load_metric(),
+            self._read(replace(search.config.framing, shape=shape)),
+        )
 
         def score(images: Images, labels: NDArray[np.int32]) -> float:
             return self._choose(metric.score(images, labels, *reference))
@@ -80,18 +82,10 @@ class PublicMetric(Objective):
         plugin = self.options.metric
         return plugins.build("metric", plugin.kind, plugin.options)
 
-    def _reference(self, search: Search) -> tuple[PrivateConfig, str]:
-        """Return where the reference is, and the block that says so."""
-        if self.options.reference is not None:
-            return self.options.reference, "tuning.objective.reference"
-        if search.tuning.public_data is None:
-            raise InputError("tuning.objective.reference: needed without public_data")
-        return search.tuning.public_data, "tuning.public_data"
-
-    def _read(self, search: Search, shape: ImageShape) -> tuple[Images, NDArray[np.int32]]:
-        source, block = self._reference(search)
+    def _read(self, framing: Framing) -> tuple[Images, NDArray[np.int32]]:
+        source = self.options.reference
         table = ImageTable(
-            block=block,
+            block="tuning.objective.reference",
             private=False,
             data=source.data,
             labels=source.labels,
@@ -100,7 +94,7 @@ class PublicMetric(Objective):
             label_values=source.label_values,
             where=source.where,
         )
-        return read_images(table, replace(search.config.framing, shape=shape))
+        return read_images(table, framing)
 
     def _choose(self, scores: Mapping[str, float]) -> float:
         """Return the one of a metric's scores that the search goes by."""

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from pe_ray import plugins
 from pe_ray.config import Config
+from pe_ray.errors import InputError
 from pe_ray.release.adaptive import with_mu
 from pe_ray.release.releases import Votes
 from pe_ray.tuning.budget import mu_left
@@ -22,9 +23,8 @@ class ComposeOptions(plugins.Options):
     full_trials: float | None = Field(default=None, ge=1)
     """Complete trials that the budget must last for; default: num_trials. With asha fewer will do:
     what stopped trials didn't spend pays for others."""
-    final_share: float = Field(default=0.5, ge=0, lt=1)
-    """Share of mu^2 kept for a final run with the best settings, which also gets what the search
-    left over; 0: the best trial's population is the result."""
+    final_share: float = Field(default=0.5, gt=0, lt=1)
+    """Share of mu^2 kept for the final run, which also gets what the search left over."""
 
 
 class Compose(Strategy):
@@ -33,28 +33,22 @@ class Compose(Strategy):
     Options: ClassVar[type[plugins.Options]] = ComposeOptions
     options: ComposeOptions
     charged: ClassVar[bool] = True
-    reason: ClassVar[str] = (
-        "here it leaves the final run the least noise, and trials vote with the records"
-    )
 
-    @property
-    def final_run(self) -> bool:
-        return self.options.final_share > 0
+    def check(self, search: Search) -> None:
+        """Allow as many trials at once as have a full share: of more, all might be refused."""
+        tuning = search.tuning
+        if min(tuning.max_concurrent, tuning.num_trials) > self._full_trials(search):
+            raise InputError("tuning.max_concurrent: must not be above full_trials; lower it")
 
     def trial_releases(self, search: Search, config: Config, prefix: str) -> tuple[Release, ...]:
         share = (1 - self.options.final_share) / self._full_trials(search)
         return with_mu(Votes.plan(config, prefix), mu_left(search) * math.sqrt(share))
 
     def result_mu(self, search: Search) -> float:
-        share = self.options.final_share or 1 / self._full_trials(search)
-        return mu_left(search) * math.sqrt(share)
+        return mu_left(search) * math.sqrt(self.options.final_share)
 
     def search_releases(self, search: Search) -> tuple[Release, ...]:
         return self.trial_releases(search, search.config, "trial/")
-
-    def limit_concurrent(self, asked: int, search: Search) -> int:
-        """Allow as many as have a full share: of more, all might be refused half-way."""
-        return min(asked, int(self._full_trials(search)))
 
     def _full_trials(self, search: Search) -> float:
         return self.options.full_trials or float(search.tuning.num_trials)

@@ -45,9 +45,6 @@ class Proxy(Strategy):
     Options: ClassVar[type[plugins.Options]] = ProxyOptions
     options: ProxyOptions
     charged: ClassVar[bool] = False
-    reason: ClassVar[str] = (
-        "without public data it leaves most of the budget; further trials are free"
-    )
 
     def trial_releases(self, search: Search, config: Config, prefix: str) -> tuple[Release, ...]:
         return final_votes(search, config, prefix)

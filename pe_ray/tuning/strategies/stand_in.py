@@ -16,17 +16,16 @@ class StandIn(Strategy):
 
     charged: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
-    reason: ClassVar[str] = (
-        "a public stand-in costs nothing; it holds as far as good settings for the stand-in are "
-        "good for the private records"
-    )
 
     def check(self, search: Search) -> None:
         if search.tuning.public_data is None:
             raise InputError("tuning.public_data: needed for strategy: public")
 
     def configure_trial(self, search: Search, config: Config) -> Config:
-        """Return the configuration with the stand-in's records and labels."""
+        """Return the configuration with the stand-in's records and labels.
+
+        Its images are brought to the run's shape as the private ones are.
+        """
         stand_in, privacy = search.tuning.public_data, config.privacy
         assert stand_in is not None, "checked with the configuration"
         fractions = privacy.label_fractions
@@ -34,6 +33,9 @@ class StandIn(Strategy):
             fractions = "uniform"
         unit = privacy.unit if stand_in.user_column else "record"
         privacy = privacy.model_copy(update={"unit": unit, "label_fractions": fractions})
+        private = config.private
+        framed = {"resize": private.resize, "background": private.background}
+        stand_in = stand_in.model_copy(update=framed)
         changed = config.model_copy(update={"private": stand_in, "privacy": privacy})
         return Config.from_dict(changed.model_dump(mode="json"))
 

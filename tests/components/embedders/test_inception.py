@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import urllib.error
+import urllib.request
+import urllib.response
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +42,11 @@ def test_inception_is_clean_fids(weights: Path, size: tuple[int, int]) -> None:
 def test_inception_is_downloaded_once(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def fetched(url: str) -> Any:
-        calls.append(url)
-        return open(weights, "rb")
+    def fetched(request: urllib.request.Request) -> Any:
+        calls.append(request.full_url)
+        return urllib.response.addinfourl(open(weights, "rb"), Message(), request.full_url)
 
-    monkeypatch.setattr("urllib.request.urlopen", fetched)
+    monkeypatch.setattr("torch.hub.urlopen", fetched)
     batch = images(2, 9, 9, 1)
     first, second = load_embedder("inception").embed(batch), load_embedder("inception").embed(batch)
     assert np.array_equal(first, second)
@@ -53,10 +56,10 @@ def test_inception_is_downloaded_once(weights: Path, monkeypatch: pytest.MonkeyP
 def test_without_a_network_inception_says_what_to_get(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def unreachable(url: str) -> Any:
+    def unreachable(request: urllib.request.Request) -> Any:
         raise urllib.error.URLError("no network")
 
-    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    monkeypatch.setattr("torch.hub.urlopen", unreachable)
     with pytest.raises(InputError, match=r"embedder\.weights: https://.*inception-2015-12-05.pt"):
         load_embedder("inception")
     assert not list((tmp_path / "xdg" / "pe_ray" / "weights").iterdir())

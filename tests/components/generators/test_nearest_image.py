@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny_public import pictures, save_parquet, save_public
+from weighed import save_weights
 from whole_slices import read_slice
 
 from pe_ray import Config, InputError
@@ -145,6 +146,43 @@ def test_images_and_neighbours_are_worked_out_once(tmp_path: Path) -> None:
     os.utime(folder / "a" / "00000.png", ns=(1, 1))
     made(folder)  # other files: decoded again
     assert len(cached()) > len(wider)
+
+
+def test_neighbours_are_those_of_the_embedder_as_it_is(tmp_path: Path) -> None:
+    folder = save_public(tmp_path / "public", NAMES)
+    rows = {"label": np.full(600, 1, np.int32), "public_image": np.full(600, 33)}
+
+    def neighbours(checkpoint: Path) -> set[int]:
+        generator = made(
+            folder, embedder={"kind": "weighed:Weighed", "checkpoint": str(checkpoint)}
+        )
+        varied = generator.vary(rows, 6, row_seeds(1, "variation", 1, MANY))
+        return set(varied["public_image"])
+
+    checkpoint = save_weights(tmp_path / "clip", 0)
+    before = neighbours(checkpoint)
+    file = checkpoint / "network" / "weights.npy"
+    state = file.stat()
+    save_weights(checkpoint, 1)
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert neighbours(checkpoint) == neighbours(save_weights(tmp_path / "elsewhere", 1)) != before
+
+
+def test_public_images_that_replace_others_are_read(tmp_path: Path) -> None:
+    """With the size and the time of the file before."""
+    folder = tmp_path / "public"
+    file = folder / "a" / "image.bmp"
+    file.parent.mkdir(parents=True)
+    Image.new("RGB", (16, 16), "red").save(file)
+    state, before = file.stat(), made(folder, ("a",))
+    other = tmp_path / "other.bmp"
+    Image.new("RGB", (16, 16), "blue").save(other)
+    os.utime(other, ns=(state.st_atime_ns, state.st_mtime_ns))
+    other.replace(file)
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (state.st_size, state.st_mtime_ns)
+    labels, seeds = np.zeros(1, np.int32), row_seeds(1, "random", 0, MANY[:1])
+    red, blue = (each.random(labels, seeds)["image"] for each in (before, made(folder, ("a",))))
+    assert not np.array_equal(red, blue)
 
 
 def test_processes_that_start_together_agree(tmp_path: Path) -> None:

@@ -50,6 +50,12 @@ def test_cnn_is_fixed_by_its_seed_and_leaves_the_global_one_alone() -> None:
     assert first != other
 
 
+def test_a_set_that_came_down_to_one_label_is_scored_as_that_label() -> None:
+    images, rest = random_images(40), np.arange(40, dtype=np.int32) % 4
+    name = "accuracy_train_synthetic"
+    assert score("classifier", images, images, np.full(40, 1, np.int32), rest)[name] == 0.25
+
+
 def test_cnn_takes_any_number_of_images_from_two_and_refuses_one() -> None:
     for num in (2, 129):  # 129: one more than a batch
         images, labels = random_images(num), np.zeros(num, dtype=np.int32)
