@@ -12,6 +12,7 @@ from typing import Any
 
 from pe_ray import plugins
 from pe_ray.config import Config
+from pe_ray.plugins.registry import BUILT_IN
 from pe_ray.tuning.search import TuningConfig
 
 PAGE = Path(__file__).with_name("configuration.md")
@@ -93,7 +94,7 @@ def schema() -> Tree:
     """Return the JSON schema of a configuration file, every built-in plugin's options included."""
     made = ConfigFile.model_json_schema()
     for plugin_type in _PLUGINS:
-        kinds = [_kind(made["$defs"], plugin_type, kind) for kind in plugins.built_in(plugin_type)]
+        kinds = [_kind(made["$defs"], plugin_type, kind) for kind in BUILT_IN[plugin_type]]
         free = [each["title"] for each in kinds if each["required"] == ["kind"]]
         other = {"kind": {"type": "string", "pattern": ":", "description": "module:Class"}}
         kinds.append({"type": "object", "properties": other, "required": ["kind"]})

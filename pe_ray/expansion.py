@@ -6,13 +6,10 @@ import json
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.config.extras import require_extras
 from pe_ray.config.places import lies_in
 from pe_ray.errors import InputError
-from pe_ray.files.parts import divide_rows
 from pe_ray.files.storage import (
     PROBE,
     Location,
@@ -22,16 +19,14 @@ from pe_ray.files.storage import (
     require_writable,
     resolve_place,
 )
-from pe_ray.run import Run, open_run
+from pe_ray.run import open_run
 from pe_ray.runtime.cluster import connect_to_ray
-from pe_ray.runtime.run_directory import others_cant_write, require_disk, require_same_files
-from pe_ray.synthetic.export import disk_bytes, encode_png, export, load_format
-from pe_ray.synthetic.population import Population, final_population
-from pe_ray.synthetic.population_files import read_population
+from pe_ray.runtime.run_directory import others_cant_write, require_same_files
+from pe_ray.synthetic.export import export, load_format
+from pe_ray.synthetic.population import final_population
 from pe_ray.synthetic.teacher import load_teacher
 
 _NOTE = ".expansion.json"
-PROBED_IMAGES = 64
 
 
 @others_cant_write()
@@ -47,8 +42,8 @@ def expand(
     Every sample of S_T gets as many, but for the last |S_T| rows at most, whose samples are evenly
     spaced. None for num_samples writes the final population itself.
     form: parquet; webdataset (tar shards); or folder (an image folder per label). Raises InputError
-    where the run is not finished, a file of its generator is another, the output folder holds
-    something else, the disk is too small or its names are too short for a label.
+    where the run is not finished, a file of its generator is another, or the output folder holds
+    something else.
     """
     if num_samples is not None and num_samples < 1:
         raise InputError("--num-samples: must be at least 1")
@@ -67,13 +62,8 @@ def expand(
             "give a folder elsewhere"
         )
     require_writable(directory, "--output")
-    load_format(form).check(directory, run.labels)
+    load_format(form)
     _claim(directory, {"run": config.fingerprint, "num_samples": num_samples, "format": form})
-    num_rows = population.layout.num_samples if num_samples is None else num_samples
-    parts = divide_rows(num_rows, config.image_shape.num_bytes, config.output.rows_per_part)
-    some = _sample_images(run, population)
-    needed = disk_bytes(form, some, num_rows, len(parts), run.labels)
-    require_disk(directory, needed, "--output")
     with connect_to_ray(config.resources):
         export(run, population, directory, num_variations=num_samples, form=form)
     return directory
@@ -95,12 +85,3 @@ def _claim(directory: Location, request: dict[str, Any]) -> None:
         (directory / name).unlink(missing_ok=True)
     if _NOTE not in held:
         atomic_write(note, json.dumps(request).encode())
-
-
-def _sample_images(run: Run, population: Population) -> list[bytes]:
-    """Return images of the population as PNG, evenly spaced."""
-    count = population.layout.num_samples
-    ids = np.unique(np.linspace(0, count - 1, PROBED_IMAGES).astype(np.int64))
-    options = run.config.generator_at(population.iteration).options
-    rows = read_population(population.directory, ids, options)
-    return [encode_png(image) for image in rows["image"]]

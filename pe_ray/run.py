@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
 
 from pe_ray.config import Config
 from pe_ray.config.kinds import Plugin
 from pe_ray.errors import InputError
+from pe_ray.files.parts import divide_rows
 from pe_ray.files.storage import Location, io_errors_as_input_errors, list_names, resolve_place
 from pe_ray.runtime.run_directory import LEDGER, RunDirectory, find_ledger
 
@@ -31,6 +35,15 @@ class Run:
     def iterations(self) -> range:
         """t = 1, ..., T."""
         return range(1, self.config.schedule.iterations + 1)
+
+    def divide(self, num_rows: int, **columns: NDArray[Any]) -> list[dict[str, Any]]:
+        """Return the requests for a stage's parts, each with its rows of the `columns`."""
+        config = self.config
+        ranges = divide_rows(num_rows, config.image_shape.num_bytes, config.output.rows_per_part)
+        return [
+            {"start": a, "stop": b, **{name: values[a:b] for name, values in columns.items()}}
+            for a, b in ranges
+        ]
 
 
 def open_run(path: str | Location) -> Run:

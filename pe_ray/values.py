@@ -71,8 +71,7 @@ class Release:
     kind: name or module:Class of a kind of release (release.releases).
     votes_per_unit: one record (or user) adds at most this many ones, each to a different bin; 1 for
     sums, to which a unit adds one vector of L2 norm at most 1.
-    sigma: scale of the discrete Gaussian noise, in votes (sums: in units of that norm, on the
-    lattice of multiples of 1 / LATTICE); 0 means no noise and no privacy.
+    sigma: scale of the discrete Gaussian noise, in votes or in that norm; 0 means no privacy.
     """
 
     key: str

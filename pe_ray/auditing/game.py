@@ -197,7 +197,7 @@ def _histograms(run: RunDirectory, config: Config) -> list[NDArray[np.int64]]:
 
 def _count_children(parents: Population, offspring: Population) -> NDArray[np.int64]:
     """Count the children of each sample, from the released `parent` column."""
-    named = read_parents(offspring.directory, 0, offspring.layout.num_samples)
+    named = read_parents(offspring.directory)
     return np.bincount(named[named >= 0], minlength=parents.layout.num_samples)
 
 

@@ -11,8 +11,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from pe_ray.cli import audit_verbs, look_verbs, run_verbs, tune_verbs
 from pe_ray.cli.printing import Command
@@ -25,37 +24,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for noisy in ("ray", "absl", "matplotlib", "faiss"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with _interrupt_on_sigterm():
-            options.command(options)
+        options.command(options)
     except (InputError, FaultError) as error:
         print(f"pe-ray: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except (KeyboardInterrupt, SystemExit) as stop:
-        if (
-            isinstance(stop, SystemExit) and stop.code != signal.SIGTERM
-        ):  # Ray exits with it while it starts
+        if isinstance(stop, SystemExit) and stop.code != signal.SIGTERM:  # of Ray, as it starts
             raise
         print("pe-ray: stopped; the same command continues", file=sys.stderr)
         return 1
     return 0
 
 
-@contextmanager
-def _interrupt_on_sigterm() -> Iterator[None]:
+def _interrupt(number: int, frame: object) -> None:
     """Treat SIGTERM as Ctrl-C: schedulers, `ray job stop` and spot notices send it."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    raise KeyboardInterrupt
 
 
 def _make_parser() -> argparse.ArgumentParser:

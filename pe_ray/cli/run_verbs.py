@@ -114,8 +114,7 @@ def _run(options: argparse.Namespace) -> None:
 def _expand(options: argparse.Namespace) -> None:
     from pe_ray.expansion import expand
 
-    resources = read_resources(options.set)
-    if options.address:
-        resources = resources.model_copy(update={"address": options.address})
+    address = {} if options.address is None else {"address": options.address}
+    resources = read_resources(options.set).model_copy(update=address)
     path = expand(options.run, options.num_samples, options.output, resources, options.format)
     print(f"synthetic   {path}")

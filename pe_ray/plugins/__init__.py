@@ -9,15 +9,7 @@ package may give it a short name with an entry point (docs/architecture.md lists
 from pe_ray.plugins.contents import digest_plugin
 from pe_ray.plugins.options import EmbedderOptions, GeneratorOptions, MetricOptions, Options
 from pe_ray.plugins.protocols import Denoiser, Embedder, Generator, Images, Metric, Rows, Statistic
-from pe_ray.plugins.registry import (
-    PluginType,
-    build,
-    built_in,
-    group_of,
-    load,
-    options_of,
-    registered,
-)
+from pe_ray.plugins.registry import PluginType, build, group_of, load, options_of, registered
 
 __all__ = [
     "Denoiser",
@@ -33,7 +25,6 @@ __all__ = [
     "Rows",
     "Statistic",
     "build",
-    "built_in",
     "digest_plugin",
     "group_of",
     "load",

@@ -41,9 +41,9 @@ class Generator(Protocol):
 
 
 class Embedder(Protocol):
-    """Maps images to vectors, so that similar images are near. Deterministic.
+    """Maps images to vectors, so that similar images are near.
 
-    A row is the same in any batch, up to rounding.
+    Deterministic; a row is the same in any batch, up to rounding.
     """
 
     Options: ClassVar[type[EmbedderOptions]]

@@ -28,7 +28,7 @@ PluginType = Literal[
 ]
 
 _ROOT = "pe_ray.components"
-_BUILT_IN: Mapping[PluginType, Mapping[str, str]] = {
+BUILT_IN: Mapping[PluginType, Mapping[str, str]] = {
     "generator": {
         "rendered_text": _ROOT + ".generators.rendered_text:RenderedText",
         "stable_diffusion": _ROOT + ".generators.stable_diffusion:StableDiffusion",
@@ -76,28 +76,18 @@ _BUILT_IN: Mapping[PluginType, Mapping[str, str]] = {
         "sums": "pe_ray.release.releases:Sums",
     },
 }
+"""Plugin type -> name -> "module:NAME" of the plugins that come with the package."""
+
 _OPTIONS: Mapping[PluginType, type[Options]] = {
     "generator": GeneratorOptions,
     "embedder": EmbedderOptions,
 }
 
 
-def built_in(plugin_type: PluginType) -> Mapping[str, str]:
-    """Return name -> "module:NAME" of the plugins that come with the package."""
-    return _BUILT_IN[plugin_type]
-
-
 def registered(plugin_type: PluginType) -> dict[str, str]:
-    """Return name -> "module:NAME" of every known plugin: built-in and from entry points."""
-    known = dict(_BUILT_IN[plugin_type])
-    for entry in entry_points(group=group_of(plugin_type)):
-        if known.get(entry.name, entry.value) != entry.value:
-            raise InputError(
-                f"{plugin_type}.kind: two installed packages register {entry.name!r} "
-                f"({known[entry.name]} and {entry.value}); uninstall one or use module:Class"
-            )
-        known[entry.name] = entry.value
-    return known
+    """Return name -> "module:NAME" of every known plugin: from entry points and built-in."""
+    found = {entry.name: entry.value for entry in entry_points(group=group_of(plugin_type))}
+    return {**found, **BUILT_IN[plugin_type]}
 
 
 def group_of(plugin_type: PluginType) -> str:

@@ -1,8 +1,6 @@
 """A run, or several side by side, as numbers and self-contained pages; from released values only.
 
-`facts` reads a run, `score_tables` turns histograms into numbers, `samples` and `lineage` read
-images, `charts` draws, `page` and `comparison` make pages, `run_status` says how far a run is.
-The package imports them late, as `run_status` needs neither Ray nor templates.
+The package imports its modules late, as `run_status` needs neither Ray nor templates.
 """
 
 from __future__ import annotations
@@ -17,8 +15,8 @@ def write_report(path: str | Location) -> Location:
 
     A run in progress has a report too: its page says how far the run is.
 
-    Guarantee: reads the configuration, the ledger's releases, populations and the times of
-    synthetic stages, all of which are covered by the ledger's (epsilon, delta).
+    Guarantee: reads the configuration, the ledger's releases and populations, all of which are
+    covered by the ledger's (epsilon, delta).
     """
     from pe_ray.report.facts import gather
     from pe_ray.report.page import render_run

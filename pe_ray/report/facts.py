@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,12 +16,8 @@ from pe_ray.release.ledger_sql import LedgerEntry
 from pe_ray.release.releases import votes_key
 from pe_ray.run import open_run
 from pe_ray.runtime.run_directory import RunDirectory
-from pe_ray.synthetic.population import initial_offspring, read_layout
+from pe_ray.synthetic.population import read_layout
 from pe_ray.values import Budget, LabelLayout, NoisyHistogram
-
-CURVE_DELTAS = tuple(10.0**-exponent for exponent in (*range(1, 13), *(n + 0.5 for n in range(12))))
-LARGE_DELTAS = tuple(step / 40 for step in range(1, 40))
-"""Where the bound on guessing is tightest: near the delta at which epsilon is 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,21 +58,6 @@ class Facts:
         return None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageTime:
-    """A stage that made or embedded samples.
-
-    calls: images asked of the generator.
-    rows_made, seconds: of the start that completed the stage, None where they weren't recorded.
-    """
-
-    name: str
-    rows: int
-    calls: int
-    rows_made: int | None
-    seconds: float | None
-
-
 def gather(path: str | Location) -> Facts:
     """Read the run at `path`, finished or not."""
     opened = open_run(path)
@@ -104,55 +82,14 @@ def gather(path: str | Location) -> Facts:
     )
 
 
-def compute_privacy_curve(
-    facts: Facts, deltas: Iterable[float] = CURVE_DELTAS
-) -> list[tuple[float, float]]:
-    """Return (delta, epsilon) of everything charged, at `deltas` and the budget's, delta falling.
+def compute_privacy_curve(facts: Facts) -> list[tuple[float, float]]:
+    """Return (delta, epsilon) of everything charged, for deltas that fall from 0.1 to 1e-12.
 
     Empty where there is no guarantee. By the ledger's own accounting, as the releases of a search
     are not a list that was fixed in advance.
     """
     if not facts.spent or math.isinf(facts.spent):
         return []
-    falling = sorted({*deltas, facts.budget.delta}, reverse=True)
-    curve = [(delta, facts.ledger.spent(delta)) for delta in falling]
+    deltas = {facts.budget.delta, *(10.0**-exponent for exponent in range(1, 13))}
+    curve = [(delta, facts.ledger.spent(delta)) for delta in sorted(deltas, reverse=True)]
     return [(delta, epsilon) for delta, epsilon in curve if math.isfinite(epsilon)]
-
-
-def bound_guessing(curve: Sequence[tuple[float, float]]) -> float:
-    """Bound how often, in [0.5, 1], anyone guesses right whether one unit was in the data.
-
-    In and out are equally likely. The bound is the least of (e^epsilon + delta) / (e^epsilon + 1)
-    over a curve of (delta, epsilon). Kairouz, Oh, Viswanath 2015, Theorem 2.1: the two errors of
-    any test add up to at least 2 (1 - delta) / (1 + e^epsilon).
-    """
-    bounds = [1 - (1 - delta) / (1 + math.exp(min(epsilon, 700.0))) for delta, epsilon in curve]
-    return min([1.0, *bounds])
-
-
-def list_stage_times(facts: Facts) -> list[StageTime]:
-    """Return the stages that made or embedded samples, in order; votes are never among them."""
-    run, before, found = facts.run, 0, []
-    for iteration, layout in enumerate(facts.layouts):
-        if iteration:
-            file, calls = run.embedding_time(iteration), before * facts.config.votes.lookahead
-            made = json.loads(file.read_bytes()) if file.exists() else {}
-            found.append(_stage_time(f"embedding {iteration}", before, calls, made))
-        made = read_manifest(run.population(iteration)) or {}
-        name = f"population {iteration}" if iteration else "population 0 (random draws)"
-        calls = made.get("variations", 0) - made.get("reused_draws", 0)
-        if iteration == 0:
-            fold = facts.config.selection.initial_variation_fold
-            calls += int((initial_offspring(layout, fold).copies == 0).sum())
-        before = layout.num_samples
-        found.append(_stage_time(name, before, calls, made))
-    if facts.num_final is not None:
-        made = read_manifest(run.synthetic) or {}
-        found.append(_stage_time("final set", facts.num_final, 0, made))
-    return found
-
-
-def _stage_time(name: str, rows: int, calls: int, made: Mapping[str, Any]) -> StageTime:
-    rows_made = made.get("rows_made") or None  # 0: made by the workers of another stage
-    seconds = made.get("seconds") if rows_made else None
-    return StageTime(name=name, rows=rows, calls=calls, rows_made=rows_made, seconds=seconds)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -13,33 +15,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pe_ray.release.releases import LABEL_COUNTS
-from pe_ray.report.charts import Point, draw_chart
-from pe_ray.report.facts import (
-    CURVE_DELTAS,
-    LARGE_DELTAS,
-    Facts,
-    bound_guessing,
-    compute_privacy_curve,
-    list_stage_times,
-)
-from pe_ray.report.lineage import trace_lineages
+from pe_ray.report.facts import Facts, compute_privacy_curve
 from pe_ray.report.samples import (
     LABELS_SHOWN,
     PIXEL_ART,
     THUMBNAIL,
     Image,
-    encode_image,
     join_images,
     pick_evenly,
 )
-from pe_ray.report.score_tables import Row, is_number, list_metrics
+from pe_ray.report.score_tables import Row, list_metrics
+from pe_ray.synthetic.export import to_pillow
 from pe_ray.synthetic.population import fractions_of
 
-_VOTE_CHARTS = {
-    "survivors": "samples with votes left",
-    "effective_parents": "effective parents",
-    "top_tenth_share": "share of the top tenth",
-}
+_VOTE_CHARTS = ("survivors", "effective_parents", "top_tenth_share")
 Samples = Sequence[Mapping[int, Sequence[Image]]]
 """Label -> samples, of S_0, S_1, ..."""
 
@@ -69,7 +58,7 @@ def _format_number(value: Any) -> str:
         return "–"  # noqa: RUF001
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:,.4g}" if is_number(value) else str(value)
+    return f"{value:,.4g}"
 
 
 def _tile(images: Sequence[Image], columns: int) -> dict[str, Any]:
@@ -77,21 +66,52 @@ def _tile(images: Sequence[Image], columns: int) -> dict[str, Any]:
     joined = join_images([images[i : i + columns] for i in range(0, len(images), columns)])
     side = max(images[0].shape[:2])
     small = side <= PIXEL_ART
-    zoom = max(1, (28 if columns == 2 else 56) // side) if small else 1
+    zoom = max(1, (28 if columns == 2 else 56) // side)
+    sink = io.BytesIO()
+    to_pillow(joined).save(sink, format="WEBP", lossless=small, quality=85)
     return {
-        "uri": encode_image(joined, lossless=small),
+        "uri": _encode_uri("webp", sink),
         "width": joined.shape[1] * zoom,
         "height": joined.shape[0] * zoom,
         "hard": small,
     }
 
 
+def _encode_uri(kind: str, content: io.BytesIO) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def draw_chart(points: Sequence[tuple[float, float]], x_label: str, y_label: str) -> Markup:
+    """Draw a line as an `img` element with an SVG in it; equal arguments give equal bytes."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    with style.context(["default", {"svg.fonttype": "none", "svg.hashsalt": "pe_ray"}]):
+        figure = Figure(figsize=(4.4, 2.9), layout="constrained")
+        axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
+        axes.plot(*zip(*points, strict=True), ".-")
+        axes.grid(axis="y")
+        if x_label == "delta":
+            axes.set_xscale("log")
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        sink = io.BytesIO()
+        figure.savefig(sink, format="svg", metadata={"Date": None})
+    uri = _encode_uri("svg+xml", sink)
+    return Markup('<img class="chart" src="{}" alt="{} by {}">').format(uri, y_label, x_label)
+
+
+def _draw_by_iteration(rows: Sequence[Row], name: str) -> Markup:
+    points = [(row["iteration"], row[name]) for row in rows if row.get(name) is not None]
+    return draw_chart(points, "iteration", name.replace("_", " "))
+
+
 def render_run(facts: Facts, samples: Samples, rows: Sequence[Row]) -> str:
     """Return report.html; samples: of each population in `facts`; rows: its scores."""
-    curve = compute_privacy_curve(facts)
-    guessing = bound_guessing(compute_privacy_curve(facts, (*CURVE_DELTAS, *LARGE_DELTAS)))
+    curve, metrics = compute_privacy_curve(facts), list_metrics(rows)
+    voted = [row for row in rows if "survivors" in row]
     counted = facts.ledger.released(LABEL_COUNTS)
-    metrics = list_metrics(rows)
     return render(
         "run.html",
         facts=facts,
@@ -102,50 +122,14 @@ def render_run(facts: Facts, samples: Samples, rows: Sequence[Row]) -> str:
             facts.config.tree(), sort_keys=False, allow_unicode=True, default_flow_style=None
         ),
         samples=samples,
-        lineages=trace_lineages(facts),
         most_labels=LABELS_SHOWN,
         thumbnail=THUMBNAIL,
-        guessing=math.ceil(1000 * guessing) / 10,  # percent, never rounded down
         fractions=None if counted is None else fractions_of(counted),
-        curve=[(d, e) for d, e in curve if math.log10(d).is_integer() or d == facts.budget.delta],
-        curve_chart=_draw_curve(facts, curve) if curve else None,
+        curve=curve,
+        curve_chart=draw_chart(curve, "delta", "epsilon") if curve else None,
         rows=rows,
-        vote_charts=[
-            _draw_by_iteration(rows, name, label, y_from=0.0)
-            for name, label in _VOTE_CHARTS.items()
-            if any(is_number(row.get(name)) for row in rows)
-        ],
+        voted=voted,
+        vote_charts=[_draw_by_iteration(voted, name) for name in _VOTE_CHARTS if voted],
         metrics=metrics,
-        metric_charts=[_draw_by_iteration(rows, name, name) for name in metrics],
-        times=list_stage_times(facts),
-    )
-
-
-def _draw_curve(facts: Facts, curve: Sequence[Point]) -> Markup:
-    delta, spent = facts.budget.delta, facts.spent
-    return draw_chart(
-        "Epsilon of this run at every delta",
-        f"Epsilon falls as delta grows; at delta {delta:g} it is {spent:.4g}.",
-        x_label="delta",
-        y_label="epsilon",
-        line=curve,
-        dots={f"ε {spent:.4g}, δ {delta:g}": (delta, spent)},
-        log_x=True,
-        y_from=0.0,
-        size=(440, 270),
-    )
-
-
-def _draw_by_iteration(
-    rows: Sequence[Row], name: str, label: str, y_from: float | None = None
-) -> Markup:
-    points = [(row["iteration"], row[name]) for row in rows if is_number(row.get(name))]
-    (first, start), (last, end) = points[0], points[-1]
-    return draw_chart(
-        label,
-        f"From {start:.4g} in iteration {first} to {end:.4g} in iteration {last}.",
-        x_label="iteration",
-        y_label=label,
-        line=points,
-        y_from=y_from,
+        metric_charts=[_draw_by_iteration(rows, name) for name in metrics],
     )

@@ -8,8 +8,7 @@ Guarantee: everything printed is in the run directory, which is safe to publish.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from typing import Any
 
 from pe_ray.files.parts import count_rows_found, read_manifest
@@ -18,88 +17,64 @@ from pe_ray.release.releases import shape_releases
 from pe_ray.report.facts import Facts, gather
 from pe_ray.runtime.run_directory import in_use
 
+Stage = dict[str, Any]
+"""stage, iteration, state and the rows, which are None for a release.
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageStatus:
-    """One stage; the rows are None for a release, which has no visible parts.
+The state is done, waiting, or that of the run for the first stage that is not done.
+"""
 
-    state: done, waiting, or the state of the run for the first stage that is not done.
+
+def read_status(path: str | Location) -> dict[str, Any]:
+    """Return what `--json` prints of the run in `path`; InputError where there is none.
+
+    Its state is finished, running or stopped; begun where a lock can't be seen, in a store.
     """
-
-    stage: str
-    iteration: int | None
-    state: str
-    rows: int | None
-    rows_done: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunStatus:
-    """A run and its stages, in order, with the keys that `--json` prints.
-
-    state: finished, running or stopped; begun where a lock can't be seen, in a store.
-    """
-
-    run: str
-    state: str
-    stages: tuple[StageStatus, ...]
-    left: Mapping[str, int]
-    spent: Mapping[str, Any]
-    budget_epsilon: float
-
-
-def read_status(path: str | Location) -> RunStatus:
-    """Read how far the run in `path` is; InputError where there is none."""
     facts = gather(path)
     stages = list(_list_stages(facts))
-    left = [place for place, stage in enumerate(stages) if stage.state != "done"]
+    left = [stage for stage in stages if stage["state"] != "done"]
     state = "finished"
     if left:
         state = {True: "running", False: "stopped", None: "begun"}[in_use(facts.run)]
-        stages[left[0]] = replace(stages[left[0]], state=state)
-    return RunStatus(
-        run=str(facts.run.path),
-        state=state,
-        stages=tuple(stages),
-        left={
-            "rows": sum((stage.rows or 0) - (stage.rows_done or 0) for stage in stages),
-            "releases": sum(stages[place].rows is None for place in left),
-        },
-        spent={"epsilon": facts.spent, "delta": facts.budget.delta, "unit": facts.budget.unit},
-        budget_epsilon=facts.budget.epsilon,
-    )
+        left[0]["state"] = state
+    rows = sum(stage["rows"] - stage["rows_done"] for stage in stages if stage["rows"])
+    releases = sum(stage["rows"] is None for stage in left)
+    return {
+        "run": str(facts.run.path),
+        "state": state,
+        "stages": stages,
+        "left": {"rows": rows, "releases": releases},
+        "spent": {"epsilon": facts.spent, "delta": facts.budget.delta, "unit": facts.budget.unit},
+        "budget_epsilon": facts.budget.epsilon,
+    }
 
 
-def _list_stages(facts: Facts) -> Iterator[StageStatus]:
+def _list_stages(facts: Facts) -> Iterator[Stage]:
     """Yield the stages in order, each done or waiting."""
     run, sizes = facts.run, facts.config.schedule.sizes
-    released = {e.release.key for e in facts.entries if e.state == "committed"}
+    committed = {e.release.key for e in facts.entries if e.state == "committed"}
     for release in shape_releases(facts.config):
-        iteration, done = release.iteration, release.key in released
+        iteration, done = release.iteration, release.key in committed
         if release.kind != "votes":
-            yield _stage(release.key, iteration, done)
+            yield _describe(release.key, iteration, done)
             continue
-        before, rows = sizes[iteration - 1], sizes[iteration]
         if iteration == 1:
-            yield _stage("population", 0, _count_rows(run.population(0), before), before)
-        made = _count_rows(run.population(iteration), rows)
-        done = done or made == rows  # a search's trial, taken as its result, has other keys
-        embedded = before if done else _count_rows(run.embedding(iteration), before)
-        yield _stage("embedding", iteration, embedded, before)
-        yield _stage("votes", iteration, done)
-        yield _stage("population", iteration, made, rows)
-    yield _stage("final_set", None, _count_rows(run.synthetic, sizes[-1]), sizes[-1])
+            yield _describe("population", 0, _count_rows(run.population(0), sizes[0]), sizes[0])
+        made, rows = _count_rows(run.population(iteration), sizes[iteration]), sizes[iteration]
+        # The votes of a search's trial, taken as its result, have other keys.
+        yield _describe("votes", iteration, done or made == rows)
+        yield _describe("population", iteration, made, rows)
+    yield _describe("final_set", None, _count_rows(run.synthetic, sizes[-1]), sizes[-1])
 
 
-def _stage(stage: str, iteration: int | None, done: int, rows: int | None = None) -> StageStatus:
-    """Return a stage with `done` of its `rows`; without rows, a release that is done or not."""
-    return StageStatus(
-        stage=stage,
-        iteration=iteration,
-        state="done" if done == (1 if rows is None else rows) else "waiting",
-        rows=rows,
-        rows_done=None if rows is None else done,
-    )
+def _describe(stage: str, iteration: int | None, done: int, rows: int | None = None) -> Stage:
+    """Describe a stage with `done` of its `rows`; without rows, a release that is done or not."""
+    return {
+        "stage": stage,
+        "iteration": iteration,
+        "state": "done" if done == (1 if rows is None else rows) else "waiting",
+        "rows": rows,
+        "rows_done": None if rows is None else done,
+    }
 
 
 def _count_rows(directory: Location, rows: int) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -11,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.report.facts import Facts
-from pe_ray.synthetic.export import encode_png
+from pe_ray.synthetic.export import to_pillow
 from pe_ray.synthetic.population_files import read_population
-from pe_ray.values import LabelLayout
 
 Image = NDArray[np.uint8]
 """One image, uint8 [height, width, channels]."""
@@ -27,11 +24,6 @@ PIXEL_ART = 64
 """Images up to this side are stored without loss and drawn with hard pixels."""
 
 
-def choose_labels(layout: LabelLayout) -> list[int]:
-    """Return the first labels that have samples."""
-    return [label for label, count in enumerate(layout.counts) if count][:LABELS_SHOWN]
-
-
 def read_samples(facts: Facts, iteration: int) -> dict[int, list[Image]]:
     """Return thumbnails of evenly spaced samples of S_iteration, by label.
 
@@ -39,7 +31,8 @@ def read_samples(facts: Facts, iteration: int) -> dict[int, list[Image]]:
     """
     layout, samples = facts.layouts[iteration], {}
     options = facts.config.generator_at(iteration).options
-    for label in choose_labels(layout):
+    labels = [label for label, count in enumerate(layout.counts) if count]
+    for label in labels[:LABELS_SHOWN]:
         ids = pick_evenly(range(*layout.label_range(label)), SAMPLES_PER_LABEL)
         rows = read_population(facts.run.population(iteration), np.array(ids), options)
         samples[label] = [reduce_image(image) for image in rows["image"]]
@@ -62,26 +55,10 @@ def join_images(rows: Sequence[Sequence[Image]]) -> Image:
     return joined
 
 
-def encode_image(image: Image, *, lossless: bool) -> str:
-    """Encode `image` as a data URI: PNG where `lossless` or grey, else JPEG."""
-    from PIL import Image as Pillow
-
-    if lossless or image.shape[2] == 1:
-        return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()
-    sink = io.BytesIO()
-    Pillow.fromarray(image).save(sink, format="JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(sink.getvalue()).decode()
-
-
 def reduce_image(image: Image) -> Image:
     """Return `image`, reduced to at most THUMBNAIL pixels a side."""
-    height, width, channels = image.shape
-    scale = THUMBNAIL / max(height, width)
-    if scale >= 1:
-        return image
-    from PIL import Image as Pillow
+    from PIL.Image import Resampling
 
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    flat = Pillow.fromarray(image[:, :, 0] if channels == 1 else image)
-    reduced = flat.resize(size, Pillow.Resampling.LANCZOS)
-    return np.asarray(reduced).reshape(size[1], size[0], channels)
+    reduced = to_pillow(image)
+    reduced.thumbnail((THUMBNAIL, THUMBNAIL), Resampling.LANCZOS, reducing_gap=None)
+    return np.asarray(reduced).reshape(reduced.height, reduced.width, -1)

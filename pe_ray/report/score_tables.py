@@ -7,33 +7,22 @@ of released populations against public images.
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pe_ray.files.storage import Location, atomic_write, list_names
 from pe_ray.report.facts import Facts
-from pe_ray.synthetic.denoising import make_denoiser
+from pe_ray.synthetic.denoising import weigh_labels
 from pe_ray.synthetic.scoring import read_scores
 from pe_ray.synthetic.smoothing import read_smoothed, unsmoothed
 from pe_ray.values import LabelLayout, NoisyHistogram
 
 Row = dict[str, Any]
-
-VOTE_SCORES = (
-    "num_samples",
-    "sigma",
-    "noisy_votes",
-    "survivors",
-    "effective_parents",
-    "top_tenth_share",
-)
-"""Keys of a row that come from the histograms; all others are quality metrics."""
+"""iteration, figures of its votes, and quality metrics, whose names begin with public/."""
 
 
 def list_scores(facts: Facts) -> list[Row]:
@@ -45,13 +34,32 @@ def list_scores(facts: Facts) -> list[Row]:
     for iteration, layout in enumerate(facts.layouts, start=1):
         histogram = facts.read_votes(iteration)
         if histogram is not None:
-            weights = denoise_votes(facts, histogram, layout)
-            rows[iteration] = describe_votes(histogram, layout, weights)
+            rows[iteration] = describe_votes(facts, histogram, layout)
     for iteration in range(len(facts.layouts)):
         scores = read_scores(facts.run.scores(iteration))
         if scores:
             rows[iteration] = rows.get(iteration, {"iteration": iteration}) | scores
     return [rows[iteration] for iteration in sorted(rows)]
+
+
+def describe_votes(facts: Facts, histogram: NoisyHistogram, layout: LabelLayout) -> Row:
+    """Return one row; effective parents: inverse Simpson index of each label's weights, summed."""
+    release = histogram.release
+    settings = facts.config.selection.at(release.iteration)
+    votes = read_smoothed(facts.run.smoothed(release.iteration)) or unsmoothed(histogram, layout)
+    labels = [weights for _, weights in weigh_labels(settings, votes, layout)]
+    effective = sum(float(w.sum() ** 2 / (w**2).sum()) for w in labels if w.sum() > 0)
+    weights = np.sort(np.concatenate(labels))[::-1]
+    heaviest, total = weights[: -(-len(weights) // 10)].sum(), weights.sum()
+    return {
+        "iteration": release.iteration,
+        "num_samples": layout.num_samples,
+        "sigma": release.sigma,
+        "noisy_votes": int(histogram.noisy_votes.sum()),
+        "survivors": int((weights > 0).sum()),
+        "effective_parents": round(effective, 2),
+        "top_tenth_share": round(float(heaviest / total), 4) if total > 0 else None,
+    }
 
 
 def write_scores(facts: Facts) -> list[Row]:
@@ -64,50 +72,8 @@ def write_scores(facts: Facts) -> list[Row]:
 
 
 def list_metrics(rows: Sequence[Row]) -> list[str]:
-    """Return the keys of quality metrics that are finite numbers, in order of appearance."""
-    others = ("iteration", *VOTE_SCORES)
-    found = [k for row in rows for k, value in row.items() if k not in others and is_number(value)]
-    return list(dict.fromkeys(found))
-
-
-def is_number(value: Any) -> bool:
-    """Return whether `value` can be drawn."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def denoise_votes(
-    facts: Facts, histogram: NoisyHistogram, layout: LabelLayout
-) -> NDArray[np.float64]:
-    """Return the weights by which the selection drew parents, float64 [num_samples]."""
-    iteration = histogram.release.iteration
-    denoiser = make_denoiser(facts.config.selection.at(iteration))
-    votes = read_smoothed(facts.run.smoothed(iteration)) or unsmoothed(histogram, layout)
-    starts = layout.starts
-    return np.concatenate(
-        [
-            denoiser.weigh(votes.votes[starts[label] : starts[label + 1]], sigma)
-            for label, sigma in enumerate(votes.sigmas)
-            if layout.counts[label]
-        ]
-    )
-
-
-def describe_votes(
-    histogram: NoisyHistogram, layout: LabelLayout, weights: NDArray[np.float64]
-) -> Row:
-    """Return one row; effective parents: inverse Simpson index of each label's weights, summed."""
-    labels = np.split(weights, layout.starts[1:-1])
-    effective = sum(float(w.sum() ** 2 / (w**2).sum()) for w in labels if w.sum() > 0)
-    heaviest = np.sort(weights)[::-1][: max(1, -(-len(weights) // 10))].sum()
-    return {
-        "iteration": histogram.release.iteration,
-        "num_samples": layout.num_samples,
-        "sigma": histogram.release.sigma,
-        "noisy_votes": int(histogram.noisy_votes.sum()),
-        "survivors": int((weights > 0).sum()),
-        "effective_parents": round(effective, 2),
-        "top_tenth_share": round(float(heaviest / weights.sum()), 4) if weights.sum() > 0 else None,
-    }
+    """Return the names of all quality metrics, in order of appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row if name.startswith("public/")))
 
 
 def _write_tensorboard(directory: Location, rows: Sequence[Row]) -> None:
@@ -121,8 +87,8 @@ def _write_tensorboard(directory: Location, rows: Sequence[Row]) -> None:
         with SummaryWriter(folder) as board:
             for row in rows:
                 for name, value in row.items():
-                    if name != "iteration" and is_number(value):
-                        full = f"votes/{name}" if name in VOTE_SCORES else name
+                    if name != "iteration" and value is not None:
+                        full = name if name.startswith("public/") else f"votes/{name}"
                         board.add_scalar(full, value, row["iteration"])
         for file in Path(folder).iterdir():
             atomic_write(directory / file.name, file.read_bytes())

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
@@ -40,6 +40,7 @@ from pe_ray.runtime.progress import Progress
 from pe_ray.runtime.watchdog import LostNodes, StalledError, exit_on_stall, note_progress
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _PARTS_PER_BLOCK = 4  # a block costs Ray about 12 ms, a part takes a worker 0.1 s and up
 _ATTEMPTS = 3  # in a row that finish nothing
@@ -229,20 +230,30 @@ def _make(
         yield Part(**{field: row[field] for field in Part.__slots__})
 
 
-def run_in_worker(function: Callable[..., Any], *arguments: Any, resources: ResourcesConfig) -> Any:
-    """Run `function` once where a worker would run; end it if it hangs. InputErrors pass on."""
+def run_in_worker(
+    function: Callable[..., T],
+    *arguments: Any,
+    resources: ResourcesConfig,
+    end_process: bool = False,
+) -> T:
+    """Run `function` once where a worker would run; end it if it hangs. InputErrors pass on.
+
+    end_process: free its memory after it. A process with a GPU is always ended, as it keeps the
+    GPU's memory; one without serves stages.
+    """
     gpus = resources.gpus_per_worker
     task = ray.remote(
         num_cpus=resources.cpus_per_worker,
         num_gpus=gpus,
-        max_calls=1 if gpus else 0,  # a process keeps a GPU's memory; one without serves stages
+        max_calls=1 if gpus or end_process else 0,
     )(_run_watched)
     try:
-        return ray.get(task.remote(resources.stall_seconds, function, *arguments))
+        result: T = ray.get(task.remote(resources.stall_seconds, function, *arguments))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise error.cause from None
         raise
+    return result
 
 
 def _run_watched(stall_seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -1,14 +1,14 @@
-"""Call a generator in batches that fit into memory."""
+"""Call the generator of an iteration in batches that fit into memory."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_ray.config.kinds import Plugin
+from pe_ray.config import Config
 from pe_ray.errors import InputError
 from pe_ray.plugins import Generator, GeneratorOptions, Rows, build
 from pe_ray.plugins.seeds import Seeds
@@ -23,58 +23,49 @@ class BatchedGenerator:
     don't depend on their batch, so this changes them by a network's rounding at most.
     """
 
-    def __init__(self, plugin: Plugin, label_names: Sequence[str], batch_size: int) -> None:
+    def __init__(self, config: Config, iteration: int) -> None:
+        plugin, labels = config.generator_at(iteration), config.private.labels
         self.options: GeneratorOptions = plugin.options
-        self._generator: Generator = build(
-            "generator", plugin.kind, plugin.options, tuple(label_names)
-        )
-        self._batch_size = batch_size
+        self._generator: Generator = build("generator", plugin.kind, plugin.options, labels)
+        self._batch_size = config.resources.batch_size
 
     def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:
         """Draw rows with `label`, one for each of `labels` [n]."""
-
-        def make(s: slice) -> Rows:
-            return self._checked(self._generator.random(labels[s], seeds[s]), labels[s])
-
-        return self._in_batches(make, len(labels))
+        return self._in_batches(lambda s: self._generator.random(labels[s], seeds[s]), labels)
 
     def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
         """Draw one variation of each row; labels are kept."""
+        given = {name: rows[name] for name in ("image", "label", *self.options.columns)}
 
-        def make(s: slice) -> Rows:
-            batch = {name: rows[name][s] for name in ("image", "label", *self.options.columns)}
-            return self._checked(self._generator.vary(batch, degree, seeds[s]), batch["label"])
+        def vary_batch(s: slice) -> Rows:
+            batch = {name: values[s] for name, values in given.items()}
+            return self._generator.vary(batch, degree, seeds[s])
 
-        return self._in_batches(make, len(seeds))
+        return self._in_batches(vary_batch, rows["label"])
 
-    def _in_batches(self, make: Callable[[slice], Rows], num_rows: int) -> Rows:
+    def _in_batches(self, make: Callable[[slice], Rows], labels: NDArray[np.int32]) -> Rows:
         made: list[Rows] = []
         start = 0
-        while start < num_rows:
-            stop = min(start + self._batch_size, num_rows)
+        while start < len(labels):
+            batch = slice(start, start + self._batch_size)
             try:
-                made.append(make(slice(start, stop)))
+                made.append(self._checked(make(batch), labels[batch]))
+                start += self._batch_size
             except Exception as error:
                 if not _out_of_memory(error):
                     raise
-                self._halve(stop - start, error)
-            else:
-                start = stop
+                self._halve(min(self._batch_size, len(labels) - start), error)
         return {name: np.concatenate([rows[name] for rows in made]) for name in made[0]}
 
     def _halve(self, failed: int, error: Exception) -> None:
         if failed == 1:
-            shape = self.options.image_shape
             raise InputError(
-                f"resources.batch_size: out of memory with a single {shape.height}x{shape.width} "
-                "image; give the worker more memory, or the generator a lower precision"
+                "resources.batch_size: out of memory with a single image; give the worker more "
+                "memory, or the generator a lower precision"
             ) from error
         self._batch_size = failed // 2
         logger.warning(
-            "out of memory with a batch of %d: going on in batches of %d; set resources.batch_size "
-            "to that to save the attempt",
-            failed,
-            self._batch_size,
+            "out of memory with a batch of %d: going on in batches of %d", failed, self._batch_size
         )
 
     def _checked(self, rows: Rows, labels: NDArray[np.int32]) -> Rows:

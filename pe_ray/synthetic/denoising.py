@@ -1,13 +1,14 @@
 """Denoising: from a noisy histogram to the weights that parents are drawn by; post-processing.
 
 Where no count of a label is left after denoising, that label falls back to its positive noisy
-counts. Where it has none either, all its samples weigh the same. Both look at the released
-histogram only.
+counts. Where it has none either, all its samples weigh the same.
 
 Denoisers themselves are in pe_ray/components/denoisers.py.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,8 @@ from pe_ray.config.blocks import SelectionSettings
 from pe_ray.plugins import Denoiser, load
 from pe_ray.run import Run
 from pe_ray.synthetic.embedding import Embedding
-from pe_ray.synthetic.smoothing import smooth_votes
-from pe_ray.values import NoisyHistogram
+from pe_ray.synthetic.smoothing import Votes, smooth_votes
+from pe_ray.values import LabelLayout, NoisyHistogram
 
 Weights = NDArray[np.float64]
 
@@ -29,13 +30,20 @@ def denoise(run: Run, embedding: Embedding, histogram: NoisyHistogram) -> Weight
     of every label that has samples have a positive sum.
     """
     settings = run.config.selection.at(histogram.release.iteration)
-    denoiser = make_denoiser(settings)
     votes = smooth_votes(run, embedding, histogram)
-    weights = np.empty(votes.votes.size)
+    labels = weigh_labels(settings, votes, embedding.layout)
+    return np.concatenate([fall_back(weights, noisy) for noisy, weights in labels])
+
+
+def weigh_labels(
+    settings: SelectionSettings, votes: Votes, layout: LabelLayout
+) -> Iterator[tuple[Weights, Weights]]:
+    """Yield the votes of each label that has samples, and what the denoiser makes of them."""
+    denoiser = make_denoiser(settings)
     for label, sigma in enumerate(votes.sigmas):
-        own = slice(*embedding.layout.label_range(label))
-        weights[own] = fall_back(denoiser.weigh(votes.votes[own], sigma), votes.votes[own])
-    return weights
+        if layout.counts[label]:
+            noisy = votes.votes[slice(*layout.label_range(label))]
+            yield noisy, denoiser.weigh(noisy, sigma)
 
 
 def make_denoiser(settings: SelectionSettings) -> Denoiser:
@@ -45,7 +53,7 @@ def make_denoiser(settings: SelectionSettings) -> Denoiser:
     return denoiser
 
 
-def fall_back(weights: Weights, noisy_votes: NDArray[np.float64]) -> Weights:
+def fall_back(weights: Weights, noisy_votes: Weights) -> Weights:
     """Return `weights`, or what replaces them where all are 0 (see the module's docstring)."""
     if weights.sum() > 0:
         return weights

@@ -1,8 +1,10 @@
-"""Embed a population, with lookahead: the mean embedding of k variations of each sample.
+"""Embed a population: each sample, or with lookahead the mean of k variations of each.
 
-Lookahead variations are made and embedded in the same worker, and their images never leave it. A
-part is embedded by the worker that makes it, while its images are in memory. What is missing, after
-a crash or where the next iteration has another generator, is embedded from the files.
+With votes.reuse_lookahead these variations stay on disk, laid out like a population: row i k + j is
+the j-th of sample i.
+
+A part is embedded by the worker that makes it, while its images are in memory. What is missing,
+after a crash or where the next iteration has another generator, is embedded from the files.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ from numpy.typing import NDArray
 from pe_ray.files.parts import (
     Part,
     commit,
-    divide_rows,
     find_parts,
     list_parts,
     read_manifest,
@@ -30,7 +31,7 @@ from pe_ray.files.storage import Location, atomic_write, delete_tree
 from pe_ray.plugins import Embedder, Rows, build
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.run import Run
-from pe_ray.runtime.stages import PartWorker, Request, Stage, run_stage
+from pe_ray.runtime.stages import PartWorker, Stage, run_stage
 from pe_ray.synthetic.batching import BatchedGenerator
 from pe_ray.synthetic.embedding_files import EmbeddingPart
 from pe_ray.synthetic.population import Population
@@ -60,8 +61,22 @@ class Embedding:
 
     def parts(self) -> list[EmbeddingPart]:
         """Make the parts that are missing and return all, in id order."""
-        _make_embedding(self)
-        directory = self.run.directory.embedding(self.iteration)
+        run, iteration, votes = self.run, self.iteration, self.run.config.votes
+        directory, kept = run.directory.embedding(iteration), run.directory.lookahead(iteration)
+        stage = Stage(
+            name=f"embedding {iteration}",
+            directory=directory,
+            suffix="npy",
+            requests=run.divide(self.layout.num_samples),
+            worker=partial(EmbeddingWorker, run, iteration, self.population.directory),
+        )
+        run_stage(stage, run.config.resources)
+        if votes.reuse_lookahead and read_manifest(kept) is None:
+            count = votes.lookahead
+            ranges = [(part["start"] * count, part["stop"] * count) for part in stage.requests]
+            found = find_parts(kept, ranges, "parquet")
+            assert None not in found, "an embedded part has its draws"
+            commit(kept, [part for part in found if part is not None], {})
         return [(directory / part.file, part.start, part.stop) for part in list_parts(directory)]
 
     def discard(self) -> None:
@@ -74,19 +89,13 @@ class Embedding:
         manifest = read_manifest(directory)
         if manifest is not None:
             kept = {name: manifest[name] for name in ("num_rows", "rows_made", "seconds")}
-            atomic_write(
-                self.run.directory.embedding_time(self.iteration), json.dumps(kept).encode()
-            )
+            file = self.run.directory.embedding_time(self.iteration)
+            atomic_write(file, json.dumps(kept).encode())
         delete_tree(directory)
 
 
 def embed(run: Run, population: Population) -> Embedding:
-    """Describe the embedding of S_(t-1) that the records vote by (Algorithm 2, line 3).
-
-    With lookahead it is the mean of k variations of each sample (Lin et al. 2024, section 4). With
-    votes.reuse_lookahead these draws stay on disk, laid out like a population: row i k + j is draw
-    j of sample i.
-    """
+    """Describe the embedding of S_(t-1) that the records vote by (Algorithm 2, line 3)."""
     return Embedding(run=run, population=population)
 
 
@@ -94,23 +103,18 @@ class EmbeddingWorker(PartWorker):
     """Makes parts of the embedding for the votes of `iteration`."""
 
     def __init__(self, run: Run, iteration: int, population: Location) -> None:
-        self._run = run
-        self._population = population
-        self._iteration = iteration
+        self._run, self._iteration, self._population = run, iteration, population
         embedder = run.embedder
         self._embedder: Embedder = build("embedder", embedder.kind, embedder.options)
-        config = run.config
-        self._plugin = config.generator_at(iteration)
-        self._generator = (
-            BatchedGenerator(self._plugin, run.labels, config.resources.batch_size)
-            if config.votes.lookahead
-            else None
-        )
+        self._options = run.config.generator_at(iteration).options
+        self._generator: BatchedGenerator | None = None
+        if run.config.votes.lookahead:
+            self._generator = BatchedGenerator(run.config, iteration)
 
     def make(self, request: Mapping[str, Any]) -> Part:
         start, stop = request["start"], request["stop"]
         ids = np.arange(start, stop, dtype=np.int64)
-        rows = read_population(self._population, ids, self._plugin.options)
+        rows = read_population(self._population, ids, self._options)
         return self.write(rows, start, stop)
 
     def write(self, rows: Rows, start: int, stop: int) -> Part:
@@ -121,7 +125,7 @@ class EmbeddingWorker(PartWorker):
             raise ValueError("embedder made non-finite values of synthetic images")
         directory = self._run.directory
         if draws:  # first, so that a finished part has its draws
-            content = population_part(_by_sample(draws, ids), self._plugin.options)
+            content = population_part(_by_sample(draws, ids), self._options)
             count = len(draws)
             lookahead = directory.lookahead(self._iteration)
             write_part(lookahead, start * count, stop * count, "parquet", content)
@@ -148,43 +152,21 @@ class EmbeddingWorker(PartWorker):
 
 def _by_sample(draws: list[Rows], ids: NDArray[np.int64]) -> Rows:
     """Return draws [k] of rows [n] as rows [n * k]: the k draws of a sample follow each other."""
-    merged = {
-        name: np.stack([draw[name] for draw in draws], axis=1).reshape(
-            -1, *draws[0][name].shape[1:]
-        )
-        for name in draws[0]
-    }
+    merged = {}
+    for name, first in draws[0].items():
+        values = np.stack([draw[name] for draw in draws], axis=1)
+        merged[name] = values.reshape(-1, *first.shape[1:])
     parents = ids.repeat(len(draws))
     copies = np.tile(np.arange(len(draws)), len(ids))
     return merged | {"id": parents * len(draws) + copies, "parent": parents}
 
 
 def embed_while_varying(run: Run, iteration: int) -> Callable[[], EmbeddingWorker] | None:
-    """Return what embeds S_(iteration-1) for the votes of `iteration` in the workers that make it.
+    """Return the maker of a worker that embeds S_(iteration-1) while it is made.
 
-    None where these hold another generator than the lookahead needs.
+    None where the workers that make it hold another generator than the lookahead needs.
     """
     before, after = run.config.generator_at(iteration - 1), run.config.generator_at(iteration)
     if run.config.votes.lookahead and before != after:
         return None
     return partial(EmbeddingWorker, run, iteration, run.directory.population(iteration - 1))
-
-
-def _make_embedding(embedding: Embedding) -> None:
-    run, iteration, population = embedding.run, embedding.iteration, embedding.population
-    config, row_bytes = run.config, run.config.image_shape.num_bytes
-    ranges = divide_rows(population.layout.num_samples, row_bytes, config.output.rows_per_part)
-    requests: list[Request] = [{"start": start, "stop": stop} for start, stop in ranges]
-    stage = Stage(
-        name=f"embedding {iteration}",
-        directory=run.directory.embedding(iteration),
-        suffix="npy",
-        requests=requests,
-        worker=partial(EmbeddingWorker, run, iteration, population.directory),
-    )
-    run_stage(stage, config.resources)
-    kept, count = run.directory.lookahead(iteration), config.votes.lookahead
-    if config.votes.reuse_lookahead and read_manifest(kept) is None:
-        found = find_parts(kept, [(a * count, b * count) for a, b in ranges], "parquet")
-        assert None not in found, "an embedded part has its draws"
-        commit(kept, [part for part in found if part is not None], {})

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import io
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_ray.files.parts import Part, divide_rows, write_part
+from pe_ray.files.parts import Part, write_part
 from pe_ray.files.storage import Location
-from pe_ray.plugins import registry
+from pe_ray.plugins import load
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.run import Run
-from pe_ray.runtime.stages import PartWorker, Request, Stage, run_stage
+from pe_ray.runtime.stages import PartWorker, Stage, run_stage
 from pe_ray.synthetic.batching import BatchedGenerator
-from pe_ray.synthetic.export_formats import BLOCK_BYTES, ExportFormat, LabelledImages
+from pe_ray.synthetic.export_formats import ExportFormat, LabelledImages
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.population_files import read_population
 from pe_ray.synthetic.teacher import load_teacher
 
-_PART_BYTES = BLOCK_BYTES + 256  # of any part: the end of its last block, its lines in the manifest
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def export(
@@ -36,28 +36,23 @@ def export(
 ) -> None:
     """Write S_T itself, or `num_variations` further variations of it, to `directory`.
 
-    form: name of an export format. A run's teacher labels the images. Which sample a row stems from
-    says `final_parents`.
+    form: name of an export format. A run's teacher labels the images.
     """
-    config = run.config
     num_rows = population.layout.num_samples if num_variations is None else num_variations
-    made = load_format(form)
-    ranges = divide_rows(num_rows, config.image_shape.num_bytes, config.output.rows_per_part)
-    requests: list[Request] = [{"start": start, "stop": stop} for start, stop in ranges]
     stage = Stage(
         name="final set" if num_variations is None else "expansion",
         directory=directory,
-        suffix=made.suffix,
-        requests=requests,
+        suffix=load_format(form).suffix,
+        requests=run.divide(num_rows),
         worker=partial(ExportWorker, run, population, directory, num_variations, form),
-        manifest={"fingerprint": config.fingerprint, "labels": list(run.labels)},
+        manifest={"fingerprint": run.config.fingerprint, "labels": list(run.labels)},
     )
-    run_stage(stage, config.resources)
+    run_stage(stage, run.config.resources)
 
 
 def load_format(form: str) -> type[ExportFormat]:
     """Return the export format with this name."""
-    made: type[ExportFormat] = registry.load("export_format", form)
+    made: type[ExportFormat] = load("export_format", form)
     return made
 
 
@@ -75,28 +70,23 @@ class ExportWorker(PartWorker):
         self._run, self._population, self._directory = run, population, directory
         self._num_variations = num_variations
         self._format = load_format(form)
-        self._plugin = run.config.generator_at(population.iteration)
+        self._options = run.config.generator_at(population.iteration).options
         self._generator: BatchedGenerator | None = None
+        if num_variations is not None:
+            self._generator = BatchedGenerator(run.config, population.iteration)
         self._teacher = load_teacher(run)
 
     def make(self, request: Mapping[str, Any]) -> Part:
         start, stop = request["start"], request["stop"]
-        config, population = self._run.config, self._population
-        ids = np.arange(start, stop, dtype=np.int64)
-        num_parents, options = population.layout.num_samples, self._plugin.options
-        if self._num_variations is None:
-            rows = read_population(population.directory, ids, options)
-        else:
-            parents = assign_parents(ids, self._num_variations, num_parents)
-            rows = read_population(population.directory, parents, options)
-            if self._generator is None:
-                batch_size = config.resources.batch_size
-                self._generator = BatchedGenerator(self._plugin, self._run.labels, batch_size)
-            seeds = row_seeds(config.schedule.seed, "expansion", population.iteration, ids)
-            rows = self._generator.vary(rows, config.schedule.degree_list[-1], seeds)
-        labels = rows["label"]
-        if self._teacher is not None:
-            labels = self._teacher.predict(rows["image"])
+        population, schedule = self._population, self._run.config.schedule
+        ids = parents = np.arange(start, stop, dtype=np.int64)
+        if self._num_variations is not None:
+            parents = assign_parents(ids, self._num_variations, population.layout.num_samples)
+        rows = read_population(population.directory, parents, self._options)
+        if self._generator is not None:
+            seeds = row_seeds(schedule.seed, "expansion", population.iteration, ids)
+            rows = self._generator.vary(rows, schedule.degree_list[-1], seeds)
+        labels = self._teacher.predict(rows["image"]) if self._teacher else rows["label"]
         images = LabelledImages(
             first=start,
             pngs=[encode_png(image) for image in rows["image"]],
@@ -118,24 +108,15 @@ def assign_parents(ids: NDArray[np.int64], num_samples: int, num_parents: int) -
     return np.where(ids < full_rounds, ids % num_parents, (ids - full_rounds) * num_parents // rest)
 
 
-def disk_bytes(
-    form: str, pngs: Sequence[bytes], num_rows: int, num_parts: int, names: Sequence[str]
-) -> int:
-    """Estimate from above the disk that `num_rows` images like `pngs` take in so many parts.
-
-    The estimate is four standard errors above the mean, with all that the format adds.
-    """
-    taken = load_format(form).measure(pngs, names)
-    spread = 4 * taken.rows.std() * math.sqrt(1 / len(pngs) + 1 / num_rows)
-    fixed = 4 * BLOCK_BYTES + sum(len(name.encode()) for name in names) + taken.fixed
-    row = float(taken.rows.mean() + spread)
-    return math.ceil(num_rows * row) + num_parts * (_PART_BYTES + taken.part) + fixed
-
-
 def encode_png(image: NDArray[np.uint8]) -> bytes:
     """Encode one image, uint8 [height, width, channels], as PNG."""
-    from PIL import Image
-
     sink = io.BytesIO()
-    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(sink, format="PNG")
+    to_pillow(image).save(sink, format="PNG")
     return sink.getvalue()
+
+
+def to_pillow(image: NDArray[np.uint8]) -> Image:
+    """Return an image, uint8 [height, width, channels], as pillow has it."""
+    from PIL.Image import fromarray
+
+    return fromarray(image[:, :, 0] if image.shape[2] == 1 else image)

@@ -1,17 +1,15 @@
 """Formats that the final set and its expansions are written in.
 
-To add a format, write a class with the four members of `ExportFormat`, as those below.
+To add a format, write a class with the two members of `ExportFormat`, as those below.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -19,15 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pe_ray.errors import InputError
 from pe_ray.files.class_folders import folder_name
 from pe_ray.files.layouts.tar_shards import CLASS_NAMES
-from pe_ray.files.storage import Location, atomic_write, sync, write_many
-
-BLOCK_BYTES = 4096  # disks are given out in blocks of this size
-_TAR_BLOCK = 512
-_ROW_BYTES = 16  # of parquet, besides the image
-_ENTRY_BYTES = 64  # of an image in its folder
+from pe_ray.files.storage import (
+    Location,
+    atomic_write,
+    io_errors_as_input_errors,
+    sync,
+    write_many,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,25 +38,11 @@ class LabelledImages:
     names: Sequence[str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Footprint:
-    """Bytes on disk. rows: of some images, int64 [n]; part: of any part besides; fixed: of all."""
-
-    rows: NDArray[np.int64]
-    part: int = 0
-    fixed: int = 0
-
-
 class ExportFormat(Protocol):
     """How labelled images are written for readers. A format holds no state."""
 
     suffix: ClassVar[str]
     """Ending of a part's file."""
-
-    @staticmethod
-    def check(directory: Location, names: Sequence[str]) -> None:
-        """Raise InputError where `directory` can't hold images with the label names `names`."""
-        ...
 
     @staticmethod
     def write(directory: Location, images: LabelledImages) -> bytes:
@@ -69,20 +53,11 @@ class ExportFormat(Protocol):
         """
         ...
 
-    @staticmethod
-    def measure(pngs: Sequence[bytes], names: Sequence[str]) -> Footprint:
-        """Return what images like `pngs` take on disk, at most."""
-        ...
-
 
 class Parquet:
     """Columns image (PNG bytes) and label, with the label names as HF datasets reads them."""
 
     suffix = "parquet"
-
-    @staticmethod
-    def check(directory: Location, names: Sequence[str]) -> None:
-        pass
 
     @staticmethod
     def write(directory: Location, images: LabelledImages) -> bytes:
@@ -100,14 +75,6 @@ class Parquet:
         pq.write_table(table, sink, compression="none")
         return sink.getvalue()
 
-    @staticmethod
-    def measure(pngs: Sequence[bytes], names: Sequence[str]) -> Footprint:
-        largest = max(pngs, key=len)
-        label = np.zeros(1, dtype=np.int32)
-        one = LabelledImages(first=0, pngs=[largest], labels=label, names=names)
-        part = len(Parquet.write(Path(), one)) - len(largest)
-        return Footprint(rows=_sizes(pngs) + _ROW_BYTES, part=part)
-
 
 class WebDataset:
     """Tar shards with NNNNNNNNNN.png and NNNNNNNNNN.cls (the label's number) for each row.
@@ -118,14 +85,11 @@ class WebDataset:
     suffix = "tar"
 
     @staticmethod
-    def check(directory: Location, names: Sequence[str]) -> None:
-        pass
-
-    @staticmethod
     def write(directory: Location, images: LabelledImages) -> bytes:
         names = directory / CLASS_NAMES
         if not names.exists():
-            atomic_write(names, WebDataset._list_names(images.names))
+            content = json.dumps(list(images.names), ensure_ascii=False).encode()
+            atomic_write(names, content)
         sink = io.BytesIO()
         with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             rows = zip(images.pngs, images.labels, strict=True)
@@ -135,17 +99,6 @@ class WebDataset:
                     entry.size = len(content)
                     tar.addfile(entry, io.BytesIO(content))
         return sink.getvalue()
-
-    @staticmethod
-    def measure(pngs: Sequence[bytes], names: Sequence[str]) -> Footprint:
-        # Two headers, and the label in a block.
-        rows = _whole(_sizes(pngs), _TAR_BLOCK) + 3 * _TAR_BLOCK
-        fixed = len(WebDataset._list_names(names)) + BLOCK_BYTES
-        return Footprint(rows=rows, part=tarfile.RECORDSIZE, fixed=fixed)
-
-    @staticmethod
-    def _list_names(names: Sequence[str]) -> bytes:
-        return json.dumps(list(names), ensure_ascii=False).encode()
 
 
 class ImageFolder:
@@ -158,37 +111,12 @@ class ImageFolder:
     suffix = "done"
 
     @staticmethod
-    def check(directory: Location, names: Sequence[str]) -> None:
-        if not isinstance(directory, Path):
-            return
-        most = os.pathconf(directory, "PC_NAME_MAX")
-        for name in names:
-            length = len(os.fsencode(folder_name(name)))
-            if length > most:
-                raise InputError(
-                    f"--format: the label {name[:16]!r}... is too long for a folder's name: "
-                    f"{length} bytes, percent-encoded, of at most {most}; use parquet or "
-                    "webdataset"
-                )
-
-    @staticmethod
     def write(directory: Location, images: LabelledImages) -> bytes:
         for label in np.unique(images.labels):
             rows = np.flatnonzero(images.labels == label).tolist()
             files = [(f"{images.first + row:010d}.png", images.pngs[row]) for row in rows]
-            write_many(directory / folder_name(images.names[label]), files)
+            folder = directory / folder_name(images.names[label])
+            with io_errors_as_input_errors("--format", folder):  # a label may be too long a name
+                write_many(folder, files)
         sync(directory)  # before there is a marker
         return f"{len(images.pngs)} images\n".encode()
-
-    @staticmethod
-    def measure(pngs: Sequence[bytes], names: Sequence[str]) -> Footprint:
-        rows = _whole(_sizes(pngs), BLOCK_BYTES) + _ENTRY_BYTES
-        return Footprint(rows=rows, fixed=len(names) * BLOCK_BYTES)
-
-
-def _sizes(pngs: Sequence[bytes]) -> NDArray[np.int64]:
-    return np.array([len(image) for image in pngs], dtype=np.int64)
-
-
-def _whole(sizes: NDArray[np.int64], block: int) -> NDArray[np.int64]:
-    return -(-sizes // block) * block

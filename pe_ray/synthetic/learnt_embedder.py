@@ -8,22 +8,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import time
 
 import numpy as np
-import ray
 
 from pe_ray.components.embedders import label_features
 from pe_ray.components.embedders.label_features import LabelFeaturesOptions, LearntFeaturesOptions
 from pe_ray.config import Config
 from pe_ray.config.kinds import Plugin
-from pe_ray.errors import InputError
 from pe_ray.files.images import resize
-from pe_ray.files.storage import Location, parse_location
+from pe_ray.files.storage import Location
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.run import Run
 from pe_ray.runtime.run_directory import FEATURES, RunDirectory
-from pe_ray.runtime.watchdog import exit_on_stall, note_progress
+from pe_ray.runtime.stages import run_in_worker
+from pe_ray.runtime.watchdog import note_progress
 from pe_ray.synthetic.batching import BatchedGenerator
 from pe_ray.values import ImageShape
 
@@ -35,32 +33,19 @@ _CHUNK = 1024  # images drawn between two signs of life
 def prepare_run(config: Config, directory: RunDirectory) -> Run:
     """Return the run of `config` in `directory`; its embedder is learnt first where it has to be.
 
-    Needs a connected Ray.
-    """
-    return Run(config=config, directory=directory, embedder=resolve_embedder(config, directory))
-
-
-def resolve_embedder(config: Config, directory: RunDirectory) -> Plugin:
-    """Return the embedder that the run votes by; learn it first where it is `label_features`.
-
     What is learnt stays in the run directory, so it is learnt once. Needs a connected Ray.
     """
-    options = config.embedder.options
-    if not isinstance(options, LabelFeaturesOptions):
-        return config.embedder
-    file = directory.path / FEATURES / f"{_name(config)}.npz"
-    if not file.exists():
-        logger.info("learning the embedder from %d random images", options.num_images)
-        started, resources = time.monotonic(), config.resources
-        task = ray.remote(
-            num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_calls=1
-        )(_learn)
-        fault = ray.get(task.remote(config, options, str(file)))
-        if fault is not None:
-            raise InputError(fault)
-        logger.info("learning the embedder: done in %.1f s", time.monotonic() - started)
-    learnt = LearntFeaturesOptions(file=str(file), num_features=options.features)
-    return Plugin(plugin_type="embedder", kind=label_features.KIND, options=learnt)
+    embedder, options = config.embedder, config.embedder.options
+    if isinstance(options, LabelFeaturesOptions):
+        file = directory.path / FEATURES / f"{_name(config)}.npz"
+        if not file.exists():
+            logger.info("learning the embedder from %d random images", options.num_images)
+            run_in_worker(
+                *(_learn, file, config, options), resources=config.resources, end_process=True
+            )
+        learnt = LearntFeaturesOptions(file=str(file), num_features=options.features)
+        embedder = Plugin(plugin_type="embedder", kind=label_features.KIND, options=learnt)
+    return Run(config=config, directory=directory, embedder=embedder)
 
 
 def _name(config: Config) -> str:
@@ -75,19 +60,9 @@ def _name(config: Config) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _learn(config: Config, options: LabelFeaturesOptions, file: str) -> str | None:
-    """Draw, train and write; return the text of an InputError, if there is one."""
-    try:
-        with exit_on_stall(config.resources.stall_seconds):
-            _write(parse_location(file), config, options)
-    except InputError as error:
-        return str(error)
-    return None
-
-
-def _write(file: Location, config: Config, options: LabelFeaturesOptions) -> None:
-    names, num = config.private.labels, options.num_images
-    generator = BatchedGenerator(config.generator_at(0), names, config.resources.batch_size)
+def _learn(file: Location, config: Config, options: LabelFeaturesOptions) -> None:
+    """Draw images, train the features on their labels and write them to `file`."""
+    num, seed = options.num_images, config.schedule.seed
     drawn = config.image_shape
     shape = ImageShape(
         height=min(drawn.height, options.size),
@@ -95,13 +70,12 @@ def _write(file: Location, config: Config, options: LabelFeaturesOptions) -> Non
         channels=drawn.channels,
     )
     images = np.empty((num, shape.height, shape.width, shape.channels), dtype=np.uint8)
-    labels = (np.arange(num) % len(names)).astype(np.int32)
+    labels = (np.arange(num) % len(config.private.labels)).astype(np.int32)
+    generator = BatchedGenerator(config, 0)
     for start in range(0, num, _CHUNK):
         ids = np.arange(start, min(start + _CHUNK, num), dtype=np.int64)
-        seeds = row_seeds(config.schedule.seed, "features", 0, ids)
-        made = generator.random(labels[ids], seeds)["image"]
+        made = generator.random(labels[ids], row_seeds(seed, "features", 0, ids))["image"]
         images[ids] = made if shape == drawn else [resize(image, shape) for image in made]
         note_progress()
-    seed = config.schedule.seed
     arrays = label_features.fit(images, labels, options.features, options.epochs, seed)
     label_features.write(file, arrays)

@@ -40,8 +40,7 @@ class Offspring:
 def apportion(num_samples: int, fractions: Sequence[float]) -> LabelLayout:
     """Share samples out to labels by largest remainder (Hamilton); ties go to the lower label.
 
-    Every label with a share gets one sample first. So no label dies out between populations of
-    different sizes. Needs num_samples >= number of labels.
+    Every label with a share gets one sample first, so none dies out between populations.
     """
     shares = np.asarray(fractions, dtype=np.float64)
     present = (shares > 0).astype(np.int64)

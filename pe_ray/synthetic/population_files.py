@@ -20,12 +20,6 @@ from pe_ray.plugins import GeneratorOptions, Rows
 from pe_ray.values import ImageShape
 
 
-@lru_cache(maxsize=4)
-def _known_parts(directory: Location, _version: tuple[Any, ...]) -> list[Part]:
-    """Return `parts_of`, once per process: listing every part for every part is quadratic."""
-    return list_parts(directory)
-
-
 def population_schema(options: GeneratorOptions) -> pa.Schema:
     """Return the only columns a population file may have; images as fixed-size binary."""
     shape = options.image_shape
@@ -84,30 +78,29 @@ def read_population(directory: Location, ids: NDArray[np.int64], options: Genera
     return {name: _numpy(table, name, options.image_shape)[back] for name in schema.names}
 
 
-def read_parents(directory: Location, start: int, stop: int) -> NDArray[np.int64]:
-    """Read the parents of rows start..stop-1 of a complete population, int64 [stop - start].
+@lru_cache(maxsize=4)
+def _known_parts(directory: Location, _version: tuple[Any, ...]) -> list[Part]:
+    """List the parts once per process: listing every part for every part is quadratic."""
+    return list_parts(directory)
 
-    -1 where there is none.
-    """
-    found = [np.empty(0, dtype=np.int64)]
-    for part in list_parts(directory):
-        low, high = max(start, part.start), min(stop, part.stop)
-        if low < high:
-            table = pq.read_table(
-                storage.open_fully(directory / part.file), columns=["parent"], partitioning=None
-            )
-            parents = np.asarray(table.column("parent").fill_null(-1))
-            found.append(parents[low - part.start : high - part.start])
-    return np.concatenate(found)
+
+def read_parents(directory: Location) -> NDArray[np.int64]:
+    """Read the parents of a complete population, int64 [num_samples]; -1 where there is none."""
+    columns = [
+        pq.read_table(
+            storage.open_fully(directory / part.file), columns=["parent"], partitioning=None
+        )
+        for part in list_parts(directory)
+    ]
+    return np.asarray(pa.concat_tables(columns).column("parent").fill_null(-1))
 
 
 def _numpy(table: pa.Table, name: str, shape: ImageShape) -> NDArray[Any]:
     column = table.column(name).combine_chunks()
     if name == "image":
         raw = np.frombuffer(column.buffers()[1] or b"", dtype=np.uint8)
-        first = column.offset * shape.num_bytes
-        raw = raw[first : first + len(column) * shape.num_bytes]
-        return raw.reshape(len(column), shape.height, shape.width, shape.channels)
+        images = raw.reshape(-1, shape.height, shape.width, shape.channels)
+        return images[column.offset : column.offset + len(column)]
     if name == "parent":
         return np.asarray(column.fill_null(-1))
     if pa.types.is_fixed_size_list(column.type):

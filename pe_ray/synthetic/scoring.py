@@ -1,7 +1,6 @@
 """Score released populations against public images: post-processing, so free.
 
-There is one small file for each scored iteration, written whole. A start after a crash scores only
-what is missing. `pe_ray.report` reads the files into metrics.jsonl.
+Each scored iteration has a small file, so a start after a crash scores only what is missing.
 """
 
 from __future__ import annotations
@@ -11,24 +10,19 @@ import logging
 import math
 from typing import Any
 
-import ray
-
 from pe_ray import plugins
 from pe_ray.config import Config
 from pe_ray.config.blocks import PublicMetricsConfig
-from pe_ray.errors import InputError
 from pe_ray.files.image_batches import count_images, evenly_spaced, read_images
 from pe_ray.files.image_shards import list_shards
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.files.storage import Location, atomic_write
 from pe_ray.run import Run
+from pe_ray.runtime.stages import run_in_worker
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.population_files import read_population
 
 logger = logging.getLogger(__name__)
-
-PREFIX = "public/"
-"""Prefix of every score's name, unlike those of figures read from the noisy votes."""
 
 
 def check_reference(config: Config) -> None:
@@ -46,18 +40,10 @@ def score_population(run: Run, population: Population) -> None:
         return
     if iteration % public.every and iteration != config.schedule.iterations:
         return
-    resources = config.resources
-    task = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)(
-        _score_task
-    )
-    scores = ray.get(task.remote(config, public, population))
-    if isinstance(scores, str):
-        raise InputError(scores)
+    scores = run_in_worker(_compute_scores, config, public, population, resources=config.resources)
     for name in [name for name, score in scores.items() if not math.isfinite(score)]:
         del scores[name]  # no reason to stop a run whose budget is spent
-        logger.warning(
-            "metrics.public: %s of population %d is not finite: left out", name, iteration
-        )
+        logger.warning("%s of population %d is not finite: left out", name, iteration)
     atomic_write(file, json.dumps(scores, indent=1).encode())
     found = ", ".join(f"{name} {score:.4g}" for name, score in scores.items())
     logger.info("population %d against public images: %s", iteration, found)
@@ -65,20 +51,8 @@ def score_population(run: Run, population: Population) -> None:
 
 def read_scores(file: Location) -> dict[str, float]:
     """Return the scores of one iteration by name; none where it was not scored."""
-    if not file.exists():
-        return {}
-    scores: dict[str, float] = json.loads(file.read_bytes())
+    scores: dict[str, float] = json.loads(file.read_bytes()) if file.exists() else {}
     return scores
-
-
-def _score_task(
-    config: Config, public: PublicMetricsConfig, population: Population
-) -> dict[str, float] | str:
-    """Return scores by name, or the text of an InputError."""
-    try:
-        return _compute_scores(config, public, population)
-    except InputError as error:
-        return str(error)
 
 
 def _compute_scores(
@@ -92,7 +66,7 @@ def _compute_scores(
     for metric in public.metrics:
         scorer: Any = plugins.load("metric", metric.kind)(metric.options)
         made = scorer.score(rows["image"], rows["label"], *reference)
-        scores |= {f"{PREFIX}{name}": float(score) for name, score in made.items()}
+        scores |= {f"public/{name}": float(score) for name, score in made.items()}
     return scores
 
 

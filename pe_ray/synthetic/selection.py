@@ -5,8 +5,6 @@ Everything here is a pure function of released values: post-processing.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,8 +27,8 @@ def select_parents(
     iteration = population.iteration + 1
     settings = run.config.selection.at(iteration)
     family = settings.next_variation_fold + int(settings.keep_selected)
-    label_ids = np.arange(len(layout.counts), dtype=np.int64)
-    seeds = row_seeds(run.config.schedule.seed, "selection", iteration, label_ids)
+    labels = np.arange(len(layout.counts), dtype=np.int64)
+    seeds = row_seeds(run.config.schedule.seed, "selection", iteration, labels)
     first_copy = 0 if settings.keep_selected else 1
     parents, copies = [], []
     for label, count in enumerate(layout.counts):
@@ -45,23 +43,20 @@ def select_parents(
     return Offspring(layout=layout, parents=np.concatenate(parents), copies=np.concatenate(copies))
 
 
-def draw_parents(
-    weights: Weights, num: int, method: Literal["systematic", "multinomial", "rank"], seed: int
-) -> NDArray[np.int64]:
+def draw_parents(weights: Weights, num: int, method: str, seed: int) -> NDArray[np.int64]:
     """Draw `num` positions in ascending order, with repeats, from weights with a positive sum.
 
     systematic: one uniform offset, so each count is within 1 of its expectation (Kitagawa 1996).
     multinomial: independent draws. rank: the `num` heaviest; ties go to the lower position, and it
     starts over where there are fewer than `num`.
     """
-    size = weights.size
     if method == "rank":
         order = np.argsort(-weights, kind="stable")
-        return np.sort(order[np.arange(num) % size]).astype(np.int64)
+        return np.sort(order[np.arange(num) % weights.size]).astype(np.int64)
     rng = np.random.default_rng(seed)
     offsets = np.arange(num) + rng.random() if method == "systematic" else num * rng.random(num)
     cumulative = np.cumsum(weights)
     points = np.sort(offsets) * (cumulative[-1] / num)
     heavy = np.nonzero(weights > 0)[0]
     found = np.searchsorted(cumulative, points, side="right")
-    return np.asarray(np.minimum(found, heavy[-1]).astype(np.int64), dtype=np.int64)
+    return np.asarray(np.minimum(found, heavy[-1]), dtype=np.int64)

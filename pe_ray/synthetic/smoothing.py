@@ -49,8 +49,7 @@ def unsmoothed(histogram: NoisyHistogram, layout: LabelLayout) -> Votes:
 def smooth_votes(run: Run, embedding: Embedding, histogram: NoisyHistogram) -> Votes:
     """Average the votes as `selection.smooth` says; the result is kept in the run directory.
 
-    One Ray task of one CPU for each label. It holds the label's embeddings twice and takes about
-    n^2 dim / 10^10 seconds for n samples of `dim` dimensions.
+    One Ray task of one CPU for each label. It holds the label's embeddings twice.
     """
     iteration, sigma = histogram.release.iteration, histogram.release.sigma
     layout, most = embedding.layout, run.config.selection.at(iteration).smooth
@@ -60,22 +59,19 @@ def smooth_votes(run: Run, embedding: Embedding, histogram: NoisyHistogram) -> V
     kept = read_smoothed(file)
     if kept is not None:
         return kept
-    parts = embedding.parts()
-    started, stall_seconds = time.monotonic(), run.config.resources.stall_seconds
+    parts, started = embedding.parts(), time.monotonic()
+    metric, stall_seconds = run.config.votes.metric, run.config.resources.stall_seconds
     task = ray.remote(num_cpus=1)(_smooth_label)
     tasks = []
     for label in range(len(layout.counts)):
         start, stop = layout.label_range(label)
         noisy = histogram.noisy_votes[start:stop].astype(np.float64)
-        metric = run.config.votes.metric
         tasks.append(task.remote(parts, start, noisy, sigma, most, metric, stall_seconds))
     votes, sigmas = zip(*ray.get(tasks), strict=True)
     smoothed = Votes(votes=np.concatenate(votes), sigmas=tuple(sigmas))
     _write(file, smoothed, layout)
-    seconds = time.monotonic() - started
-    log_stage(
-        "smoothing", iteration=iteration, state="done", rows=layout.num_samples, seconds=seconds
-    )
+    facts = {"rows": layout.num_samples, "seconds": time.monotonic() - started}
+    log_stage("smoothing", iteration=iteration, state="done", **facts)
     return smoothed
 
 
@@ -90,8 +86,8 @@ def smooth(
     + const, tr(S) = n / m as each sample is in its own average. Ties go to the smallest m.
     """
     num, widest = len(noisy), min(most, neighbors.shape[1] + 1)
-    sums, best, least, m = noisy.copy(), noisy, 2 * sigma**2 * num, 1
-    chosen = 1
+    sums, best, least = noisy.copy(), noisy, 2 * sigma**2 * num
+    m = chosen = 1
     while 2 * m <= widest:
         sums = sums + noisy[neighbors[:, m - 1 : 2 * m - 1]].sum(axis=1)
         m *= 2
@@ -136,13 +132,8 @@ def read_smoothed(file: Location) -> Votes | None:
 
 def _write(file: Location, votes: Votes, layout: LabelLayout) -> None:
     count = layout.num_samples
-    table = pa.table(
-        {
-            "id": pa.array(np.arange(count), type=pa.int64()),
-            "label": pa.array(layout.labels(0, count), type=pa.int32()),
-            "votes": pa.array(votes.votes, type=pa.float64()),
-        }
-    ).replace_schema_metadata({"sigmas": json.dumps(votes.sigmas)})
+    columns = {"id": np.arange(count), "label": layout.labels(0, count), "votes": votes.votes}
+    table = pa.table(columns).replace_schema_metadata({"sigmas": json.dumps(votes.sigmas)})
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     atomic_write(file, sink.getvalue())

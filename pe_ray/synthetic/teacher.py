@@ -2,8 +2,8 @@
 
 Its features come from a network trained on the last released population. Its weights W minimise
 |F W - Y|^2 + c |W - P|^2 over the private records' features F and labels Y. F^T F and F^T Y are
-released with noise. P gives the population's images the labels that they were made for. So the
-noisier the release, the more labels stay as they were. Everything here is post-processing.
+released with noise. P gives the population's images the labels that they were made for.
+Everything here is post-processing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pe_ray.components.embedders import label_features
 from pe_ray.components.moments import GRAM_SHARE, Floats, RidgeMoments
 from pe_ray.config.kinds import Plugin
 from pe_ray.errors import InputError
+from pe_ray.files.image_batches import evenly_spaced
 from pe_ray.files.storage import Location, open_fully
 from pe_ray.plugins import Images
 from pe_ray.run import Run
@@ -38,10 +39,7 @@ def moments_layout(run: Run) -> RidgeMoments:
 
 
 def learn_features(run: Run, population: Population) -> Plugin:
-    """Train the feature network on S_T in one Ray task, unless that is done.
-
-    Returns the embedder that reads it.
-    """
+    """Return an embedder that was trained on S_T, in one Ray task where it isn't yet."""
     teacher = run.config.teacher
     assert teacher is not None
     file = run.directory.teacher / FEATURES_FILE
@@ -56,9 +54,7 @@ def learn_features(run: Run, population: Population) -> Plugin:
 def _learn(run: Run, population: Population) -> None:
     teacher = run.config.teacher
     assert teacher is not None
-    num_samples = population.layout.num_samples
-    num = min(_MOST_IMAGES, num_samples)
-    ids = np.arange(num, dtype=np.int64) * num_samples // num
+    ids = evenly_spaced(population.layout.num_samples, _MOST_IMAGES)
     options = run.config.generator_at(population.iteration).options
     rows = read_population(population.directory, ids, options)
     arrays = label_features.fit(

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.config import Config
-from pe_ray.files.parts import Part, divide_rows, read_manifest, write_part
-from pe_ray.files.storage import delete_tree
+from pe_ray.files.parts import Part, read_manifest, write_part
+from pe_ray.files.storage import Location, delete_tree
 from pe_ray.plugins import Rows
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.run import Run
-from pe_ray.runtime.stages import PartWorker, Request, Stage, check_plugins, run_stage
+from pe_ray.runtime.stages import PartWorker, Stage, check_plugins, run_stage
 from pe_ray.synthetic.batching import BatchedGenerator
 from pe_ray.synthetic.embedding import EmbeddingWorker, embed_while_varying
 from pe_ray.synthetic.population import (
@@ -31,8 +31,7 @@ from pe_ray.values import LabelLayout
 def check_generators(config: Config) -> None:
     """Build the generators that would first be built after something was released.
 
-    They are built where they will run; InputError where one can't be built. So nothing is spent on
-    a run that can't go on.
+    InputError where one can't be built, so that nothing is spent on a run that can't go on.
     """
     early = None if config.privacy.label_fractions == "dp" else config.generator_at(0)
     made = (config.generator_at(t) for t in range(config.schedule.iterations + 1))
@@ -46,7 +45,7 @@ def draw_population(run: Run, layout: LabelLayout, *, embed_next: bool = False) 
     embed_next: embed the samples for the next votes in the workers that make them.
     """
     fold = run.config.selection.initial_variation_fold
-    return _make_population(run, 0, initial_offspring(layout, fold), None, embed_next)
+    return _make_population(run, 0, initial_offspring(layout, fold), embed_next)
 
 
 def vary(
@@ -56,39 +55,30 @@ def vary(
 
     embed_next: as in `draw_population`.
     """
-    made = _make_population(run, population.iteration + 1, offspring, population, embed_next)
+    made = _make_population(run, population.iteration + 1, offspring, embed_next)
     delete_tree(run.directory.lookahead(made.iteration))
     return made
 
 
 def _make_population(
-    run: Run,
-    iteration: int,
-    offspring: Offspring,
-    parents: Population | None,
-    embed_next: bool,
+    run: Run, iteration: int, offspring: Offspring, embed_next: bool
 ) -> Population:
-    """Make S_iteration on disk: random draws for S_0, offspring of `parents` after that.
+    """Make S_iteration on disk: random draws for S_0, offspring of S_(iteration-1) after that.
 
-    With votes.reuse_lookahead, lookahead draws of `parents` become children. Where their images are
-    gone they are drawn again, from the same seeds.
+    With votes.reuse_lookahead, lookahead draws of the parents become children. Where their images
+    are gone they are drawn again, from the same seeds.
     """
     config, layout = run.config, offspring.layout
     draws = np.full(layout.num_samples, -1, dtype=np.int64)
-    if parents is not None and config.votes.reuse_lookahead:
+    if iteration and config.votes.reuse_lookahead:
         draws = lookahead_draws(offspring, config.votes.lookahead)
-    row_bytes, rows_per_part = config.image_shape.num_bytes, config.output.rows_per_part
-    requests: list[Request] = [
-        {
-            "start": start,
-            "stop": stop,
-            "parents": offspring.parents[start:stop],
-            "copies": offspring.copies[start:stop],
-            "draws": draws[start:stop],
-            "labels": layout.labels(start, stop),
-        }
-        for start, stop in divide_rows(layout.num_samples, row_bytes, rows_per_part)
-    ]
+    requests = run.divide(
+        layout.num_samples,
+        parents=offspring.parents,
+        copies=offspring.copies,
+        draws=draws,
+        labels=layout.labels(0, layout.num_samples),
+    )
     directory = run.directory.population(iteration)
     embedder = embed_while_varying(run, iteration + 1) if embed_next else None
     stage = Stage(
@@ -118,70 +108,62 @@ class PopulationWorker(PartWorker):
     def __init__(
         self, run: Run, iteration: int, embedder: Callable[[], EmbeddingWorker] | None = None
     ) -> None:
-        self._run = run
-        self._iteration = iteration
+        self._run, self._iteration = run, iteration
         kept = run.directory.lookahead(iteration)
         self._kept = kept if iteration and read_manifest(kept) else None
-        plugin, batch_size = run.config.generator_at(iteration), run.config.resources.batch_size
-        self._generator = BatchedGenerator(plugin, run.labels, batch_size)
+        self._generator = BatchedGenerator(run.config, iteration)
         self._embedder = embedder() if embedder else None
 
     def make(self, request: Mapping[str, Any]) -> Part:
-        start, stop = request["start"], request["stop"]
-        rows = self._vary_parents(request) if self._iteration else self._draw_families(request)
+        start, stop, parents = request["start"], request["stop"], request["parents"]
+        if self._iteration:
+            rows = self._read(self._run.directory.population(self._iteration - 1), parents)
+        else:
+            rows = self._draw(parents, request["labels"])
+        self._vary(rows, request)
         rows["id"] = np.arange(start, stop, dtype=np.int64)
+        rows["parent"] = parents if self._iteration else np.full(len(parents), -1)
         content = population_part(rows, self._generator.options)
         if self._embedder is not None:
             self._embedder.write(rows, start, stop)
         directory = self._run.directory.population(self._iteration)
         return write_part(directory, start, stop, "parquet", content)
 
-    def _draw_families(self, request: Mapping[str, Any]) -> Rows:
-        """Draw families of S_0: a random draw each, and its variations."""
-        draws, copies = request["parents"], request["copies"]
-        distinct, first = np.unique(draws, return_index=True)
+    def _draw(self, draws: NDArray[np.int64], labels: NDArray[np.int64]) -> Rows:
+        """Return the random draw of each row; a family of S_0 shares one."""
+        distinct, first, family = np.unique(draws, return_index=True, return_inverse=True)
         seeds = row_seeds(self._run.config.schedule.seed, "random", 0, distinct)
-        made = self._generator.random(request["labels"][first].astype(np.int32), seeds)
-        family = np.searchsorted(distinct, draws)
-        rows = {name: values[family] for name, values in made.items()}
-        self._vary_rows(rows, copies > 0, request)
-        rows["parent"] = np.full(len(draws), -1, dtype=np.int64)
-        return rows
+        made = self._generator.random(labels[first].astype(np.int32), seeds)
+        return {name: values[family] for name, values in made.items()}
 
-    def _vary_parents(self, request: Mapping[str, Any]) -> Rows:
-        """Read the parents and vary them, but for those that are kept or were drawn before."""
-        parents, copies, draws = request["parents"], request["copies"], request["draws"]
+    def _read(self, directory: Location, ids: NDArray[np.int64]) -> Rows:
         options = self._generator.options
-        read = read_population(
-            self._run.directory.population(self._iteration - 1), parents, options
-        )
-        rows = {name: read[name].copy() for name in ("image", "label", *options.columns)}
-        again, reused = copies > 0, draws >= 0
-        if self._kept is not None and reused.any():
-            places = parents[reused] * self._run.config.votes.lookahead + draws[reused]
-            kept = read_population(self._kept, places, options)
-            _merge(rows, reused, {name: kept[name] for name in rows})
-            again = again & ~reused
-        self._vary_rows(rows, again, request)
-        rows["parent"] = parents
-        return rows
+        rows = read_population(directory, ids, options)
+        return {name: rows[name] for name in ("image", "label", *options.columns)}
 
-    def _vary_rows(self, rows: Rows, chosen: NDArray[np.bool_], request: Mapping[str, Any]) -> None:
-        """Replace the rows `chosen` by variations; add the column `degree`."""
-        schedule, iteration = self._run.config.schedule, self._iteration
-        degree = schedule.degree_list[max(0, iteration - 1)]
-        ids = np.arange(request["start"], request["stop"], dtype=np.int64)
+    def _vary(self, rows: Rows, request: Mapping[str, Any]) -> None:
+        """Replace all rows but kept parents by variations; add the column `degree`.
+
+        Variations that were drawn as lookahead are read where they are still there.
+        """
+        config, iteration = self._run.config, self._iteration
+        seed, degree = config.schedule.seed, config.schedule.degree_list[max(0, iteration - 1)]
         parents, copies, draws = request["parents"], request["copies"], request["draws"]
-        seeds = row_seeds(schedule.seed, "variation", iteration, ids, copies)
-        if (draws >= 0).any():
-            drawn = row_seeds(schedule.seed, "lookahead", iteration, parents, draws)
-            seeds = np.where(draws >= 0, drawn, seeds)
-        if chosen.any():
-            some = {name: values[chosen] for name, values in rows.items()}
-            _merge(rows, chosen, self._generator.vary(some, degree, seeds[chosen]))
-        rows["degree"] = np.where(copies > 0, degree, np.nan).astype(np.float32)
+        ids = np.arange(request["start"], request["stop"], dtype=np.int64)
+        seeds = row_seeds(seed, "variation", iteration, ids, copies)
+        varied, drawn = copies > 0, draws >= 0
+        rows["degree"] = np.where(varied, degree, np.nan).astype(np.float32)
+        if drawn.any():
+            seeds = np.where(drawn, row_seeds(seed, "lookahead", iteration, parents, draws), seeds)
+        if drawn.any() and self._kept is not None:
+            places = parents[drawn] * config.votes.lookahead + draws[drawn]
+            _replace(rows, drawn, self._read(self._kept, places))
+            varied = varied & ~drawn
+        if varied.any():
+            some = {name: values[varied] for name, values in rows.items()}
+            _replace(rows, varied, self._generator.vary(some, degree, seeds[varied]))
 
 
-def _merge(rows: Rows, where: NDArray[np.bool_], replacement: Rows) -> None:
+def _replace(rows: Rows, where: NDArray[np.bool_], replacement: Rows) -> None:
     for name, values in replacement.items():
         rows[name][where] = values

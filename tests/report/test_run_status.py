@@ -49,7 +49,7 @@ def test_a_run_that_is_finished_stopped_and_running(
     assert "stopped     population 2 34 of 40 rows" in text
     assert "continue" in text
     with claim_directory(config):
-        assert read_status(run).state == "running"
+        assert read_status(run)["state"] == "running"
     # As before the second release: status says only that the votes come next.
     with sqlite3.connect(run / "ledger.sqlite") as database:
         database.execute("DELETE FROM releases WHERE key = 'votes/0002'")
@@ -57,7 +57,7 @@ def test_a_run_that_is_finished_stopped_and_running(
     assert seen["left"]["releases"] == 1
     assert seen["spent"]["epsilon"] < 0.9
     assert [(s["stage"], s["iteration"]) for s in seen["stages"] if s["state"] == "stopped"] == [
-        ("embedding", 2)
+        ("votes", 2)
     ]
     (votes,) = [s for s in seen["stages"] if s["stage"] == "votes" and s["iteration"] == 2]
     assert votes["rows"] is votes["rows_done"] is None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pe_ray.report.facts import gather
-from pe_ray.report.score_tables import denoise_votes, describe_votes, list_metrics, list_scores
+from pe_ray.report.score_tables import describe_votes, list_scores
 from pe_ray.values import LabelLayout
 
 
@@ -22,7 +22,7 @@ def test_spread_of_even_and_single_votes(finished: Path) -> None:
     assert released is not None
     votes = np.array([5] * 10 + [0] * 9 + [50])
     histogram = replace(released, noisy_votes=votes)
-    row = describe_votes(histogram, layout, denoise_votes(facts, histogram, layout))
+    row = describe_votes(facts, histogram, layout)
     assert row["effective_parents"] == 10 + 1
     assert row["survivors"] == 11
     assert row["noisy_votes"] == 100
@@ -38,8 +38,3 @@ def test_rows_cover_every_release(finished: Path) -> None:
     for row in rows:
         assert 0.1 <= row["top_tenth_share"] <= 1
         assert 0 < row["effective_parents"] <= row["survivors"] <= row["num_samples"] == 60
-
-
-def test_only_finite_numbers_of_others_are_metrics() -> None:
-    rows = [{"iteration": 1, "sigma": 2.0, "fid": 3, "name": "x", "bad": float("nan"), "on": True}]
-    assert list_metrics(rows) == ["fid"]

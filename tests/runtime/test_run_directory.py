@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from undisturbed import content
 
 from pe_ray import Config, InputError, evolve, expand
 from pe_ray.release.ledger import Ledger
+from pe_ray.runtime import run_directory
 from pe_ray.runtime.run_directory import claim_directory, write_config
 
 
@@ -131,3 +134,17 @@ def test_a_first_mistake_is_mended_in_place(
     mended = deepcopy(tree)
     mended["privacy"]["epsilon"] = float("inf")
     assert images(evolve(Config.from_dict(mended))) == images(evolve(Config.from_dict(kept)))
+
+
+def test_what_a_run_has_written_counts_as_it_takes_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that one that just fits also continues: small images take more than they hold."""
+    for number in range(100):
+        (tmp_path / f"{number}.png").write_bytes(b"small")
+    os.sync()
+    needed = 512 * sum(file.stat().st_blocks for file in tmp_path.iterdir())
+    monkeypatch.setattr(run_directory.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    run_directory.require_disk(tmp_path, needed, "output.path")
+    with pytest.raises(InputError, match=r"^output.path: .* needs up to .* GiB free"):
+        run_directory.require_disk(tmp_path, needed + 1, "output.path")

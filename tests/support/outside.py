@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,7 +11,7 @@ from pydantic import Field
 
 from pe_ray.plugins import EmbedderOptions, Images, Options
 from pe_ray.release.releases import Counts, Sums
-from pe_ray.synthetic.export_formats import Footprint, LabelledImages
+from pe_ray.synthetic.export_formats import LabelledImages
 from pe_ray.values import DistanceMetric, ImageShape, Release
 
 
@@ -53,17 +52,9 @@ class Lines:
     suffix: ClassVar[str] = "txt"
 
     @staticmethod
-    def check(directory: Path, names: Sequence[str]) -> None:
-        pass
-
-    @staticmethod
     def write(directory: Path, images: LabelledImages) -> bytes:
         rows = enumerate(images.labels, start=images.first)
         return "".join(f"{row} {images.names[label]}\n" for row, label in rows).encode()
-
-    @staticmethod
-    def measure(pngs: Sequence[bytes], names: Sequence[str]) -> Footprint:
-        return Footprint(rows=np.full(len(pngs), 16 + max(map(len, names))))
 
 
 class Corners(Counts):

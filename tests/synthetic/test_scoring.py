@@ -97,9 +97,7 @@ def test_a_score_that_is_no_number_is_left_out_and_stops_no_run(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     made = {"public/a": float("nan"), "public/b": 0.5}
-    task = SimpleNamespace(remote=lambda *arguments: made)
-    ray = SimpleNamespace(remote=lambda **options: lambda _: task, get=lambda answer: answer)
-    monkeypatch.setattr(scoring, "ray", ray)
+    monkeypatch.setattr(scoring, "run_in_worker", lambda *arguments, resources: made)
     population: Any = SimpleNamespace(iteration=2)
     run = run_in(tmp_path, Config.from_dict(scored))
     score_population(run, population)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -59,7 +60,12 @@ class Fake:
 def batched(batch_size: int, **options: Any) -> tuple[BatchedGenerator, Fake]:
     kind = f"{__name__}:Fake"
     plugin = Plugin(plugin_type="generator", kind=kind, options=FakeOptions(**options))
-    made = BatchedGenerator(plugin, ("a",), batch_size)
+    config: Any = SimpleNamespace(
+        generator_at=lambda iteration: plugin,
+        private=SimpleNamespace(labels=("a",)),
+        resources=SimpleNamespace(batch_size=batch_size),
+    )
+    made = BatchedGenerator(config, 0)
     fake = made._generator
     assert isinstance(fake, Fake)
     fake.batches, fake.made = [], []
@@ -106,7 +112,9 @@ def test_rows_made_before_are_kept() -> None:
 
 def test_a_single_image_too_large_is_the_users_to_mend() -> None:
     generator, _ = batched(4, limit=0)
-    with pytest.raises(InputError, match=r"resources\.batch_size: out of memory with a single 2x3"):
+    with pytest.raises(
+        InputError, match=r"resources\.batch_size: out of memory with a single image"
+    ):
         generator.random(LABELS, SEEDS)
 
 

@@ -116,7 +116,7 @@ def test_the_ledger_ends_a_search_that_would_overspend(
     assert 9.9 < ledger.spent() <= 10.0
     final_run = [e.release for e in ledger.entries() if not e.release.key.startswith("trial/")]
     assert len(final_run) == 3  # the reserved share was left alone
-    assert read_status(outcome.path).state == "finished"
+    assert read_status(outcome.path)["state"] == "finished"
     write_report(outcome.path)
     rows = (outcome.path / "metrics.jsonl").read_text().splitlines()
     assert all("survivors" in json.loads(row) for row in rows)
