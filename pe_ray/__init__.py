@@ -51,7 +51,11 @@ def save_images(
     labels: Sequence[str] | Sequence[int] | None = None,
     users: Sequence[str] | Sequence[int] | None = None,
 ) -> Location:
-    """Write images that a program holds to one file for `private.data` (see pe_ray.files)."""
+    """Write images that a program holds to one file for `private.data`, and return its path.
+
+    images: a `datasets.Dataset`, a PyArrow table, or PIL images or arrays, with one of `labels` and
+    `users` for each (see docs/storage.md).
+    """
     from pe_ray.files.saved_images import save_images as save
 
     return save(images, path, labels, users)

@@ -246,6 +246,10 @@ def _from_medical(content: bytes) -> Image.Image:
         return _to_pillow(medical.decode(content))
     except ImportError:
         raise Unusable(f"image is a medical one: {medical.EXTRA}") from None
+    except medical.CompressionError:
+        raise Unusable(
+            "image's compression needs a plugin of pydicom, such as python-gdcm"
+        ) from None
     except Exception:  # many types, and their texts may quote the file
         raise Unusable("image can't be decoded") from None
 

@@ -22,6 +22,10 @@ ENDINGS = tuple(_LIBRARIES)
 _GZIP = b"\x1f\x8b"
 
 
+class CompressionError(Exception):
+    """What is installed can't decode the compression of a DICOM file."""
+
+
 def list_endings() -> list[str]:
     """Return the endings that the installed libraries read."""
     return [ending for ending, library in _LIBRARIES.items() if find_spec(library) is not None]
@@ -35,7 +39,8 @@ def is_medical(content: bytes) -> bool:
 def decode(content: bytes) -> NDArray[np.uint8]:
     """Decode DICOM or NIfTI to uint8 [height, width] or [height, width, 3].
 
-    Raises ImportError where the library is missing, and many types where it can't read the file.
+    Raises ImportError where the library is missing, CompressionError, and many types where it can't
+    read the file.
 
     Guarantee: a function of the content alone. The libraries' warnings, which may quote it, are
     dropped; the text of an error may quote it too.
@@ -63,9 +68,17 @@ def _is_nifti(content: bytes) -> bool:
 
 def _decode_dicom(content: bytes) -> NDArray[np.uint8]:
     import pydicom
-    from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
+    from pydicom.pixels import (
+        apply_color_lut,
+        apply_modality_lut,
+        apply_voi_lut,
+        get_decoder,
+        pixel_array,
+    )
 
     data = pydicom.dcmread(io.BytesIO(content))
+    if not get_decoder(data.file_meta.TransferSyntaxUID).is_available:
+        raise CompressionError
     middle = int(data.get("NumberOfFrames") or 1) // 2
     frame = pixel_array(data, index=middle)  # colours as RGB
     if data.PhotometricInterpretation == "PALETTE COLOR":

@@ -129,6 +129,19 @@ def test_of_several_frames_the_middle_one() -> None:
     assert grey(content) == [[128, 128], [128, 128]]
 
 
+def test_a_compression_that_nothing_decodes_is_named() -> None:
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import JPEGLSLossless
+
+    made = pydicom.dcmread(io.BytesIO(dicom(CT)))
+    made.file_meta.TransferSyntaxUID = JPEGLSLossless
+    made.PixelData = encapsulate([b"secret"])
+    sink = io.BytesIO()
+    made.save_as(sink)
+    with pytest.raises(Unusable, match=r"compression .*pydicom"):
+        decode_image(sink.getvalue(), 1)
+
+
 def nifti(values: np.ndarray, affine: np.ndarray | None = None, **header: float) -> bytes:
     made = nibabel.Nifti1Image(values, np.eye(4) if affine is None else affine)
     for name, value in header.items():
