@@ -40,6 +40,11 @@ Exceptions are `resources`, `private.node_label`, `private.cache`, `output.ledge
 and the options that generators.md names. The files that it names must stay the same too
 (storage.md). Until a run has made or spent anything, it starts again with the new values.
 
+A stored label is matched with `labels` by name. Text is a name, and a file that carries class
+names (a ClassLabel, `classes.json`) says what its integers mean. Other integers are names if all of
+`labels` are numbers, and positions only with `label_values: position`; else they are refused.
+storage.md says what is read, and what is done to each kind of image.
+
 `docs/schema.json` describes the same keys to editors that complete YAML (VS Code with the YAML
 extension, Neovim and others with yaml-language-server). The first line of a file names the schema:
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from typing import Any
+
 from pe_ray.config import Config
 from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.errors import BudgetError, FaultError, InputError, RecordError
@@ -17,6 +21,7 @@ __all__ = [
     "ResourcesConfig",
     "evolve",
     "expand",
+    "save_images",
 ]
 
 
@@ -38,3 +43,19 @@ def expand(
     from pe_ray.expansion import expand as stream
 
     return stream(run, num_samples, output, resources, form)
+
+
+def save_images(
+    images: Any,
+    path: str | os.PathLike[str] | Location,
+    labels: Sequence[str] | Sequence[int] | None = None,
+    users: Sequence[str] | Sequence[int] | None = None,
+) -> Location:
+    """Write images that a program holds to one file for `private.data`, and return its path.
+
+    images: a `datasets.Dataset`, a PyArrow table, or PIL images or arrays, with one of `labels` and
+    `users` for each (see docs/storage.md).
+    """
+    from pe_ray.files.saved_images import save_images as save
+
+    return save(images, path, labels, users)

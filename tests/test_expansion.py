@@ -83,10 +83,10 @@ def test_an_output_that_cannot_be_written_is_named(
 
 
 def test_a_label_too_long_for_a_folders_name_is_named(finished: Path, tmp_path: Path) -> None:
-    """By its bytes as it is written: 9 for each of these characters."""
+    """By its bytes: 3 for each of these characters."""
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     config = (run / "config.yaml").read_text()
-    for length, refused in ((28, False), (29, True)):
+    for length, refused in ((85, False), (86, True)):
         label = "猫" * length
         (run / "config.yaml").write_text(config.replace("- '0'\n", f"- {label}\n"))
         if not refused:

@@ -7,13 +7,14 @@ import unicodedata
 from collections.abc import Collection
 from urllib.parse import unquote
 
-_UNUSABLE = re.compile(r'^\.|[\x00-\x1f\x7f%/\\:*?"<>|]')
+_UNUSABLE = re.compile(r'^\.|[\x00-\x1f\x7f%/\\:*?"<>|=]')
 
 
 def folder_name(label: str) -> str:
     """Return the label, with what a folder's name can't hold percent-encoded.
 
-    That is a dot in front, which would hide it, control characters, % and / \\ : * ? " < > |.
+    That is a dot in front, which would hide it, an equals sign, which would make it a column,
+    control characters, % and / \\ : * ? " < > |.
     """
     return _UNUSABLE.sub(lambda found: f"%{ord(found[0]):02X}", label)
 

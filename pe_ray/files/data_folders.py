@@ -24,6 +24,7 @@ FOLDER_LINKS = "links to folders"
 NOT_DATA = "neither images nor tables"
 OTHER_SPLIT = "of another split"
 NOT_KEPT = "not kept by where"
+NOT_CURRENT = "without rows of the table's current version"
 NOT_LISTED = "in no list of files"
 
 

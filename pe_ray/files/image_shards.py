@@ -2,6 +2,7 @@
 
 A folder's layout follows from the names in it. The first of these that it holds is its data:
 
+0. the current rows of a table of Delta Lake or Apache Iceberg
 1. a data set that `datasets` saved to disk, or Arrow files
 2. parquet files
 3. tar files
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,7 @@ from types import ModuleType
 from pe_ray.files import images
 from pe_ray.files.data_folders import (
     HIDDEN,
+    NOT_CURRENT,
     NOT_DATA,
     NOT_KEPT,
     NOT_LISTED,
@@ -37,6 +39,7 @@ from pe_ray.files.layouts import (
     class_folders,
     digits,
     file_lists,
+    lake_tables,
     parquet_files,
     tar_shards,
 )
@@ -131,6 +134,9 @@ def _find_in_file(table: ImageTable, file: Location) -> FoundShards:
 
 def _find_in_folder(table: ImageTable, root: Location) -> FoundShards:
     listing = list_data_files(root, table.labels or ())
+    kind = lake_tables.find_kind(listing)
+    if kind is not None:
+        return _find_in_lake(table, root, listing, kind)
     _refuse_foreign(table, root, listing)
     root, listing, split = _choose_split(table, root, listing)
     if split:  # what the folder says needs no column
@@ -152,6 +158,17 @@ def _find_in_folder(table: ImageTable, root: Location) -> FoundShards:
     if layout is file_lists:
         files = file_lists.measure_images(table, shards)
     return FoundShards(shards=shards, passed_over=listing.passed_over, files=files)
+
+
+def _find_in_lake(
+    table: ImageTable, root: Location, listing: FolderListing, kind: str
+) -> FoundShards:
+    files = lake_tables.list_files(table, root, listing, kind)
+    listing = listing.keep(files.__contains__, NOT_CURRENT)
+    listing = _keep_partitions(table, listing, files.__getitem__)
+    shards = [parquet_files.open_file(table, root / name, files[name]) for name in listing.names]
+    sizes = [(str(root / file.name), file.size) for file in listing.files]
+    return FoundShards(shards=shards, passed_over=listing.passed_over, files=sizes)
 
 
 def _choose_layout(listing: FolderListing) -> ModuleType:
@@ -190,11 +207,15 @@ def _leave_out_unread(
     return listing.keep(lambda name: str(root / name) in read, NOT_DATA)
 
 
-def _keep_partitions(table: ImageTable, listing: FolderListing) -> FolderListing:
-    """Leave out the files whose folders, written COLUMN=VALUE, contradict `where`."""
+def _keep_partitions(
+    table: ImageTable,
+    listing: FolderListing,
+    list_values: Callable[[str], Mapping[str, str]] = lambda name: dict(list_path_values(name)),
+) -> FolderListing:
+    """Leave out the files whose partition (by default their folders') contradicts `where`."""
 
     def wanted(name: str) -> bool:
-        values = dict(list_path_values(name))
+        values = list_values(name)
         return all(str(value) == values.get(key, str(value)) for key, value in table.where.items())
 
     return listing.keep(wanted, NOT_KEPT)
@@ -229,8 +250,12 @@ def _choose_split(
 def _list_splits(table: ImageTable, root: Location, listing: FolderListing) -> list[str]:
     """List the folders at the top if they are splits, not classes."""
     if _SPLIT_LIST in listing.names:
-        named: list[str] = json.loads((root / _SPLIT_LIST).read_bytes())["splits"]
-        return named
+        try:
+            return [str(name) for name in json.loads((root / _SPLIT_LIST).read_bytes())["splits"]]
+        except (ValueError, KeyError, TypeError):
+            raise table.refuse(
+                f"{root / _SPLIT_LIST} is not what datasets writes; save the data anew"
+            ) from None
     tops = {name.partition("/")[0] for name in listing.names if list_plain_folders(name)}
     named = sorted(tops)
     has_classes = _choose_layout(listing) is class_folders and table.label_column is not None
@@ -249,8 +274,13 @@ def _refuse_foreign(table: ImageTable, path: Location, listing: FolderListing | 
     if found:
         raise table.refuse(
             f"{path} is a table of {found[0]} or in one, so its files hold deleted rows and old "
-            "versions too; export its current rows to parquet files in another folder"
+            f"versions too; {lake_tables.EXPORT}{_name_library(found[0])}"
         )
+
+
+def _name_library(kind: str) -> str:
+    library = lake_tables.LIBRARIES.get(kind)
+    return f"; or give the table's own folder, with {library} installed" if library else ""
 
 
 def _list_parents(path: Location) -> list[Location]:

@@ -20,6 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageOps
 
+from pe_ray.files import medical
 from pe_ray.values import Framing, ImageShape
 
 # Pillow gives these to outside programs, or can't decode their pixels.
@@ -54,14 +55,18 @@ def _list_kinds() -> dict[str, str]:
     return {end: kind for end, kind in kinds if kind in Image.OPEN and kind not in _NOT_DECODED}
 
 
+@lru_cache
 def list_suffixes() -> frozenset[str]:
     """Return the endings of images that are decoded here, in small letters."""
-    return frozenset(_list_kinds())
+    return frozenset({*_list_kinds(), *medical.list_endings()})
 
 
 def is_image(name: str) -> bool:
     """Tell by its ending whether a file is an image that is decoded here."""
-    return os.path.splitext(name)[1].lower() in list_suffixes()
+    stem, ending = os.path.splitext(name.lower())
+    if ending == ".gz":
+        ending = f"{os.path.splitext(stem)[1]}.gz"
+    return ending in list_suffixes()
 
 
 def is_undecoded_image(name: str) -> bool:
@@ -71,10 +76,20 @@ def is_undecoded_image(name: str) -> bool:
     return not is_image(name) and (known or name.lower().endswith(_OTHER_IMAGES))
 
 
+def explain_undecoded(name: str) -> str:
+    """Say what to do about a file that `is_undecoded_image`."""
+    if name.lower().endswith(medical.ENDINGS):
+        return f"is a medical image; {medical.EXTRA}"
+    return (
+        "can't be decoded by what is installed here; convert, or give it a name that begins with a "
+        "dot if it is no data"
+    )
+
+
 _OTHER_IMAGES = (
     *(".heic", ".heif", ".jxl", ".jxr", ".exr", ".hdr", ".svg", ".eps"),
     *(".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".rw2", ".raf"),
-    *(".dcm", ".dicom", ".nii", ".nii.gz"),
+    *medical.ENDINGS,
 )
 
 
@@ -186,7 +201,7 @@ def decode_image(value: StoredImage, channels: int, background: str = "black") -
 
     Guarantee: a function of this value alone; an error's reason is one of a fixed few.
     """
-    image = _from_tensor(value) if isinstance(value, np.ndarray) else _from_bytes(_read(value))
+    image = from_tensor(value) if isinstance(value, np.ndarray) else _from_bytes(_read(value))
     try:
         if image.has_transparency_data:
             ground = Image.new("RGBA", image.size, ImageColor.getrgb(background))
@@ -208,6 +223,8 @@ def _read(value: bytes | Readable | None) -> bytes:
 
 
 def _from_bytes(content: bytes) -> Image.Image:
+    if medical.is_medical(content):
+        return _from_medical(content)
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
@@ -215,14 +232,32 @@ def _from_bytes(content: bytes) -> Image.Image:
                 io.BytesIO(content), formats=[*dict.fromkeys(_list_kinds().values())]
             )
             image.load()
-            tags = getattr(image, "tag_v2", {})
-            return _scale_deep(ImageOps.exif_transpose(image), image.format, tags)
+            return normalize(image)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise Unusable("image has too many pixels") from None
         except Unusable:
             raise
         except Exception:  # decoders raise many types, and their texts may quote the file
             raise Unusable("image can't be decoded") from None
+
+
+def _from_medical(content: bytes) -> Image.Image:
+    try:
+        return _to_pillow(medical.decode(content))
+    except ImportError:
+        raise Unusable(f"image is a medical one: {medical.EXTRA}") from None
+    except medical.CompressionError:
+        raise Unusable(
+            "image's compression needs a plugin of pydicom, such as python-gdcm"
+        ) from None
+    except Exception:  # many types, and their texts may quote the file
+        raise Unusable("image can't be decoded") from None
+
+
+def normalize(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF says and scale deep grey to 8 bits; raise Unusable if need be."""
+    tags = getattr(image, "tag_v2", {})
+    return _scale_deep(ImageOps.exif_transpose(image), image.format, tags)
 
 
 def _scale_deep(image: Image.Image, kind: str | None, tags: Mapping[int, Any]) -> Image.Image:
@@ -249,7 +284,8 @@ def _first(value: Any) -> Any:
     return value[0] if isinstance(value, tuple) else value
 
 
-def _from_tensor(values: NDArray[Any]) -> Image.Image:
+def from_tensor(values: NDArray[Any]) -> Image.Image:
+    """Convert uint8, booleans or floats in [0, 1] to an image; raise Unusable if need be."""
     if values.size == 0:
         raise Unusable("image has no pixels")
     if values.dtype == np.bool_:

@@ -201,8 +201,11 @@ def full_disk_as_input_error(folder: Location) -> Iterator[None]:
         ) from None
 
 
-def atomic_write(path: Location, content: bytes) -> None:
-    """Create or replace `path` so that no reader, and no crash, ever sees half of it."""
+def atomic_write(path: Location, content: bytes, mode: int = 0o644) -> None:
+    """Create or replace `path` so that no reader, and no crash, ever sees half of it.
+
+    mode: of a file on a disk, whatever the umask of a worker's machine allows.
+    """
     if isinstance(path, ObjectPath):
         path.write_bytes(content)
         return
@@ -210,7 +213,7 @@ def atomic_write(path: Location, content: bytes) -> None:
     with full_disk_as_input_error(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(aside, "wb", opener=_not_for_others_to_change) as file:
+            with open(aside, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -235,10 +238,6 @@ def name_left_aside(name: str) -> str | None:
     """
     found = re.fullmatch(r"\.(.+)\.[0-9a-f]{32}", name)
     return found[1] if found else None
-
-
-def _not_for_others_to_change(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o644)  # whatever the umask of a worker's machine allows
 
 
 def write_many(folder: Location, files: Sequence[tuple[str, bytes]]) -> None:

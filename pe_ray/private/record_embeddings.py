@@ -290,6 +290,8 @@ def _cache_file(
             "source": str(source.resolve()),
             "start": part.start,
             "stop": part.stop,
+            "class_names": part.class_names,  # they may lie in a file of their own
+            "folder_values": dict(part.folder_values),
         },
         "file": file_version(source),
         "config": config.model_dump(mode="json", exclude={"data", "cache", "node_label"}),

@@ -18,7 +18,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pe_ray.files.class_folders import folder_name
-from pe_ray.files.storage import Location, io_errors_as_input_errors, sync, write_many
+from pe_ray.files.layouts.tar_shards import CLASS_NAMES
+from pe_ray.files.storage import (
+    Location,
+    atomic_write,
+    io_errors_as_input_errors,
+    sync,
+    write_many,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +77,19 @@ class Parquet:
 
 
 class WebDataset:
-    """Tar shards with NNNNNNNNNN.png and NNNNNNNNNN.cls (the label's number) for each row."""
+    """Tar shards with NNNNNNNNNN.png and NNNNNNNNNN.cls (the label's number) for each row.
+
+    `classes.json` beside them lists the label names, in the order of these numbers.
+    """
 
     suffix = "tar"
 
     @staticmethod
     def write(directory: Location, images: LabelledImages) -> bytes:
+        names = directory / CLASS_NAMES
+        if not names.exists():
+            content = json.dumps(list(images.names), ensure_ascii=False).encode()
+            atomic_write(names, content)
         sink = io.BytesIO()
         with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             rows = zip(images.pngs, images.labels, strict=True)

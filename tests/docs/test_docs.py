@@ -19,6 +19,9 @@ import yaml
 
 from pe_ray import Config, InputError
 from pe_ray.config import Config as Tree
+from pe_ray.files.image_batches import read_images
+from pe_ray.files.image_tables import ImageTable
+from pe_ray.values import Framing, ImageShape
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCS = REPOSITORY / "docs"
@@ -121,6 +124,24 @@ def test_the_plugin_example_runs_as_written(ray_session: None, tmp_path: Path) -
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert 0 <= json.loads(done.stdout)["ink"] <= 1
+
+
+def test_the_example_of_images_in_memory_runs_as_written(tmp_path: Path) -> None:
+    (example,) = blocks(DOCS / "storage.md", "python")
+    search = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(
+        [sys.executable, "-c", example],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": search},
+        check=True,
+    )
+    for name in ("pets", "held"):
+        data = str(tmp_path / f"{name}.parquet")
+        table = ImageTable(block="private", private=True, data=data, labels=("cat", "dog"))
+        framing = Framing(shape=ImageShape(height=8, width=8, channels=1))
+        images, labels = read_images(table, framing)
+        found = dict(zip(labels.tolist(), images[:, 0, 0, 0].tolist(), strict=True))
+        assert found == ({0: 0, 1: 200} if name == "pets" else {1: 0, 0: 200})
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -9,6 +9,7 @@ import logging
 import pickle
 import shutil
 import socket
+import tarfile
 import threading
 import uuid
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,11 +27,11 @@ import yaml
 from moto.server import ThreadedMotoServer
 from pyarrow.fs import FileSelector
 
-from pe_ray import Config, InputError, cli, evolution, evolve, expand
+from pe_ray import Config, InputError, cli, evolution, evolve, expand, save_images
 from pe_ray.components.generators.cached_images import CachedImages
 from pe_ray.files.contents import digest_place
 from pe_ray.files.image_batches import read_images
-from pe_ray.files.image_shards import list_shards
+from pe_ray.files.image_shards import find_shards, list_shards
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.files.parts import MANIFEST, list_parts
 from pe_ray.files.storage import (
@@ -40,6 +42,7 @@ from pe_ray.files.storage import (
     list_names,
     parse_location,
 )
+from pe_ray.private.duplicates import digest_file
 from pe_ray.private.record_embeddings import embed_slice
 from pe_ray.private.records import list_slices
 from pe_ray.release import door, ledger_copy
@@ -214,6 +217,79 @@ def test_images_in_a_store_are_read_as_on_a_disk(
                 assert [cached.classes[c] for c in cached.class_of] == list(expected)
     with pytest.raises(InputError, match=r"^x\.data: "):
         list_shards(replace(table, data=str(bucket / "absent")))
+
+
+def write_tar(file: Path, labels: str, first: int) -> None:
+    with tarfile.open(file, "w") as made:
+        for row, label in enumerate(labels, start=first):
+            image = encode_png(np.full((5, 4, 1), row, np.uint8))
+            for ending, held in (("png", image), ("cls", str("ab".index(label)).encode())):
+                entry = tarfile.TarInfo(f"{row:03d}.{ending}")
+                entry.size = len(held)
+                made.addfile(entry, io.BytesIO(held))
+
+
+def write_layout(folder: Path, form: str) -> None:
+    """Write the rows 0..5, whose grey is their number, and whose labels are aaabbb."""
+    images = [encode_png(np.full((5, 4, 1), row, np.uint8)) for row in range(6)]
+    labels = list("aaabbb")
+    folder.mkdir()
+    if form == "tars":
+        write_tar(folder / "0.tar", "aaab", 0)
+        write_tar(folder / "1.tar", "bb", 4)
+        (folder / "classes.json").write_text('["a", "b"]')
+    elif form in ("list", "classes", "hive", "splits"):
+        place = {"list": "é {}", "classes": "{}", "hive": "x=1/label={}", "splits": "train/{}"}
+        for row, label in enumerate(labels):
+            below = folder / place[form].format(label)
+            below.mkdir(parents=True, exist_ok=True)
+            (below / f"{row}.png").write_bytes(images[row])
+        if form == "list":
+            rows = [f"é {label}/{row}.png,{label}" for row, label in enumerate(labels)]
+            (folder / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+        (folder / "_old").mkdir()
+        (folder / "_old" / "x.png").write_bytes(images[0])
+    else:
+        pets = pa.table({"image": pa.array(images, pa.binary()), "label": labels})
+        if form == "saved":
+            saved = datasets.DatasetDict({"train": datasets.Dataset(pets)})
+            saved.save_to_disk(folder, num_shards={"train": 2})
+        else:
+            deltalake = pytest.importorskip("deltalake")
+            deltalake.write_deltalake(str(folder), pets, partition_by=["label"])
+            deltalake.write_deltalake(str(folder), pets, mode="overwrite")
+
+
+@pytest.mark.parametrize("form", ["tars", "list", "classes", "hive", "splits", "saved", "delta"])
+def test_every_layout_is_read_in_a_store(bucket: ObjectPath, tmp_path: Path, form: str) -> None:
+    """The same rows in the same order; private ones, whose duplicates are looked for, too."""
+    local = tmp_path / form
+    write_layout(local, form)
+    for name in names_below(local):
+        (bucket / form / name).write_bytes((local / name).read_bytes())
+    framing = Framing(shape=ImageShape(height=5, width=4, channels=1))
+    results = []
+    for folder in (local, bucket / form):
+        table = ImageTable(block="x", private=True, data=str(folder), labels=("b", "a"))
+        found = find_shards(table)
+        images, labels = read_images(table, framing)
+        rows = images[:, 0, 0, 0].tolist()
+        assert sorted(rows) == list(range(6))
+        assert ["ba"[label] for label in labels] == ["aaabbb"[row] for row in rows]
+        digests = [digest_file(parse_location(path)) for path, _ in found.files]
+        assert len(set(digests)) == len(digests) == found.num_files
+        results.append((images.tolist(), digests, found.passed_over))
+    assert results[0] == results[1]
+
+
+def test_images_are_saved_in_a_store(bucket: ObjectPath) -> None:
+    images = np.arange(60, dtype=np.uint8).reshape(3, 5, 4)
+    place = save_images(images, str(bucket / "x" / "pets.parquet"), labels=["a", "b", "a"])
+    framing = Framing(shape=ImageShape(height=5, width=4, channels=1))
+    table = ImageTable(block="x", private=True, data=str(place), labels=("a", "b"))
+    found, labels = read_images(table, framing)
+    assert np.array_equal(found[..., 0], images)
+    assert labels.tolist() == [0, 1, 0]
 
 
 def test_a_new_run_in_a_store_copies_its_ledger(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import json
 import os
 import stat
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -313,6 +315,21 @@ def test_a_filter_that_keeps_no_record_is_named(
     with pytest.raises(InputError, match=r"^private\.where: keeps no record") as caught:
         opened(config(data, where={"split": "tset"}, user_column=users))
     assert not isinstance(caught.value, RecordError)
+
+
+def test_cached_labels_follow_the_file_that_names_them(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for row, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
+            for ending, content in (("png", png(image)), ("cls", str(label).encode())):
+                member = tarfile.TarInfo(f"{row}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    for names in (["cat", "dog"], ["dog", "cat"]):
+        (tmp_path / "classes.json").write_text(json.dumps(names))
+        private = config(tmp_path)
+        (part,) = list_slices(private)
+        made = embed_slice(part, private, Framing(shape=SHAPE), PIXELS)
+        assert [names.index(("cat", "dog")[label]) for label in made.labels] == LABELS
 
 
 def test_the_cache_is_private_and_dispensable(

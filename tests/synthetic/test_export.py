@@ -20,16 +20,32 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pe_ray.files.class_folders import folder_name
-from pe_ray.files.image_batches import read_images
+from pe_ray.files.image_batches import read_batches
+from pe_ray.files.image_shards import find_shards
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.files.parts import commit, read_manifest, write_part
 from pe_ray.synthetic.export import encode_png, load_format
 from pe_ray.synthetic.export_formats import LabelledImages
-from pe_ray.values import ImageShape
+from pe_ray.values import Framing, ImageShape
 
 NAMES = ("no", "maybe/yes")
 LABELS = np.array([1, 0, 0, 1, 1], dtype=np.int32)
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 9, 3), dtype=np.uint8)
+
+
+ODD = (
+    "train",
+    "é",
+    "a b",
+    "con",
+    "test",
+    "日本",
+    "[x]",
+    "A+B's (c) & #1",
+    "validation",
+    "no",
+    "010",
+)
 
 
 @pytest.fixture(scope="module", params=[1, 3])
@@ -44,12 +60,18 @@ def write_part_of(
     return load_format(form).write(folder, images)
 
 
-def written(folder: Path, form: str, images: np.ndarray, names: Sequence[str] = NAMES) -> Path:
+def written(
+    folder: Path,
+    form: str,
+    images: np.ndarray,
+    names: Sequence[str] = NAMES,
+    labels: np.ndarray = LABELS,
+) -> Path:
     """A set of two parts."""
     parts = []
     for start, stop in ((0, 3), (3, 5)):
         pngs = [encode_png(image) for image in images[start:stop]]
-        content = write_part_of(form, folder, start, pngs, LABELS[start:stop], names)
+        content = write_part_of(form, folder, start, pngs, labels[start:stop], names)
         parts.append(write_part(folder, start, stop, load_format(form).suffix, content))
     commit(folder, parts, {})
     return folder
@@ -106,6 +128,41 @@ def test_webdataset_reads_with_hf_datasets(tmp_path: Path, images: np.ndarray) -
         assert row["cls"] == label
 
 
+@pytest.mark.parametrize("form", ["parquet", "webdataset", "folder"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "é", "a b", "3"),
+        ("2", "0", "1", "3"),
+        ("_x", ".x", "a/b", "label=x"),
+        ("%41", "A"),
+        ODD[:5],
+        ODD[5:10],
+    ],
+)
+def test_an_export_is_read_back_by_name(
+    tmp_path: Path, form: str, names: Sequence[str], images: np.ndarray
+) -> None:
+    """Names decide, so the configuration may list them in another order."""
+    labels = np.arange(5, dtype=np.int32)[::-1] % len(names)
+    for _ in range(2):  # a killed start leaves files, and the next one writes them again
+        written(tmp_path, form, images, names, labels)
+        (tmp_path / f".classes.json.{uuid.uuid4().hex}").write_bytes(b"[")
+    _, height, width, channels = images.shape
+    framing = Framing(shape=ImageShape(height=height, width=width, channels=channels))
+    for declared in (names, tuple(sorted(names))):
+        table = ImageTable(block="private", private=True, data=str(tmp_path), labels=declared)
+        found = {
+            image.tobytes(): declared[label]
+            for part in find_shards(table).shards
+            for batch in read_batches(table, part, framing)
+            for image, label in zip(batch.images, batch.labels, strict=True)
+        }
+        assert found == {
+            image.tobytes(): names[label] for image, label in zip(images, labels, strict=True)
+        }
+
+
 def test_folders_read_with_torchvision(tmp_path: Path, images: np.ndarray) -> None:
     from torchvision.datasets import ImageFolder
 
@@ -134,21 +191,6 @@ def test_a_set_by_label_keeps_what_is_named_like_a_part(tmp_path: Path) -> None:
     assert kept >= {"part-list.txt", ".notes.part-1"}
 
 
-ODD = (
-    "train",
-    "é",
-    "a b",
-    "con",
-    "test",
-    "日本",
-    "[x]",
-    "A+B's (c) & #1",
-    "validation",
-    "no",
-    "010",
-)
-
-
 def written_for_each(folder: Path, form: str) -> dict[str, np.ndarray]:
     """Write one image of each odd label; return them by label."""
     images = np.random.default_rng(1).integers(0, 256, (len(ODD), 8, 9, 3), dtype=np.uint8)
@@ -157,18 +199,6 @@ def written_for_each(folder: Path, form: str) -> dict[str, np.ndarray]:
     part = write_part(folder, 0, len(ODD), load_format(form).suffix, content)
     commit(folder, [part], {})
     return dict(zip(ODD, images, strict=True))
-
-
-@pytest.mark.parametrize("form", ["parquet", "folder"])
-def test_odd_labels_read_back_as_records(tmp_path: Path, form: str) -> None:
-    expected = written_for_each(tmp_path / "set", form)
-    # Parquet holds the labels' numbers.
-    names = tuple(map(str, range(len(ODD)))) if form == "parquet" else ODD
-    table = ImageTable(block="private", private=True, data=str(tmp_path / "set"), labels=names)
-    images, labels = read_images(table, ImageShape(height=8, width=9, channels=3))
-    assert sorted(labels) == list(range(len(ODD)))
-    for image, label in zip(images, labels, strict=True):
-        assert np.array_equal(image, expected[ODD[label]])
 
 
 @pytest.mark.parametrize("form", ["parquet", "webdataset", "folder"])

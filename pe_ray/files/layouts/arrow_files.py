@@ -24,18 +24,37 @@ def list_shards(table: ImageTable, root: Location, names: Sequence[str]) -> list
     """List the files `names` below `root`, or `root` itself if there are none, from schemas."""
     if not names:
         return [_open(table, root, "")]
-    state = root / STATE
-    if state.exists():
+    folders = dict.fromkeys(name.rpartition("/")[0] for name in names)
+    return [
+        _open(table, root / name, name)
+        for folder in folders
+        for name in _list_saved(table, root, folder, names)
+    ]
+
+
+def _list_saved(
+    table: ImageTable, root: Location, folder: str, names: Sequence[str]
+) -> Sequence[str]:
+    """List the files in a folder, without the caches that `datasets` keeps beside saved ones."""
+    here = [name for name in names if name.rpartition("/")[0] == folder]
+    place = root / folder if folder else root
+    state = place / STATE
+    if not state.exists():
+        return here
+    try:
         about = json.loads(state.read_bytes())
-        if about.get("_indices_data_files") or about.get("_indices_files"):
-            raise table.refuse(
-                f"{root} holds a selection of rows; save it anew after flatten_indices()"
-            )
-        listed = {file["filename"] for file in about.get("_data_files", [])}
-        if not listed <= set(names):
-            raise table.refuse(f"{root} lacks {min(listed - set(names))}; copy it again")
-        names = sorted(listed)
-    return [_open(table, root / name, name) for name in names]
+        listed = [file["filename"] for file in about["_data_files"]]
+    except (ValueError, KeyError, TypeError):
+        raise table.refuse(f"{state} is not what datasets writes; save the data anew") from None
+    if about.get("_indices_data_files") or about.get("_indices_files"):
+        raise table.refuse(
+            f"{place} holds a selection of rows; save it anew after flatten_indices()"
+        )
+    saved = sorted(f"{folder}/{name}".removeprefix("/") for name in listed)
+    missing = set(saved) - set(here)
+    if missing:
+        raise table.refuse(f"{root} lacks {min(missing)}; copy it again")
+    return saved
 
 
 def _open(table: ImageTable, file: Location, name: str) -> TableSlice:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,8 +22,9 @@ NAME = "class folders"
 def list_shards(table: ImageTable, root: Location, listing: FolderListing) -> list[TableSlice]:
     """List the images of each class. Guarantee: depends on names and links only.
 
-    A folder at the top is a class. Where folders are written COLUMN=VALUE and one of them gives
-    `label_column`, that is the class.
+    A folder at the top is a class. Its name is the label, which may be percent-encoded as in our
+    own exports. Where folders are written COLUMN=VALUE and one of them gives `label_column`, that
+    is the class.
     """
     _refuse_two_labels(table, listing)
     shards: list[TableSlice] = []
@@ -72,13 +74,10 @@ def _check_class(
     undecoded = [name for name in names if images.is_undecoded_image(name)]
     if undecoded:
         more = f" and {len(undecoded) - 1} more" if len(undecoded) > 1 else ""
-        raise table.refuse(
-            f"{undecoded[0]}{more}: can't be decoded by what is installed here; convert, or give "
-            "it a name that begins with a dot if it is no data"
-        )
+        raise table.refuse(f"{undecoded[0]}{more}: {images.explain_undecoded(undecoded[0])}")
     if table.label_column is None:
         return
-    known = table.labels
+    known = [unicodedata.normalize("NFC", name) for name in table.labels or ()]
     if label is None:
         if found and known:
             raise table.refuse(
@@ -92,8 +91,9 @@ def _check_class(
         raise table.refuse(f"{which} of {table.name_field('data')} is not among them", "labels")
     if known and label in known and not found:
         raise table.refuse(
-            f"the folder of label {label!r} holds no image; convert what it holds "
-            f"({', '.join(sorted(images.list_suffixes()))} are read), or empty it"
+            f"the folder of label {label!r} holds no file that ends as an image does "
+            f"({', '.join(sorted(images.list_suffixes()))}); convert, rename or remove "
+            "what it holds"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -20,17 +20,18 @@ SUFFIXES = (".parquet", ".pq", ".parq")
 def list_shards(table: ImageTable, root: Location, names: Sequence[str]) -> list[TableSlice]:
     """List the files `names` below `root`, or `root` itself if there are none, from footers."""
     if not names:
-        return [_open(table, root, "")]
-    return [_open(table, root / name, name) for name in names]
+        return [open_file(table, root, {})]
+    return [open_file(table, root / name, dict(list_path_values(name))) for name in names]
 
 
-def _open(table: ImageTable, file: Location, name: str) -> TableSlice:
+def open_file(table: ImageTable, file: Location, folder_values: Mapping[str, str]) -> TableSlice:
+    """Open a file as a shard; `folder_values` are columns that its place gives all rows."""
     try:
         with pq.ParquetFile(open_seekable(file)) as parquet:
             num_rows, schema = int(parquet.metadata.num_rows), parquet.schema_arrow
     except (OSError, pa.ArrowException, UnicodeError):
         raise table.refuse(f"{file} is not a readable parquet file") from None
-    return open_shard(table, NAME, file, num_rows, schema, dict(list_path_values(name)))
+    return open_shard(table, NAME, file, num_rows, schema, folder_values)
 
 
 def read_rows(

@@ -15,6 +15,7 @@ import numpy as np
 from pe_ray.files import images
 from pe_ray.files.data_folders import list_path_values
 from pe_ray.files.image_tables import ImageTable, TableSlice
+from pe_ray.files.label_names import is_number
 from pe_ray.files.layouts.columns import Rows
 from pe_ray.files.storage import Location
 
@@ -127,8 +128,8 @@ def _read_fields(table: ImageTable, row: Mapping[str, _Member]) -> Mapping[str, 
     if table.label_column is not None and table.label_column not in fields:
         member = row.get("cls") or row.get("txt")
         text = None if member is None else member.read_bytes().decode().strip()
-        is_number = text is not None and text.isdecimal()
-        fields = {**fields, table.label_column: int(text) if text and is_number else text}
+        value = int(text) if text is not None and is_number(text) else text
+        fields = {**fields, table.label_column: value}
     return fields
 
 
@@ -136,9 +137,12 @@ def _read_class_names(table: ImageTable, file: Location) -> tuple[str, ...] | No
     if not file.exists():
         return None
     try:
-        return tuple(map(str, json.loads(file.read_bytes())))
-    except (ValueError, TypeError):
-        raise table.refuse(f"{file} is not a list of names in JSON") from None
+        names = json.loads(file.read_bytes())
+    except ValueError:
+        names = None
+    if not isinstance(names, list):
+        raise table.refuse(f"{file} is not a list of names in JSON")
+    return tuple(map(str, names))
 
 
 def _parent(file: Location) -> Location:
