@@ -8,6 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from pe_ray.cli.inputs import plan_inputs, print_inputs
 from pe_ray.cli.printing import (
     AddVerb,
     add_address,
@@ -82,17 +83,21 @@ def print_costs(search: Search, as_json: bool) -> None:
     """Print what each strategy costs, and which one is recommended."""
     from dataclasses import asdict
 
+    from pe_ray.tuning import search as searches
     from pe_ray.tuning.checks import check_search
     from pe_ray.tuning.costs import compare_costs, recommend
 
     check_search(search)
+    files = plan_inputs(search.config, searches.public_tables(search))
     found = compare_costs(search)
     best = recommend(found)
     if as_json:
         strategies = [asdict(cost) for cost in found]
         chosen = {"recommended": best.strategy, "reason": best.reason}
-        print_json({"strategies": strategies, **chosen})
+        data = [asdict(read) for read in files]
+        print_json({"strategies": strategies, **chosen, "data": data})
         return
+    print_inputs(files)
     budget = search.config.privacy.budget
     print(f"guarantee   {state_claim(budget.epsilon, budget.delta, budget.unit)}, search included")
     for cost in found:

@@ -12,6 +12,7 @@ import mimetypes
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -151,7 +152,25 @@ def _to_array(value: Any, shape: tuple[int, ...], item: pa.DataType) -> NDArray[
         return None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FramedImage:
+    """An image in the run's shape, and what was stored: its sides and its kind of pixels.
+
+    mode: Pillow's name of it; of a tensor the name of its numbers.
+    """
+
+    pixels: NDArray[np.uint8]
+    height: int
+    width: int
+    mode: str
+
+
 def frame_image(value: StoredImage, framing: Framing) -> NDArray[np.uint8]:
+    """Decode a stored image and bring it to the shape of the run's (see `inspect_image`)."""
+    return inspect_image(value, framing).pixels
+
+
+def inspect_image(value: StoredImage, framing: Framing) -> FramedImage:
     """Decode a stored image and bring it to the shape of the run's; raise Unusable if need be.
 
     crop: cut to the shape's proportions in the middle; pad: add background on two sides; stretch:
@@ -159,8 +178,14 @@ def frame_image(value: StoredImage, framing: Framing) -> NDArray[np.uint8]:
 
     Guarantee: a function of this value alone; an error's reason is one of a fixed few.
     """
+    picture, mode = _open(value)
+    image = _convert(picture, framing.shape.channels, framing.background)
+    height, width, _ = image.shape
+    return FramedImage(pixels=_fit(image, framing), height=height, width=width, mode=mode)
+
+
+def _fit(image: NDArray[np.uint8], framing: Framing) -> NDArray[np.uint8]:
     shape = framing.shape
-    image = decode_image(value, shape.channels, framing.background)
     if image.shape == (shape.height, shape.width, shape.channels):
         return image
     picture, size = _to_pillow(image), (shape.width, shape.height)
@@ -181,7 +206,18 @@ def decode_image(value: StoredImage, channels: int, background: str = "black") -
 
     Guarantee: a function of this value alone; an error's reason is one of a fixed few.
     """
-    image = _from_tensor(value) if isinstance(value, np.ndarray) else _from_bytes(_read(value))
+    image, _ = _open(value)
+    return _convert(image, channels, background)
+
+
+def _open(value: StoredImage) -> tuple[Image.Image, str]:
+    """Return a stored image with 8 bits a sample, and its kind of pixels as stored."""
+    if isinstance(value, np.ndarray):
+        return _from_tensor(value), str(value.dtype)
+    return _from_bytes(_read(value))
+
+
+def _convert(image: Image.Image, channels: int, background: str) -> NDArray[np.uint8]:
     try:
         if image.has_transparency_data:
             ground = Image.new("RGBA", image.size, ImageColor.getrgb(background))
@@ -202,7 +238,7 @@ def _read(value: bytes | Readable | None) -> bytes:
     return content
 
 
-def _from_bytes(content: bytes) -> Image.Image:
+def _from_bytes(content: bytes) -> tuple[Image.Image, str]:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
@@ -210,8 +246,8 @@ def _from_bytes(content: bytes) -> Image.Image:
                 io.BytesIO(content), formats=[*dict.fromkeys(_list_kinds().values())]
             )
             image.load()
-            tags = getattr(image, "tag_v2", {})
-            return _scale_deep(ImageOps.exif_transpose(image), image.format, tags)
+            tags, mode = getattr(image, "tag_v2", {}), image.mode
+            return _scale_deep(ImageOps.exif_transpose(image), image.format, tags), mode
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise Unusable("image has too many pixels") from None
         except Unusable:

@@ -32,8 +32,10 @@ from pe_ray.files.storage import (
     atomic_write,
     expand_home,
     fetch_copy,
+    find_existing,
     io_errors_as_input_errors,
     list_names,
+    require_creatable,
     require_writable,
     resolve_place,
 )
@@ -137,13 +139,42 @@ def on_disk(path: str | Path) -> RunDirectory:
 @contextmanager
 def claim_directory(config: Config) -> Iterator[RunDirectory]:
     """Create or continue the run directory of `config`; lock it against a second process."""
-    place = resolve_place(config.output.path, "output.path")
-    run = RunDirectory(place, ledger_folder(config) / LEDGER)
+    run = _find_directory(config)
     with lock_directory(run):
-        with io_errors_as_input_errors("output.path", run.path):
-            bind_directory(run, run.config, _read_bound, config.bound(), bare=run.is_bare)
+        _bind(run, config)
         require_writable(run.path, "output.path")
         yield run
+
+
+def check_directory(config: Config) -> RunDirectory:
+    """Raise InputError where `claim_directory` would; create nothing."""
+    run = _find_directory(config)
+    require_free(run)
+    _bind(run, config)
+    return run
+
+
+def _find_directory(config: Config) -> RunDirectory:
+    place = resolve_place(config.output.path, "output.path")
+    return RunDirectory(place, ledger_folder(config) / LEDGER)
+
+
+def _bind(run: RunDirectory, config: Config) -> None:
+    with io_errors_as_input_errors("output.path", run.path):
+        bind_directory(run, run.config, _read_bound, config.bound(), bare=run.is_bare)
+
+
+def require_free(run: RunDirectory) -> None:
+    """Raise InputError where `lock_directory` would or nothing can be written; create nothing."""
+    folder = run.ledger.parent
+    field = _field_of(run)
+    with io_errors_as_input_errors(field, folder):
+        if folder.exists():
+            _refuse_shared(folder, field)
+        if is_locked(folder / _LOCK):
+            raise _in_use(run)
+    require_creatable(folder, field)
+    require_creatable(run.path, "output.path")
 
 
 @contextmanager
@@ -153,20 +184,33 @@ def lock_directory(run: RunDirectory, *, wait: bool = False) -> Iterator[None]:
     wait: for the other one to end, instead of InputError.
     """
     folder = run.ledger.parent
-    field = "output.path" if folder == run.path else "output.ledger"
+    field = _field_of(run)
     with others_cant_write(), ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if folder.stat().st_mode & stat.S_IWOTH:
-                raise InputError(f"{field}: anyone can write to {folder}; chmod o-w it")
+            _refuse_shared(folder, field)
             held.enter_context(locked(folder / _LOCK, None if wait else _LOCK_SECONDS))
         except TimeoutError:
-            raise InputError(
-                f"output.path: {run.path} is in use by another pe-ray; wait for it or stop it"
-            ) from None
+            raise _in_use(run) from None
         except OSError as error:
             raise InputError(f"{field}: {folder} can't be written ({error.strerror})") from None
         yield
+
+
+def _field_of(run: RunDirectory) -> str:
+    """Return the field that says where the ledger and its lock are."""
+    return "output.path" if run.ledger.parent == run.path else "output.ledger"
+
+
+def _refuse_shared(folder: Path, field: str) -> None:
+    if folder.stat().st_mode & stat.S_IWOTH:
+        raise InputError(f"{field}: anyone can write to {folder}; chmod o-w it")
+
+
+def _in_use(run: RunDirectory) -> InputError:
+    return InputError(
+        f"output.path: {run.path} is in use by another pe-ray; wait for it or stop it"
+    )
 
 
 @contextmanager
@@ -272,7 +316,7 @@ def require_disk(directory: Location, num_bytes: int, field: str) -> None:
     if not isinstance(directory, Path):
         return
     held = 512 * sum(file.lstat().st_blocks for file in directory.rglob("*"))
-    free = shutil.disk_usage(directory).free
+    free = shutil.disk_usage(find_existing(directory)).free
     if held + free < num_bytes:
         raise InputError(
             f"{field}: {directory} needs up to {num_bytes / 2**30:.3g} GiB and has "

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import ray
+from numpy.typing import NDArray
 
 from pe_ray import plugins
 from pe_ray.config import Config
@@ -27,6 +29,8 @@ from pe_ray.synthetic.population_files import read_population
 
 logger = logging.getLogger(__name__)
 
+_TRIED_IMAGES = 1000
+
 PREFIX = "public/"
 """Prefix of every score's name, unlike those of figures read from the noisy votes."""
 
@@ -34,7 +38,7 @@ PREFIX = "public/"
 def check_reference(config: Config) -> None:
     """Raise InputError if the public images can't be there; decode none."""
     if config.metrics.public is not None:
-        table = _reference(config, config.metrics.public)
+        table = reference_table(config, config.metrics.public)
         count_images(table, list_shards(table))
 
 
@@ -46,13 +50,7 @@ def score_population(run: Run, population: Population) -> None:
         return
     if iteration % public.every and iteration != config.schedule.iterations:
         return
-    resources = config.resources
-    task = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)(
-        _score_task
-    )
-    scores = ray.get(task.remote(config, public, population))
-    if isinstance(scores, str):
-        raise InputError(scores)
+    scores = _run_in_worker(config, _compute_scores, public, population)
     for name in [name for name, score in scores.items() if not math.isfinite(score)]:
         del scores[name]  # no reason to stop a run whose budget is spent
         logger.warning(
@@ -63,6 +61,24 @@ def score_population(run: Run, population: Population) -> None:
     logger.info("population %d against public images: %s", iteration, found)
 
 
+def try_metrics(config: Config) -> None:
+    """Score some of the public images against themselves, in a worker; InputError if that fails."""
+    if config.metrics.public is not None:
+        _run_in_worker(config, _try_scores, config.metrics.public)
+
+
+def _run_in_worker(config: Config, compute: Callable[..., Any], *given: Any) -> Any:
+    """Return what `compute` returns for the configuration; raise its InputError."""
+    resources = config.resources
+    task = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)(
+        _score_task
+    )
+    scores = ray.get(task.remote(compute, config, *given))
+    if isinstance(scores, str):
+        raise InputError(scores)
+    return scores
+
+
 def read_scores(file: Location) -> dict[str, float]:
     """Return the scores of one iteration by name; none where it was not scored."""
     if not file.exists():
@@ -71,14 +87,18 @@ def read_scores(file: Location) -> dict[str, float]:
     return scores
 
 
-def _score_task(
-    config: Config, public: PublicMetricsConfig, population: Population
-) -> dict[str, float] | str:
+def _score_task(compute: Callable[..., dict[str, float]], *given: Any) -> dict[str, float] | str:
     """Return scores by name, or the text of an InputError."""
     try:
-        return _compute_scores(config, public, population)
+        return compute(*given)
     except InputError as error:
         return str(error)
+
+
+def _try_scores(config: Config, public: PublicMetricsConfig) -> dict[str, float]:
+    table, at_most = reference_table(config, public), min(public.max_images, _TRIED_IMAGES)
+    images, labels = read_images(table, config.framing, at_most)
+    return _score(public, images, labels, images, labels)
 
 
 def _compute_scores(
@@ -87,16 +107,22 @@ def _compute_scores(
     ids = evenly_spaced(population.layout.num_samples, public.max_images)
     options = config.generator_at(population.iteration).options
     rows = read_population(population.directory, ids, options)
-    reference = read_images(_reference(config, public), config.framing, public.max_images)
+    table = reference_table(config, public)
+    reference = read_images(table, config.framing, public.max_images)
+    return _score(public, rows["image"], rows["label"], *reference)
+
+
+def _score(public: PublicMetricsConfig, *images_and_labels: NDArray[Any]) -> dict[str, float]:
     scores: dict[str, float] = {}
     for metric in public.metrics:
         scorer: Any = plugins.load("metric", metric.kind)(metric.options)
-        made = scorer.score(rows["image"], rows["label"], *reference)
+        made = scorer.score(*images_and_labels)
         scores |= {f"{PREFIX}{name}": float(score) for name, score in made.items()}
     return scores
 
 
-def _reference(config: Config, public: PublicMetricsConfig) -> ImageTable:
+def reference_table(config: Config, public: PublicMetricsConfig) -> ImageTable:
+    """Return where the public images are that populations are compared with."""
     return ImageTable(
         block="metrics.public",
         private=False,

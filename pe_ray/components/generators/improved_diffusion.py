@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -66,6 +66,10 @@ class ImprovedDiffusionOptions(DiffusionOptions):
         except ValueError as error:
             raise ValueError(f"timestep_respacing: {error}") from None
         return self
+
+    @property
+    def local_paths(self) -> Mapping[str, str]:
+        return {"checkpoint": self.checkpoint}
 
     @property
     def image_shape(self) -> ImageShape:

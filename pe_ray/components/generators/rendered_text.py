@@ -14,6 +14,7 @@ from pe_ray.components.generators.generator_checks import refuse_unknown_labels
 from pe_ray.components.generators.glyphs import (
     FRAME,
     QUANTUM,
+    SYSTEM,
     Form,
     list_own_texts,
     load_faces,
@@ -106,6 +107,10 @@ class RenderedTextOptions(GeneratorOptions):
             if not texts or not all(text.strip() for text in texts):
                 raise ValueError(f"texts: give {label!r} at least one string, none of them blank")
         return self
+
+    @property
+    def local_paths(self) -> Mapping[str, str]:
+        return {} if self.fonts is None or self.fonts == SYSTEM else {"fonts": self.fonts}
 
     @property
     def image_shape(self) -> ImageShape:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pe_ray.files.data_folders import list_path_values
-from pe_ray.files.image_tables import ImageTable, TableSlice
+from pe_ray.files.image_tables import Faults, ImageTable, TableSlice, open_each
 from pe_ray.files.layouts.columns import Rows, list_batches, open_shard
 from pe_ray.files.storage import Location, open_seekable
 
@@ -17,11 +18,11 @@ NAME = "parquet"
 SUFFIXES = (".parquet", ".pq", ".parq")
 
 
-def list_shards(table: ImageTable, root: Location, names: Sequence[str]) -> list[TableSlice]:
+def list_shards(
+    table: ImageTable, root: Location, names: Sequence[str], faults: Faults | None = None
+) -> list[TableSlice]:
     """List the files `names` below `root`, or `root` itself if there are none, from footers."""
-    if not names:
-        return [_open(table, root, "")]
-    return [_open(table, root / name, name) for name in names]
+    return open_each(partial(_open, table), root, names, faults)
 
 
 def _open(table: ImageTable, file: Location, name: str) -> TableSlice:

@@ -17,7 +17,15 @@ from pe_ray.errors import InputError
 from pe_ray.files.image_batches import evenly_spaced, read_images
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.plugins import Images
-from pe_ray.tuning.search import Floats, Mode, Objective, Scorer, Search, require_public
+from pe_ray.tuning.search import (
+    Floats,
+    Mode,
+    Objective,
+    Scorer,
+    Search,
+    public_table,
+    require_public,
+)
 from pe_ray.values import ImageShape
 
 _TRIED_IMAGES = 1000
@@ -61,6 +69,9 @@ class PublicMetric(Objective):
                 f"{', '.join(trial.private.labels[:20])}"
             )
 
+    def public_tables(self, search: Search) -> tuple[ImageTable, ...]:
+        return (replace(public_table(*self._reference(search)), user_column=None),)
+
     def try_out(self, search: Search) -> None:
         """Score some of the reference's own images."""
         images, labels = self._read(search, search.config.image_shape)
@@ -89,17 +100,7 @@ class PublicMetric(Objective):
         return search.tuning.public_data, "tuning.public_data"
 
     def _read(self, search: Search, shape: ImageShape) -> tuple[Images, NDArray[np.int32]]:
-        source, block = self._reference(search)
-        table = ImageTable(
-            block=block,
-            private=False,
-            data=source.data,
-            labels=source.labels,
-            image_column=source.image_column,
-            label_column=source.label_column,
-            label_values=source.label_values,
-            where=source.where,
-        )
+        (table,) = self.public_tables(search)
         return read_images(table, replace(search.config.framing, shape=shape))
 
     def _choose(self, scores: Mapping[str, float]) -> float:
