@@ -84,18 +84,17 @@ def _check(options: argparse.Namespace) -> None:
         config = use_address(Config.from_yaml(options.config, options.set), options.address)
     print(PRIVATE, file=sys.stderr)
     checks, reports = _Checks(), []
+    installed = _check_packages(checks, config, search)
     _check_settings(checks, config, search)
     with ExitStack() as stack:
         from pe_ray.runtime.cluster import connect_to_ray
 
-        installed = checks.all_well
         connected = connect_to_ray(config.resources, config.private.node_label)
         checks.make("Ray", lambda: stack.enter_context(connected))
         if checks[-1].fault is None:
             reports = _read_data(checks, config, search)
-            data_is_well = checks.all_well and not any(map(_count_faults, reports))
             if installed:
-                _try_parts(checks, config, search, data_is_well)
+                _try_parts(checks, config, search, reports)
     skipped = _name_skipped(checks, installed)
     faults = sum(check.fault is not None for check in checks) + sum(map(_count_faults, reports))
     if options.json:
@@ -106,9 +105,18 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError(f"check: {faults:,} found, each in a line above; nothing was spent")
 
 
+def _check_packages(checks: _Checks, config: Config, search: Search | None) -> bool:
+    """Return whether everything is installed that the configuration needs."""
+    from pe_ray.config.extras import require_extras
+
+    checks.make("installed packages", lambda: require_extras(config))
+    if search is not None:
+        checks.make("packages of the search", lambda: require_extras(search.tuning, "tuning"))
+    return checks.all_well
+
+
 def _check_settings(checks: _Checks, config: Config, search: Search | None) -> None:
     """Check what needs neither Ray nor data."""
-    from pe_ray.config.extras import require_extras
     from pe_ray.planning import plan, require_affordable
     from pe_ray.runtime.run_directory import require_disk
 
@@ -117,9 +125,7 @@ def _check_settings(checks: _Checks, config: Config, search: Search | None) -> N
         require_affordable(made)
         return made.disk_bytes
 
-    checks.make("installed packages", lambda: require_extras(config))
     if search is not None:
-        checks.make("packages of the search", lambda: require_extras(search.tuning, "tuning"))
         checks.make("search", lambda: _check_search(search))
     disk_bytes = checks.make("budget", check_cost)
     directory = checks.make("output.path", lambda: _check_output(config, search))
@@ -171,7 +177,9 @@ def _read_data(checks: _Checks, config: Config, search: Search | None) -> list[T
     return [report for report in reports if report is not None]
 
 
-def _try_parts(checks: _Checks, config: Config, search: Search | None, data_is_well: bool) -> None:
+def _try_parts(
+    checks: _Checks, config: Config, search: Search | None, reports: Sequence[TableReport]
+) -> None:
     """Build generators and embedder where they will run, and use metrics once."""
     from pe_ray.planning import generators_of
     from pe_ray.private.checking import try_embedder
@@ -188,7 +196,8 @@ def _try_parts(checks: _Checks, config: Config, search: Search | None, data_is_w
         checks.make(name, lambda: check_plugins([embedder], labels, resources))
         if checks[-1].fault is None:
             checks.make(f"{name} on a blank image", lambda: try_embedder(config))
-    if data_is_well:  # else reading ends at what is reported already
+    if checks.all_well and not any(map(_count_faults, reports)):
+        # Else these would end at what is reported already.
         if config.metrics.public is not None:
             checks.make("metrics.public", lambda: try_metrics(config))
         if search is not None:
