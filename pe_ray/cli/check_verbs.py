@@ -256,7 +256,7 @@ def _print_report(report: TableReport) -> None:
     print(f"sizes       {', '.join(shown)}{f', and {more:,} other sizes' if more else ''}")
     print(f"modes       {', '.join(f'{count:,} {mode}' for mode, count in report.modes.items())}")
     for fault in report.faults:
-        print(f"bad         {report.field}: {fault.place}: {fault.reason}; correct or remove it")
+        print(f"bad         {report.field}: {fault.place}: {fault.reason}")
     _print_unlisted(report.num_faults - len(report.faults), "bad files or rows")
     for group in report.duplicates:
         print(

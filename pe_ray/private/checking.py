@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 MOST_LISTED = 1000
 """Faults, groups of equal files and sizes that a report lists; it counts all."""
+_FIX = "correct or remove it"  # of a row
 _INLINE_LIMIT = 100 << 10  # bytes: Ray sends smaller results to the caller with its answer
 
 
@@ -214,7 +215,12 @@ def _look(look: Callable[..., Any], *given: Any) -> Any:
 def _list_files(table: ImageTable) -> tuple[FoundShards, list[Fault]]:
     faults: Faults = []
     found = find_shards(table, faults)
-    return found, [Fault(place=place, reason=str(error)) for place, error in faults]
+    return found, [Fault(place=place, reason=_explain(table, error)) for place, error in faults]
+
+
+def _explain(table: ImageTable, error: InputError) -> str:
+    """Return an error's text without the field that every fault of the table has."""
+    return str(error).removeprefix(f"{table.name_field('data')}: ")
 
 
 def _inspect_slice(
@@ -234,7 +240,7 @@ def _inspect_slice(
                 users.append(np.unique(np.array(found, dtype="S32")))
                 note_progress()
     except InputError as error:
-        tally.damage = str(error)
+        tally.damage = _explain(table, error)
     except Exception as error:
         tally.damage = f"reading failed: {type(error).__name__}"
     tally.users = np.unique(np.concatenate(users))
@@ -262,7 +268,7 @@ def _inspect_rows(
         if table.user_column is not None and stored.users[position] is None:
             reasons.append(NO_USER)
         place = _describe_place(part, row, cell)
-        tally.note(*(Fault(place=place, reason=reason) for reason in reasons))
+        tally.note(*(Fault(place=place, reason=f"{reason}; {_FIX}") for reason in reasons))
         if not reasons and not unknown:
             tally.records += 1
             if table.label_column is not None or table.labels is not None:

@@ -23,12 +23,12 @@ _CHUNK = 1 << 20
 def refuse_duplicates(
     sizes: Mapping[str, int], config: PrivateConfig, stall_seconds: float
 ) -> None:
-    """Raise InputError, naming both, where two files have the same content.
+    """Raise InputError, naming two files, where some have the same content.
 
     sizes: path -> bytes of all files. Only files of equal size are read.
 
-    Guarantee: nothing but the names of two files reaches the driver. The error is for whoever
-    holds the data, and nothing publishes it. Spends nothing.
+    Guarantee: nothing reaches the driver but the names of such files and how many groups of them
+    there are. The error is for whoever holds the data, and nothing publishes it. Spends nothing.
     """
     groups, _ = find_duplicates(sizes, config, stall_seconds, at_most=1)
     for first, second, *_ in groups:

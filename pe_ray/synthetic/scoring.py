@@ -20,7 +20,7 @@ from pe_ray.config import Config
 from pe_ray.config.blocks import PublicMetricsConfig
 from pe_ray.errors import InputError
 from pe_ray.files.image_batches import count_images, evenly_spaced, read_images
-from pe_ray.files.image_shards import list_shards
+from pe_ray.files.image_shards import find_shards, summarize
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.files.storage import Location, atomic_write
 from pe_ray.run import Run
@@ -39,7 +39,9 @@ def check_reference(config: Config) -> None:
     """Raise InputError if the public images can't be there; decode none."""
     if config.metrics.public is not None:
         table = reference_table(config, config.metrics.public)
-        count_images(table, list_shards(table))
+        found = find_shards(table)
+        logger.info("metrics.public.data: files: %s", summarize(found))
+        count_images(table, found.shards)
 
 
 def score_population(run: Run, population: Population) -> None:

@@ -75,6 +75,7 @@ def test_a_good_configuration_is_counted_and_nothing_is_made(
     public = {"data": str(tmp_path / "public"), "metrics": ["classifier"]}
     tree["metrics"]["public"] = public
     (folder / "notes.txt").write_text("no data")
+    tree["resources"]["gpus_per_worker"] = 0.5
     status, found = check(tree, tmp_path, capsys)
     assert status == 0, found
     assert set(found) >= KEYS

@@ -107,7 +107,7 @@ def records(tmp_path: Path) -> Path:
 def test_rows_are_named_by_file_and_number(ray_session: None, records: Path) -> None:
     report = check(records, user_column="user")
     found = {
-        (Path(file).name, row, fault.reason)
+        (Path(file).name, row, fault.reason.removesuffix("; correct or remove it"))
         for fault in report.faults
         for file, _, row in [fault.place.partition(", row ")]
     }
