@@ -206,6 +206,21 @@ def test_a_search_is_checked_with_its_public_images(
     assert fault["place"] == str(public / "cat" / "more.png")
 
 
+def test_public_images_of_a_generator_are_read(
+    ray_session: None, tree: dict[str, Any], folder: Path, tmp_path: Path, capsys: Printed
+) -> None:
+    public = save_public(tmp_path / "public", ["cat", "dog"], each=5)
+    (public / "dog" / "more.png").write_bytes(b"none")
+    generator = {"kind": "nearest_image", "data": str(public), "image_size": 12}
+    tree["generator"] = generator | {"cache": str(tmp_path.parent / "cache")}
+    tree["schedule"]["degrees"] = 2
+    status, found = check(tree, tmp_path, capsys)
+    assert status == 2
+    (fault,) = found["data"][1]["faults"]
+    assert fault["place"] == str(public / "dog" / "more.png")
+    assert found["data"][1]["labels"] == {"cat": 5, "dog": 5}
+
+
 def test_a_plan_says_what_is_read_and_passed_over(
     tree: dict[str, Any], folder: Path, tmp_path: Path, capsys: Printed
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from pe_ray.config.blocks import PrivateConfig
 from pe_ray.errors import InputError
 from pe_ray.private import checking
 from pe_ray.private.checking import TableReport, check_records, check_table
-from pe_ray.private.records import private_table
+from pe_ray.private.duplicates import refuse_duplicates
+from pe_ray.private.records import find_records, private_table
 from pe_ray.values import Framing, ImageShape
 
 FRAMING = Framing(
@@ -32,6 +34,10 @@ def config(data: Path, **changes: Any) -> PrivateConfig:
 
 def check(data: Path, **changes: Any) -> TableReport:
     return check_records(config(data, **changes), FRAMING, 60.0)
+
+
+def sizes(data: Path) -> Mapping[str, int]:
+    return find_records(config(data)).sizes
 
 
 def png(shade: int, side: int = 4) -> bytes:
@@ -178,3 +184,15 @@ def test_a_public_table_is_read_alike_and_quotes_labels(ray_session: None, recor
     assert [fault.place for fault in public.faults] == [fault.place for fault in private.faults]
     assert any("'cow'" in fault.reason for fault in public.faults)
     assert not any("cow" in fault.reason for fault in private.faults)
+
+
+def test_a_run_is_refused_with_two_of_the_equal_files(ray_session: None, tmp_path: Path) -> None:
+    save_good(tmp_path)
+    copy = tmp_path / "cat" / "aa.png"
+    copy.write_bytes((tmp_path / "cat" / "plain.png").read_bytes())
+    with pytest.raises(InputError, match=r"^private\.data: .*aa\.png and .*plain\.png have"):
+        refuse_duplicates(sizes(tmp_path), config(tmp_path), 60.0)
+    (tmp_path / "dog" / "gone.png").symlink_to(tmp_path / "nowhere.png")  # left to the reader
+    (tmp_path / "dog" / "none.png").symlink_to(tmp_path / "nothing.png")
+    copy.unlink()
+    refuse_duplicates(sizes(tmp_path), config(tmp_path), 60.0)
