@@ -218,7 +218,8 @@ def test_the_ledger_of_an_unfinished_search_can_be_read(
 def test_the_plan_shows_all_strategies(
     searched: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    searched["tuning"]["public_data"] = {"data": "/public", "labels": STAND_IN}
+    public = save_parquet(tmp_path / "public", STAND_IN, each=1)
+    searched["tuning"]["public_data"] = {"data": str(public), "labels": STAND_IN}
     metric = {"kind": "frechet"}
     searched["tuning"]["objective"] = {"kind": "public", "mode": "min", "metric": metric}
     file = tmp_path / "config.yaml"
