@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pe_ray.private.checking import TableReport
     from pe_ray.tuning.search import Search
 
+_READ = "{} could be read to its end"  # which a table with bad rows can be as well
 _SHOWN = 5  # sizes in one line
 _LONGEST = 400  # characters of another library's error
 
@@ -164,7 +165,10 @@ def _read_data(checks: _Checks, config: Config, search: Search | None) -> list[T
     seconds = config.resources.stall_seconds
     checks.make("private.cache", lambda: check_cache(config.private))
     reports = [
-        checks.make("private.data", lambda: check_records(config.private, config.framing, seconds))
+        checks.make(
+            _READ.format("private.data"),
+            lambda: check_records(config.private, config.framing, seconds),
+        )
     ]
     tables = public_tables(config)
     if search is not None:
@@ -173,7 +177,7 @@ def _read_data(checks: _Checks, config: Config, search: Search | None) -> list[T
         tables += searches.public_tables(search)
     for table, framing in tables:
         read = partial(check_table, table, framing, seconds)
-        reports.append(checks.make(table.name_field("data"), read))
+        reports.append(checks.make(_READ.format(table.name_field("data")), read))
     return [report for report in reports if report is not None]
 
 
@@ -209,7 +213,7 @@ def _try_parts(
 def _name_skipped(checks: Sequence[_Check], installed: bool) -> list[str]:
     """Name what could not be checked because something else failed."""
     made = [check.what for check in checks]
-    if "private.data" not in made:
+    if _READ.format("private.data") not in made:
         return ["data and plugins, which need Ray"]
     if not installed:
         return ["generators, embedder and metrics, which need what is refused above"]
