@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pe_ray.components.embedders.label_features import LabelFeaturesOptions
 from pe_ray.config import Config
+from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.config.kinds import Plugin
 from pe_ray.errors import InputError
+from pe_ray.files.image_shards import count_passed_over, find_shards, summarize
+from pe_ray.files.image_tables import DIGITS, ImageTable
 from pe_ray.files.parts import part_rows
+from pe_ray.files.storage import io_errors_as_input_errors, resolve_place
 from pe_ray.plugins import Generator, load
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.release.accounting import calibrate, epsilon_of
 from pe_ray.release.releases import shape_releases
 from pe_ray.synthetic.population import apportion
-from pe_ray.values import Release
+from pe_ray.synthetic.scoring import reference_table
+from pe_ray.values import Framing, Release
 
 PROBE_IMAGES = (1, 8, 64)
 PROBE_SECONDS = 0.5
@@ -162,6 +167,65 @@ def _bill_calls(config: Config, drawn: int, calls: Sequence[int]) -> tuple[Bill,
             max_cost=price.max_cost,
         )
     return tuple(due.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedFiles:
+    """What a run would read for one field of the configuration.
+
+    files: how many; None where they can't be seen from here. passed_over: reason -> number of
+    names. summary: the same in words.
+    """
+
+    field: str
+    data: str
+    files: int | None
+    passed_over: Mapping[str, int]
+    summary: str
+
+
+def public_tables(config: Config) -> list[tuple[ImageTable, Framing]]:
+    """List the public images that a run reads, each with how it brings them to its shape."""
+    found = []
+    if config.metrics.public is not None:
+        found.append((reference_table(config, config.metrics.public), config.framing))
+    for plugin in generators_of(config):
+        table = plugin.options.public_table
+        if table is not None:
+            found.append((table, plugin.options.framing or config.framing))
+    return found
+
+
+def generators_of(config: Config) -> list[Plugin]:
+    """List the generators of a run, each once."""
+    made = [config.generator_at(t) for t in range(config.schedule.iterations + 1)]
+    return [plugin for number, plugin in enumerate(made) if plugin not in made[:number]]
+
+
+def plan_files(
+    table: ImageTable, resources: ResourcesConfig, node_label: str | None = None
+) -> PlannedFiles:
+    """Find the files that a run would read as this table, from names and schemas alone.
+
+    Data on labelled nodes is not looked for. What is not on this machine may be on a cluster's, if
+    one is named. Else InputError names the field.
+    """
+    unseen = None
+    if node_label is not None:
+        unseen = f"not seen from here: only nodes labelled {node_label} may read it"
+    elif resources.address and table.data != DIGITS:
+        place = resolve_place(table.data, table.name_field("data"))
+        with io_errors_as_input_errors(table.name_field("data"), place):
+            if not place.exists():
+                unseen = "not on this machine; the cluster's must have it"
+    found = None if unseen else find_shards(table)
+    return PlannedFiles(
+        field=table.name_field("data"),
+        data=table.data,
+        files=found.num_files if found else None,
+        passed_over=count_passed_over(found) if found else {},
+        summary=summarize(found) if found else unseen or "",
+    )
 
 
 def require_affordable(made: Plan) -> None:

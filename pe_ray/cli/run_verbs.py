@@ -6,6 +6,7 @@ import argparse
 import time
 from dataclasses import asdict
 
+from pe_ray.cli.inputs import plan_inputs, print_inputs
 from pe_ray.cli.printing import (
     AddVerb,
     add_address,
@@ -55,6 +56,7 @@ def _plan(options: argparse.Namespace) -> None:
         return
     config = Config.from_yaml(options.config, options.set)
     ledger_folder(config)
+    files = plan_inputs(config)
     made, sizes = plan(config), config.schedule.sizes
     seconds = worker_seconds(config, made.calls)
     if options.json:
@@ -69,9 +71,11 @@ def _plan(options: argparse.Namespace) -> None:
                 "disk_bytes": made.disk_bytes,
                 "worker_seconds": seconds,
                 "bills": [asdict(bill) for bill in made.bills],
+                "data": [asdict(read) for read in files],
             }
         )
         return
+    print_inputs(files)
     print(f"guarantee   {state_claim(made.epsilon, made.delta, made.unit)}")
     for release in made.releases:
         what = kind_of(release).describe(release)

@@ -7,6 +7,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
+from pe_ray.cli.inputs import plan_inputs, print_inputs
 from pe_ray.cli.printing import (
     AddVerb,
     add_address,
@@ -70,14 +71,19 @@ def _tune(options: argparse.Namespace) -> None:
 
 def print_cost(search: Search, as_json: bool) -> None:
     """Print what a search costs and what it leaves for the final run."""
+    from dataclasses import asdict
+
+    from pe_ray.tuning import search as searches
     from pe_ray.tuning.budget import plan_cost
     from pe_ray.tuning.checks import check_search
 
     check_search(search)
+    files = plan_inputs(search.config, searches.public_tables(search))
     cost, budget = plan_cost(search), search.config.privacy.budget
     if as_json:
-        print_json(cost)
+        print_json({**cost, "data": [asdict(read) for read in files]})
         return
+    print_inputs(files)
     print(f"guarantee   {state_claim(budget.epsilon, budget.delta, budget.unit)}, search included")
     print(f"search      {cost['strategy']}: {cost['search_share']:.0%} of mu^2")
     print(

@@ -1,12 +1,14 @@
-"""Optional dependencies: refuse a configuration that needs what is not installed."""
+"""What a configuration needs on this machine: optional dependencies, and files that it names."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 from pydantic import BaseModel
 
 from pe_ray.errors import InputError
+from pe_ray.files.storage import expand_home
 
 EXTRAS = {
     "embedders": {"cleanfid", "safetensors", "torch", "torchvision", "transformers"},
@@ -21,16 +23,33 @@ def require_extras(part: BaseModel, field: str = "") -> None:
 
     Asks every model in it that states `modules`, down to the options of plugins.
     """
-    modules = getattr(part, "modules", ())
-    missing = [name for name in modules if find_spec(name) is None]
-    if missing:
-        extras = [extra for extra, held in EXTRAS.items() if held.issuperset(modules)]
-        wanted = f"'pe_ray[{extras[0]}]'" if extras else " ".join(missing)
-        raise InputError(
-            f"{field}: needs {', '.join(missing)}, not installed here; pip install {wanted}"
-        )
+    for place, model in _walk(part, field):
+        modules = getattr(model, "modules", ())
+        missing = [name for name in modules if find_spec(name) is None]
+        if missing:
+            extras = [extra for extra, held in EXTRAS.items() if held.issuperset(modules)]
+            wanted = f"'pe_ray[{extras[0]}]'" if extras else " ".join(missing)
+            raise InputError(
+                f"{place}: needs {', '.join(missing)}, not installed here; pip install {wanted}"
+            )
+
+
+def require_paths(part: BaseModel) -> None:
+    """Raise InputError where `part` of a configuration names a file that is not on this machine.
+
+    Asks every model in it that states `local_paths`.
+    """
+    for place, model in _walk(part, ""):
+        for option, path in getattr(model, "local_paths", {}).items():
+            if not expand_home(path).exists():
+                raise InputError(f"{place}.{option}: {path} does not exist on this machine")
+
+
+def _walk(part: BaseModel, field: str) -> Iterator[tuple[str, BaseModel]]:
+    """Yield each model in `part`, with its field, from the top down."""
+    yield field, part
     for name, value in part:
         for below in value if isinstance(value, tuple) else (value,):
             if isinstance(below, BaseModel):
                 is_plugin = name == "options"  # written flat, so no level of the path
-                require_extras(below, field if is_plugin else f"{field}.{name}".strip("."))
+                yield from _walk(below, field if is_plugin else f"{field}.{name}".strip("."))

@@ -42,6 +42,20 @@ class ImageBatch:
     rows: NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredBatch:
+    """Rows of a slice as they are stored; `names`, `users` and `rows` as in ImageBatch.
+
+    cells: images, not decoded. labels: as stored, None without a column.
+    """
+
+    cells: list[Any]
+    labels: list[Any]
+    names: list[str | None]
+    users: list[Any]
+    rows: NDArray[np.int64]
+
+
 def count_images(table: ImageTable, shards: Sequence[TableSlice]) -> list[int]:
     """Count the rows of each shard that pass `where`; InputError if there is none."""
     tested = [name for name in table.where if any(name not in s.folder_values for s in shards)]
@@ -60,9 +74,26 @@ def count_images(table: ImageTable, shards: Sequence[TableSlice]) -> list[int]:
 def read_batches(
     table: ImageTable, part: TableSlice, framing: Framing, wanted: NDArray[np.int64] | None = None
 ) -> Iterator[ImageBatch]:
-    """Decode the rows of a slice that pass `where`, in order, at most 64 at a time.
+    """Decode the rows that `read_stored` yields.
 
-    wanted: ascending positions among these rows, of those to decode; None for all.
+    Guarantee: errors of a private table carry no content (see ImageTable).
+    """
+    for stored in read_stored(table, part, wanted):
+        yield ImageBatch(
+            images=_decode(table, part, stored, framing),
+            labels=_match_labels(table, part, stored),
+            names=stored.names,
+            users=stored.users,
+            rows=stored.rows,
+        )
+
+
+def read_stored(
+    table: ImageTable, part: TableSlice, wanted: NDArray[np.int64] | None = None
+) -> Iterator[StoredBatch]:
+    """Read the rows of a slice that pass `where`, in order, at most 64 at a time; decode none.
+
+    wanted: ascending positions among these rows, of those to read; None for all.
 
     Guarantee: errors of a private table carry no content (see ImageTable).
     """
@@ -86,12 +117,8 @@ def read_batches(
                     for name in columns[:3]
                 )
                 names = _name_labels(table, part, labels)
-                yield ImageBatch(
-                    images=_decode(table, part, numbers, cells, framing),
-                    labels=_match_labels(table, part, numbers, names, labels),
-                    names=names,
-                    users=users,
-                    rows=numbers,
+                yield StoredBatch(
+                    cells=cells, labels=labels, names=names, users=users, rows=numbers
                 )
 
 
@@ -151,15 +178,11 @@ def _select(
 
 
 def _decode(
-    table: ImageTable,
-    part: TableSlice,
-    rows: NDArray[np.int64],
-    cells: Sequence[Any],
-    framing: Framing,
+    table: ImageTable, part: TableSlice, stored: StoredBatch, framing: Framing
 ) -> NDArray[np.uint8]:
-    shape = framing.shape
+    shape, rows = framing.shape, stored.rows
     decoded = np.empty((len(rows), shape.height, shape.width, shape.channels), dtype=np.uint8)
-    for position, (row, cell) in enumerate(zip(rows.tolist(), cells, strict=True)):
+    for position, (row, cell) in enumerate(zip(rows.tolist(), stored.cells, strict=True)):
         try:
             decoded[position] = images.frame_image(cell, framing)
         except images.Unusable as error:
@@ -172,21 +195,25 @@ def _name_labels(table: ImageTable, part: TableSlice, labels: Sequence[Any]) -> 
     return [find_name(label, *settings) for label in labels]
 
 
-def _match_labels(
-    table: ImageTable,
-    part: TableSlice,
-    rows: NDArray[np.int64],
-    names: Sequence[str | None],
-    labels: Sequence[Any],
-) -> NDArray[np.int32]:
+def _match_labels(table: ImageTable, part: TableSlice, stored: StoredBatch) -> NDArray[np.int32]:
+    matched = find_labels(table, stored.names)
+    if table.labels is not None and -1 in matched:
+        first = matched.tolist().index(-1)
+        reason = explain_label(table, stored.names[first], stored.labels[first])
+        raise table.row_error(part, int(stored.rows[first]), reason)
+    return matched
+
+
+def find_labels(table: ImageTable, names: Sequence[str | None]) -> NDArray[np.int32]:
+    """Return the positions of names in the table's labels; -1 for what isn't among them."""
     if table.labels is None or table.label_column is None:
-        return np.full(len(rows), -1 if table.labels is None else 0, dtype=np.int32)
+        return np.full(len(names), -1 if table.labels is None else 0, dtype=np.int32)
     positions = {unicodedata.normalize("NFC", name): i for i, name in enumerate(table.labels)}
-    matched = [positions.get(name or "", -1) for name in names]
-    if -1 in matched:
-        first = matched.index(-1)
-        shown = labels[first] if names[first] is None else names[first]
-        which = "label" if table.private else f"label {shown!r}"
-        reason = f"{which} is not one of {table.name_field('labels')}"
-        raise table.row_error(part, int(rows[first]), reason)
-    return np.array(matched, dtype=np.int32)
+    return np.array([positions.get(name or "", -1) for name in names], dtype=np.int32)
+
+
+def explain_label(table: ImageTable, name: str | None, label: Any) -> str:
+    """Say that a label is not among the table's; quote it unless the table is private."""
+    shown = label if name is None else name
+    which = "label" if table.private else f"label {shown!r}"
+    return f"{which} is not one of {table.name_field('labels')}"

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 
+from pe_ray.errors import InputError
 from pe_ray.files import images
 from pe_ray.files.data_folders import (
     HIDDEN,
@@ -33,7 +34,15 @@ from pe_ray.files.data_folders import (
     list_path_values,
     list_plain_folders,
 )
-from pe_ray.files.image_tables import DIGITS, SPLIT, ImageTable, TableSlice, pack_names
+from pe_ray.files.image_tables import (
+    DIGITS,
+    SPLIT,
+    Faults,
+    ImageTable,
+    TableSlice,
+    open_each,
+    pack_names,
+)
 from pe_ray.files.layouts import (
     arrow_files,
     class_folders,
@@ -88,8 +97,10 @@ def list_shards(table: ImageTable) -> list[TableSlice]:
     return find_shards(table).shards
 
 
-def find_shards(table: ImageTable) -> FoundShards:
+def find_shards(table: ImageTable, faults: Faults | None = None) -> FoundShards:
     """Find the files or class folders of a table, each whole; at least one row in all.
+
+    faults: gets every file or folder that can't be read, and its error. None: the first is raised.
 
     Guarantee: reads names, sizes and schemas, but no row.
     """
@@ -99,9 +110,10 @@ def find_shards(table: ImageTable) -> FoundShards:
     with io_errors_as_input_errors(table.name_field("data"), path):
         if not path.exists():
             raise table.refuse(f"{table.data} does not exist")
-        found = _find_in_file(table, path) if path.is_file() else _find_in_folder(table, path)
+        find = _find_in_file if path.is_file() else _find_in_folder
+        found = find(table, path, faults)
     shards = [replace(part, shard=shard) for shard, part in enumerate(found.shards)]
-    if not any(part.stop for part in shards):
+    if not any(part.stop for part in shards) and not faults:
         if table.where and found.passed_over.get(NOT_KEPT):
             raise table.refuse(f"keeps no file of {table.data}; correct it", "where")
         raise table.refuse(f"{table.data} holds no image")
@@ -122,21 +134,21 @@ def split_shards(shards: Sequence[TableSlice]) -> list[TableSlice]:
     return slices
 
 
-def _find_in_file(table: ImageTable, file: Location) -> FoundShards:
+def _find_in_file(table: ImageTable, file: Location, faults: Faults | None) -> FoundShards:
     _refuse_foreign(table, file, None)
     name = file.name.lower()
     layouts = [layout for layout in (*_BY_ENDING, file_lists) if name.endswith(layout.SUFFIXES)]
     layout = layouts[0] if layouts else parquet_files
-    shards = layout.list_shards(table, file, [])
+    shards = layout.list_shards(table, file, [], faults)
     files = file_lists.measure_images(table, shards) if layout is file_lists else ()
     return FoundShards(shards=shards, files=files)
 
 
-def _find_in_folder(table: ImageTable, root: Location) -> FoundShards:
+def _find_in_folder(table: ImageTable, root: Location, faults: Faults | None) -> FoundShards:
     listing = list_data_files(root, table.labels or ())
     kind = lake_tables.find_kind(listing)
     if kind is not None:
-        return _find_in_lake(table, root, listing, kind)
+        return _find_in_lake(table, root, listing, kind, faults)
     _refuse_foreign(table, root, listing)
     root, listing, split = _choose_split(table, root, listing)
     if split:  # what the folder says needs no column
@@ -145,13 +157,16 @@ def _find_in_folder(table: ImageTable, root: Location) -> FoundShards:
     listing = _keep_partitions(table, listing)
     layout = _choose_layout(listing)
     if layout is class_folders:
-        shards = class_folders.list_shards(table, root, listing)
-        listing = listing.keep(images.is_image, NOT_DATA)
+        shards = class_folders.list_shards(table, root, listing, faults)
+        bad = {place for place, _ in faults or ()}
+        listing = listing.keep(
+            lambda name: images.is_image(name) or str(root / name) in bad, NOT_DATA
+        )
     else:
         names = [name for name in listing.names if _is_of(layout, name)]
-        shards = layout.list_shards(table, root, names)
-        listing = _leave_out_unread(layout, table, root, shards, listing)
-    if not shards and not listing.passed_over.get(NOT_KEPT):
+        shards = layout.list_shards(table, root, names, faults)
+        listing = _leave_out_unread(layout, table, root, shards, listing, faults or ())
+    if not shards and not listing.passed_over.get(NOT_KEPT) and not faults:
         raise table.refuse(f"{table.data} holds neither tables, nor lists of files, nor images")
     shards = [replace(part, folder_values={**split, **part.folder_values}) for part in shards]
     files = [(str(root / file.name), file.size) for file in listing.files]
@@ -161,12 +176,17 @@ def _find_in_folder(table: ImageTable, root: Location) -> FoundShards:
 
 
 def _find_in_lake(
-    table: ImageTable, root: Location, listing: FolderListing, kind: str
+    table: ImageTable, root: Location, listing: FolderListing, kind: str, faults: Faults | None
 ) -> FoundShards:
     files = lake_tables.list_files(table, root, listing, kind)
     listing = listing.keep(files.__contains__, NOT_CURRENT)
     listing = _keep_partitions(table, listing, files.__getitem__)
-    shards = [parquet_files.open_file(table, root / name, files[name]) for name in listing.names]
+    shards = open_each(
+        lambda file, name: parquet_files.open_file(table, file, files[name]),
+        root,
+        listing.names,
+        faults,
+    )
     sizes = [(str(root / file.name), file.size) for file in listing.files]
     return FoundShards(shards=shards, passed_over=listing.passed_over, files=sizes)
 
@@ -192,8 +212,9 @@ def _leave_out_unread(
     root: Location,
     shards: Sequence[TableSlice],
     listing: FolderListing,
+    faults: Sequence[tuple[str, InputError]],
 ) -> FolderListing:
-    """Return the listing with only the files that hold rows, or images that a list names."""
+    """Return the listing with only the files that hold rows or are bad, or images in a list."""
     if layout is file_lists:
         listed = {
             os.path.normpath(str(image))
@@ -203,7 +224,7 @@ def _leave_out_unread(
         files = tuple(file for file in listing.files if not _is_of(layout, file.name))
         listing = replace(listing, files=files)
         return listing.keep(lambda name: os.path.normpath(str(root / name)) in listed, NOT_LISTED)
-    read = {str(part.source) for part in shards}
+    read = {str(part.source) for part in shards} | {place for place, _ in faults}
     return listing.keep(lambda name: str(root / name) in read, NOT_DATA)
 
 
@@ -288,6 +309,11 @@ def _list_parents(path: Location) -> list[Location]:
         return list(path.parents)
     parts = path.key.split("/")
     return [replace(path, key="/".join(parts[:depth])) for depth in range(len(parts) - 1, 0, -1)]
+
+
+def count_passed_over(found: FoundShards) -> dict[str, int]:
+    """Count the names that are passed over, by reason."""
+    return {reason: len(names) for reason, names in found.passed_over.items()}
 
 
 def summarize(found: FoundShards) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -110,7 +110,39 @@ class TableSlice:
 
     def place(self, row: int) -> str:
         """Say where a row of a public table is."""
-        return str(self.paths[row - self.start]) if self.files else f"{self.source}, row {row}"
+        if self.files:
+            return str(self.paths[row - self.start])
+        return f"{self.source or self.layout}, row {row}"
+
+
+Faults = list[tuple[str, InputError]]
+"""(Path of a file or folder, why it can't be read), of each that keeps a table from being read."""
+
+
+def raise_or_note(faults: Faults | None, place: object, error: InputError) -> None:
+    """Raise `error`, or note it where faults are collected."""
+    if faults is None:
+        raise error
+    faults.append((str(place), error))
+
+
+def open_each(
+    open_file: Callable[[Location, str], TableSlice],
+    root: Location,
+    names: Sequence[str],
+    faults: Faults | None,
+) -> list[TableSlice]:
+    """Open the files `names` below `root`, or `root` itself if there are none.
+
+    open_file: gets a file and its name below `root`.
+    """
+    opened = []
+    for file, name in [(root / name, name) for name in names] or [(root, "")]:
+        try:
+            opened.append(open_file(file, name))
+        except InputError as error:
+            raise_or_note(faults, file, error)
+    return opened
 
 
 def pack_names(names: Sequence[str]) -> bytes:

@@ -12,6 +12,7 @@ import mimetypes
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -166,12 +167,33 @@ def _to_array(value: Any, shape: tuple[int, ...], item: pa.DataType) -> NDArray[
         return None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FramedImage:
+    """An image in the run's shape, and what was stored: its sides and its kind of pixels.
+
+    mode: Pillow's name of it; of a tensor the name of its numbers.
+    """
+
+    pixels: NDArray[np.uint8]
+    height: int
+    width: int
+    mode: str
+
+
 def frame_image(value: StoredImage, framing: Framing) -> NDArray[np.uint8]:
+    """Decode a stored image and bring it to the shape of the run's (see `inspect_image`)."""
+    return inspect_image(value, framing).pixels
+
+
+def inspect_image(value: StoredImage, framing: Framing) -> FramedImage:
     """Decode a stored image and bring it to the shape of the run's; raise Unusable if need be.
 
     Guarantee: a function of this value alone; an error's reason is one of a fixed few.
     """
-    return fit_image(decode_image(value, framing.shape.channels, framing.background), framing)
+    picture, mode = _open(value)
+    image = _convert(picture, framing.shape.channels, framing.background)
+    height, width, _ = image.shape
+    return FramedImage(pixels=fit_image(image, framing), height=height, width=width, mode=mode)
 
 
 def fit_image(image: NDArray[np.uint8], framing: Framing) -> NDArray[np.uint8]:
@@ -201,7 +223,18 @@ def decode_image(value: StoredImage, channels: int, background: str = "black") -
 
     Guarantee: a function of this value alone; an error's reason is one of a fixed few.
     """
-    image = from_tensor(value) if isinstance(value, np.ndarray) else _from_bytes(_read(value))
+    image, _ = _open(value)
+    return _convert(image, channels, background)
+
+
+def _open(value: StoredImage) -> tuple[Image.Image, str]:
+    """Return a stored image with 8 bits a sample, and its kind of pixels as stored."""
+    if isinstance(value, np.ndarray):
+        return from_tensor(value), str(value.dtype)
+    return _from_bytes(_read(value))
+
+
+def _convert(image: Image.Image, channels: int, background: str) -> NDArray[np.uint8]:
     try:
         if image.has_transparency_data:
             ground = Image.new("RGBA", image.size, ImageColor.getrgb(background))
@@ -222,9 +255,9 @@ def _read(value: bytes | Readable | None) -> bytes:
     return content
 
 
-def _from_bytes(content: bytes) -> Image.Image:
+def _from_bytes(content: bytes) -> tuple[Image.Image, str]:
     if medical.is_medical(content):
-        return _from_medical(content)
+        return _from_medical(content), "medical"
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
@@ -232,7 +265,7 @@ def _from_bytes(content: bytes) -> Image.Image:
                 io.BytesIO(content), formats=[*dict.fromkeys(_list_kinds().values())]
             )
             image.load()
-            return normalize(image)
+            return normalize(image), image.mode
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise Unusable("image has too many pixels") from None
         except Unusable:

@@ -188,6 +188,30 @@ def require_writable(path: Location, field: str) -> None:
         probe.unlink(missing_ok=True)
 
 
+def require_creatable(path: Location, field: str) -> None:
+    """Raise InputError unless the folder `path` can be made, or written to; make nothing.
+
+    In a store, only an object that is put and deleted tells.
+    """
+    if isinstance(path, ObjectPath):
+        require_writable(path, field)
+        return
+    with io_errors_as_input_errors(field, path):
+        folder = find_existing(path)
+        if not folder.is_dir():
+            raise InputError(f"{field}: {folder} is a file; give a folder")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise InputError(
+                f"{field}: {folder} can't be written; give another folder, or see to its "
+                "permissions"
+            )
+
+
+def find_existing(path: Path) -> Path:
+    """Return `path`, or the nearest folder above it that exists."""
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
 @contextmanager
 def full_disk_as_input_error(folder: Location) -> Iterator[None]:
     """Re-raise a full disk (or quota) as InputError; other errors pass."""

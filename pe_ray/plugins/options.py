@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from pe_ray.files.image_tables import ImageTable
 from pe_ray.plugins.spelling import did_you_mean
 from pe_ray.values import DistanceMetric, Framing, ImageShape, Price
 
@@ -40,6 +41,11 @@ class Options(BaseModel):
     """Fields that change no output. A run may continue with other values."""
     modules: ClassVar[tuple[str, ...]] = ()
     """Optional dependencies that the plugin imports. A run is refused without them."""
+
+    @property
+    def local_paths(self) -> Mapping[str, str]:
+        """Option -> path of a file or folder that must be on every machine that uses the plugin."""
+        return {}
 
     @model_serializer(mode="wrap")
     def _serialize(
@@ -104,6 +110,11 @@ class GeneratorOptions(Options):
     @property
     def framing(self) -> Framing | None:
         """How stored public images are brought to that shape, as private ones are; None: none."""
+        return None
+
+    @property
+    def public_table(self) -> ImageTable | None:
+        """Public images that the generator reads, brought to its `framing`; None: none."""
         return None
 
     def check_degree(self, degree: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import ray
@@ -22,27 +23,42 @@ _CHUNK = 1 << 20
 def refuse_duplicates(
     files: Sequence[tuple[str, int]], config: PrivateConfig, stall_seconds: float
 ) -> None:
-    """Raise InputError, naming both, where two files have the same content.
+    """Raise InputError, naming two files, where some have the same content.
 
     files: path and bytes of each. Only files of equal size are read.
 
-    Guarantee: nothing but the names of two files reaches the driver. The error is for whoever
-    holds the data, and nothing publishes it. Spends nothing.
+    Guarantee: nothing reaches the driver but the names of such files and how many groups of them
+    there are. The error is for whoever holds the data, and nothing publishes it. Spends nothing.
+    """
+    groups, _ = find_duplicates(files, config, stall_seconds, at_most=1)
+    for first, second, *_ in groups:
+        raise InputError(
+            f"private.data: {first} and {second} have the same content, and each would count; "
+            "remove one, or set private.duplicates: allow if both are records"
+        )
+
+
+def find_duplicates(
+    files: Sequence[tuple[str, int]], config: PrivateConfig, stall_seconds: float, at_most: int
+) -> tuple[list[list[str]], int]:
+    """Find groups of files with the same content; none where private.duplicates allows them.
+
+    Files that can't be opened are left to whoever reads them. Returns the first groups, at most
+    `at_most` in the order of their first two names, and how many there are.
+
+    Guarantee: nothing but these names and their number reaches the driver.
     """
     if config.duplicates == "allow":
-        return
+        return [], 0
     suspects = list_suspects(files)
     task = private_task(_digest_files, config.node_label)
     parts = [
         task.remote(suspects[start : start + _FILES_PER_TASK], stall_seconds)
         for start in range(0, len(suspects), _FILES_PER_TASK)
     ]
-    pair = ray.get(private_task(_find_pair, config.node_label).remote(*parts))
-    if pair is not None:
-        raise InputError(
-            f"private.data: {pair[0]} and {pair[1]} have the same content, and each would count; "
-            "remove one, or set private.duplicates: allow if both are records"
-        )
+    group = private_task(_group_files, config.node_label)
+    found: tuple[list[list[str]], int] = ray.get(group.remote(at_most, *parts))
+    return found
 
 
 def list_suspects(files: Sequence[tuple[str, int]]) -> list[str]:
@@ -58,7 +74,11 @@ def list_suspects(files: Sequence[tuple[str, int]]) -> list[str]:
 
 def _digest_files(paths: Sequence[str], stall_seconds: float) -> list[tuple[bytes, str]]:
     with hide_private_errors("private.data: reading", stall_seconds):
-        return [(digest_file(parse_location(path)), path) for path in paths]
+        digests = []
+        for path in paths:
+            with suppress(OSError):
+                digests.append((digest_file(parse_location(path)), path))
+        return digests
 
 
 def digest_file(file: Location) -> bytes:
@@ -77,11 +97,11 @@ def digest_file(file: Location) -> bytes:
     return digest.digest()
 
 
-def _find_pair(*parts: Sequence[tuple[bytes, str]]) -> tuple[str, str] | None:
-    """Return the first two files with the same digest, by name."""
-    first: dict[bytes, str] = {}
-    for digest, path in sorted((found for part in parts for found in part), key=lambda f: f[1]):
-        if digest in first:
-            return first[digest], path
-        first[digest] = path
-    return None
+def _group_files(at_most: int, *parts: Sequence[tuple[bytes, str]]) -> tuple[list[list[str]], int]:
+    """Return the names of files with the same digest, sorted, and how many groups there are."""
+    of_digest: dict[bytes, list[str]] = defaultdict(list)
+    for part in parts:
+        for digest, path in part:
+            of_digest[digest].append(path)
+    groups = [sorted(paths) for paths in of_digest.values() if len(paths) > 1]
+    return sorted(groups, key=lambda group: group[1])[:at_most], len(groups)

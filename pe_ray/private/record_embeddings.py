@@ -25,7 +25,7 @@ from pe_ray.config.kinds import Plugin
 from pe_ray.errors import FaultError, InputError, RecordError
 from pe_ray.files.image_shards import FoundShards, split_shards, summarize
 from pe_ray.files.image_tables import TableSlice
-from pe_ray.files.storage import file_version
+from pe_ray.files.storage import file_version, require_creatable
 from pe_ray.private.duplicates import refuse_duplicates
 from pe_ray.private.records import find_records, private_table, read_records
 from pe_ray.private.tasks import RETRIES, private_task
@@ -266,6 +266,18 @@ def make_cache_folder(config: PrivateConfig) -> str:
     return str(folder.resolve())
 
 
+def check_cache_folder(config: PrivateConfig) -> None:
+    """Raise InputError where `make_cache_folder` would, on this node; create nothing.
+
+    Guarantee: depends on configuration, environment and the folder only.
+    """
+    folder = cache_folder(config)
+    if folder is not None:
+        require_creatable(folder.resolve(), "private.cache")
+        if folder.exists():
+            _refuse_readable(folder, folder.stat().st_mode)
+
+
 def _make_private(folder: Path) -> None:
     """Create the folder with mode 0700 on this node; refuse one that others can read."""
     try:
@@ -273,6 +285,10 @@ def _make_private(folder: Path) -> None:
         mode = folder.stat().st_mode
     except OSError as error:
         raise _SetupError(f"private.cache: {folder} can't be made ({error.strerror})") from None
+    _refuse_readable(folder, mode)
+
+
+def _refuse_readable(folder: Path, mode: int) -> None:
     if mode & 0o077:
         raise _SetupError(f"private.cache: others can read {folder}; chmod 700 it")
 

@@ -13,6 +13,9 @@ from pe_ray.files.image_shards import FoundShards, find_shards, split_shards
 from pe_ray.files.image_tables import ImageTable, TableSlice
 from pe_ray.values import Framing
 
+NO_USER = "user is null"
+"""Why a record without a user can't be used."""
+
 
 def private_table(config: PrivateConfig) -> ImageTable:
     """Return where the private records are, with errors that carry no content."""
@@ -54,11 +57,14 @@ def read_records(part: TableSlice, config: PrivateConfig, framing: Framing) -> I
         if config.user_column is not None:
             for row, user in zip(batch.rows.tolist(), batch.users, strict=True):
                 if user is None:
-                    raise table.row_error(part, row, "user is null")
-            batch = replace(batch, users=[_digest(user) for user in batch.users])
+                    raise table.row_error(part, row, NO_USER)
+            batch = replace(batch, users=[digest_user(user) for user in batch.users])
         yield batch
 
 
-def _digest(user: Any) -> bytes:
-    """Return a 128-bit digest (BLAKE2b, hexadecimal), which is the same in every file."""
+def digest_user(user: Any) -> bytes:
+    """Return a 128-bit digest (BLAKE2b, hexadecimal), which is the same in every file.
+
+    Guarantee: stays inside zone 1.
+    """
     return hashlib.blake2b(str(user).encode(), digest_size=16).hexdigest().encode()

@@ -64,19 +64,26 @@ class Ledger:
                 if not sql.has_charges(database):
                     sql.write_terms(database, terms)
         ledger = cls(path)
-        ours, theirs = _flatten(terms), _flatten(ledger._terms)
-        for name, value in theirs.items():
-            if value != ours[name]:
-                raise InputError(
-                    f"{path}: belongs to another configuration or budget ({name} {value}, not "
-                    f"{ours[name]}); restore the one in config.yaml, or give another output.path"
-                )
+        ledger.require_terms(budget, fingerprint, accounting)
         return ledger
 
     @classmethod
     def open(cls, path: Path) -> Ledger:
         """Open an existing ledger."""
         return cls(path)
+
+    def require_terms(
+        self, budget: Budget, fingerprint: str, accounting: Accounting = "fixed"
+    ) -> None:
+        """Raise InputError unless the ledger was created for these."""
+        ours = _flatten(Terms(budget=budget, fingerprint=fingerprint, accounting=accounting))
+        for name, value in _flatten(self._terms).items():
+            if value != ours[name]:
+                raise InputError(
+                    f"{self.path}: belongs to another configuration or budget ({name} {value}, "
+                    f"not {ours[name]}); restore the one in config.yaml, or give another "
+                    "output.path"
+                )
 
     def reserve(self, release: Release) -> None:
         """Charge `release`; a second call with the same release changes nothing.

@@ -40,8 +40,10 @@ from pe_ray.files.storage import (
     atomic_write,
     delete_tree,
     fetch_copy,
+    find_existing,
     io_errors_as_input_errors,
     list_names,
+    require_creatable,
     require_writable,
     resolve_place,
 )
@@ -152,15 +154,46 @@ def on_disk(path: str | Path) -> RunDirectory:
 @contextmanager
 def claim_directory(config: Config) -> Iterator[RunDirectory]:
     """Create or continue the run directory of `config`; lock it against a second process."""
-    place = resolve_place(config.output.path, "output.path")
-    run = RunDirectory(place, ledger_folder(config) / LEDGER)
+    run = _find_directory(config)
     with lock_directory(run):
-        with io_errors_as_input_errors("output.path", run.path):
-            bare = run.is_bare
-            bind_directory(run, run.config, _read_bound, config.bound(), bare=bare)
+        bare = _bind(run, config)
         require_writable(run.path, "output.path")
         bind_files(run, config, config.bound(), bare=bare)
         yield run
+
+
+def check_directory(config: Config) -> RunDirectory:
+    """Raise InputError where `claim_directory` would; create nothing."""
+    run = _find_directory(config)
+    require_free(run)
+    if not _bind(run, config):
+        require_same_files(run, config, config.bound())
+    return run
+
+
+def _find_directory(config: Config) -> RunDirectory:
+    place = resolve_place(config.output.path, "output.path")
+    return RunDirectory(place, ledger_folder(config) / LEDGER)
+
+
+def _bind(run: RunDirectory, config: Config) -> bool:
+    """Refuse a run of another configuration; return whether nothing was made in it yet."""
+    with io_errors_as_input_errors("output.path", run.path):
+        bare = run.is_bare
+        bind_directory(run, run.config, _read_bound, config.bound(), bare=bare)
+    return bare
+
+
+def require_free(run: RunDirectory) -> None:
+    """Raise InputError where `lock_directory` would or nothing can be written; create nothing."""
+    folder, field = run.ledger.parent, run.ledger_field
+    with io_errors_as_input_errors(field, folder):
+        if folder.exists():
+            _refuse_shared(folder, field)
+        if is_locked(folder / _LOCK):
+            raise _in_use(run)
+    require_creatable(folder, field)
+    require_creatable(run.path, "output.path")
 
 
 @contextmanager
@@ -173,16 +206,24 @@ def lock_directory(run: RunDirectory, *, wait: bool = False) -> Iterator[None]:
     with others_cant_write(), ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if folder.stat().st_mode & stat.S_IWOTH:
-                raise InputError(f"{field}: anyone can write to {folder}; chmod o-w it")
+            _refuse_shared(folder, field)
             held.enter_context(locked(folder / _LOCK, None if wait else _LOCK_SECONDS))
         except TimeoutError:
-            raise InputError(
-                f"output.path: {run.path} is in use by another pe-ray; wait for it or stop it"
-            ) from None
+            raise _in_use(run) from None
         except OSError as error:
             raise InputError(f"{field}: {folder} can't be written ({error.strerror})") from None
         yield
+
+
+def _refuse_shared(folder: Path, field: str) -> None:
+    if folder.stat().st_mode & stat.S_IWOTH:
+        raise InputError(f"{field}: anyone can write to {folder}; chmod o-w it")
+
+
+def _in_use(run: RunDirectory) -> InputError:
+    return InputError(
+        f"output.path: {run.path} is in use by another pe-ray; wait for it or stop it"
+    )
 
 
 @contextmanager
@@ -347,7 +388,7 @@ def require_disk(directory: Location, num_bytes: int, field: str) -> None:
     if not isinstance(directory, Path):
         return
     held = 512 * sum(file.lstat().st_blocks for file in directory.rglob("*"))
-    free = shutil.disk_usage(directory).free
+    free = shutil.disk_usage(find_existing(directory)).free
     if held + free < num_bytes:
         raise InputError(
             f"{field}: {directory} needs up to {num_bytes / 2**30:.3g} GiB and has "

@@ -10,11 +10,13 @@ import logging
 import math
 from typing import Any
 
+from numpy.typing import NDArray
+
 from pe_ray import plugins
 from pe_ray.config import Config
 from pe_ray.config.blocks import PublicMetricsConfig
 from pe_ray.files.image_batches import count_images, evenly_spaced, read_images
-from pe_ray.files.image_shards import list_shards
+from pe_ray.files.image_shards import find_shards, summarize
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.files.storage import Location, atomic_write
 from pe_ray.run import Run
@@ -24,12 +26,16 @@ from pe_ray.synthetic.population_files import read_population
 
 logger = logging.getLogger(__name__)
 
+_TRIED_IMAGES = 1000
+
 
 def check_reference(config: Config) -> None:
     """Raise InputError if the public images can't be there; decode none."""
     if config.metrics.public is not None:
-        table = _reference(config, config.metrics.public)
-        count_images(table, list_shards(table))
+        table = reference_table(config, config.metrics.public)
+        found = find_shards(table)
+        logger.info("metrics.public.data: files: %s", summarize(found))
+        count_images(table, found.shards)
 
 
 def score_population(run: Run, population: Population) -> None:
@@ -40,7 +46,8 @@ def score_population(run: Run, population: Population) -> None:
         return
     if iteration % public.every and iteration != config.schedule.iterations:
         return
-    scores = run_in_worker(_compute_scores, config, public, population, resources=config.resources)
+    resources = config.resources
+    scores = run_in_worker(_compute_scores, config, public, population, resources=resources)
     for name in [name for name, score in scores.items() if not math.isfinite(score)]:
         del scores[name]  # no reason to stop a run whose budget is spent
         logger.warning("%s of population %d is not finite: left out", name, iteration)
@@ -49,10 +56,22 @@ def score_population(run: Run, population: Population) -> None:
     logger.info("population %d against public images: %s", iteration, found)
 
 
+def try_metrics(config: Config) -> None:
+    """Score some of the public images against themselves, in a worker; InputError if that fails."""
+    if config.metrics.public is not None:
+        run_in_worker(_try_scores, config, config.metrics.public, resources=config.resources)
+
+
 def read_scores(file: Location) -> dict[str, float]:
     """Return the scores of one iteration by name; none where it was not scored."""
     scores: dict[str, float] = json.loads(file.read_bytes()) if file.exists() else {}
     return scores
+
+
+def _try_scores(config: Config, public: PublicMetricsConfig) -> dict[str, float]:
+    table, at_most = reference_table(config, public), min(public.max_images, _TRIED_IMAGES)
+    images, labels = read_images(table, config.framing, at_most)
+    return _score(public, images, labels, images, labels)
 
 
 def _compute_scores(
@@ -61,16 +80,22 @@ def _compute_scores(
     ids = evenly_spaced(population.layout.num_samples, public.max_images)
     options = config.generator_at(population.iteration).options
     rows = read_population(population.directory, ids, options)
-    reference = read_images(_reference(config, public), config.framing, public.max_images)
+    table = reference_table(config, public)
+    reference = read_images(table, config.framing, public.max_images)
+    return _score(public, rows["image"], rows["label"], *reference)
+
+
+def _score(public: PublicMetricsConfig, *images_and_labels: NDArray[Any]) -> dict[str, float]:
     scores: dict[str, float] = {}
     for metric in public.metrics:
         scorer: Any = plugins.load("metric", metric.kind)(metric.options)
-        made = scorer.score(rows["image"], rows["label"], *reference)
+        made = scorer.score(*images_and_labels)
         scores |= {f"public/{name}": float(score) for name, score in made.items()}
     return scores
 
 
-def _reference(config: Config, public: PublicMetricsConfig) -> ImageTable:
+def reference_table(config: Config, public: PublicMetricsConfig) -> ImageTable:
+    """Return where the public images are that populations are compared with."""
     return ImageTable(
         block="metrics.public",
         private=False,

@@ -26,11 +26,12 @@ from pe_ray.config.kinds import Block, ObjectivePlugin, Plugin, StrategyPlugin
 from pe_ray.config.places import apart
 from pe_ray.config.yaml_tree import first_fault, read_tree
 from pe_ray.errors import InputError
+from pe_ray.files.image_tables import ImageTable
 from pe_ray.files.storage import Location
 from pe_ray.plugins import Images, Options, Statistic
 from pe_ray.plugins.options import BOUND
 from pe_ray.release.ledger import Ledger
-from pe_ray.values import ImageShape, Release
+from pe_ray.values import Framing, ImageShape, Release
 
 Mode = Literal["min", "max"]
 Floats = NDArray[np.float64]
@@ -199,6 +200,10 @@ class Objective:
     def try_out(self, search: Search) -> None:
         """Load and use what scoring needs, in a worker, before anything is spent."""
 
+    def public_tables(self, search: Search) -> tuple[ImageTable, ...]:
+        """Return the public images that scoring reads."""
+        return ()
+
     def private_sums(self, search: Search) -> PrivateSums | None:
         """Return what is to be released for it."""
         return None
@@ -215,6 +220,31 @@ def require_public(public: PrivateConfig | None, field: str, private: PrivateCon
             f"{field}: these are the private records; name public ones, or rows that a common "
             "`where` column keeps apart"
         )
+
+
+def public_table(source: PrivateConfig, block: str) -> ImageTable:
+    """Return where public records are that `block` of the configuration gives as `private` does."""
+    return ImageTable(
+        block=block,
+        private=False,
+        data=source.data,
+        labels=source.labels,
+        image_column=source.image_column,
+        label_column=source.label_column,
+        label_values=source.label_values,
+        user_column=source.user_column,
+        where=source.where,
+    )
+
+
+def public_tables(search: Search) -> list[tuple[ImageTable, Framing]]:
+    """List the public images that a search reads besides its final run, each once."""
+    tables = [*search.objective.public_tables(search)]
+    stand_in = search.tuning.public_data
+    if stand_in is not None:
+        tables.append(public_table(stand_in, "tuning.public_data"))
+    distinct = {table.block: table for table in tables}
+    return [(table, search.config.framing) for table in distinct.values()]
 
 
 def read_search(path: str | Location, overrides: Sequence[str] = ()) -> Search:

@@ -34,6 +34,8 @@ from pe_ray.runtime.run_directory import (
     lock_directory,
     made_in,
     on_disk,
+    require_free,
+    require_same_files,
     write_config,
 )
 from pe_ray.synthetic.learnt_embedder import prepare_run
@@ -77,10 +79,7 @@ def tune(search: Search) -> Outcome:
     directory = on_disk(config.output.path)
     with lock_directory(directory), connect_to_ray(config.resources, config.private.node_label):
         folder = directory.ledger.parent / "tuning"
-        bare = not made_in(directory.path) - {LEDGER, FILES, FEATURES, folder.name}
-        bare &= not made_in(folder) - {"config.yaml"}
-        stored = folder / "config.yaml"
-        bind_directory(directory, stored, _read_bound, search.bound(), bare=bare)
+        bare, stored = _bind(search, directory, folder), folder / "config.yaml"
         bind_files(directory, config, search.bound(), bare=bare)
         budget, accounting = config.privacy.budget, accounting_of(search)
         ledger = Ledger.create(directory.ledger, budget, search.fingerprint, accounting, renew=bare)
@@ -99,6 +98,29 @@ def tune(search: Search) -> Outcome:
         outcome = Outcome(path=folder.parent, **json.loads(result.read_bytes()))
         _finish(job, directory, ledger, outcome.settings)
     return outcome
+
+
+def check_directory(search: Search) -> RunDirectory:
+    """Raise InputError where `tune` can't use OUTPUT; create nothing."""
+    directory = on_disk(search.config.output.path)
+    require_free(directory)
+    bare = _bind(search, directory, directory.ledger.parent / "tuning")
+    if not bare:
+        require_same_files(directory, search.config, search.bound())
+    if directory.has_ledger:
+        ledger = Ledger.open(directory.ledger)
+        if ledger.charged or not bare:
+            budget = search.config.privacy.budget
+            ledger.require_terms(budget, search.fingerprint, accounting_of(search))
+    return directory
+
+
+def _bind(search: Search, directory: RunDirectory, folder: Path) -> bool:
+    """Refuse an OUTPUT of another search; return whether nothing was made in it yet."""
+    bare = not made_in(directory.path) - {LEDGER, FILES, FEATURES, folder.name}
+    bare &= not made_in(folder) - {"config.yaml"}
+    bind_directory(directory, folder / "config.yaml", _read_bound, search.bound(), bare=bare)
+    return bare
 
 
 def _read_bound(file: Location) -> dict[str, Any]:

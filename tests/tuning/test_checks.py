@@ -251,7 +251,8 @@ def test_the_plan_shows_what_a_search_costs(
     share: float,
     noise: float,
 ) -> None:
-    searched["tuning"]["public_data"] = {"data": "/public", "labels": STAND_IN}
+    public = save_parquet(tmp_path / "public", STAND_IN, each=1)
+    searched["tuning"]["public_data"] = {"data": str(public), "labels": STAND_IN}
     metric = {"kind": "frechet"}
     objective = {"kind": "public", "mode": "min", "metric": metric}
     searched["tuning"]["objective"] = objective | {"reference": searched["tuning"]["public_data"]}

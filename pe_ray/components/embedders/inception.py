@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -31,6 +32,10 @@ class InceptionOptions(EmbedderOptions):
     weights: PathText | None = None
     """Path of inception-2015-12-05.pt; default: downloaded once to ~/.cache/pe_ray/weights. The
     file is a TorchScript archive, which is a program: use one whose source you trust."""
+
+    @property
+    def local_paths(self) -> Mapping[str, str]:
+        return {"weights": self.weights} if self.weights else {}
 
     def dim(self, shape: ImageShape) -> int:
         return _DIM

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -67,6 +68,10 @@ class ImprovedDiffusionOptions(DiffusionOptions):
 
     def load(self) -> DdimSampler:
         return ImprovedDiffusion(**self.model_dump())
+
+    @property
+    def local_paths(self) -> Mapping[str, str]:
+        return {"checkpoint": self.checkpoint}
 
     @property
     def image_shape(self) -> ImageShape:

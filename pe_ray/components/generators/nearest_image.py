@@ -62,6 +62,16 @@ class NearestImageOptions(GeneratorOptions):
         return Framing(shape=self.image_shape, resize=self.resize, background=self.background)
 
     @property
+    def public_table(self) -> ImageTable:
+        return ImageTable(
+            block="generator",
+            private=False,
+            data=self.data,
+            image_column=self.image_column,
+            label_column=self.label_column,
+        )
+
+    @property
     def columns(self) -> Mapping[str, tuple[str, int]]:
         """public_image: which public image a sample is."""
         return {"public_image": ("int64", 1)}
@@ -92,14 +102,7 @@ class NearestImage:
 
     def __init__(self, options: NearestImageOptions, label_names: Sequence[str]) -> None:
         self._options = options
-        table = ImageTable(
-            block="generator",
-            private=False,
-            data=options.data,
-            image_column=options.image_column,
-            label_column=options.label_column,
-        )
-        self._public = CachedImages(table, options.framing, options.cache)
+        self._public = CachedImages(options.public_table, options.framing, options.cache)
         self._members = _members(options, self._public, label_names)
         embedder = options.embedder
         self._embedder = plugins.digest_plugin("embedder", embedder.kind, embedder.options)

@@ -14,6 +14,7 @@ from pe_ray.components.generators.generator_checks import refuse_unknown_labels
 from pe_ray.components.generators.glyphs import (
     FRAME,
     QUANTUM,
+    SYSTEM,
     Form,
     list_own_texts,
     load_faces,
@@ -105,6 +106,10 @@ class RenderedTextOptions(GeneratorOptions):
         if self.center == "mass" and not self.fit:
             raise ValueError("center: mass needs fit: true")
         return self
+
+    @property
+    def local_paths(self) -> Mapping[str, str]:
+        return {} if self.fonts is None or self.fonts == SYSTEM else {"fonts": self.fonts}
 
     @property
     def image_shape(self) -> ImageShape:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from pe_ray.files.data_folders import list_path_values
-from pe_ray.files.image_tables import ImageTable, TableSlice
+from pe_ray.files.image_tables import Faults, ImageTable, TableSlice, open_each
 from pe_ray.files.layouts.columns import Rows, list_batches, open_shard
 from pe_ray.files.storage import Location
 
@@ -20,16 +21,15 @@ STATE = "state.json"
 """Beside the files of a saved data set; it lists those that belong to it."""
 
 
-def list_shards(table: ImageTable, root: Location, names: Sequence[str]) -> list[TableSlice]:
+def list_shards(
+    table: ImageTable, root: Location, names: Sequence[str], faults: Faults | None = None
+) -> list[TableSlice]:
     """List the files `names` below `root`, or `root` itself if there are none, from schemas."""
     if not names:
-        return [_open(table, root, "")]
+        return open_each(partial(_open, table), root, [], faults)
     folders = dict.fromkeys(name.rpartition("/")[0] for name in names)
-    return [
-        _open(table, root / name, name)
-        for folder in folders
-        for name in _list_saved(table, root, folder, names)
-    ]
+    saved = [name for folder in folders for name in _list_saved(table, root, folder, names)]
+    return open_each(partial(_open, table), root, saved, faults)
 
 
 def _list_saved(

@@ -9,30 +9,35 @@ from typing import Any
 
 import numpy as np
 
+from pe_ray.errors import InputError
 from pe_ray.files import images
 from pe_ray.files.class_folders import label_of
 from pe_ray.files.data_folders import FolderListing, list_path_values, list_plain_folders
-from pe_ray.files.image_tables import ImageTable, TableSlice, pack_names
+from pe_ray.files.image_tables import Faults, ImageTable, TableSlice, pack_names, raise_or_note
 from pe_ray.files.layouts.columns import Rows
 from pe_ray.files.storage import Location
 
 NAME = "class folders"
 
 
-def list_shards(table: ImageTable, root: Location, listing: FolderListing) -> list[TableSlice]:
+def list_shards(
+    table: ImageTable, root: Location, listing: FolderListing, faults: Faults | None = None
+) -> list[TableSlice]:
     """List the images of each class. Guarantee: depends on names and links only.
 
     A folder at the top is a class. Its name is the label, which may be percent-encoded as in our
     own exports. Where folders are written COLUMN=VALUE and one of them gives `label_column`, that
     is the class.
     """
-    _refuse_two_labels(table, listing)
+    for name, error in _find_two_labels(table, listing):
+        raise_or_note(faults, root / name, error)
     shards: list[TableSlice] = []
     for key, group in itertools.groupby(listing.names, lambda name: _find_class(table, name)):
         label, values = key
         names = list(group)
         found = [name for name in names if images.is_image(name)]
-        _check_class(table, label, names, found)
+        for place, error in _find_class_faults(table, root, label, names, found):
+            raise_or_note(faults, place, error)
         _check_folder_columns(table, root, values)
         if found:
             shards.append(
@@ -56,44 +61,61 @@ def _find_class(table: ImageTable, name: str) -> tuple[str | None, tuple[tuple[s
     return named, values
 
 
-def _refuse_two_labels(table: ImageTable, listing: FolderListing) -> None:
-    """Refuse one file that has a path in two classes: either label may be meant."""
+def _find_two_labels(table: ImageTable, listing: FolderListing) -> Iterator[tuple[str, InputError]]:
+    """Find files that have a path in two classes: either label may be meant."""
     for second, first in listing.second_paths:
         if table.label_column is not None and images.is_image(second):
             classes = {_find_class(table, name)[0] for name in (first, second)}
             if len(classes) > 1:
-                raise table.refuse(
-                    f"{first} and {second} are one file with two labels; remove one of the links"
+                yield (
+                    second,
+                    table.refuse(
+                        f"{first} and {second} are one file with two labels; remove one of the "
+                        "links"
+                    ),
                 )
 
 
-def _check_class(
-    table: ImageTable, label: str | None, names: Sequence[str], found: Sequence[str]
-) -> None:
-    """Raise InputError where the files `names` of a class, `found` among them, can't be read."""
+def _find_class_faults(
+    table: ImageTable,
+    root: Location,
+    label: str | None,
+    names: Sequence[str],
+    found: Sequence[str],
+) -> Iterator[tuple[Location, InputError]]:
+    """Find what of the files `names` of a class, `found` among them, can't be read."""
     undecoded = [name for name in names if images.is_undecoded_image(name)]
-    if undecoded:
-        more = f" and {len(undecoded) - 1} more" if len(undecoded) > 1 else ""
-        raise table.refuse(f"{undecoded[0]}{more}: {images.explain_undecoded(undecoded[0])}")
+    for name in undecoded:
+        yield root / name, table.refuse(f"{name}: {images.explain_undecoded(name)}")
     if table.label_column is None:
         return
     known = [unicodedata.normalize("NFC", name) for name in table.labels or ()]
     if label is None:
         if found and known:
-            raise table.refuse(
-                f"{table.data} holds images outside of class folders, which have no label; move "
-                f"them into a folder for each label, or set {table.name_field('label_column')}: "
-                "null if there is one label only"
+            yield (
+                root,
+                table.refuse(
+                    f"{table.data} holds images outside of class folders, which have no label; "
+                    "move them into a folder for each label, or set "
+                    f"{table.name_field('label_column')}: null if there is one label only"
+                ),
             )
         return
+    folder = root / names[0].partition("/")[0]
     if known and label not in known and (found or table.private):
         which = "a class folder" if table.private else f"the folder {label!r}"
-        raise table.refuse(f"{which} of {table.name_field('data')} is not among them", "labels")
-    if known and label in known and not found:
-        raise table.refuse(
-            f"the folder of label {label!r} holds no file that ends as an image does "
-            f"({', '.join(sorted(images.list_suffixes()))}); convert, rename or remove "
-            "what it holds"
+        yield (
+            folder,
+            table.refuse(f"{which} of {table.name_field('data')} is not among them", "labels"),
+        )
+    if known and label in known and not found and not undecoded:
+        yield (
+            folder,
+            table.refuse(
+                f"the folder of label {label!r} holds no file that ends as an image does "
+                f"({', '.join(sorted(images.list_suffixes()))}); convert, rename or remove "
+                "what it holds"
+            ),
         )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyarrow.csv
 import pyarrow.json
 
 from pe_ray.files.data_folders import list_path_values
-from pe_ray.files.image_tables import ImageTable, TableSlice, is_string
+from pe_ray.files.image_tables import Faults, ImageTable, TableSlice, is_string, open_each
 from pe_ray.files.layouts.columns import Rows, list_batches, open_shard
 from pe_ray.files.storage import Location
 
@@ -27,13 +28,14 @@ FILE_NAME = "file_name"
 """Column with the images' paths, where there is none named `image_column`."""
 
 
-def list_shards(table: ImageTable, root: Location, names: Sequence[str]) -> list[TableSlice]:
+def list_shards(
+    table: ImageTable, root: Location, names: Sequence[str], faults: Faults | None = None
+) -> list[TableSlice]:
     """List the lists `names` below `root`, or `root` itself if there are none.
 
     Guarantee: reads names, but no image.
     """
-    lists = [(root, "")] if not names else [(root / name, name) for name in names]
-    return [_open(table, place, name) for place, name in lists]
+    return open_each(partial(_open, table), root, names, faults)
 
 
 def _open(table: ImageTable, file: Location, name: str) -> TableSlice:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pe_ray.files.data_folders import list_path_values
-from pe_ray.files.image_tables import ImageTable, TableSlice
+from pe_ray.files.image_tables import Faults, ImageTable, TableSlice, open_each
 from pe_ray.files.layouts.columns import Rows, list_batches, open_shard
 from pe_ray.files.storage import Location, open_seekable
 
@@ -17,11 +17,16 @@ NAME = "parquet"
 SUFFIXES = (".parquet", ".pq", ".parq")
 
 
-def list_shards(table: ImageTable, root: Location, names: Sequence[str]) -> list[TableSlice]:
+def list_shards(
+    table: ImageTable, root: Location, names: Sequence[str], faults: Faults | None = None
+) -> list[TableSlice]:
     """List the files `names` below `root`, or `root` itself if there are none, from footers."""
-    if not names:
-        return [open_file(table, root, {})]
-    return [open_file(table, root / name, dict(list_path_values(name))) for name in names]
+    return open_each(
+        lambda file, name: open_file(table, file, dict(list_path_values(name))),
+        root,
+        names,
+        faults,
+    )
 
 
 def open_file(table: ImageTable, file: Location, folder_values: Mapping[str, str]) -> TableSlice:

@@ -14,7 +14,7 @@ import numpy as np
 
 from pe_ray.files import images
 from pe_ray.files.data_folders import list_path_values
-from pe_ray.files.image_tables import ImageTable, TableSlice
+from pe_ray.files.image_tables import Faults, ImageTable, TableSlice, open_each
 from pe_ray.files.label_names import is_number
 from pe_ray.files.layouts.columns import Rows
 from pe_ray.files.storage import Location
@@ -39,24 +39,26 @@ class _Member:
             return bytes(file.read(self.size))
 
 
-def list_shards(table: ImageTable, root: Location, names: Sequence[str]) -> list[TableSlice]:
+def list_shards(
+    table: ImageTable, root: Location, names: Sequence[str], faults: Faults | None = None
+) -> list[TableSlice]:
     """List the tars `names` below `root`, or `root` itself if there are none.
 
     Guarantee: reads the names of members, but no content.
     """
-    tars = [(root, "")] if not names else [(root / name, name) for name in names]
     folder = root if names else _parent(root)
     class_names = _read_class_names(table, folder / CLASS_NAMES)
-    return [
-        TableSlice(
+
+    def open_tar(tar: Location, name: str) -> TableSlice:
+        return TableSlice(
             layout=NAME,
             source=tar,
             stop=len(_list_rows(table, tar)),
             folder_values=dict(list_path_values(name)),
             class_names=class_names,
         )
-        for tar, name in tars
-    ]
+
+    return open_each(open_tar, root, names, faults)
 
 
 def read_rows(

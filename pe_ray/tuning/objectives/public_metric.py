@@ -16,7 +16,15 @@ from pe_ray.errors import InputError
 from pe_ray.files.image_batches import evenly_spaced, read_images
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.plugins import Images
-from pe_ray.tuning.search import Floats, Mode, Objective, Scorer, Search, require_public
+from pe_ray.tuning.search import (
+    Floats,
+    Mode,
+    Objective,
+    Scorer,
+    Search,
+    public_table,
+    require_public,
+)
 from pe_ray.values import Framing, ImageShape
 
 _TRIED_IMAGES = 1000
@@ -60,18 +68,24 @@ class PublicMetric(Objective):
                 f"{', '.join(trial.private.labels[:20])}"
             )
 
+    def public_tables(self, search: Search) -> tuple[ImageTable, ...]:
+        return (
+            replace(
+                public_table(self.options.reference, "tuning.objective.reference"),
+                user_column=None,
+            ),
+        )
+
     def try_out(self, search: Search) -> None:
         """Score some of the reference's own images."""
-        images, labels = self._read(search.config.framing)
+        images, labels = self._read(search, search.config.framing)
         rows = evenly_spaced(len(images), _TRIED_IMAGES)
         some = images[rows], labels[rows]
         self._choose(self._load_metric().score(*some, *some))
 
     def make_scorer(self, search: Search, shape: ImageShape, released: Floats | None) -> Scorer:
-        metric, reference = (
-            self._load_metric(),
-            self._read(replace(search.config.framing, shape=shape)),
-        )
+        framing = replace(search.config.framing, shape=shape)
+        metric, reference = self._load_metric(), self._read(search, framing)
 
         def score(images: Images, labels: NDArray[np.int32]) -> float:
             return self._choose(metric.score(images, labels, *reference))
@@ -82,18 +96,8 @@ class PublicMetric(Objective):
         plugin = self.options.metric
         return plugins.build("metric", plugin.kind, plugin.options)
 
-    def _read(self, framing: Framing) -> tuple[Images, NDArray[np.int32]]:
-        source = self.options.reference
-        table = ImageTable(
-            block="tuning.objective.reference",
-            private=False,
-            data=source.data,
-            labels=source.labels,
-            image_column=source.image_column,
-            label_column=source.label_column,
-            label_values=source.label_values,
-            where=source.where,
-        )
+    def _read(self, search: Search, framing: Framing) -> tuple[Images, NDArray[np.int32]]:
+        (table,) = self.public_tables(search)
         return read_images(table, framing)
 
     def _choose(self, scores: Mapping[str, float]) -> float:
