@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from PIL import ImageColor
 from pydantic import (
     AfterValidator,
     PlainSerializer,
@@ -56,6 +55,8 @@ def _require_local(place: str) -> str:
 
 
 def _require_color(color: str) -> str:
+    from PIL import ImageColor  # a moment's work, which most commands are spared
+
     ImageColor.getrgb(color)  # raises a ValueError that says so
     return color
 

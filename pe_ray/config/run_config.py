@@ -176,7 +176,7 @@ class Config(Block):
             self.generator_at(0).options.check_degree(degrees[0])
         for iteration in range(last + 1):
             options = self.generator_at(iteration).options
-            if options.framing not in (None, self.framing):
+            if options.framing is not None and options.framing != self.framing:
                 raise ValueError(
                     "generator.resize, generator.background: must be those of the block private, "
                     "so that the same picture is the same on both sides"

@@ -17,6 +17,8 @@ _LEFT_BY_PROGRAMS = frozenset(
         *("system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini"),
     }
 )
+SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev"})
+"""Names of folders that are parts of a data set, in small letters."""
 HIDDEN = "hidden or temporary"
 LEFT_BEHIND = "left by a file system"
 LINKED_TWICE = "another path of a file that is read"
@@ -73,7 +75,7 @@ def list_data_files(folder: Location, labels: Collection[str] = ()) -> FolderLis
 
     Passed over are names that begin with . or _, what file systems and desktops leave behind, and
     further paths of one file. Links to folders are followed at the top only.
-    labels: names of folders at the top that are data however they begin.
+    labels: names of folders at the top, or at that of a split, that are data however they begin.
 
     Raises OSError where a folder can't be listed.
     """
@@ -151,9 +153,12 @@ def _list(folder: Any) -> Iterator[DataFile]:
 def _find_fault(name: str, labels: Collection[str]) -> tuple[str, str] | None:
     """Return why a file isn't data, and the path up to the part of it that says so."""
     parts = name.rstrip("/").split("/")
+    is_top = True
     for depth, part in enumerate(parts):
-        if depth == 0 and part in labels:
+        if is_top and part in labels:
+            is_top = False
             continue
+        is_top &= part.lower() in SPLITS or "=" in part
         reason = None
         if part.startswith((".", "_")):
             reason = HIDDEN

@@ -29,6 +29,7 @@ from pe_ray.files.data_folders import (
     NOT_KEPT,
     NOT_LISTED,
     OTHER_SPLIT,
+    SPLITS,
     FolderListing,
     list_data_files,
     list_path_values,
@@ -63,7 +64,6 @@ LAYOUTS: Mapping[str, ModuleType] = {
     for layout in (arrow_files, parquet_files, tar_shards, file_lists, class_folders, digits)
 }
 _BY_ENDING = (arrow_files, parquet_files, tar_shards)
-_SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev"})
 _SPLIT_LIST = "dataset_dict.json"
 _MARKERS = {"_delta_log": "Delta Lake", ".hoodie": "Apache Hudi"}
 _FOREIGN = {
@@ -183,8 +183,7 @@ def _find_in_lake(
     listing = _keep_partitions(table, listing, files.__getitem__)
     shards = open_each(
         lambda file, name: parquet_files.open_file(table, file, files[name]),
-        root,
-        listing.names,
+        [(root / name, name) for name in listing.names],
         faults,
     )
     sizes = [(str(root / file.name), file.size) for file in listing.files]
@@ -282,7 +281,7 @@ def _list_splits(table: ImageTable, root: Location, listing: FolderListing) -> l
     has_classes = _choose_layout(listing) is class_folders and table.label_column is not None
     if has_classes and not tops.isdisjoint(table.labels or ()):
         return []
-    return named if named and all(name.lower() in _SPLITS for name in named) else []
+    return named if named and all(name.lower() in SPLITS for name in named) else []
 
 
 def _refuse_foreign(table: ImageTable, path: Location, listing: FolderListing | None) -> None:

@@ -126,18 +126,19 @@ def raise_or_note(faults: Faults | None, place: object, error: InputError) -> No
     faults.append((str(place), error))
 
 
+def name_files(root: Location, names: Sequence[str]) -> list[tuple[Location, str]]:
+    """Return (file, its name below `root`) of each, or `root` itself if there are no names."""
+    return [(root / name, name) for name in names] or [(root, "")]
+
+
 def open_each(
     open_file: Callable[[Location, str], TableSlice],
-    root: Location,
-    names: Sequence[str],
+    files: Sequence[tuple[Location, str]],
     faults: Faults | None,
 ) -> list[TableSlice]:
-    """Open the files `names` below `root`, or `root` itself if there are none.
-
-    open_file: gets a file and its name below `root`.
-    """
+    """Open files, given with their names below the table's folder; note or raise the errors."""
     opened = []
-    for file, name in [(root / name, name) for name in names] or [(root, "")]:
+    for file, name in files:
         try:
             opened.append(open_file(file, name))
         except InputError as error:

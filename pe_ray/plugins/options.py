@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
@@ -16,9 +16,11 @@ from pydantic import (
     model_validator,
 )
 
-from pe_ray.files.image_tables import ImageTable
 from pe_ray.plugins.spelling import did_you_mean
 from pe_ray.values import DistanceMetric, Framing, ImageShape, Price
+
+if TYPE_CHECKING:
+    from pe_ray.files.image_tables import ImageTable
 
 BOUND = "bound"
 """Context for `model_dump` that leaves out the fields named in `unbound`."""

@@ -15,6 +15,7 @@ not once per stage (starting an actor pool takes seconds).
 
 from __future__ import annotations
 
+import io
 import logging
 import time
 import uuid
@@ -24,9 +25,9 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import ray
-from ray import cloudpickle
 from ray.data.exceptions import ExecutionTimeoutError
 
 from pe_ray import plugins
@@ -101,7 +102,7 @@ class _PartMaker:
         self._worker: PartWorker | None = None
 
     def __call__(self, requests: pa.Table) -> pa.Table:
-        request: Request = cloudpickle.loads(requests["request"][0].as_py())
+        request = _unpack(requests["request"][0].as_py())
         if ray.get(self._attempts(request["start"])) > _DEATHS + 1:
             return pa.table({"deaths": [_DEATHS + 1]})
         try:
@@ -188,6 +189,18 @@ def _is_fault(error: Exception) -> bool:
     return stopped or (died and not raised)
 
 
+def _pack(request: Request) -> bytes:
+    """Return a request as bytes, whose arrays may have any length."""
+    sink = io.BytesIO()
+    np.savez(sink, allow_pickle=False, **request)
+    return sink.getvalue()
+
+
+def _unpack(content: bytes) -> Request:
+    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+        return {name: stored[name] if stored[name].ndim else stored[name].item() for name in stored}
+
+
 def _make(
     requests: Sequence[Request], worker: Callable[[], PartWorker], resources: ResourcesConfig
 ) -> Iterator[Part]:
@@ -196,7 +209,7 @@ def _make(
     blocks = count_blocks(len(requests), workers)
     pool = min(workers, blocks)
     requested = ray.data.from_items(
-        [{"request": cloudpickle.dumps(request)} for request in requests],
+        [{"request": _pack(request)} for request in requests],
         override_num_blocks=blocks,
     )
     context = ray.get_runtime_context()

@@ -187,18 +187,24 @@ def test_a_search_is_checked_with_its_public_images(
     tree["tuning"] = {
         "strategy": "public",
         "space": {"votes.neighbors": [1, 2]},
-        "objective": {"kind": "public", "metric": {"kind": "classifier"}, "mode": "max"},
+        "objective": {
+            "kind": "public",
+            "metric": {"kind": "classifier"},
+            "mode": "max",
+            "score": "accuracy_train_synthetic",
+            "reference": {"data": str(public), "labels": ["cat", "dog"]},
+        },
         "public_data": {"data": str(public), "labels": ["cat", "dog"]},
         "num_trials": 2,
     }
-    tree["tuning"]["objective"]["score"] = "accuracy_train_synthetic"
     status, found = check(tree, tmp_path, capsys)
     assert status == 0, found
-    assert [read["field"] for read in found["data"]] == ["private.data", "tuning.public_data.data"]
+    fields = ["private.data", "tuning.objective.reference.data", "tuning.public_data.data"]
+    assert [read["field"] for read in found["data"]] == fields
     assert "parts of trials" in {check["what"] for check in found["checks"]}
-    assert cli.main(["tune", write(tree, tmp_path), "--plan", "--json"]) == 0
+    assert cli.main(["plan", write(tree, tmp_path), "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)["data"]
-    assert [read["files"] for read in planned] == [len(GOOD), 12]
+    assert [read["files"] for read in planned] == [len(GOOD), 12, 12]
     (public / "cat" / "more.png").write_bytes(b"none")
     status, found = check(tree, tmp_path, capsys)
     assert status == 2

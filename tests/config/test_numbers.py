@@ -188,7 +188,7 @@ def test_a_searchs_metric_needs_two_labels_as_well(one_label: dict[str, Any], ki
     ("key", "nearest"),
     [
         ("num_trails", "num_trials"),
-        ("full_trails", "full_trials"),
+        ("strategy.full_trails", "full_trials"),
         ("objective.dimm", "dim"),
     ],
 )
@@ -196,10 +196,9 @@ def test_an_unknown_key_of_a_search_gets_the_nearest_known_one(
     tree: dict[str, Any], key: str, nearest: str
 ) -> None:
     tree["tuning"] = {
-        "strategy": "compose",
+        "strategy": {"kind": "compose", "full_trials": 3},
         "space": {"votes.neighbors": [1, 2]},
         "objective": {"kind": "moments"},
-        "full_trials": 3,
     }
     search_of(tree)
     put(tree["tuning"], key, 2, "test")

@@ -14,6 +14,7 @@ from pe_ray.components.generators.stable_diffusion import VarySettings
 from pe_ray.config.blocks import MetricsConfig, OutputConfig, PrivateConfig, PublicMetricsConfig
 from pe_ray.config.kinds import EmbedderPlugin, GeneratorPlugin
 from pe_ray.config.places import apart, lies_in
+from pe_ray.plugins.registry import BUILT_IN
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_every_option_that_is_a_path_is_of_a_type_for_paths() -> None:
     """So that ~ works in it; an option with another name for a path belongs into the list."""
     models = [PrivateConfig, OutputConfig, MetricsConfig, PublicMetricsConfig, VarySettings]
     for plugin_type in ("generator", "embedder", "metric", "tuning_strategy", "tuning_objective"):
-        kinds = plugins.built_in(plugin_type)
+        kinds = BUILT_IN[plugin_type]
         models += [plugins.options_of(plugins.load(plugin_type, kind)) for kind in kinds]
     found = 0
     for model in models:

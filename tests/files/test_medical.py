@@ -262,6 +262,6 @@ except Unusable as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     of_folder, of_image = done.stdout.splitlines()
-    assert of_folder.startswith(f"private.data: {name} and 1 more: ")
+    assert of_folder.startswith(f"private.data: {name}: ")
     assert of_folder.endswith("pip install 'pe_ray[medical]'")
     assert of_image.endswith("pip install 'pe_ray[medical]'")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,8 @@ def check(data: Path, **changes: Any) -> TableReport:
     return check_records(config(data, **changes), FRAMING, 60.0)
 
 
-def sizes(data: Path) -> Mapping[str, int]:
-    return find_records(config(data)).sizes
+def sizes(data: Path) -> Sequence[tuple[str, int]]:
+    return find_records(config(data)).files
 
 
 def png(shade: int, side: int = 4) -> bytes:

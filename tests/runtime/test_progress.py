@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pe_ray import Config, InputError, evolve, expand
+from pe_ray import Config, InputError, evolve
 from pe_ray.runtime import progress as progress_module
 from pe_ray.runtime import run_directory
 from pe_ray.runtime.progress import Progress
@@ -130,7 +130,6 @@ def test_an_interrupt_stops_cleanly_and_the_same_command_continues(
 def test_a_disk_too_small_is_one_error_before_anything_is_spent(
     ray_session: None, short: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finished = evolve(Config.from_dict(short))
     short["output"]["path"] = str(tmp_path / "other")
 
     class Usage:
@@ -140,5 +139,3 @@ def test_a_disk_too_small_is_one_error_before_anything_is_spent(
     with pytest.raises(InputError, match=r"output\.path: .* GiB free; free some"):
         evolve(Config.from_dict(short))
     assert not (tmp_path / "other" / "ledger.sqlite").exists()
-    with pytest.raises(InputError, match=r"--output: .* GiB free"):
-        expand(finished, 10_000, tmp_path / "more")

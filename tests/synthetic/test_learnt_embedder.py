@@ -149,6 +149,7 @@ def test_what_shares_a_label_lies_near(ray_session: None, learning: dict[str, An
 def test_where_it_can_not_be_used_is_said(
     learning: dict[str, Any], change: dict[str, Any], message: str
 ) -> None:
+    learning["metrics"] = {}
     for block, values in change.items():
         learning[block] = learning[block] | values if block != "generator" else values
     with pytest.raises(InputError, match=re.escape(message)):

@@ -31,10 +31,11 @@ from pe_ray.private.records import list_slices, read_records
 from pe_ray.release.ledger import Ledger
 from pe_ray.run import open_run
 from pe_ray.synthetic.population import read_layout
-from pe_ray.values import Budget, Release
+from pe_ray.values import Budget, Framing, ImageShape, Release
 
 few = functools.partial(settings, deadline=None, suppress_health_check=list(HealthCheck))
 
+FRAMING = Framing(shape=ImageShape(height=4, width=4, channels=1))
 SECRET = b"SECRET-5f1c"
 
 
@@ -174,7 +175,7 @@ def test_parquet(scratch: Path, changes: list[tuple[float, int]], kept: float) -
         data=str(file), labels=("0", "1"), user_column="user", cache="none", where={"label": "1"}
     )
     error = told(
-        InputError, lambda: [list(read_records(p, config, 1)) for p in list_slices(config)]
+        InputError, lambda: [list(read_records(p, config, FRAMING)) for p in list_slices(config)]
     )
     assert error is None or SECRET.decode() not in f"{error} {error.__cause__!r}"
 

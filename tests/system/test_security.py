@@ -96,7 +96,7 @@ def test_private_data_with_a_pickle_in_it_are_refused_and_not_run(
     stored = pq.read_table(tmp_path / "records.parquet").column("who")
     assert isinstance(stored.type, pa.BaseExtensionType)  # the danger is there
     tree["private"] |= {"data": str(tmp_path / "records.parquet"), "user_column": "who"}
-    with pytest.raises(InputError, match=r"private\.user_column: holds"):
+    with pytest.raises(InputError, match=r"private\.user_column: 'who' holds"):
         list_slices(Config.from_dict(tree).private)
     assert not made.exists()
     pickle.loads(pickle.dumps(Payload(made)))  # noqa: S301

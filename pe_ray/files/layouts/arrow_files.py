@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from pe_ray.files.data_folders import list_path_values
-from pe_ray.files.image_tables import Faults, ImageTable, TableSlice, open_each
+from pe_ray.files.image_tables import Faults, ImageTable, TableSlice, name_files, open_each
 from pe_ray.files.layouts.columns import Rows, list_batches, open_shard
 from pe_ray.files.storage import Location
 
@@ -26,10 +26,10 @@ def list_shards(
 ) -> list[TableSlice]:
     """List the files `names` below `root`, or `root` itself if there are none, from schemas."""
     if not names:
-        return open_each(partial(_open, table), root, [], faults)
+        return open_each(partial(_open, table), [(root, "")], faults)
     folders = dict.fromkeys(name.rpartition("/")[0] for name in names)
     saved = [name for folder in folders for name in _list_saved(table, root, folder, names)]
-    return open_each(partial(_open, table), root, saved, faults)
+    return open_each(partial(_open, table), name_files(root, saved), faults)
 
 
 def _list_saved(

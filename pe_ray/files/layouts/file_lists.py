@@ -16,7 +16,14 @@ import pyarrow.csv
 import pyarrow.json
 
 from pe_ray.files.data_folders import list_path_values
-from pe_ray.files.image_tables import Faults, ImageTable, TableSlice, is_string, open_each
+from pe_ray.files.image_tables import (
+    Faults,
+    ImageTable,
+    TableSlice,
+    is_string,
+    name_files,
+    open_each,
+)
 from pe_ray.files.layouts.columns import Rows, list_batches, open_shard
 from pe_ray.files.storage import Location
 
@@ -35,7 +42,7 @@ def list_shards(
 
     Guarantee: reads names, but no image.
     """
-    return open_each(partial(_open, table), root, names, faults)
+    return open_each(partial(_open, table), name_files(root, names), faults)
 
 
 def _open(table: ImageTable, file: Location, name: str) -> TableSlice:

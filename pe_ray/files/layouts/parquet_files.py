@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pe_ray.files.data_folders import list_path_values
-from pe_ray.files.image_tables import Faults, ImageTable, TableSlice, open_each
+from pe_ray.files.image_tables import Faults, ImageTable, TableSlice, name_files, open_each
 from pe_ray.files.layouts.columns import Rows, list_batches, open_shard
 from pe_ray.files.storage import Location, open_seekable
 
@@ -23,8 +23,7 @@ def list_shards(
     """List the files `names` below `root`, or `root` itself if there are none, from footers."""
     return open_each(
         lambda file, name: open_file(table, file, dict(list_path_values(name))),
-        root,
-        names,
+        name_files(root, names),
         faults,
     )
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from pe_ray.files import images
 from pe_ray.files.data_folders import list_path_values
-from pe_ray.files.image_tables import Faults, ImageTable, TableSlice, open_each
+from pe_ray.files.image_tables import Faults, ImageTable, TableSlice, name_files, open_each
 from pe_ray.files.label_names import is_number
 from pe_ray.files.layouts.columns import Rows
 from pe_ray.files.storage import Location
@@ -58,7 +58,7 @@ def list_shards(
             class_names=class_names,
         )
 
-    return open_each(open_tar, root, names, faults)
+    return open_each(open_tar, name_files(root, names), faults)
 
 
 def read_rows(

@@ -15,11 +15,12 @@ from tiny_public import pictures, save_parquet, save_public
 from weighed import save_weights
 from whole_slices import read_slice
 
-from pe_ray import Config, InputError
+from pe_ray import Config, InputError, evolve
 from pe_ray.components.embedders.pixels import Pixels, PixelsOptions
 from pe_ray.components.generators.nearest_image import NearestImage, NearestImageOptions
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.private.records import list_slices
+from pe_ray.synthetic.population_files import read_population
 
 NAMES = ("a", "b", "c")
 MANY = np.arange(600, dtype=np.int64)
@@ -225,6 +226,7 @@ def test_public_images_are_cut_as_private_ones_are(tmp_path: Path, tree: dict[st
         }
         tree["schedule"]["degrees"] = 1
         tree["schedule"]["num_samples"] = 4
+        tree["metrics"] = {}
         config = Config.from_dict(tree)
         generator = NearestImage(config.generator.options, ["0"])
         (public,) = generator.random(np.zeros(1, np.int32), np.zeros(1, np.uint64))["image"]
@@ -235,3 +237,52 @@ def test_public_images_are_cut_as_private_ones_are(tmp_path: Path, tree: dict[st
     tree["private"]["resize"] = "crop"
     with pytest.raises(InputError, match=r"generator\.resize"):
         Config.from_dict(tree)
+
+
+def test_a_run_on_public_images(ray_session: None, tree: dict[str, Any], tmp_path: Path) -> None:
+    names = tree["private"]["labels"]
+    tree["generator"] = {
+        "kind": "nearest_image",
+        "data": str(save_public(tmp_path / "public", names)),
+        "image_size": 16,
+        "channels": 1,
+    }
+    tree["schedule"]["degrees"] = [8, 3]
+    config = Config.from_dict(tree)
+    run = evolve(config)
+    rows = read_population(
+        run / "populations" / "iter=0002", np.arange(40), config.generator.options
+    )
+    assert np.array_equal(rows["public_image"] // 20, rows["label"])
+    grey = np.asarray(Image.fromarray(pictures(200)[rows["public_image"][7]]).convert("L"))
+    assert np.array_equal(rows["image"][7][:, :, 0], grey)
+    tree["generator"]["cache"] = str(tmp_path / "elsewhere")  # changes no output
+    assert evolve(Config.from_dict(tree)) == run
+    tree["generator"]["classes"] = "random"
+    with pytest.raises(InputError, match=r"generator\.classes: differs from"):
+        evolve(Config.from_dict(tree))
+
+
+@pytest.mark.parametrize("gpus_per_worker", [0, 0.5])  # tasks, actors
+def test_a_generator_that_workers_cannot_build_ends_a_run_with_its_error(
+    ray_session: None, tree: dict[str, Any], gpus_per_worker: float
+) -> None:
+    tree["generator"] = {"kind": "nearest_image", "data": "/absent", "image_size": 12}
+    tree["schedule"]["degrees"] = 4
+    tree["resources"]["gpus_per_worker"] = gpus_per_worker
+    with pytest.raises(InputError, match=r"generator\.data: /absent"):
+        evolve(Config.from_dict(tree))
+
+
+@pytest.mark.parametrize("public", ["/data/letters", "/data/./letters/part.parquet", "/data"])
+def test_the_private_records_are_no_public_images(tree: dict[str, Any], public: str) -> None:
+    """They would be published as they are."""
+    tree["private"]["data"] = "/data/letters"
+    made = {"kind": "nearest_image", "data": public, "image_size": 12, "channels": 1}
+    other = made | {"data": "/data/other"}
+    stages = [{"start": 0, "generator": other}, {"start": 1, "generator": made}]
+    tree["schedule"]["degrees"] = [1, 1]
+    for generator in (made, {"kind": "switch", "stages": stages}):
+        with pytest.raises(InputError, match=r"generator\.data: is private\.data"):
+            Config.from_dict(tree | {"generator": generator})
+    Config.from_dict(tree | {"generator": other})
