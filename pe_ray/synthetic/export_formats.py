@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pe_ray.files.class_folders import folder_name
+from pe_ray.files.folder_names import folder_name
 from pe_ray.files.layouts.tar_shards import CLASS_NAMES
 from pe_ray.files.storage import (
     Location,
@@ -104,7 +104,7 @@ class WebDataset:
 class ImageFolder:
     """A folder of PNG files per label; a part's own file is a marker, written after its images.
 
-    A folder has its label's name (see class_folders). Readers that take a folder named `train` for
+    A folder has its label's name (see files.folder_names). Readers that take a folder named `train` for
     a split need the files' pattern (docs/expand.md).
     """
 

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pe_ray.files.class_folders import folder_name
+from pe_ray.files.folder_names import folder_name
 from pe_ray.files.image_batches import read_batches
 from pe_ray.files.image_shards import find_shards
 from pe_ray.files.image_tables import ImageTable

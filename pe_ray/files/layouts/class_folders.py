@@ -11,8 +11,8 @@ import numpy as np
 
 from pe_ray.errors import InputError
 from pe_ray.files import images
-from pe_ray.files.class_folders import label_of
 from pe_ray.files.data_folders import FolderListing, list_path_values, list_plain_folders
+from pe_ray.files.folder_names import label_of
 from pe_ray.files.image_tables import Faults, ImageTable, TableSlice, pack_names, raise_or_note
 from pe_ray.files.layouts.columns import Rows
 from pe_ray.files.storage import Location
