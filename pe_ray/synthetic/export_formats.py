@@ -104,8 +104,8 @@ class WebDataset:
 class ImageFolder:
     """A folder of PNG files per label; a part's own file is a marker, written after its images.
 
-    A folder has its label's name (see files.folder_names). Readers that take a folder named `train` for
-    a split need the files' pattern (docs/expand.md).
+    A folder has its label's name (see files.folder_names). Readers that take a folder named
+    `train` for a split need the files' pattern (docs/expand.md).
     """
 
     suffix = "done"
