@@ -64,6 +64,21 @@ def write_records(root: Path, form: str, records: list[Record], split: str | Non
             made[-1].parent.mkdir(parents=True, exist_ok=True)
             made[-1].write_bytes(record.png)
         return made
+    if form == "list":
+        for record in records:
+            made.append(root / "images" / f"{record.number}.png")
+            made[-1].parent.mkdir(exist_ok=True)
+            made[-1].write_bytes(record.png)
+        rows = [f"images/{record.number}.png,{record.label}" for record in records]
+        (root / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+        return made
+    if form == "hive":
+        for label in sorted({record.label for record in records}):
+            made.append(root / f"label={label}" / "part-0.parquet")
+            made[-1].parent.mkdir()
+            images = [record.png for record in records if record.label == label]
+            pq.write_table(pa.table({"image": images}), made[-1])
+        return made
     for shard, start in enumerate(range(0, len(records), 3)):
         chosen = records[start : start + 3]
         if form == "parquet":
@@ -135,10 +150,10 @@ def read(data: Path, split: str | None) -> Counter[tuple[int, bytes]]:
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
-    form=st.sampled_from(["images", "parquet", "tar"]),
+    form=st.sampled_from(["images", "parquet", "tar", "list", "hive"]),
     labels=st.lists(st.sampled_from(LABELS), min_size=1, max_size=8),
     split=st.sampled_from([None, None, "train", "val"]),
     clutter=st.lists(st.sampled_from(HARMLESS + HARMFUL), max_size=4, unique=True),
