@@ -6,10 +6,13 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.config.extras import require_extras
 from pe_ray.config.places import lies_in
 from pe_ray.errors import InputError
+from pe_ray.files.image_batches import evenly_spaced
 from pe_ray.files.storage import (
     PROBE,
     Location,
@@ -19,14 +22,16 @@ from pe_ray.files.storage import (
     require_writable,
     resolve_place,
 )
-from pe_ray.run import open_run
+from pe_ray.run import Run, open_run
 from pe_ray.runtime.cluster import connect_to_ray
-from pe_ray.runtime.run_directory import others_cant_write, require_same_files
-from pe_ray.synthetic.export import export, load_format
-from pe_ray.synthetic.population import final_population
+from pe_ray.runtime.run_directory import others_cant_write, require_disk, require_same_files
+from pe_ray.synthetic.export import encode_png, export, load_format
+from pe_ray.synthetic.population import Population, final_population
+from pe_ray.synthetic.population_files import read_population
 from pe_ray.synthetic.teacher import load_teacher
 
 _NOTE = ".expansion.json"
+_MEASURED_IMAGES = 64
 
 
 @others_cant_write()
@@ -43,7 +48,7 @@ def expand(
     spaced. None for num_samples writes the final population itself.
     form: parquet; webdataset (tar shards); or folder (an image folder per label). Raises InputError
     where the run is not finished, a file of its generator is another, or the output folder holds
-    something else.
+    something else, or the disk is too small.
     """
     if num_samples is not None and num_samples < 1:
         raise InputError("--num-samples: must be at least 1")
@@ -64,9 +69,19 @@ def expand(
     require_writable(directory, "--output")
     load_format(form)
     _claim(directory, {"run": config.fingerprint, "num_samples": num_samples, "format": form})
+    num_rows = population.layout.num_samples if num_samples is None else num_samples
+    require_disk(directory, round(num_rows * _measure_row(run, population)), "--output")
     with connect_to_ray(config.resources):
         export(run, population, directory, num_variations=num_samples, form=form)
     return directory
+
+
+def _measure_row(run: Run, population: Population) -> float:
+    """Return the mean bytes of some images as PNG; formats add a little of their own."""
+    ids = evenly_spaced(population.layout.num_samples, _MEASURED_IMAGES)
+    options = run.config.generator_at(population.iteration).options
+    rows = read_population(population.directory, ids, options)
+    return float(np.mean([len(encode_png(image)) for image in rows["image"]]))
 
 
 def _claim(directory: Location, request: dict[str, Any]) -> None:

@@ -130,6 +130,14 @@ def test_a_torn_export_is_mended(finished: Path, tmp_path: Path, form: str) -> N
     assert content() == whole
 
 
+def test_a_disk_too_small_is_an_error_before_anything_is_made(
+    finished: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"^--output: .* GiB free; free some"):
+        expand(finished, 10**13, tmp_path / "more")
+    assert [file.name for file in (tmp_path / "more").iterdir()] == [".expansion.json"]
+
+
 def test_a_format_of_another_package_is_written(finished: Path, tmp_path: Path) -> None:
     output = expand(finished, None, tmp_path / "lines", form="outside:Lines")
     text = "".join(file.read_text() for file in sorted(Path(output).glob("part-*.txt")))

@@ -391,7 +391,7 @@ def require_disk(directory: Location, num_bytes: int, field: str) -> None:
     free = shutil.disk_usage(find_existing(directory)).free
     if held + free < num_bytes:
         raise InputError(
-            f"{field}: {directory} needs up to {num_bytes / 2**30:.3g} GiB and has "
+            f"{field}: {directory} needs about {num_bytes / 2**30:.3g} GiB and has "
             f"{free / 2**30:.3g} GiB free; free some, or give a folder on a larger disk"
         )
 
