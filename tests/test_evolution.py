@@ -51,7 +51,7 @@ def counted(step):
 for name in ("draw_population", "denoise", "select_parents", "vary", "learn_features",
              "solve_teacher", "export", "write_config"):
     setattr(evolution, name, counted(getattr(evolution, name)))
-for name in ("cast_votes", "create_aggregator", "sum_vectors"):
+for name in ("cast_votes", "create_aggregator", "sum_records"):
     setattr(door, name, counted(getattr(door, name)))
 door.Door.ask = counted(door.Door.ask)
 embedding.Embedding.parts = counted(embedding.Embedding.parts)

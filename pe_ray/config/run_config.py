@@ -49,7 +49,7 @@ _STORED = "stored"
 class Config(Block):
     """One run."""
 
-    unbound: ClassVar[frozenset[str]] = frozenset({"resources"})
+    unbound: ClassVar[frozenset[str]] = frozenset({"resources", "metrics"})
 
     private: PrivateConfig
     generator: Generators
