@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -49,12 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _is_closed(stream: TextIO) -> bool:
     """Tell whether the reader of `stream` is gone, as `head` is; then nothing more goes there."""
-    try:
-        stream.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else Python's exit complains
-        return True
-    return False
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)  # of errors it tells always
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else Python's exit complains
+    return True
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -264,3 +264,29 @@ def test_a_folder_that_ray_cant_use_is_one_line(
         assert done.returncode == 2, done.stderr[-2000:]
         assert done.stderr.splitlines()[-1].startswith(f"pe-ray: {name}: ")
     assert not [*long.iterdir()]
+
+
+def test_a_home_that_cant_be_written_is_one_line(short: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(short))
+    (tmp_path / "home").write_text("no folder")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pe_ray", "run", str(tmp_path / "config.yaml")],
+        env=kept | {"HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert done.stderr.splitlines()[-1].startswith("pe-ray: HOME: ")
+
+
+def test_a_user_without_a_home_is_one_line() -> None:
+    """Whom the system doesn't know either, as in containers."""
+    if os.geteuid():
+        pytest.skip("only root may become another user")
+    script = (
+        "from pe_ray.files.storage import find_cache; import os; os.setuid(54321); find_cache()"
+    )
+    kept = {name: os.environ[name] for name in os.environ.keys() - {"HOME", "XDG_CACHE_HOME"}}
+    done = subprocess.run([sys.executable, "-c", script], env=kept, capture_output=True, text=True)
+    assert "InputError: HOME: " in done.stderr.splitlines()[-1]
