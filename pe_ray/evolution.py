@@ -20,14 +20,19 @@ from pe_ray.release.ledger_copy import update_copy
 from pe_ray.run import Run
 from pe_ray.runtime.cluster import connect_to_ray
 from pe_ray.runtime.run_directory import claim_directory, require_disk, write_config
-from pe_ray.synthetic.denoising import denoise
+from pe_ray.synthetic.denoising import denoise, try_denoisers
 from pe_ray.synthetic.embedding import embed
-from pe_ray.synthetic.export import export
+from pe_ray.synthetic.export import export, try_export
 from pe_ray.synthetic.learnt_embedder import prepare_run
 from pe_ray.synthetic.population import Population, apportion, fractions_of
-from pe_ray.synthetic.scoring import check_reference, score_population
+from pe_ray.synthetic.scoring import (
+    check_reference,
+    discard_other_scores,
+    score_population,
+    try_metrics,
+)
 from pe_ray.synthetic.selection import select_parents
-from pe_ray.synthetic.teacher import learn_features, moments_layout, solve_teacher
+from pe_ray.synthetic.teacher import learn_features, moments_layout, solve_teacher, try_teacher
 from pe_ray.synthetic.variation import check_generators, draw_population, vary
 from pe_ray.values import LabelLayout
 
@@ -57,15 +62,26 @@ def evolve(config: Config) -> Location:
         write_config(directory, config)
         update_copy(ledger, directory.ledger_copy)
         if not ledger.charged:
-            check_generators(config)
+            _try_late_parts(config)
         run = prepare_run(config, directory)
         for _ in iterate(run, Door(run, ledger, releases)):
             pass
     return directory.path
 
 
+def _try_late_parts(config: Config) -> None:
+    """Build and try what the loop first uses after a release, so that nothing is spent in vain."""
+    check_generators(config)
+    try_denoisers(config)
+    if label_fractions(config) is None:  # else S_0 is scored before the first release
+        try_metrics(config)
+    try_teacher(config)
+    try_export(config)
+
+
 def iterate(run: Run, door: Door) -> Iterator[Population]:
     """Yield S_0, S_1, ..., S_T, each when it is complete; then write the final set."""
+    discard_other_scores(run)
     layouts = _lay_out(run, door)
     population = draw_population(run, layouts[0], embed_next=door.awaits_votes(1))  # Alg. 1, line 1
     score_population(run, population)

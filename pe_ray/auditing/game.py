@@ -68,12 +68,14 @@ class Verdict:
     """Claimed and measured epsilon, at one delta.
 
     measured: the highest of `bounds`, which hold all together with `confidence`; assumption_free:
-    the highest that takes nothing about the canaries' independence for granted.
+    the highest that takes nothing about the canaries' independence for granted; measurable: what
+    `measured` would be if every guess about these canaries were right.
     """
 
     claimed: float
     measured: float
     assumption_free: float
+    measurable: float
     delta: float
     unit: str
     confidence: float
@@ -85,6 +87,11 @@ class Verdict:
     def refuted(self) -> bool:
         """Whether what was released contradicts the claim."""
         return self.measured > self.claimed
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether so many canaries could have refuted the claim at all."""
+        return self.measurable > self.claimed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,10 +251,14 @@ def judge(
     for name in independent:
         epsilon = _independent(game, scores[name], alpha)
         bounds.append(Bound(statistic=name, method="independent", epsilon=epsilon))
+    right = np.where(game.canaries.coins, 1.0, -1.0)
+    perfect = [_one_run(game, right, alpha)]
+    perfect += [_independent(game, right, alpha)] if independent else []
     return Verdict(
         claimed=game.claimed,
         measured=max(bound.epsilon for bound in bounds),
         assumption_free=assumption_free,
+        measurable=max(perfect),
         delta=game.delta,
         unit=game.unit,
         confidence=confidence,

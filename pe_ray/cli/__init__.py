@@ -1,17 +1,21 @@
 """The command line; each module adds its verbs.
 
 Exit status: 0 on success; 2 on bad input (one line: what, where, fix); 1 on a failure, or where
-Ctrl-C or SIGTERM stopped the command. The same command continues then.
+Ctrl-C or SIGTERM stopped the command. The same command continues then. 1 without a word where the
+reader of its output is gone.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
+import select
 import signal
 import sys
 import threading
 from collections.abc import Sequence
+from typing import TextIO
 
 from pe_ray.cli import audit_verbs, check_verbs, look_verbs, run_verbs, tune_verbs
 from pe_ray.cli.printing import Command
@@ -28,6 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _interrupt)
     try:
         options.command(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_closed(sys.stdout):
+            raise
+        return 1
     except (InputError, FaultError) as error:
         print(f"pe-ray: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
@@ -37,6 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("pe-ray: stopped; the same command continues", file=sys.stderr)
         return 1
     return 0
+
+
+def _is_closed(stream: TextIO) -> bool:
+    """Tell whether the reader of `stream` is gone, as `head` is; then nothing more goes there."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)  # of errors it tells always
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else Python's exit complains
+    return True
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -6,11 +6,23 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from pe_ray.cli.printing import PRIVATE, AddVerb, add_config, add_json, print_json
+from pe_ray.cli.printing import (
+    PRIVATE,
+    AddVerb,
+    add_address,
+    add_config,
+    add_json,
+    print_json,
+    use_address,
+)
 from pe_ray.config import Config
 from pe_ray.errors import InputError
 from pe_ray.files.storage import expand_home
+
+if TYPE_CHECKING:
+    from pe_ray.auditing.game import Verdict
 
 
 def add_verbs(verb: AddVerb) -> None:
@@ -34,6 +46,7 @@ def add_verbs(verb: AddVerb) -> None:
     attack.add_argument(
         "--restarts", type=int, default=1, help="restarts after the releases (default: 1)"
     )
+    add_address(attack)
     for added in (audit, attack):
         add_json(added)
 
@@ -55,13 +68,13 @@ def _attack(options: argparse.Namespace) -> None:
         raise InputError(f"--confidence: {options.confidence:g} is not between 0 and 1")
     if options.restarts < 0:
         raise InputError("--restarts: give 0 or more")
-    config = Config.from_yaml(options.config, options.set)
+    config = use_address(Config.from_yaml(options.config, options.set), options.address)
     from pe_ray.auditing.game import judge, play
     from pe_ray.files.storage import atomic_write
 
     output = options.output
     verdict = judge(play(config, output, restarts=options.restarts), options.confidence)
-    content = {**asdict(verdict), "refuted": verdict.refuted}
+    content = asdict(verdict) | {"refuted": verdict.refuted, "conclusive": verdict.conclusive}
     atomic_write(output / "attack.json", json.dumps(content, indent=2).encode())
     if options.json:
         print_json(content)
@@ -75,4 +88,15 @@ def _attack(options: argparse.Namespace) -> None:
         f"{verdict.confidence:g}"
     )
     print(f"measured    epsilon at least {verdict.assumption_free:.4g}, assumption-free")
-    print(f"verdict     the claim {'IS REFUTED' if verdict.refuted else 'stands'}")
+    print(f"verdict     {_conclude(verdict)}")
+
+
+def _conclude(verdict: Verdict) -> str:
+    if verdict.refuted:
+        return "the claim IS REFUTED"
+    if verdict.conclusive:
+        return "the claim stands"
+    return (
+        f"inconclusive: with every guess right, {verdict.num_canaries:,} canaries measure epsilon "
+        f"{verdict.measurable:.4g} at most; take more samples in S_0 (schedule.num_samples)"
+    )

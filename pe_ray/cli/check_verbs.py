@@ -188,7 +188,10 @@ def _try_parts(
     from pe_ray.planning import generators_of
     from pe_ray.private.checking import try_embedder
     from pe_ray.runtime.stages import check_plugins
+    from pe_ray.synthetic.denoising import try_denoisers
+    from pe_ray.synthetic.export import try_export
     from pe_ray.synthetic.scoring import try_metrics
+    from pe_ray.synthetic.teacher import try_teacher
 
     labels, resources = config.private.labels, config.resources
     for plugin in generators_of(config):
@@ -200,6 +203,10 @@ def _try_parts(
         checks.make(name, lambda: check_plugins([embedder], labels, resources))
         if checks[-1].fault is None:
             checks.make(f"{name} on a blank image", lambda: try_embedder(config))
+    checks.make("selection.denoise", lambda: try_denoisers(config))
+    checks.make("export", lambda: try_export(config))
+    if config.teacher is not None:
+        checks.make("teacher", lambda: try_teacher(config))
     if checks.all_well and not any(map(_count_faults, reports)):
         # Else these would end at what is reported already.
         if config.metrics.public is not None:

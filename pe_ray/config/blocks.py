@@ -310,8 +310,6 @@ class PublicMetricsConfig(Block):
 class MetricsConfig(Block):
     """What a run scores on public images, and `pe-ray audit` on private ones."""
 
-    unbound: ClassVar[frozenset[str]] = frozenset({"audit", "audit_data", "audit_where"})
-
     public: PublicMetricsConfig | None = None
     """Default: nothing is scored in the run."""
     audit: tuple[MetricPlugin, ...] = ()

@@ -1,4 +1,4 @@
-"""Places in a configuration: local paths and URIs of stores, which hold no credentials.
+"""Places in a configuration: local paths and URIs of stores; and that no value holds credentials.
 
 Every option that is a path has one of the types here. A leading ~ is the home folder where the
 option is used. A run publishes the text as it was written, without the home folder's name.
@@ -25,6 +25,21 @@ _USER_INFO = re.compile(r"^[a-z][a-z0-9+.-]*://[^/?#\s]*@", re.IGNORECASE)
 _SECRET_QUERY = re.compile(
     r"://\S*[?&][^=&\s]*(key|secret|token|passw|signature|credential)[^=&\s]*=", re.IGNORECASE
 )
+_KEY = re.compile(
+    r"(?<![A-Za-z0-9])("
+    r"sk-[\w-]*?(?=[A-Za-z_]*[0-9])\w{16,}|(hf|gh[a-z]|github_pat)_\w{20,}|xox[a-z]-[\w-]{10,}|"
+    r"A[KS]IA[0-9A-Z]{16}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.[\w-]{4,})|-----BEGIN "
+)
+"""Keys of OpenAI and others, Hugging Face, GitHub, Slack, AWS, Google; JWT; PEM."""
+_NAMES = (
+    r"((api|access|secret|private|signing)[_-]?key|secret|token|password|passwd|passphrase|"
+    r"authorization|credentials?)"
+)
+_SECRET_NAME = re.compile(_NAMES + "$", re.IGNORECASE)
+_SECRET_LINE = re.compile(rf"({_NAMES}|_env)[\"']?\s*[:=]|://\S*@", re.IGNORECASE)
+_USERS_NAMES = {"where", "audit_where", "prompts", "texts", "classes"}
+"""Mappings whose keys are columns or labels."""
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 
 class _HomePath(str):
@@ -99,18 +114,46 @@ def _parts(place: str) -> tuple[str, ...]:
 
 
 def refuse_credentials(tree: Any, field: str = "") -> None:
-    """Raise ValueError for a URI that carries a user, a password or a key; never quote the value.
+    """Raise ValueError for a value that is a secret by its name or its form; never quote it.
 
     The configuration is published with the run. tree: nested mappings and lists of plain values.
+    Secrets are URIs with a user, a password or a key, what begins as known keys do, and what stands
+    under a name such as `api_key`. A name that ends in `_env` names an environment variable.
     """
+    _refuse_secrets(tree, field, names_secret=False, users_names=False)
+
+
+def _refuse_secrets(tree: Any, field: str, *, names_secret: bool, users_names: bool) -> None:
     if isinstance(tree, Mapping):
         for name, below in tree.items():
-            refuse_credentials(below, f"{field}.{name}".lstrip("."))
+            named = not users_names and _SECRET_NAME.search(str(name)) is not None
+            _refuse_secrets(
+                below,
+                f"{field}.{name}".lstrip("."),
+                names_secret=names_secret or named,
+                users_names=name in _USERS_NAMES,
+            )
     elif isinstance(tree, (list, tuple)):
         for below in tree:
-            refuse_credentials(below, field)
-    elif isinstance(tree, str) and (_USER_INFO.search(tree) or _SECRET_QUERY.search(tree)):
+            _refuse_secrets(below, field, names_secret=names_secret, users_names=False)
+    elif tree is None or tree == "" or isinstance(tree, bool):
+        return
+    elif names_secret or (isinstance(tree, str) and _holds_secret(tree)):
         raise ValueError(
             f"{field}: holds credentials, and the configuration is published with the run; give "
             "them in the environment (AWS_ACCESS_KEY_ID, ...) or by the machine's role instead"
         )
+    elif field.endswith("_env") and not _VARIABLE.fullmatch(str(tree)):
+        raise ValueError(
+            f"{field}: must be the name of an environment variable, in capitals; put the key into "
+            "that variable, as the configuration is published with the run"
+        )
+
+
+def _holds_secret(text: str) -> bool:
+    return any(form.search(text) for form in (_USER_INFO, _SECRET_QUERY, _KEY))
+
+
+def may_hold_secret(text: str) -> bool:
+    """Tell whether text that was not read yet, such as damaged YAML, should not be quoted."""
+    return _holds_secret(text) or _SECRET_LINE.search(text) is not None

@@ -49,7 +49,7 @@ _STORED = "stored"
 class Config(Block):
     """One run."""
 
-    unbound: ClassVar[frozenset[str]] = frozenset({"resources"})
+    unbound: ClassVar[frozenset[str]] = frozenset({"resources", "metrics"})
 
     private: PrivateConfig
     generator: Generators
@@ -128,8 +128,9 @@ class Config(Block):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_credentials(cls, tree: Any) -> Any:
-        refuse_credentials(tree)
+    def _refuse_credentials(cls, tree: Any, info: ValidationInfo) -> Any:
+        if info.context != _STORED:  # what is published already is read back
+            refuse_credentials(tree)
         return tree
 
     @model_validator(mode="after")
@@ -232,6 +233,9 @@ def read_resources(overrides: Sequence[str]) -> ResourcesConfig:
     if tree.keys() - {"resources"}:
         raise InputError("--set: only resources.key=value; the rest is the run's")
     try:
+        refuse_credentials(tree)
         return ResourcesConfig.model_validate(tree.get("resources", {}))
     except ValidationError as error:
         raise first_fault(error, tree.get("resources"), "resources.") from None
+    except ValueError as error:
+        raise InputError(f"config: {error}") from None

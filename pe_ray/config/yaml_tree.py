@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from pe_ray.config.places import may_hold_secret
 from pe_ray.errors import InputError
 from pe_ray.files.storage import Location, resolve_place
 
@@ -51,23 +52,32 @@ def _read(path: str | Location, loader: type[_UniqueKeys]) -> dict[str, Any]:
     try:
         tree = _parse(text, loader)
     except yaml.YAMLError as error:
-        raise InputError(f"config {path}: not YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"config {path}: not YAML: {_explain(error, text)}") from None
     if not isinstance(tree, dict):
         raise InputError(f"config {path}: must be a mapping of blocks (private, generator, ...)")
     return tree
 
 
+def _explain(error: yaml.YAMLError, text: str) -> str:
+    """Return what is wrong with YAML and where; quote it only where `text` holds no secret."""
+    mark = getattr(error, "problem_mark", None)
+    if may_hold_secret(text):
+        return f"see line {mark.line + 1}" if mark else type(error).__name__
+    return " ".join(str(error).split())
+
+
 def set_override(tree: dict[str, Any], override: str) -> None:
     """Apply one `block.key=value` in place."""
     name, equals, text = override.partition("=")
+    shown = re.split(r"[^\w.]", override)[0] if may_hold_secret(override) else override
     if not equals or not name.rpartition(".")[2]:
-        raise InputError(f"--set {override}: write it as block.key=value")
+        raise InputError(f"--set {shown}: write it as block.key=value")
     try:
         value = _parse(text, _UserLoader)
     except yaml.YAMLError as error:
-        reason = getattr(error, "problem", None) or "not YAML"
-        raise InputError(f"--set {override}: {text!r} is not a value: {reason}") from None
-    put(tree, name, value, f"--set {override}")
+        reason = "not YAML" if shown != override else getattr(error, "problem", None) or "not YAML"
+        raise InputError(f"--set {shown}: not a value: {reason}") from None
+    put(tree, name, value, f"--set {shown}")
 
 
 def put(tree: dict[str, Any], name: str, value: Any, source: str) -> None:

@@ -152,6 +152,23 @@ def expand_home(text: str | Path) -> Path:
         return Path(text)
 
 
+def find_home() -> Path:
+    """Return the home folder; InputError where there is none."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise InputError(
+            "HOME: is not set, and this user has no home folder; set it to a folder that you can "
+            "write to"
+        ) from None
+
+
+def find_cache() -> Path:
+    """Return the folder for caches: XDG_CACHE_HOME, or else .cache in the home folder."""
+    given = os.environ.get("XDG_CACHE_HOME")
+    return Path(given) if given else find_home() / ".cache"
+
+
 def resolve_place(text: str | os.PathLike[str] | ObjectPath, field: str) -> Location:
     """Parse and resolve a place that the user gave; InputError names the field."""
     try:

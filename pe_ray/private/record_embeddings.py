@@ -25,7 +25,7 @@ from pe_ray.config.kinds import Plugin
 from pe_ray.errors import FaultError, InputError, RecordError
 from pe_ray.files.image_shards import FoundShards, split_shards, summarize
 from pe_ray.files.image_tables import TableSlice
-from pe_ray.files.storage import file_version, require_creatable
+from pe_ray.files.storage import file_version, find_cache, require_creatable
 from pe_ray.private.duplicates import refuse_duplicates
 from pe_ray.private.records import find_records, private_table, read_records
 from pe_ray.private.tasks import RETRIES, private_task
@@ -248,8 +248,7 @@ def cache_folder(config: PrivateConfig) -> Path | None:
         return None
     if config.cache:
         return Path(config.cache)
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "pe_ray" / "private"
+    return find_cache() / "pe_ray" / "private"
 
 
 def make_cache_folder(config: PrivateConfig) -> str:

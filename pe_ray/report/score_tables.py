@@ -91,4 +91,5 @@ def _write_tensorboard(directory: Location, rows: Sequence[Row]) -> None:
                         full = name if name.startswith("public/") else f"votes/{name}"
                         board.add_scalar(full, value, row["iteration"])
         for file in Path(folder).iterdir():
-            atomic_write(directory / file.name, file.read_bytes())
+            name = ".".join(file.name.split(".")[:4])  # events.out.tfevents.TIME, without the host
+            atomic_write(directory / name, file.read_bytes())

@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,8 +18,14 @@ from typing import Any
 
 from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.errors import InputError
+from pe_ray.files.storage import find_home
 
 logger = logging.getLogger(__name__)
+
+_QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+_LEAST_FREE = 1 << 20  # bytes; with less, Ray's processes fail in ways of their own
+_LONGEST_SOCKET = 107  # bytes of a Unix socket's path on Linux
+_SESSION_BYTES = len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.12")
 
 
 @contextmanager
@@ -41,34 +49,93 @@ def connect_to_ray(resources: ResourcesConfig, node_label: str | None = None) ->
     with ExitStack() as stack:
         if not ray.is_initialized():
             _check_token(starts_here=resources.address is None)
-            _start(resources)
-            stack.callback(ray.shutdown)
+            if resources.address is None:
+                folder = _make_private_folder()
+                stack.enter_context(_full_disk_as_input_error(folder))
+                # `local`, since without an address Ray would join any cluster on this machine.
+                ray.init(
+                    "local",
+                    num_cpus=resources.num_cpus,
+                    include_dashboard=False,
+                    _temp_dir=f"{folder}/ray",
+                    **_QUIET,
+                )
+            else:
+                _join(resources.address)
+            stack.callback(_stop)
         if client.is_connected():
             raise InputError(_NO_CLIENT)
         _require_room(resources, ray.nodes(), node_label)
         yield
 
 
-def _start(resources: ResourcesConfig) -> None:
+def _join(address: str) -> None:
     import ray
 
-    address = resources.address
-    arguments = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
-        # `local`, since without an address Ray would join any cluster that runs on this machine.
-        ray.init("local", num_cpus=resources.num_cpus, include_dashboard=False, **arguments)
-        return
     if address.startswith("ray://"):
         raise InputError(_NO_CLIENT)
     try:
         _knock(address)  # where nothing listens, ray.init was seen to try for minutes
-        ray.init(address=address, **arguments)
+        ray.init(address=address, **_QUIET)
     except (ray.exceptions.AuthenticationError, OSError, ValueError) as error:
         raise InputError(
             f"resources.address: no Ray cluster at {address!r} that takes this token "
             f"({type(error).__name__}); start one, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH "
             "to a file with its token, or leave the address out to use this machine"
         ) from error
+
+
+def _stop() -> None:
+    """Stop Ray; its own failure to stop must not hide why the block ended."""
+    import ray
+
+    try:
+        ray.shutdown()
+    except Exception as error:  # of any kind, on a full disk for example
+        logger.warning("Ray did not stop in order (%s)", type(error).__name__)
+
+
+def _make_private_folder() -> str:
+    """Return a folder for Ray's files that nobody else can reach, and log where it is.
+
+    Ray opens its own folders to everybody, again and again, and spills objects into them, private
+    embeddings among them. Nobody else gets past the folder above them.
+    """
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), None)
+    place = os.environ[name] if name else "/tmp"
+    try:
+        folder = tempfile.mkdtemp(prefix="pe-ray-", dir=place)
+    except OSError as error:
+        raise InputError(
+            f"{name or 'TMPDIR'}: no folder can be made in {place} ({error.strerror}); give one "
+            "on a local disk that you can write to"
+        ) from None
+    spare = _LONGEST_SOCKET - _SESSION_BYTES - len(os.fsencode(folder))
+    if spare < 0:
+        os.rmdir(folder)
+        raise InputError(
+            f"{name}: {place} is {-spare} bytes too long for Ray's sockets; give a shorter path, "
+            "such as TMPDIR=/tmp"
+        )
+    logger.info("Ray's logs and what it spills: %s", folder)
+    return folder
+
+
+@contextmanager
+def _full_disk_as_input_error(folder: str) -> Iterator[None]:
+    """Re-raise what Ray makes of a full disk under its own folder as InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if shutil.disk_usage(folder).free >= _LEAST_FREE:
+            raise
+        raise InputError(
+            f"TMPDIR: no space left on the disk of {folder}, where Ray keeps its files "
+            f"({type(error).__name__}); free some, or set TMPDIR to a folder on a larger disk; "
+            "then the same command continues"
+        ) from None
 
 
 def _knock(address: str) -> None:
@@ -108,12 +175,17 @@ def _check_token(*, starts_here: bool) -> None:
     unset = os.environ.get("RAY_AUTH_MODE", "token") == "token"
     if not starts_here or not unset or given or os.environ.get("RAY_AUTH_TOKEN"):
         return
-    token = Path.home() / ".ray" / "auth_token"
+    token = find_home() / ".ray" / "auth_token"
     try:
         token.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError:  # there is one, or Ray says why there can't be
+    except FileExistsError:
         return
+    except OSError as error:
+        raise InputError(
+            f"HOME: {token} can't be written ({error.strerror}), which Ray needs; set HOME to a "
+            "folder that you can write to, or RAY_AUTH_TOKEN_PATH to a file with a token"
+        ) from None
     with os.fdopen(handle, "w") as file:
         file.write(secrets.token_hex(32))
 

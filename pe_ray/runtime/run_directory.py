@@ -121,8 +121,17 @@ class RunDirectory:
         """Votes that `selection.smooth` averaged."""
         return self.path / "smoothed" / f"iter={iteration:04d}.parquet"
 
+    @property
+    def scores_folder(self) -> Location:
+        return self.path / "scores"
+
+    @property
+    def score_source(self) -> Location:
+        """What the scores were made with: `metrics.public` and digests of its files."""
+        return self.scores_folder / "source.json"
+
     def scores(self, iteration: int) -> Location:
-        return self.path / "scores" / f"iter={iteration:04d}.json"
+        return self.scores_folder / f"iter={iteration:04d}.json"
 
     def embedding_time(self, iteration: int) -> Location:
         return self.path / "stages" / f"embedding-{iteration:04d}.json"
@@ -304,6 +313,11 @@ def bind_files(run: RunDirectory, config: Config, bound: Mapping[str, Any], *, b
 def require_same_files(run: RunDirectory, config: Config, bound: Mapping[str, Any]) -> None:
     """Raise InputError for a file that `bound` names and whose content is not the run's."""
     _refuse_other_files(run, _read_files(run), _digest_named(config, bound))
+
+
+def digest_files(config: Config, tree: Mapping[str, Any]) -> dict[str, str]:
+    """Return text -> digest of each file and folder that `tree`, a part of `config`, names."""
+    return {text: digest for _, text, digest in _digest_named(config, tree)}
 
 
 def _refuse_other_files(

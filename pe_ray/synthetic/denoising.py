@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from pe_ray.config import Config
 from pe_ray.config.blocks import SelectionSettings
 from pe_ray.plugins import Denoiser, load
 from pe_ray.run import Run
@@ -51,6 +52,12 @@ def make_denoiser(settings: SelectionSettings) -> Denoiser:
     chosen = settings.denoise
     denoiser: Denoiser = load("denoiser", chosen.kind)(chosen.options)
     return denoiser
+
+
+def try_denoisers(config: Config) -> None:
+    """Build the denoiser of each iteration; raise whatever one raises."""
+    for iteration in range(1, config.schedule.iterations + 1):
+        make_denoiser(config.selection.at(iteration))
 
 
 def fall_back(weights: Weights, noisy_votes: Weights) -> Weights:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pe_ray.config import Config
+from pe_ray.errors import InputError
 from pe_ray.files.parts import Part, write_part
 from pe_ray.files.storage import Location
 from pe_ray.plugins import load
@@ -48,6 +50,19 @@ def export(
         manifest={"fingerprint": run.config.fingerprint, "labels": list(run.labels)},
     )
     run_stage(stage, run.config.resources)
+
+
+def try_export(config: Config) -> None:
+    """Encode a blank image as the final set's are; InputError where that fails."""
+    shape = config.image_shape
+    blank = np.zeros((shape.height, shape.width, shape.channels), dtype=np.uint8)
+    try:
+        encode_png(blank)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"generator: makes images of {shape.height}x{shape.width}x{shape.channels}, which PNG "
+            "can't hold; use 1 channel for grey or 3 for RGB"
+        ) from None
 
 
 def load_format(form: str) -> type[ExportFormat]:

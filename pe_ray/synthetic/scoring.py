@@ -1,6 +1,8 @@
 """Score released populations against public images: post-processing, so free.
 
 Each scored iteration has a small file, so a start after a crash scores only what is missing.
+`metrics.public` changes no release, so a run may continue with another. Then all populations are
+scored again: numbers by different metrics or references never stand in one table.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from pe_ray.config.blocks import PublicMetricsConfig
 from pe_ray.files.image_batches import count_images, evenly_spaced, read_images
 from pe_ray.files.image_shards import find_shards, summarize
 from pe_ray.files.image_tables import ImageTable
-from pe_ray.files.storage import Location, atomic_write
+from pe_ray.files.storage import Location, atomic_write, delete_tree, list_names
 from pe_ray.run import Run
+from pe_ray.runtime.run_directory import digest_files
 from pe_ray.runtime.stages import run_in_worker
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.population_files import read_population
@@ -38,6 +41,22 @@ def check_reference(config: Config) -> None:
         count_images(table, found.shards)
 
 
+def discard_other_scores(run: Run) -> None:
+    """Delete the scores that another `metrics.public` or other public images gave."""
+    file = run.directory.score_source
+    if list_names(run.directory.scores_folder) and (
+        not file.exists() or file.read_bytes() != _describe_source(run.config)
+    ):
+        delete_tree(run.directory.scores_folder)
+
+
+def _describe_source(config: Config) -> bytes:
+    """Return what decides the scores: `metrics.public`, and digests of the files that it names."""
+    bound = {"metrics": config.model_dump(mode="json", include={"metrics": {"public"}})["metrics"]}
+    source = {**bound, "files": digest_files(config, bound)}
+    return json.dumps(source, indent=1).encode()
+
+
 def score_population(run: Run, population: Population) -> None:
     """Score S_t against the public images, if `metrics.public` says so and it isn't done."""
     config, iteration = run.config, population.iteration
@@ -51,6 +70,8 @@ def score_population(run: Run, population: Population) -> None:
     for name in [name for name, score in scores.items() if not math.isfinite(score)]:
         del scores[name]  # no reason to stop a run whose budget is spent
         logger.warning("%s of population %d is not finite: left out", name, iteration)
+    if not run.directory.score_source.exists():
+        atomic_write(run.directory.score_source, _describe_source(config))
     atomic_write(file, json.dumps(scores, indent=1).encode())
     found = ", ".join(f"{name} {score:.4g}" for name, score in scores.items())
     logger.info("population %d against public images: %s", iteration, found)

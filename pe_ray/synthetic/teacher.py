@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 
 from pe_ray.components.embedders import label_features
 from pe_ray.components.moments import GRAM_SHARE, Floats, RidgeMoments
+from pe_ray.config import Config
+from pe_ray.config.blocks import TeacherConfig
 from pe_ray.config.kinds import Plugin
 from pe_ray.errors import InputError
 from pe_ray.files.image_batches import evenly_spaced
 from pe_ray.files.storage import Location, open_fully
 from pe_ray.plugins import Images
 from pe_ray.run import Run
+from pe_ray.runtime.stages import run_in_worker
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.population_files import read_population
 from pe_ray.values import NoisySums
@@ -49,6 +52,20 @@ def learn_features(run: Run, population: Population) -> Plugin:
         ray.get(ray.remote(num_cpus=1)(_learn).remote(run, population))
     options = label_features.LearntFeaturesOptions(file=str(file), num_features=teacher.features)
     return Plugin(plugin_type="embedder", kind=label_features.KIND, options=options)
+
+
+def try_teacher(config: Config) -> None:
+    """Learn features from a few random images, in a worker, where the run has a teacher."""
+    if config.teacher is not None:
+        run_in_worker(_try_features, config, config.teacher, resources=config.resources)
+
+
+def _try_features(config: Config, teacher: TeacherConfig) -> None:
+    shape, num_labels = config.image_shape, len(config.private.labels)
+    labels = np.tile(np.arange(num_labels, dtype=np.int32), 2)
+    size = (len(labels), shape.height, shape.width, shape.channels)
+    images = np.random.default_rng(0).integers(0, 256, size=size, dtype=np.uint8)
+    label_features.fit(images, labels, teacher.features, 1, config.schedule.seed)
 
 
 def _learn(run: Run, population: Population) -> None:

@@ -11,7 +11,10 @@ from pe_ray.files.storage import resolve_place
 from pe_ray.planning import plan_releases
 from pe_ray.release.adaptive import adaptive_epsilon, with_mu
 from pe_ray.runtime.stages import check_plugins, run_in_worker
-from pe_ray.synthetic.scoring import check_reference
+from pe_ray.synthetic.denoising import try_denoisers
+from pe_ray.synthetic.export import try_export
+from pe_ray.synthetic.scoring import check_reference, try_metrics
+from pe_ray.synthetic.teacher import try_teacher
 from pe_ray.tuning.budget import accounting_of, final_shape, shared_releases
 from pe_ray.tuning.search import Search
 from pe_ray.tuning.space import configure, name_settings, refuse_fixed, sample_space
@@ -45,10 +48,14 @@ def check_parts(search: Search) -> None:
     InputError names what can't be used.
     """
     check_reference(search.config)
+    try_metrics(search.config)
+    try_teacher(search.config)
+    try_export(search.config)
     resources, job = search.config.resources, Job(search=search, folder=Path("unused"))
     built: list[Any] = []
     for settings in ({}, *sample_space(search)):
         for config in (configure(search, settings), trial_config(job, settings)):
+            try_denoisers(config)
             parts = [config.generator_at(step) for step in range(config.schedule.iterations + 1)]
             if not config.embedder.options.learnt:
                 parts.append(config.embedder)

@@ -23,7 +23,7 @@ from pe_ray import plugins
 from pe_ray.config import Config
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.config.kinds import Block, ObjectivePlugin, Plugin, StrategyPlugin
-from pe_ray.config.places import apart
+from pe_ray.config.places import apart, refuse_credentials
 from pe_ray.config.yaml_tree import first_fault, read_tree
 from pe_ray.errors import InputError
 from pe_ray.files.image_tables import ImageTable
@@ -259,9 +259,12 @@ def search_of(tree: Mapping[str, Any]) -> Search:
     rest = {key: value for key, value in tree.items() if key != "tuning"}
     config = Config.from_dict(rest)
     try:
+        refuse_credentials(tree["tuning"], "tuning")
         tuning = TuningConfig.model_validate(tree["tuning"])
     except ValidationError as error:
         raise first_fault(error, tree["tuning"], "tuning.") from None
+    except ValueError as error:
+        raise InputError(f"config: {error}") from None
     search = Search(
         tree=rest,
         config=config,

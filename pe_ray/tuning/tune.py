@@ -69,7 +69,7 @@ def tune(search: Search) -> Outcome:
     Guarantee: all that OUTPUT holds at any time is (epsilon, delta)-DP for `config.privacy`'s unit
     under adding or removing one unit, search included: it is post-processing of the releases in
     its ledger, which composes them as the strategy needs it (see docs/tuning.md). Times in it are
-    no release; those that tell most are gone when it returns.
+    no release; those of Ray Tune, which tell most, are gone when it returns.
     """
     require_extras(search.config)
     require_extras(search.tuning, "tuning")
@@ -93,8 +93,8 @@ def tune(search: Search) -> Outcome:
         job = _release_shared(search, directory, ledger, folder)
         if not result.exists():
             atomic_write(result, json.dumps(_search(job, ledger), indent=1).encode())
-        if strategy.charged:
-            delete_tree(folder / "tune")  # its times tell how long the private records took to vote
+        # It names machines, and its times tell how long private records took to vote.
+        delete_tree(folder / "tune")
         outcome = Outcome(path=folder.parent, **json.loads(result.read_bytes()))
         _finish(job, directory, ledger, outcome.settings)
     return outcome

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,8 @@ def test_an_attack_from_the_command_line(
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads((output / "attack.json").read_text())
     assert found["refuted"] is False
+    assert found["conclusive"] is True
+    assert found["measurable"] > found["claimed"]
     assert 0 <= found["assumption_free"] <= found["measured"] < found["claimed"] <= 8.0
     assert found["claimed"] == Ledger.open(output / "run" / "ledger.sqlite").spent()
     included = pq.read_table(output / "included.parquet")
@@ -64,6 +68,35 @@ def test_an_attack_from_the_command_line(
     text = capsys.readouterr().out
     assert "the claim stands" in text
     assert json.loads((output / "attack.json").read_text()) == found
+
+
+def test_too_few_canaries_conclude_nothing(
+    ray_session: None,
+    attacked: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    attacked["schedule"]["num_samples"] = [30, 30]
+    attacked["privacy"]["epsilon"] = 50.0
+    arguments = ["attack", written(attacked, tmp_path), "--output", str(tmp_path / "attack")]
+    assert cli.main([*arguments, "--restarts", "0"]) == 0
+    text = capsys.readouterr().out
+    assert "inconclusive" in text
+    assert "stands" not in text
+    found = json.loads((tmp_path / "attack" / "attack.json").read_text())
+    assert found["conclusive"] is False
+    assert 0 < found["measurable"] <= found["claimed"]
+
+
+def test_an_attack_goes_to_the_cluster_that_is_named(
+    attacked: dict[str, Any], tmp_path: Path
+) -> None:
+    """In a process of its own, since a Ray may run in this one."""
+    command = [sys.executable, "-m", "pe_ray", "attack", written(attacked, tmp_path)]
+    command += ["--output", str(tmp_path / "attack"), "--address", "127.0.0.1:1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "pe-ray: resources.address: " in done.stderr.splitlines()[-1]
 
 
 def test_users_are_canaries_with_records_in_every_label(

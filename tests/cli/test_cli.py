@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -188,3 +189,20 @@ def test_the_cats_are_those_of_the_paper() -> None:
     assert made.random_calls == 200
     assert made.variation_calls == 17 * 200 * (8 + 1)
     assert (config.image_shape.height, config.image_shape.channels) == (512, 3)
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_reader_that_is_gone_ends_a_command_without_a_word(
+    tree: dict[str, Any], tmp_path: Path, buffered: bool
+) -> None:
+    """Whether the output breaks off on its way or at the end."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "pe_ray", "plan", write(tree, tmp_path)],
+        env=os.environ | ({} if buffered else {"PYTHONUNBUFFERED": "1"}),
+        stdout=writer,
+        stderr=subprocess.PIPE,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from operator import attrgetter
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -13,8 +14,11 @@ from pe_ray import Config, InputError, plugins
 from pe_ray.components.generators.stable_diffusion import VarySettings
 from pe_ray.config.blocks import MetricsConfig, OutputConfig, PrivateConfig, PublicMetricsConfig
 from pe_ray.config.kinds import EmbedderPlugin, GeneratorPlugin
-from pe_ray.config.places import apart, lies_in
+from pe_ray.config.places import apart, lies_in, refuse_credentials
+from pe_ray.config.run_config import read_resources
+from pe_ray.config.yaml_tree import dump_tree, put, read_tree, set_override
 from pe_ray.plugins.registry import BUILT_IN
+from pe_ray.tuning.search import search_of
 
 
 @pytest.mark.parametrize(
@@ -37,6 +41,111 @@ def test_credentials_in_a_uri_are_refused_and_not_quoted(
         Config.from_dict(tree)
     assert "hunter2" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+OPENAI = "sk-proj-4f8Kq2ZsT1vXyB7nR0dLmWc9"
+SECRETS = {
+    "generator.api_key_env": OPENAI,
+    "embedder.checkpoint": OPENAI,
+    "generator.random.parameters.api_key": "hunter2",
+    "generator.random.parameters.hf_token": "hunter2",
+    "generator.headers.Authorization": "Bearer hunter2",
+    "embedder.options.passwords.password": ["hunter2"],
+    "embedder.secret": 12345678,
+    "generator.prompts.a": "hf_AbCdEfGhIjKlMnOpQrStUvWx",
+    "private.where.key": "AKIAIOSFODNN7EXAMPLE",
+    "generator.prompt": "ghp_16C7e42F292c6912E7710c838347Ae178B4a",
+    "private.labels": ["xoxb-123456789012-abcdef"],
+    "resources.address": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abc",
+    "generator.fonts": "-----BEGIN PRIVATE KEY-----",
+}
+
+
+@pytest.mark.parametrize("field", SECRETS)
+def test_a_secret_is_refused_by_name_or_form_and_not_quoted(
+    tree: dict[str, Any], field: str
+) -> None:
+    put(tree, field, SECRETS[field], "test")
+    with pytest.raises(InputError, match=rf"^config: {field}: (holds cred|must be)") as caught:
+        Config.from_dict(tree)
+    told = str(caught.value)
+    secret = SECRETS[field]
+    texts = secret if isinstance(secret, list) else [str(secret)]
+    assert not any(text in told for text in (*texts, "hunter2"))
+
+
+def test_a_search_holds_no_secret(tree: dict[str, Any]) -> None:
+    tuning = {"space": {"generator.random.parameters.api_key": ["hunter2", "hunter3"]}}
+    with pytest.raises(InputError, match=r"^config: tuning\.space\.\S+: holds cred") as caught:
+        search_of(tree | {"tuning": tuning})
+    assert "hunter" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "desk-lamp of 2020 and more",
+        "/data/sk-learn-digits-2020",
+        "OPENAI_API_KEY",
+        "a token",
+        "eyJ",
+    ],
+)
+def test_what_is_no_secret_may_be_written(text: str) -> None:
+    refuse_credentials({"prompt": text, "where": {"token": text}, "prompts": {"secret": text}})
+    refuse_credentials({"tokenizer": text, "max_tokens": 5, "api_key_env": "OPENAI_API_KEY"})
+    refuse_credentials({"api_key_env": None, "password": None})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "generator:\n  api_key: [hunter2\n",
+        "generator:\n  api_key: hunter2: x\n",
+        "generator:\n  password: *hunter2\n",
+        "generator:\n  password: !hunter2\n",
+        f"generator:\n  api_key_env: {OPENAI}: x\n",
+        "private: {data: [s3://key:hunter2@bucket/data}\n",
+    ],
+)
+def test_damaged_yaml_with_a_secret_is_not_quoted(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError, match="not YAML: see line") as caught:
+        read_tree(tmp_path / "config.yaml")
+    assert "hunter2" not in str(caught.value)
+    assert OPENAI not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "generator.api_key=[hunter2",
+        "generator.api_key:hunter2",
+        "private.labels.api_key=hunter2",
+        f"generator.api_key_env={OPENAI}: [",
+        "output.path=[s3://key:hunter2@bucket/run",
+    ],
+)
+def test_an_override_with_a_secret_is_not_quoted(tree: dict[str, Any], override: str) -> None:
+    with pytest.raises(InputError, match=r"^--set [a-z]+\.") as caught:
+        set_override(tree, override)
+    assert "hunter2" not in str(caught.value)
+    assert OPENAI not in str(caught.value)
+
+
+def test_resources_hold_no_secret() -> None:
+    with pytest.raises(InputError, match=r"resources\.address: holds cred") as caught:
+        read_resources(["resources.address=ray://user:hunter2@host:10001"])
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_stored_configuration_with_a_secret_still_opens(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    tree["generator"]["texts"] = {label: [label] for label in tree["private"]["labels"]}
+    tree["private"]["where"] = {"key": "AKIAIOSFODNN7EXAMPLE"}
+    (tmp_path / "config.yaml").write_text(dump_tree(tree))
+    Config.from_run(tmp_path / "config.yaml")
 
 
 @pytest.mark.parametrize(

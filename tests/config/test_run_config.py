@@ -75,6 +75,7 @@ def test_a_run_is_bound_to_what_changes_its_output(tree: dict[str, Any]) -> None
         "metrics.audit": ["cnn"],
         "metrics.audit_data": "/other",
         "metrics.audit_where": {"split": "test"},
+        "metrics.public": {"data": "/public", "metrics": ["frechet"]},
         "resources.workers": 3,
     }
     for key, value in free.items():

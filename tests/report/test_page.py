@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import socket
 import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
@@ -173,3 +174,12 @@ def _rebind(run: Path, config: Config) -> None:
     """Tie the copied ledger to the copy, which has another path."""
     with sqlite3.connect(run / "ledger.sqlite") as database:
         database.execute("UPDATE budget SET fingerprint = ?", (config.fingerprint,))
+
+
+def test_no_file_names_the_machine(copied: Callable[[str], Path]) -> None:
+    run = copied("anywhere")
+    write_report(run)
+    files = [path for path in run.rglob("*") if path.is_file()]
+    assert any("tfevents" in path.name for path in files)
+    host = socket.gethostname()
+    assert [path for path in files if host in path.name.split(".")] == []

@@ -16,7 +16,7 @@ from weighed import save_weights
 
 from pe_ray import Config, InputError, evolve, expand
 from pe_ray.release.ledger import Ledger
-from pe_ray.runtime.run_directory import claim_directory, write_config
+from pe_ray.runtime.run_directory import claim_directory, digest_files, write_config
 
 FONT = "DejaVuSans.ttf"
 
@@ -178,6 +178,8 @@ def test_nothing_of_the_private_data_is_recorded(tree: dict[str, Any], tmp_path:
         "embedder": {"kind": "weighed:Weighed", "checkpoint": str(audited / "0")},
     }
     tree["schedule"]["degrees"] = [2, 1]
-    start(Config.from_dict(tree))
+    config = Config.from_dict(tree)
+    start(config)
     recorded = json.loads((tmp_path / "run" / "files.json").read_bytes())
     assert [*recorded] == [str(public)]
+    assert digest_files(config, config.model_dump(mode="json")).keys() == {str(public)}

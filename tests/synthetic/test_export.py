@@ -10,7 +10,8 @@ import subprocess
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from urllib.parse import unquote
 
 import numpy as np
@@ -19,12 +20,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pe_ray.errors import InputError
 from pe_ray.files.folder_names import folder_name
 from pe_ray.files.image_batches import read_batches
 from pe_ray.files.image_shards import find_shards
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.files.parts import commit, read_manifest, write_part
-from pe_ray.synthetic.export import encode_png, load_format
+from pe_ray.synthetic.export import encode_png, load_format, try_export
 from pe_ray.synthetic.export_formats import LabelledImages
 from pe_ray.values import Framing, ImageShape
 
@@ -283,3 +285,14 @@ def test_a_labels_folder_is_one_plain_name(name: str, tmp_path: Path) -> None:
         assert folder is not None
         assert folder.parent == tmp_path
         assert folder.resolve().parent == tmp_path.resolve()
+
+
+def test_a_shape_that_png_cant_hold_is_refused() -> None:
+    for channels in (1, 3):
+        try_export(cast(Any, SimpleNamespace(image_shape=shape_with(channels))))
+    with pytest.raises(InputError, match=r"^generator: makes images of 8x8x2"):
+        try_export(cast(Any, SimpleNamespace(image_shape=shape_with(2))))
+
+
+def shape_with(channels: int) -> ImageShape:
+    return ImageShape(height=8, width=8, channels=channels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -13,10 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from small_runs import run_in
+from undisturbed import charged, content
 
 from pe_ray import Config, InputError, evolve, plugins
 from pe_ray.components.metrics.distances import frechet_distance
 from pe_ray.plugins.seeds import row_seeds
+from pe_ray.release.ledger import Ledger
 from pe_ray.report import write_report
 from pe_ray.synthetic import scoring
 from pe_ray.synthetic.population_files import read_population
@@ -74,7 +77,7 @@ def test_scores_are_made_once_and_made_again_where_they_are_lost(
 ) -> None:
     scored["metrics"]["public"] |= {"every": 2, "max_images": 30}
     run = evolve(Config.from_dict(scored))
-    files = sorted(path.name for path in (run / "scores").iterdir())
+    files = sorted(path.name for path in (run / "scores").glob("iter=*"))
     assert files == ["iter=0000.json", "iter=0002.json"]
     before = (run / "scores" / "iter=0002.json").read_bytes()
     (run / "scores" / "iter=0002.json").unlink()
@@ -137,3 +140,46 @@ def test_private_records_are_no_public_reference(scored: dict[str, Any]) -> None
     del public["where"]
     with pytest.raises(InputError, match=r"metrics\.public\.data: is private\.data"):
         Config.from_dict(scored)
+
+
+def test_a_metric_that_cant_be_built_is_refused_before_the_label_counts_are_charged(
+    ray_session: None, scored: dict[str, Any], tmp_path: Path
+) -> None:
+    scored["privacy"]["label_fractions"] = "dp"
+    damaged, metrics = tmp_path / "inception.pt", scored["metrics"]["public"]["metrics"]
+    damaged.write_bytes(b"no network")
+    embedder = {"kind": "inception", "weights": str(damaged)}
+    broken = {"public": scored["metrics"]["public"] | {"metrics": [{**metrics[0]}]}}
+    broken["public"]["metrics"][0]["embedder"] = embedder
+    with pytest.raises(InputError, match=r"weights: "):
+        evolve(Config.from_dict(scored | {"metrics": broken}))
+    ledger = Ledger.open(Path(scored["output"]["path"]) / "ledger.sqlite")
+    assert not ledger.charged
+    run = evolve(Config.from_dict(scored))
+    assert ledger.charged
+    assert len(rows_of(run)) == 3
+
+
+def test_a_run_continues_with_other_metrics_and_scores_all_populations_again(
+    ray_session: None, scored: dict[str, Any], tmp_path: Path
+) -> None:
+    run = evolve(Config.from_dict(scored))
+    made, spent = content(run), charged(run)
+    first = rows_of(run)
+    # Another metric: no score of the one before is left.
+    changed = copy.deepcopy(scored)
+    changed["metrics"]["public"]["metrics"] = [scored["metrics"]["public"]["metrics"][0]]
+    evolve(Config.from_dict(changed))
+    kept = [{name: row[name] for name in row if "accuracy" not in name} for row in first]
+    assert rows_of(run) == kept
+    # Other public images at the same path: the scores are new.
+    file = Path(scored["metrics"]["public"]["data"])
+    pq.write_table(pq.read_table(file).slice(0, 50), file)
+    evolve(Config.from_dict(changed))
+    name = "public/frechet_distance/pixels"
+    assert all(row[name] != before[name] for row, before in zip(rows_of(run), first, strict=True))
+    # None: none.
+    changed["metrics"]["public"] = None
+    evolve(Config.from_dict(changed))
+    assert not any("public" in name for row in rows_of(run) for name in row)
+    assert (content(run), charged(run)) == (made, spent)

@@ -13,7 +13,7 @@ from pe_ray import Config, InputError
 from pe_ray.components.embedders import label_features
 from pe_ray.components.moments import GRAM_SHARE
 from pe_ray.planning import plan
-from pe_ray.synthetic.teacher import ridge
+from pe_ray.synthetic.teacher import ridge, try_teacher
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 
@@ -131,3 +131,12 @@ def test_mnist_yaml_spends_half_on_the_teacher() -> None:
     of_votes = sum((release.sensitivity / release.sigma) ** 2 for release in votes)
     assert (last.sensitivity / last.sigma) ** 2 == pytest.approx(of_votes, rel=1e-4)
     assert 0.999 < made.epsilon <= 1.0
+
+
+def test_the_least_run_that_may_have_a_teacher_can_learn_its_features(
+    ray_session: None, tree: dict[str, Any]
+) -> None:
+    tree["private"]["labels"] = ["0", "1"]
+    tree["generator"] = {"kind": "rendered_text", "image_size": 4}
+    tree["teacher"] = {"features": 2}
+    try_teacher(Config.from_dict(tree))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from faulty import MortalAggregator, arm, faulty_task, taken
 from undisturbed import assert_undisturbed, with_faults
 
@@ -209,3 +213,20 @@ def test_a_full_private_cache_is_one_line(
     with pytest.raises(InputError, match=r"private.cache: .* can't be written \(No space left"):
         evolve(Config.from_dict(tree))
     assert not [file for file in cache.iterdir() if file.stat().st_size < 10_000]
+
+
+def test_a_full_disk_under_ray_is_one_line(
+    tree: dict[str, Any], small_disk: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    short = Path(tempfile.mkdtemp(dir="/tmp")) / "d"  # sockets need a short path
+    short.symlink_to(small_disk)
+    (small_disk / "ballast").write_bytes(bytes(2040 << 10))
+    done = subprocess.run(
+        [sys.executable, "-m", "pe_ray", "run", str(tmp_path / "config.yaml")],
+        env=os.environ | {"RAY_TMPDIR": str(short)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert done.stderr.splitlines()[-1].startswith("pe-ray: TMPDIR: no space left")

@@ -8,6 +8,7 @@ import pickle
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -202,3 +203,90 @@ def test_the_token_made_here_is_for_us_alone(
     assert len(first) == 64
     cluster._check_token(starts_here=True)
     assert token.read_text() == first
+
+
+SPILL = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from pe_ray import ResourcesConfig
+from pe_ray.runtime.cluster import connect_to_ray
+
+with connect_to_ray(ResourcesConfig(num_cpus=1)):
+    import ray
+    (folder,) = Path(sys.argv[1]).glob("pe-ray-*")
+    kept = [ray.put(np.full(30 << 20, number, np.uint8)) for number in range(6)]
+    spilled = []
+    for _ in range(300):
+        spilled = [path for path in folder.rglob("*spill*/**/*") if path.is_file()]
+        if spilled:
+            break
+        time.sleep(0.1)
+    print(len(spilled), oct(folder.stat().st_mode & 0o777))
+"""
+
+
+def test_nobody_else_can_reach_what_a_ray_started_here_spills() -> None:
+    """Spilled by a Ray whose object store holds two of six objects."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # sockets need a short path
+        environment = os.environ | {
+            "RAY_TMPDIR": folder,
+            "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(80 << 20),
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", SPILL, folder],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+    assert done.returncode == 0, done.stderr[-2000:]
+    spilled, above = done.stdout.split()
+    assert int(spilled) > 0
+    assert above == "0o700"
+
+
+@pytest.mark.parametrize("name", ["RAY_TMPDIR", "TMPDIR"])
+def test_a_folder_that_ray_cant_use_is_one_line(
+    short: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    """Too long for a socket, or missing."""
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(short))
+    long = tmp_path / ("long" * 20)
+    long.mkdir()
+    for place in (long, tmp_path / "missing"):
+        done = subprocess.run(
+            [sys.executable, "-m", "pe_ray", "run", str(tmp_path / "config.yaml")],
+            env=os.environ | {name: str(place)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2, done.stderr[-2000:]
+        assert done.stderr.splitlines()[-1].startswith(f"pe-ray: {name}: ")
+    assert not [*long.iterdir()]
+
+
+def test_a_home_that_cant_be_written_is_one_line(short: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(short))
+    (tmp_path / "home").write_text("no folder")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pe_ray", "run", str(tmp_path / "config.yaml")],
+        env=kept | {"HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert done.stderr.splitlines()[-1].startswith("pe-ray: HOME: ")
+
+
+def test_a_user_without_a_home_is_one_line() -> None:
+    """Whom the system doesn't know either, as in containers."""
+    if os.geteuid():
+        pytest.skip("only root may become another user")
+    script = (
+        "from pe_ray.files.storage import find_cache; import os; os.setuid(54321); find_cache()"
+    )
+    kept = {name: os.environ[name] for name in os.environ.keys() - {"HOME", "XDG_CACHE_HOME"}}
+    done = subprocess.run([sys.executable, "-c", script], env=kept, capture_output=True, text=True)
+    assert "InputError: HOME: " in done.stderr.splitlines()[-1]

@@ -135,7 +135,7 @@ def test_proxy_pays_for_one_run_and_the_final_one(
     ledger = Ledger.open(outcome.path / "ledger.sqlite")
     keys = [entry.release.key for entry in ledger.entries()]
     assert keys == ["moments", "proxy/votes/0001", "proxy/votes/0002", "votes/0001", "votes/0002"]
-    assert list((outcome.path / "tuning" / "tune").rglob("events.out.tfevents*"))
+    assert not (outcome.path / "tuning" / "tune").exists()  # it names machines
     assert 9.9 < ledger.spent() <= 10.0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from pe_ray.components.weights import loading_errors
 from pe_ray.config.places import PathText
 from pe_ray.errors import InputError
+from pe_ray.files.storage import find_cache
 from pe_ray.plugins import EmbedderOptions, Images
 from pe_ray.values import DistanceMetric, ImageShape
 
@@ -91,11 +91,10 @@ def _find_weights(given: str | None) -> Path:
         if not Path(given).is_file():
             raise InputError(f"{_OPTION}: {given} is not a file; get {inception_url}")
         return Path(given)
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    file = Path(cache) / "pe_ray" / "weights" / _FILE
+    file = find_cache() / "pe_ray" / "weights" / _FILE
     if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
         try:  # it is renamed once complete: several workers may come here at once, or be killed
+            file.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(inception_url, str(file), progress=False)
         except OSError as error:
             raise InputError(

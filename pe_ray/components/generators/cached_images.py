@@ -23,7 +23,12 @@ from pe_ray.files.image_batches import count_images, read_batches
 from pe_ray.files.image_shards import list_shards
 from pe_ray.files.image_tables import ImageTable, TableSlice
 from pe_ray.files.locks import locked
-from pe_ray.files.storage import file_version, io_errors_as_input_errors, resolve_place
+from pe_ray.files.storage import (
+    file_version,
+    find_cache,
+    io_errors_as_input_errors,
+    resolve_place,
+)
 from pe_ray.values import Framing
 
 _FORMAT = 2
@@ -61,7 +66,7 @@ def cache_folder(given: str | None) -> Path:
     """Return the folder of public caches; default: pe_ray/public in the user's cache folder."""
     if given is not None:
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pe_ray" / "public"
+    return find_cache() / "pe_ray" / "public"
 
 
 def fill_entry(folder: Path, make: Callable[[Path], None]) -> Path:
