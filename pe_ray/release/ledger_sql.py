@@ -170,6 +170,7 @@ def begin(
         if _is_chained(database, path):
             _require_chain(database)
         elif kind == "IMMEDIATE":
+            _require_sound(database)
             _add_chain(database)
         yield database
         if kind == "IMMEDIATE":
@@ -225,6 +226,14 @@ def _add_chain(database: sqlite3.Connection) -> None:
     for statement in _CHAIN_SCHEMA.split(";\n"):
         database.execute(statement)
     database.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _require_sound(database: sqlite3.Connection) -> None:
+    """Raise _DamageError for what shows damage in a file without a chain."""
+    read_terms(database)
+    for row in _read_rows(database):
+        if _read_entry(row).state == "committed":
+            _read_noisy(database, row[0])
 
 
 def _require_chain(database: sqlite3.Connection) -> None:

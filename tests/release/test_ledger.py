@@ -405,5 +405,8 @@ def test_columns_that_contradict_each_other_are_noticed_without_a_chain(
     with sqlite3.connect(ledger.path) as database:
         database.execute(f"UPDATE releases SET {change} WHERE position = 1")
     database.close()
-    with pytest.raises(InputError, match="damaged"):
-        ledger.released("votes/0")
+    changed = ledger.path.read_bytes()
+    for attempt in (lambda: ledger.released("votes/0"), lambda: ledger.bind_config("other")):
+        with pytest.raises(InputError, match="damaged"):
+            attempt()
+    assert ledger.path.read_bytes() == changed
