@@ -30,12 +30,12 @@ from pe_ray.release.releases import LABEL_COUNTS, votes_key
 from pe_ray.run import Run
 from pe_ray.runtime.run_directory import (
     LEDGER,
+    WEIGHTS_FILE,
     RunDirectory,
     find_ledger,
     made_in,
     write_config,
 )
-from pe_ray.synthetic.teacher import WEIGHTS_FILE
 
 
 def open_run(path: str | Location) -> Run:
