@@ -152,7 +152,9 @@ def has_selection(database: sqlite3.Connection) -> bool:
 
 
 def _has_table(database: sqlite3.Connection, name: str) -> bool:
-    found = database.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (name,))
+    # As SQL compares names: a flipped bit may have changed the case of a letter.
+    query = "SELECT 1 FROM sqlite_schema WHERE name = ? COLLATE NOCASE"
+    found = database.execute(query, (name,))
     return found.fetchone() is not None
 
 

@@ -284,6 +284,8 @@ def test_no_flip_goes_unnoticed(tmp_path: Path, memory: Path) -> None:
     flips = [(place, 1 << rng.randrange(8)) for place in rng.sample(used, 800)]
     flips += [(place, 0xFF) for place in range(100)]  # the header
     flips += [(place, 1 << bit) for place in range(60, 64) for bit in range(8)]  # version
+    name = content.index(b"configurationconfiguration")  # in the schema; 32 changes the case
+    flips += [(place, 32) for place in range(name, name + 26)]
     assert not silent_flips(path, memory, flips)
 
 
