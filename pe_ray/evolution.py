@@ -15,11 +15,12 @@ from pe_ray.config.extras import require_extras
 from pe_ray.files.storage import Location
 from pe_ray.planning import label_fractions, plan, plan_releases, require_affordable
 from pe_ray.release.door import Door
+from pe_ray.release.evidence import record_config, require_newest
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_copy import update_copy
 from pe_ray.run import Run
 from pe_ray.runtime.cluster import connect_to_ray
-from pe_ray.runtime.run_directory import claim_directory, require_disk, write_config
+from pe_ray.runtime.run_directory import claim_directory, require_disk
 from pe_ray.synthetic.denoising import denoise, try_denoisers
 from pe_ray.synthetic.embedding import embed
 from pe_ray.synthetic.export import export, try_export
@@ -59,7 +60,8 @@ def evolve(config: Config) -> Location:
         ledger = Ledger.create(
             directory.ledger, config.privacy.budget, config.fingerprint, renew=directory.is_bare
         )
-        write_config(directory, config)
+        require_newest(ledger, directory, config)
+        record_config(ledger, directory, config)
         update_copy(ledger, directory.ledger_copy)
         if not ledger.charged:
             _try_late_parts(config)

@@ -22,7 +22,8 @@ from pe_ray.files.storage import (
     require_writable,
     resolve_place,
 )
-from pe_ray.run import Run, open_run
+from pe_ray.release.evidence import open_run
+from pe_ray.run import Run
 from pe_ray.runtime.cluster import connect_to_ray
 from pe_ray.runtime.run_directory import others_cant_write, require_disk, require_same_files
 from pe_ray.synthetic.export import encode_png, export, load_format

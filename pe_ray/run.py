@@ -9,10 +9,8 @@ from numpy.typing import NDArray
 
 from pe_ray.config import Config
 from pe_ray.config.kinds import Plugin
-from pe_ray.errors import InputError
 from pe_ray.files.parts import divide_rows
-from pe_ray.files.storage import Location, io_errors_as_input_errors, list_names, resolve_place
-from pe_ray.runtime.run_directory import LEDGER, RunDirectory, find_ledger
+from pe_ray.runtime.run_directory import RunDirectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,21 +42,3 @@ class Run:
             {"start": a, "stop": b, **{name: values[a:b] for name, values in columns.items()}}
             for a, b in ranges
         ]
-
-
-def open_run(path: str | Location) -> Run:
-    """Open an existing run directory, with `resources` at their defaults.
-
-    The ledger of a run in a store is the copy that lies in the store. Raises InputError where
-    `path` is no run directory.
-    """
-    place = resolve_place(path, "run")
-    with io_errors_as_input_errors("run", place):
-        if not {"config.yaml", LEDGER} <= list_names(place):
-            raise InputError(
-                f"run {path}: not a run directory (no config.yaml and ledger.sqlite); give the "
-                "folder that was its output.path"
-            )
-        directory = RunDirectory(place, find_ledger(place))
-        config = Config.from_run(directory.config)
-        return Run(config=config, directory=directory, embedder=config.embedder)

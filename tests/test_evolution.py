@@ -6,7 +6,6 @@ import hashlib
 import io
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,7 +22,9 @@ from tiny_networks import save_clip
 from pe_ray import Config, InputError, evolution, evolve, expand, plugins
 from pe_ray.files.parts import read_manifest
 from pe_ray.private.evaluation import audit
+from pe_ray.release.evidence import open_run
 from pe_ray.release.ledger import Ledger
+from pe_ray.release.ledger_sql import begin
 from pe_ray.synthetic.population import read_layout
 from pe_ray.synthetic.teacher import Teacher
 
@@ -102,10 +103,11 @@ def test_a_charged_release_stays_though_calibration_changes(
 ) -> None:
     run = evolve(Config.from_dict(tree))
     before = Ledger.open(run / "ledger.sqlite").entries()[0]
-    with sqlite3.connect(run / "ledger.sqlite") as database:
+    with begin(run / "ledger.sqlite") as database:
         database.execute("DELETE FROM releases WHERE key = 'votes/0002'")
     for stage in ("populations/iter=0002", "synthetic"):
         shutil.rmtree(run / stage)
+    (run / "histograms" / "iter=0002.parquet").unlink()
     planned = evolution.plan_releases
     monkeypatch.setattr(
         evolution,
@@ -242,10 +244,10 @@ def test_a_teacher_labels_the_final_set_its_expansion_and_the_audit(
     seen: list[Any] = []
     scorer = plugins.load("metric", "classifier")
     monkeypatch.setattr(scorer, "score", lambda self, x, y, *rest: seen.append(y) or {})
-    audit(run)
+    audit(open_run(run))
     assert (seen[0] == made["final"]).all()
     (run / "teacher" / "weights.npz").unlink()
-    for unfinished in (lambda: expand(run, 250, tmp_path / "y"), lambda: audit(run)):
+    for unfinished in (lambda: expand(run, 250, tmp_path / "y"), lambda: audit(open_run(run))):
         with pytest.raises(InputError, match="not finished"):
             unfinished()
     evolve(config)

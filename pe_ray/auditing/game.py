@@ -192,6 +192,7 @@ def _take_back(run: RunDirectory) -> None:
     """Leave the run directory as a crash after the releases would."""
     delete_tree(run.synthetic)
     delete_tree(run.path / "histograms")
+    delete_tree(run.path / "smoothed")
     for folder in list_names(run.path / "populations"):
         if folder != run.population(0).name:
             delete_tree(run.path / "populations" / folder)

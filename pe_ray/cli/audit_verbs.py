@@ -53,8 +53,9 @@ def add_verbs(verb: AddVerb) -> None:
 
 def _audit(options: argparse.Namespace) -> None:
     from pe_ray.private.evaluation import audit
+    from pe_ray.release.evidence import open_run
 
-    scores = audit(options.run)
+    scores = audit(open_run(options.run))
     if options.json:
         print_json(scores)
         return

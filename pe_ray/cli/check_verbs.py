@@ -142,6 +142,7 @@ def _check_search(search: Search) -> None:
 
 def _check_output(config: Config, search: Search | None) -> Any:
     """Return the run directory, if this configuration may begin or continue there."""
+    from pe_ray.release.evidence import require_newest
     from pe_ray.release.ledger import Ledger
     from pe_ray.runtime.run_directory import check_directory
 
@@ -154,6 +155,7 @@ def _check_output(config: Config, search: Search | None) -> Any:
         ledger = Ledger.open(directory.ledger)
         if ledger.charged or not directory.is_bare:
             ledger.require_terms(config.privacy.budget, config.fingerprint)
+            require_newest(ledger, directory, config)
     return directory
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,11 @@ def read_stored(path: Location) -> dict[str, Any]:
 def dump_tree(tree: Mapping[str, Any]) -> str:
     """Return plain values as YAML, which reads the same in a user's file and in a stored one."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def digest_tree(tree: Mapping[str, Any]) -> str:
+    """Return the SHA-256 (hex) of plain values, however their YAML is laid out."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _read(path: str | Location, loader: type[_UniqueKeys]) -> dict[str, Any]:

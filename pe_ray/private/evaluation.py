@@ -16,20 +16,18 @@ from pe_ray.config.extras import require_extras
 from pe_ray.errors import InputError
 from pe_ray.files.image_batches import read_images
 from pe_ray.files.image_tables import ImageTable
-from pe_ray.files.storage import Location
 from pe_ray.private.records import private_table
-from pe_ray.run import open_run
+from pe_ray.run import Run
 from pe_ray.synthetic.population import final_population
 from pe_ray.synthetic.population_files import read_population
 from pe_ray.synthetic.teacher import load_teacher
 
 
-def audit(run_path: str | Location) -> dict[str, float]:
+def audit(run: Run) -> dict[str, float]:
     """Score a finished run's final population against private (or `audit_data`) records.
 
     Guarantee: none; the scores are not private (see the module).
     """
-    run = open_run(run_path)
     config, population = run.config, final_population(run)
     if not config.metrics.audit:
         raise InputError("metrics.audit: names no metric, so there is nothing to score")

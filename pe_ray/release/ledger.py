@@ -154,6 +154,18 @@ class Ledger:
         with sql.begin(self.path, "DEFERRED") as database:
             return tuple(sql.read_entries(database))
 
+    @property
+    def config_digest(self) -> str | None:
+        """The digest that `bind_config` recorded; None before that and in a former version."""
+        with sql.begin(self.path, "DEFERRED") as database:
+            return sql.read_config_digest(database)
+
+    def bind_config(self, digest: str) -> None:
+        """Record the digest of the run's config.yaml, before that file is written."""
+        if self.config_digest != digest:
+            with sql.begin(self.path) as database:
+                sql.write_config_digest(database, digest)
+
     def copied(self) -> bytes:
         """Return a ledger file with the same content, consistent whoever writes meanwhile."""
         return sql.copy_bytes(self.path)

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 from pe_ray.config import Config
 from pe_ray.files.parts import read_manifest
 from pe_ray.files.storage import Location, open_seekable
+from pe_ray.release.evidence import open_run
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_sql import LedgerEntry
 from pe_ray.release.releases import votes_key
-from pe_ray.run import open_run
 from pe_ray.runtime.run_directory import RunDirectory
 from pe_ray.synthetic.population import read_layout
 from pe_ray.values import Budget, LabelLayout, NoisyHistogram

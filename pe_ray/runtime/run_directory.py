@@ -54,6 +54,8 @@ FILES = "files.json"
 """Digests of the files that the configuration names, by their paths as it writes them."""
 _LOCK = ".lock"
 _LOCK_SECONDS = 0.5  # outlasts a look by `in_use`
+WEIGHTS_FILE = "weights.npz"
+"""Of the teacher, in its folder."""
 FEATURES = "features"
 """Folder of the learnt embedder; its files' names stand for all that they are made from."""
 

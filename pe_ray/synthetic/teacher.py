@@ -24,12 +24,13 @@ from pe_ray.files.image_batches import evenly_spaced
 from pe_ray.files.storage import Location, open_fully
 from pe_ray.plugins import Images
 from pe_ray.run import Run
+from pe_ray.runtime.run_directory import WEIGHTS_FILE
 from pe_ray.runtime.stages import run_in_worker
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.population_files import read_population
 from pe_ray.values import NoisySums
 
-FEATURES_FILE, WEIGHTS_FILE = "features.npz", "weights.npz"
+FEATURES_FILE = "features.npz"
 _LEAST = 1e-3  # mean eigenvalue, in records: noise may leave less, or none
 _MOST_IMAGES = 60_000  # trained on, evenly spaced
 

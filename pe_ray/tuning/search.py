@@ -132,6 +132,9 @@ class Strategy:
     adaptive: ClassVar[bool] = True
     """Whether released values decide about later releases."""
 
+    prepared_prefix: ClassVar[str | None] = None
+    """Of the keys of the run that `prepare` makes in its folder; None where nothing is charged."""
+
     def __init__(self, options: Any) -> None:
         self.options = options
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pe_ray.config import Config
 from pe_ray.config.extras import require_extras
 from pe_ray.config.yaml_tree import dump_tree, read_stored
 from pe_ray.evolution import iterate
@@ -20,6 +21,7 @@ from pe_ray.files.storage import Location, atomic_write, delete_tree
 from pe_ray.planning import plan, plan_releases, require_affordable
 from pe_ray.release.adaptive import with_mu
 from pe_ray.release.door import Door, open_records
+from pe_ray.release.evidence import record_config, refuse_older, require_newest
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.releases import LABEL_COUNTS
 from pe_ray.run import Run
@@ -36,7 +38,6 @@ from pe_ray.runtime.run_directory import (
     on_disk,
     require_free,
     require_same_files,
-    write_config,
 )
 from pe_ray.synthetic.learnt_embedder import prepare_run
 from pe_ray.synthetic.population import fractions_of
@@ -83,6 +84,7 @@ def tune(search: Search) -> Outcome:
         bind_files(directory, config, search.bound(), bare=bare)
         budget, accounting = config.privacy.budget, accounting_of(search)
         ledger = Ledger.create(directory.ledger, budget, search.fingerprint, accounting, renew=bare)
+        _require_newest(search, directory, ledger, folder)
         atomic_write(stored, dump_tree(search.values()).encode())
         result = folder / "result.json"
         if not ledger.charged and not result.exists():
@@ -112,7 +114,31 @@ def check_directory(search: Search) -> RunDirectory:
         if ledger.charged or not bare:
             budget = search.config.privacy.budget
             ledger.require_terms(budget, search.fingerprint, accounting_of(search))
+            _require_newest(search, directory, ledger, directory.ledger.parent / "tuning")
     return directory
+
+
+def _require_newest(search: Search, directory: RunDirectory, ledger: Ledger, folder: Path) -> None:
+    """Raise InputError where a file of the search was made from a release that `ledger` lacks.
+
+    Looks into the folders of trials, of what the strategy prepared and of the final run.
+    """
+    made, result = made_in(folder) - {"config.yaml"}, folder / "result.json"
+    for release in shared_releases(search) if made else ():
+        if ledger.stored(release.key) is None:
+            refuse_older(directory, release.key, folder)
+    prefix = search.strategy.prepared_prefix
+    if "prepared" in made and prefix is not None:
+        prepared = on_disk(folder / "prepared")
+        require_newest(ledger, prepared, configure(search, {}, None), prefix)
+    trials = folder / "trials"
+    for name in sorted(made_in(trials)) if search.strategy.charged else ():
+        trial = on_disk(trials / name)
+        if trial.config.exists():
+            require_newest(ledger, trial, Config.from_run(trial.config), f"trial/{name}/")
+    if result.exists():
+        settings = json.loads(result.read_bytes())["settings"]
+        require_newest(ledger, directory, configure(search, settings, None))
 
 
 def _bind(search: Search, directory: RunDirectory, folder: Path) -> bool:
@@ -174,4 +200,4 @@ def _finish(job: Job, directory: RunDirectory, ledger: Ledger, settings: Mapping
     run = prepare_run(config, directory)
     for _ in iterate(run, Door(run, ledger, releases)):
         pass
-    write_config(directory, config)
+    record_config(ledger, directory, config)

@@ -47,6 +47,7 @@ from pe_ray.private.record_embeddings import embed_slice
 from pe_ray.private.records import list_slices
 from pe_ray.release import door, ledger_copy
 from pe_ray.release.ledger import Ledger
+from pe_ray.release.ledger_sql import begin
 from pe_ray.synthetic.export import encode_png
 from pe_ray.values import Framing, ImageShape
 
@@ -122,11 +123,8 @@ def in_store(tree: dict[str, Any], bucket: ObjectPath, tmp_path: Path) -> dict[s
 
 def rebound(ledger: Path, tree: dict[str, Any]) -> None:
     """Make the releases of one run those of another, which differs in its place only."""
-    import sqlite3
-
-    with sqlite3.connect(ledger) as database:
+    with begin(ledger) as database:
         database.execute("UPDATE budget SET fingerprint = ?", (Config.from_dict(tree).fingerprint,))
-    database.close()
 
 
 @pytest.mark.slow

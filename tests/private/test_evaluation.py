@@ -14,6 +14,7 @@ from pe_ray import Config, InputError, evolve
 from pe_ray.components.embedders.pixels import Pixels
 from pe_ray.components.metrics.distances import frechet_distance
 from pe_ray.private.evaluation import audit
+from pe_ray.release.evidence import open_run
 from pe_ray.synthetic.population_files import read_population
 
 SPLITS = ["train", "test"]
@@ -47,7 +48,7 @@ def test_scores_are_on_the_rows_that_were_named(
     embedder = Pixels(Pixels.Options(size=3, normalize=False))
     kept = images[SPLITS.index(split or "train") :: 2, :, :, None]
     expected = frechet_distance(embedder.embed(rows["image"]), embedder.embed(kept))
-    assert audit(run) == {"frechet_distance/pixels": pytest.approx(expected, rel=1e-12)}
+    assert audit(open_run(run)) == {"frechet_distance/pixels": pytest.approx(expected, rel=1e-12)}
 
 
 def test_a_filter_that_keeps_nothing_is_named(
@@ -56,7 +57,7 @@ def test_a_filter_that_keeps_nothing_is_named(
     tree["metrics"]["audit_where"] = {"split": "tset"}
     run = evolve(Config.from_dict(tree))
     with pytest.raises(InputError, match=r"^metrics\.audit_where: "):
-        audit(run)
+        audit(open_run(run))
 
 
 def test_a_finished_run_takes_over_what_to_audit(
@@ -65,13 +66,13 @@ def test_a_finished_run_takes_over_what_to_audit(
     wanted, tree["metrics"] = tree["metrics"], {}
     run = evolve(Config.from_dict(tree))
     with pytest.raises(InputError, match=r"^metrics\.audit: "):
-        audit(run)
+        audit(open_run(run))
     made = (run / "synthetic" / ".manifest.json").stat().st_mtime_ns
     tree["metrics"] = wanted | {"audit_data": "/nowhere"}
     evolve(Config.from_dict(tree))
     assert (run / "synthetic" / ".manifest.json").stat().st_mtime_ns == made
     with pytest.raises(InputError, match=r"^metrics\.audit_data: .*nowhere"):
-        audit(run)
+        audit(open_run(run))
     tree["metrics"] = wanted
     evolve(Config.from_dict(tree))
-    assert "frechet_distance/pixels" in audit(run)
+    assert "frechet_distance/pixels" in audit(open_run(run))

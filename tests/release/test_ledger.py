@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import random
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ import pytest
 from pe_ray.errors import BudgetError, InputError
 from pe_ray.release.accounting import epsilon_of
 from pe_ray.release.ledger import Ledger
+from pe_ray.release.ledger_sql import Accounting
 from pe_ray.values import Budget, Release
 
 BUDGET = Budget(epsilon=1.0, delta=1e-5, unit="record")
@@ -124,7 +128,7 @@ def test_damage_and_mix_ups_are_named(ledger: Ledger, tmp_path: Path) -> None:
         Ledger.create(path, BUDGET, "other")
     with sqlite3.connect(path) as database:
         database.execute("DELETE FROM accounting")
-    with pytest.raises(InputError, match="accounting rule is missing"):
+    with pytest.raises(InputError, match="damaged"):
         Ledger.open(path)
     (tmp_path / "torn").write_bytes(b"not a database at all, and long enough to be read as one")
     with pytest.raises(InputError, match="can't be used"):
@@ -223,3 +227,188 @@ def test_a_ledger_of_the_former_strategy_select_opens_and_claims_its_budget(
     assert again.spent(1e-6) == float("inf")
     with pytest.raises(BudgetError):
         again.reserve(votes("b"))
+
+
+def read_all(path: Path) -> list[Any]:
+    ledger = Ledger.open(path)
+    entries = ledger.entries()
+    answers = [
+        None
+        if (found := ledger.released(entry.release.key)) is None
+        else found.noisy_votes.tolist()
+        for entry in entries
+    ]
+    terms = [ledger.budget, ledger.fingerprint, ledger.accounting, ledger.config_digest]
+    return [*terms, ledger.charged, entries, answers, ledger.spent(), ledger.spent(1e-7)]
+
+
+def small_ledger(path: Path, accounting: Accounting = "adaptive") -> Ledger:
+    """A ledger in pages of 512 bytes, with a release of each state and an answer over pages."""
+    ledger = Ledger.create(path, BUDGET, "print", accounting)
+    ledger.bind_config("digest")
+    ledger.keep_room("trial/", [votes("final", sigma=50.0)])
+    for number, size in enumerate((8, 500)):
+        ledger.reserve(votes(f"votes/{number}", sigma=13.0 + number))
+        noisy = np.random.default_rng(number).integers(-9, 9, size)
+        ledger.commit(f"votes/{number}", noisy.astype(np.int64))
+    ledger.reserve(votes("votes/2", sigma=16.0))
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA page_size = 512")
+        database.execute("VACUUM")
+    database.close()
+    return ledger
+
+
+def silent_flips(path: Path, folder: Path, flips: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Those (byte, mask) after which something else is read, and no error says so."""
+    content, before = path.read_bytes(), read_all(path)
+    damaged, silent, told = folder / "damaged.sqlite", [], []
+    for place, mask in flips:
+        damaged.write_bytes(content[:place] + bytes([content[place] ^ mask]) + content[place + 1 :])
+        try:
+            if read_all(damaged) != before:
+                silent.append((place, mask))
+        except InputError as error:
+            told.append(str(error))
+        for left in folder.glob("damaged.sqlite-*"):
+            left.unlink()
+    assert told
+    assert all(text.startswith(f"{damaged}: ") for text in told)
+    return silent
+
+
+def test_no_flip_goes_unnoticed(tmp_path: Path, memory: Path) -> None:
+    path = small_ledger(tmp_path / "ledger.sqlite").path
+    content, rng = path.read_bytes(), random.Random(1)
+    used = [place for place, value in enumerate(content) if value]
+    flips = [(place, 1 << rng.randrange(8)) for place in rng.sample(used, 800)]
+    flips += [(place, 0xFF) for place in range(100)]  # the header
+    flips += [(place, 1 << bit) for place in range(60, 64) for bit in range(8)]  # version
+    name = content.index(b"configurationconfiguration")  # in the schema; 32 changes the case
+    flips += [(place, 32) for place in range(name, name + 26)]
+    assert not silent_flips(path, memory, flips)
+
+
+@pytest.mark.slow
+def test_no_flip_of_any_bit_goes_unnoticed(tmp_path: Path, memory: Path) -> None:
+    path = small_ledger(tmp_path / "ledger.sqlite").path
+    size = len(path.read_bytes())
+    assert not silent_flips(
+        path, memory, [(place, 1 << bit) for place in range(size) for bit in range(8)]
+    )
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Any:
+    """A folder in memory, where there is one, as syncing a disk is what takes the time."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else tmp_path) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE releases SET sigma = 2 * sigma, mu_squared = mu_squared / 4",
+        "UPDATE releases SET state = 'reserved', committed_at = NULL WHERE position = 1",
+        "UPDATE releases SET committed_at = '2000' WHERE position = 1",
+        "DELETE FROM releases WHERE position = 2",
+        "DELETE FROM releases WHERE position = 3",
+        "DELETE FROM chain WHERE position = 3",
+        "UPDATE budget SET epsilon = 8.0",
+        "DELETE FROM kept",
+        "UPDATE configuration SET sha256 = 'other'",
+        "UPDATE accounting SET rule = 'fixed'",
+    ],
+)
+def test_a_changed_row_is_refused_by_readers_and_writers(tmp_path: Path, change: str) -> None:
+    ledger = small_ledger(tmp_path / "ledger.sqlite")
+    with sqlite3.connect(ledger.path) as database:
+        database.execute(change)
+    database.close()
+    changed = ledger.path.read_bytes()
+    for attempt in (
+        ledger.spent,
+        ledger.entries,
+        lambda: ledger.stored("votes/0"),
+        lambda: ledger.released("votes/0"),
+        lambda: ledger.reserve(votes("votes/3", sigma=20.0)),
+        lambda: ledger.commit("votes/2", np.array([1])),
+    ):
+        with pytest.raises(InputError, match=f"^{ledger.path}: .*restore a copy"):
+            attempt()
+    assert ledger.path.read_bytes() == changed
+
+
+def test_an_answer_of_another_release_is_refused(tmp_path: Path) -> None:
+    """Its own checksum is right there, but not the chain's."""
+    ledger = small_ledger(tmp_path / "ledger.sqlite")
+    with sqlite3.connect(ledger.path) as database:
+        database.execute(
+            "UPDATE releases SET (noisy, sha256) = (SELECT noisy, sha256 FROM releases"
+            " WHERE position = 2) WHERE position = 1"
+        )
+    database.close()
+    with pytest.raises(InputError, match="damaged"):
+        ledger.stored("votes/0")
+
+
+def without_chain(path: Path) -> bytes:
+    """Make the file what the former version wrote; return its bytes."""
+    with sqlite3.connect(path) as database:
+        for statement in ("DROP TABLE chain", "DROP TABLE configuration"):
+            database.execute(statement)
+        database.execute("PRAGMA user_version = 2")
+    database.close()
+    return path.read_bytes()
+
+
+def test_a_ledger_of_the_former_version_is_read_as_it_is_and_written_with_a_chain(
+    tmp_path: Path,
+) -> None:
+    ledger = small_ledger(tmp_path / "ledger.sqlite", "fixed")
+    before = read_all(ledger.path)
+    content = without_chain(ledger.path)
+    again = Ledger.create(ledger.path, BUDGET, "print")
+    assert again.config_digest is None
+    before[3] = None
+    assert read_all(ledger.path) == before
+    assert ledger.path.read_bytes() == content
+    with pytest.raises(BudgetError):
+        again.reserve(votes("votes/3", sigma=1.0))
+    assert ledger.path.read_bytes() == content
+    again.commit("votes/2", np.array([7]))
+    with sqlite3.connect(ledger.path) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (3,)
+        assert database.execute("SELECT count(*) FROM chain").fetchone() == (4,)
+        database.execute("UPDATE releases SET committed_at = '2000'")
+    database.close()
+    with pytest.raises(InputError, match="damaged"):
+        Ledger.open(ledger.path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "sigma = 2 * sigma",
+        "votes_per_unit = 2",
+        "sensitivity = 2.0",
+        "mu_squared = NULL",
+        "mechanism = 'gaussian'",
+        "committed_at = NULL",
+        "sha256 = 'x'",
+    ],
+)
+def test_columns_that_contradict_each_other_are_noticed_without_a_chain(
+    tmp_path: Path, change: str
+) -> None:
+    ledger = small_ledger(tmp_path / "ledger.sqlite")
+    without_chain(ledger.path)
+    with sqlite3.connect(ledger.path) as database:
+        database.execute(f"UPDATE releases SET {change} WHERE position = 1")
+    database.close()
+    changed = ledger.path.read_bytes()
+    for attempt in (lambda: ledger.released("votes/0"), lambda: ledger.bind_config("other")):
+        with pytest.raises(InputError, match="damaged"):
+            attempt()
+    assert ledger.path.read_bytes() == changed

@@ -142,7 +142,7 @@ class Releases(RuleBasedStateMachine):
     def release_undisturbed(self, who: int, key: str, sigma: float, votes: list[list[int]]) -> None:
         self.release(who, key, sigma, votes, None)
 
-    @rule(who=CLIENT, key=KEY, sigma=SIGMA, votes=VOTES, crash=st.integers(0, 45))
+    @rule(who=CLIENT, key=KEY, sigma=SIGMA, votes=VOTES, crash=st.integers(0, 160))
     def release_and_crash(
         self, who: int, key: str, sigma: float, votes: list[list[int]], crash: int
     ) -> None:
@@ -171,7 +171,7 @@ class Releases(RuleBasedStateMachine):
         if was_stored:
             assert self.draws == draws, "a stored release needs no noise"
 
-    @rule(key=KEY, sigma=SIGMA, crash=st.none() | st.integers(0, 20))
+    @rule(key=KEY, sigma=SIGMA, crash=st.none() | st.integers(0, 70))
     def reserve(self, key: str, sigma: float, crash: int | None) -> None:
         """The first half of a release, as left by a process that died right after it."""
         self.maybe.setdefault(key, sigma)
@@ -182,7 +182,7 @@ class Releases(RuleBasedStateMachine):
             return
         assert self.charged()[key].sigma == sigma
 
-    @rule(key=KEY, crash=st.none() | st.integers(0, 20))
+    @rule(key=KEY, crash=st.none() | st.integers(0, 70))
     def late_commit(self, key: str, crash: int | None) -> None:
         """A second client that drew for the same key and comes too late, or was never charged."""
         charged = key in self.charged()
@@ -198,7 +198,7 @@ class Releases(RuleBasedStateMachine):
         release = self.charged()[key]
         self.check_answer(NoisyHistogram(release=release, noisy_votes=noisy), release.sigma)
 
-    @rule(crash=st.integers(0, 20))
+    @rule(crash=st.integers(0, 40))
     def resume(self, crash: int) -> None:
         """The same command again: creates nothing, changes nothing."""
         try:

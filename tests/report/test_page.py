@@ -7,7 +7,6 @@ import math
 import re
 import shutil
 import socket
-import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -21,6 +20,7 @@ from pe_ray import Config, evolve
 from pe_ray.files.parts import MANIFEST, list_parts, read_manifest
 from pe_ray.release.accounting import epsilon_of
 from pe_ray.release.ledger import Ledger
+from pe_ray.release.ledger_sql import begin
 from pe_ray.report import write_report
 from pe_ray.report.facts import compute_privacy_curve, gather
 from pe_ray.report.page import draw_chart, render_run
@@ -172,7 +172,7 @@ def test_only_rows_of_the_last_start_are_timed(copied: Callable[[str], Path]) ->
 
 def _rebind(run: Path, config: Config) -> None:
     """Tie the copied ledger to the copy, which has another path."""
-    with sqlite3.connect(run / "ledger.sqlite") as database:
+    with begin(run / "ledger.sqlite") as database:
         database.execute("UPDATE budget SET fingerprint = ?", (config.fingerprint,))
 
 

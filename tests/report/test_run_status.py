@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 
 from pe_ray import Config, InputError, cli, evolve
 from pe_ray.files.parts import MANIFEST
+from pe_ray.release.ledger_sql import begin
 from pe_ray.report.run_status import read_status
 from pe_ray.runtime.run_directory import claim_directory
 
@@ -51,7 +51,7 @@ def test_a_run_that_is_finished_stopped_and_running(
     with claim_directory(config):
         assert read_status(run)["state"] == "running"
     # As before the second release: status says only that the votes come next.
-    with sqlite3.connect(run / "ledger.sqlite") as database:
+    with begin(run / "ledger.sqlite") as database:
         database.execute("DELETE FROM releases WHERE key = 'votes/0002'")
     seen = read(str(run), capsys)
     assert seen["left"]["releases"] == 1
@@ -72,7 +72,7 @@ def test_a_teachers_release_is_a_stage(
     seen = read(str(run), capsys)
     assert seen["state"] == "finished"
     assert [s["state"] for s in seen["stages"] if s["stage"] == "teacher"] == ["done"]
-    with sqlite3.connect(run / "ledger.sqlite") as database:
+    with begin(run / "ledger.sqlite") as database:
         database.execute("DELETE FROM releases WHERE key = 'teacher'")
     seen = read(str(run), capsys)
     assert seen["left"]["releases"] == 1

@@ -28,8 +28,8 @@ from pe_ray.errors import InputError
 from pe_ray.files import images
 from pe_ray.files.parts import MANIFEST, commit, read_manifest, write_part
 from pe_ray.private.records import list_slices, read_records
+from pe_ray.release.evidence import open_run
 from pe_ray.release.ledger import Ledger
-from pe_ray.run import open_run
 from pe_ray.synthetic.population import read_layout
 from pe_ray.values import Budget, Framing, ImageShape, Release
 

@@ -16,7 +16,9 @@ from pe_ray.cli import main
 from pe_ray.files.parts import list_parts
 from pe_ray.planning import plan, worker_seconds
 from pe_ray.private.evaluation import audit
+from pe_ray.release.evidence import open_run
 from pe_ray.release.ledger import Ledger
+from pe_ray.release.ledger_sql import begin
 from pe_ray.report import write_report
 
 THIN = {"kind": "rendered_text", "image_size": 12, "stroke": [0.06, 0.08]}
@@ -45,10 +47,8 @@ def again(tree: dict[str, Any], generator: dict[str, Any], run: Path, folder: Pa
     changed = {**tree, "generator": generator, "output": {**tree["output"], "path": str(folder)}}
     folder.mkdir()
     shutil.copy(run / "ledger.sqlite", folder / "ledger.sqlite")
-    import sqlite3
-
     config = Config.from_dict(changed)
-    with sqlite3.connect(folder / "ledger.sqlite") as database:
+    with begin(folder / "ledger.sqlite") as database:
         database.execute("UPDATE budget SET fingerprint = ?", (config.fingerprint,))
     return evolve(config)
 
@@ -100,7 +100,7 @@ def test_rendered_text_then_a_diffusion_model(
     assert columns[1] == columns[0] - own
     write_report(run)
     assert len(list((run / "samples").glob("*.png"))) == 2
-    assert audit(run)
+    assert audit(open_run(run))
     more = expand(run, 25, tmp_path / "more")
     assert sum(part.stop - part.start for part in list_parts(more)) == 25
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,13 +18,16 @@ from tiny_search import STAND_IN, final
 from weighed import save_weights
 
 from pe_ray import InputError, cli
+from pe_ray.config.yaml_tree import dump_tree
 from pe_ray.release.ledger import Ledger
-from pe_ray.runtime.run_directory import claim_directory, write_config
+from pe_ray.runtime.run_directory import claim_directory, on_disk, write_config
 from pe_ray.tuning import tune as tune_module
+from pe_ray.tuning.budget import accounting_of, shared_releases
 from pe_ray.tuning.checks import check_search
 from pe_ray.tuning.search import search_of
 from pe_ray.tuning.space import ray_space
-from pe_ray.tuning.tune import tune
+from pe_ray.tuning.trial import Job, trial_config
+from pe_ray.tuning.tune import check_directory, tune
 
 
 def service(max_calls: int, folder: Path) -> dict[str, Any]:
@@ -131,6 +136,43 @@ def test_a_search_is_not_continued_with_other_files(
     with pytest.raises(InputError, match=r"^tuning\.space\.embedder\.checkpoint: .*b "):
         tune(search_of(searched))
     assert not Ledger.open(final(searched) / "ledger.sqlite").charged
+
+
+def test_trials_prove_what_the_ledger_must_hold(
+    ray_session: None, searched: dict[str, Any]
+) -> None:
+    search = search_of(searched)
+    tuning = final(searched) / "tuning"
+    settings = {"votes.neighbors": 1, "selection.denoise": "threshold"}
+    config = trial_config(Job(search=search, folder=tuning / "trials"), settings)
+    trial = Path(config.output.path)
+    trial.mkdir(parents=True)
+    write_config(on_disk(trial), config)
+    (tuning / "config.yaml").write_text(dump_tree(search.values()))
+    path = final(searched) / "ledger.sqlite"
+    budget = search.config.privacy.budget
+    ledger = Ledger.create(path, budget, search.fingerprint, accounting_of(search))
+
+    def refuse() -> None:
+        held = path.read_bytes()
+        for attempt in (check_directory, tune):
+            with pytest.raises(InputError, match="give the newer ledger"):
+                attempt(search)
+        assert path.read_bytes() == held
+
+    (shared,) = shared_releases(search)
+    refuse()
+    ledger.reserve(shared)
+    ledger.commit(shared.key, np.arange(40))
+    check_directory(search)
+    made = trial / "populations" / "iter=0001"
+    made.mkdir(parents=True)
+    (made / "part-00000.parquet").touch()
+    refuse()
+    first = replace(shared, key=f"trial/{trial.name}/votes/0001", kind="votes", sigma=30.0)
+    ledger.reserve(first)
+    ledger.commit(first.key, np.arange(20))
+    check_directory(search)
 
 
 @pytest.mark.slow

@@ -45,6 +45,7 @@ class Proxy(Strategy):
     Options: ClassVar[type[plugins.Options]] = ProxyOptions
     options: ProxyOptions
     charged: ClassVar[bool] = False
+    prepared_prefix: ClassVar[str] = _PREFIX
 
     def trial_releases(self, search: Search, config: Config, prefix: str) -> tuple[Release, ...]:
         return final_votes(search, config, prefix)
