@@ -8,11 +8,13 @@ from the ledger, never drawn again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pe_ray.config import Config
 from pe_ray.config.extras import require_extras
-from pe_ray.files.storage import Location
+from pe_ray.errors import DamagedFileError
+from pe_ray.files.parts import read_manifest, remove_damaged
+from pe_ray.files.storage import Location, parse_location
 from pe_ray.planning import label_fractions, plan, plan_releases, require_affordable
 from pe_ray.release.door import Door
 from pe_ray.release.ledger import Ledger
@@ -59,9 +61,30 @@ def evolve(config: Config) -> Location:
         if not ledger.charged:
             check_generators(config)
         run = prepare_run(config, directory)
-        for _ in iterate(run, Door(run, ledger, releases)):
-            pass
+        complete(run, lambda: Door(run, ledger, releases))
     return directory.path
+
+
+def complete(run: Run, open_door: Callable[[], Door]) -> None:
+    """Make all of a run that is missing. What turns out to be damaged is made again.
+
+    Where nothing is missing, the whole run is read to find out whether it is damaged.
+    """
+    if read_manifest(run.directory.synthetic) is not None:
+        for t in range(run.config.schedule.iterations + 1):
+            remove_damaged(run.directory.population(t))
+    damaged: set[str] = set()
+    while True:
+        try:
+            for _ in iterate(run, open_door()):
+                pass
+            return
+        except DamagedFileError as error:
+            if error.file in damaged:  # its disk doesn't keep what is written
+                raise
+            damaged.add(error.file)
+            logger.warning("%s: is damaged; making it again", error.file)
+            parse_location(error.file).unlink(missing_ok=True)
 
 
 def iterate(run: Run, door: Door) -> Iterator[Population]:
