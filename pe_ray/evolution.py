@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pe_ray.config import Config
 from pe_ray.config.extras import require_extras
 from pe_ray.errors import DamagedFileError
-from pe_ray.files.parts import read_manifest, remove_damaged
+from pe_ray.files.parts import MANIFEST, remove_damaged
 from pe_ray.files.storage import Location, parse_location
 from pe_ray.planning import label_fractions, plan, plan_releases, require_affordable
 from pe_ray.release.door import Door
@@ -68,9 +68,9 @@ def evolve(config: Config) -> Location:
 def complete(run: Run, open_door: Callable[[], Door]) -> None:
     """Make all of a run that is missing. What turns out to be damaged is made again.
 
-    Where nothing is missing, the whole run is read to find out whether it is damaged.
+    A run that was complete before is read as a whole to find out whether it is damaged.
     """
-    if read_manifest(run.directory.synthetic) is not None:
+    if (run.directory.synthetic / MANIFEST).exists():
         for t in range(run.config.schedule.iterations + 1):
             remove_damaged(run.directory.population(t))
     damaged: set[str] = set()

@@ -86,15 +86,16 @@ def find_parts(
     """Return the part of each range that an earlier start wrote.
 
     None where there is none, where its size differs from what a manifest of that start states, or
-    where two different ones were written: nothing tells which of them is there.
+    where nothing tells what was written: two different ones were, or the manifest is damaged.
     """
     sizes, manifest = storage.list_sizes(directory), _load(directory)
+    unknown = set() if MANIFEST in sizes and manifest is None else {""}
     stated = {part["file"]: part["num_bytes"] for part in manifest["parts"]} if manifest else {}
     digests = _collect_digests(sizes, manifest)
     found: list[Part | None] = []
     for start, stop in ranges:
         name = part_name(start, stop, suffix)
-        own = digests.get(name, {""})
+        own = digests.get(name, unknown)
         if name in sizes and stated.get(name, sizes[name]) == sizes[name] and len(own) == 1:
             size, digest = sizes[name], next(iter(own))
             found.append(Part(file=name, start=start, stop=stop, num_bytes=size, digest=digest))

@@ -109,7 +109,7 @@ def content(folder: Location) -> dict[str, str]:
             continue
         held = file.read_bytes()
         if file.name == MANIFEST:
-            untold = {"fingerprint": None, "seconds": None, "rows_made": None}
+            untold = {"fingerprint": None, "seconds": None, "rows_made": None, "digest": None}
             held = json.dumps(json.loads(held) | untold).encode()
         digests[str(file).partition("?")[0][start:]] = hashlib.sha256(held).hexdigest()
     return digests
