@@ -22,6 +22,8 @@ from pe_ray.private.evaluation import audit
 from pe_ray.release.ledger import Ledger
 from pe_ray.report import write_report
 
+pytestmark = pytest.mark.slow
+
 KINDS = (
     "populations/iter=0000/part-*.parquet",
     "populations/iter=0001/part-*.parquet",
