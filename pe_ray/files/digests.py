@@ -17,7 +17,7 @@ def compute_digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
 
 
-def digest_file(file: Location) -> Location:
+def locate_digest(file: Location) -> Location:
     """Return the file that holds the digest of `file`."""
     name = f".{file.name}.sha256"
     return file.parent / name
@@ -25,13 +25,13 @@ def digest_file(file: Location) -> Location:
 
 def write_with_digest(file: Location, content: bytes) -> None:
     """Write a file and its digest, which a crash may leave without the file."""
-    atomic_write(digest_file(file), compute_digest(content).encode())
+    atomic_write(locate_digest(file), compute_digest(content).encode())
     atomic_write(file, content)
 
 
 def read_with_digest(file: Location) -> bytes:
     """Return the content of a file; DamagedFileError where its digest is that of another."""
-    content, beside = file.read_bytes(), digest_file(file)
+    content, beside = file.read_bytes(), locate_digest(file)
     if beside.exists() and beside.read_bytes() != compute_digest(content).encode():
         raise DamagedFileError(str(file))
     return content

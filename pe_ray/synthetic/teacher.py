@@ -19,7 +19,7 @@ from pe_ray.components.embedders import label_features
 from pe_ray.components.moments import GRAM_SHARE, Floats, RidgeMoments
 from pe_ray.config.kinds import Plugin
 from pe_ray.errors import DamagedFileError, InputError
-from pe_ray.files.digests import compute_digest, digest_file, write_with_digest
+from pe_ray.files.digests import compute_digest, locate_digest, write_with_digest
 from pe_ray.files.image_batches import evenly_spaced
 from pe_ray.files.storage import Location
 from pe_ray.plugins import Images
@@ -54,7 +54,7 @@ def learn_features(run: Run, population: Population) -> Plugin:
         label_features.read(file)
     else:
         content = fetch(ray.remote(num_cpus=1)(_learn).remote(run, population))
-        digest = digest_file(file)
+        digest = locate_digest(file)
         if digest.exists() and digest.read_bytes() != compute_digest(content).encode():
             raise InputError(
                 f"{file}: was damaged, and this machine doesn't make the same again; restore it "

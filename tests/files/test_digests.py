@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pe_ray.errors import DamagedFileError
-from pe_ray.files.digests import digest_file, read_with_digest, write_with_digest
+from pe_ray.files.digests import locate_digest, read_with_digest, write_with_digest
 
 CONTENT = bytes(range(200))
 
@@ -17,7 +17,7 @@ def test_no_flip_is_silent(tmp_path: Path, damaged: str) -> None:
     file = tmp_path / "votes.parquet"
     write_with_digest(file, CONTENT)
     assert read_with_digest(file) == CONTENT
-    place = file if damaged == "file" else digest_file(file)
+    place = file if damaged == "file" else locate_digest(file)
     whole = place.read_bytes()
     for position in range(len(whole)):
         held = bytearray(whole)
