@@ -11,6 +11,23 @@ class InputError(ValueError):
     """Something the user gave (configuration, data, path, budget) can't be used."""
 
 
+class DamagedFileError(InputError):
+    """A file of a run holds something else than what was written, and can be made again.
+
+    file: its path or URI.
+    """
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file)
+        self.file = file
+
+    def __str__(self) -> str:
+        return (
+            f"{self.file}: is damaged; restore it from a copy, or delete it and repeat the command "
+            "that made it, which makes it again"
+        )
+
+
 class RecordError(InputError):
     """A private record, or a file of them, can't be used. Names shard and row, never content."""
 

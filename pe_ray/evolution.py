@@ -8,11 +8,13 @@ from the ledger, never drawn again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pe_ray.config import Config
 from pe_ray.config.extras import require_extras
-from pe_ray.files.storage import Location
+from pe_ray.errors import DamagedFileError
+from pe_ray.files.parts import MANIFEST, remove_damaged
+from pe_ray.files.storage import Location, parse_location
 from pe_ray.planning import label_fractions, plan, plan_releases, require_affordable
 from pe_ray.release.door import Door
 from pe_ray.release.evidence import record_config, require_newest
@@ -66,8 +68,7 @@ def evolve(config: Config) -> Location:
         if not ledger.charged:
             _try_late_parts(config)
         run = prepare_run(config, directory)
-        for _ in iterate(run, Door(run, ledger, releases)):
-            pass
+        complete(run, lambda: Door(run, ledger, releases))
     return directory.path
 
 
@@ -79,6 +80,28 @@ def _try_late_parts(config: Config) -> None:
         try_metrics(config)
     try_teacher(config)
     try_export(config)
+
+
+def complete(run: Run, open_door: Callable[[], Door]) -> None:
+    """Make all of a run that is missing. What turns out to be damaged is made again.
+
+    A run that was complete before is read as a whole to find out whether it is damaged.
+    """
+    if (run.directory.synthetic / MANIFEST).exists():
+        for t in range(run.config.schedule.iterations + 1):
+            remove_damaged(run.directory.population(t))
+    damaged: set[str] = set()
+    while True:
+        try:
+            for _ in iterate(run, open_door()):
+                pass
+            return
+        except DamagedFileError as error:
+            if error.file in damaged:  # its disk doesn't keep what is written
+                raise
+            damaged.add(error.file)
+            logger.warning("%s: is damaged; making it again", error.file)
+            parse_location(error.file).unlink(missing_ok=True)
 
 
 def iterate(run: Run, door: Door) -> Iterator[Population]:

@@ -13,6 +13,7 @@ from pe_ray.config.extras import require_extras
 from pe_ray.config.places import lies_in
 from pe_ray.errors import InputError
 from pe_ray.files.image_batches import evenly_spaced
+from pe_ray.files.parts import require_whole
 from pe_ray.files.storage import (
     PROBE,
     Location,
@@ -48,8 +49,8 @@ def expand(
     Every sample of S_T gets as many, but for the last |S_T| rows at most, whose samples are evenly
     spaced. None for num_samples writes the final population itself.
     form: parquet; webdataset (tar shards); or folder (an image folder per label). Raises InputError
-    where the run is not finished, a file of its generator is another, or the output folder holds
-    something else, or the disk is too small.
+    where the run is not finished, its final set is damaged, a file of its generator is another, the
+    output folder holds something else, or the disk is too small.
     """
     if num_samples is not None and num_samples < 1:
         raise InputError("--num-samples: must be at least 1")
@@ -58,6 +59,7 @@ def expand(
     require_extras(config)
     run = replace(run, config=config)
     population = final_population(run)
+    require_whole(run.directory.synthetic)
     load_teacher(run)
     generator = config.generator_at(config.schedule.iterations).model_dump(mode="json")
     require_same_files(run.directory, config, {"generator": generator})

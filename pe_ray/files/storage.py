@@ -64,6 +64,10 @@ class ObjectPath:
         return self.key.rpartition("/")[2]
 
     @property
+    def parent(self) -> ObjectPath:
+        return replace(self, key=self.key.rpartition("/")[0])
+
+    @property
     def store(self) -> Any:
         """The pyarrow filesystem, connected to once per process."""
         return _store(self.scheme, self.key.partition("/")[0], self.query)
@@ -295,6 +299,12 @@ def write_many(folder: Location, files: Sequence[tuple[str, bytes]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(_PUTS_AT_ONCE) as pool:
         list(pool.map(lambda file: (folder / file[0]).write_bytes(file[1]), files))
+
+
+def delete_many(files: Sequence[Location]) -> None:
+    """Delete files, of which some may be missing."""
+    with ThreadPoolExecutor(_PUTS_AT_ONCE) as pool:
+        list(pool.map(lambda file: file.unlink(missing_ok=True), files))
 
 
 def sync(folder: Location) -> None:

@@ -6,8 +6,8 @@ the worker that uses the plugin. `kind: my_pkg.my_module:MyClass` loads any impo
 package may give it a short name with an entry point (docs/architecture.md lists the groups).
 """
 
-from pe_ray.plugins.digests import digest_plugin
 from pe_ray.plugins.options import EmbedderOptions, GeneratorOptions, MetricOptions, Options
+from pe_ray.plugins.plugin_digest import digest_plugin
 from pe_ray.plugins.protocols import Denoiser, Embedder, Generator, Images, Metric, Rows, Statistic
 from pe_ray.plugins.registry import PluginType, build, group_of, load, options_of, registered
 

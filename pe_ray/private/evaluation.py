@@ -16,6 +16,7 @@ from pe_ray.config.extras import require_extras
 from pe_ray.errors import InputError
 from pe_ray.files.image_batches import read_images
 from pe_ray.files.image_tables import ImageTable
+from pe_ray.files.parts import require_whole
 from pe_ray.private.records import private_table
 from pe_ray.run import Run
 from pe_ray.synthetic.population import final_population
@@ -32,6 +33,7 @@ def audit(run: Run) -> dict[str, float]:
     if not config.metrics.audit:
         raise InputError("metrics.audit: names no metric, so there is nothing to score")
     require_extras(config)
+    require_whole(run.directory.synthetic)
     rows = read_population(
         population.directory,
         np.arange(population.layout.num_samples, dtype=np.int64),

@@ -13,11 +13,13 @@ from pe_ray.runtime.run_directory import others_cant_write
 def write_report(path: str | Location) -> Location:
     """Write samples/, metrics.jsonl, tensorboard/ and report.html of a run; return the page's path.
 
-    A run in progress has a report too: its page says how far the run is.
+    A run in progress has a report too: its page says how far the run is. DamagedFileError where
+    a part of the final set, or of what the page shows, isn't what was written.
 
     Guarantee: reads the configuration, the ledger's releases and populations, all of which are
     covered by the ledger's (epsilon, delta).
     """
+    from pe_ray.files.parts import require_whole
     from pe_ray.report.facts import gather
     from pe_ray.report.page import render_run
     from pe_ray.report.samples import join_images, read_samples
@@ -25,6 +27,7 @@ def write_report(path: str | Location) -> Location:
     from pe_ray.synthetic.export import encode_png
 
     facts = gather(path)
+    require_whole(facts.run.synthetic)
     samples = [read_samples(facts, iteration) for iteration in range(len(facts.layouts))]
     for iteration, by_label in enumerate(samples):
         picture = facts.run.path / "samples" / f"iter={iteration:04d}.png"

@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pe_ray.config import Config
+from pe_ray.errors import DamagedFileError
 from pe_ray.files.parts import read_manifest
 from pe_ray.files.storage import Location, open_seekable
 from pe_ray.release.evidence import open_run
@@ -42,20 +44,24 @@ class Facts:
         """Return the released votes of `iteration` on the samples of S_(iteration-1).
 
         A search may take a trial as its result. The ledger then has the votes under the trial's
-        key; they are the ones that equal the run's exported histogram.
+        key; they are the ones that equal the run's exported histogram. DamagedFileError where
+        none do.
         """
         key, file = votes_key(iteration), self.run.histogram(iteration)
         found: NoisyHistogram | None = self.ledger.released(key)
         if found is not None or not file.exists():
             return found
-        table = pq.read_table(open_seekable(file), columns=["noisy_votes"])
+        try:
+            table = pq.read_table(open_seekable(file), columns=["noisy_votes"])
+        except (pa.ArrowException, OSError):
+            raise DamagedFileError(str(file)) from None
         exported = table["noisy_votes"].to_numpy()
         for entry in self.entries:
             if entry.release.key.endswith(f"/{key}"):
                 found = self.ledger.released(entry.release.key)
                 if found is not None and np.array_equal(found.noisy_votes, exported):
                     return found
-        return None
+        raise DamagedFileError(str(file))
 
 
 def gather(path: str | Location) -> Facts:

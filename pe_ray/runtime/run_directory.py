@@ -139,10 +139,11 @@ class RunDirectory:
         return self.path / "stages" / f"embedding-{iteration:04d}.json"
 
     def write_histogram(self, histogram: NoisyHistogram, layout: LabelLayout) -> None:
-        """Write a released histogram for readers; the ledger keeps the original."""
+        """Write a released histogram for readers; the ledger keeps the original.
+
+        A file that holds anything else is replaced.
+        """
         file = self.histogram(histogram.release.iteration)
-        if file.exists():
-            return
         count = layout.num_samples
         table = pa.table(
             {
@@ -153,7 +154,8 @@ class RunDirectory:
         )
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd")
-        atomic_write(file, sink.getvalue())
+        if not file.exists() or file.read_bytes() != sink.getvalue():
+            atomic_write(file, sink.getvalue())
 
 
 def on_disk(path: str | Path) -> RunDirectory:

@@ -33,8 +33,8 @@ from ray.data.exceptions import ExecutionTimeoutError
 from pe_ray import plugins
 from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.config.kinds import Plugin
-from pe_ray.errors import FaultError, InputError
-from pe_ray.files.parts import Part, commit, find_parts, read_manifest
+from pe_ray.errors import DamagedFileError, FaultError, InputError
+from pe_ray.files.parts import Part, commit, find_parts, read_manifest, remove_damaged
 from pe_ray.files.storage import Location, full_disk_as_input_error
 from pe_ray.runtime.cluster import num_workers
 from pe_ray.runtime.progress import Progress
@@ -109,6 +109,8 @@ class _PartMaker:
             with exit_on_stall(self._stall_seconds):
                 self._worker = self._worker or self._construct()
                 return pa.Table.from_pylist([asdict(self._worker.make(request))])
+        except DamagedFileError as error:
+            return pa.table({"damaged": [error.file]})
         except InputError as error:
             return pa.table({"error": [str(error)]})
 
@@ -119,7 +121,8 @@ class Stage:
 
     name: for the user who watches, with the iteration last where there is one. suffix: of the
     parts' files. worker: called in each worker process, makes what makes the parts. manifest: what
-    the manifest says besides the parts.
+    the manifest says besides the parts. check_found: compare what earlier starts wrote with its
+    digests, and make damaged parts again; for parts that no later stage reads with their digests.
     """
 
     name: str
@@ -128,6 +131,7 @@ class Stage:
     requests: Sequence[Request]
     worker: Callable[[], PartWorker]
     manifest: Mapping[str, Any] = field(default_factory=dict)
+    check_found: bool = False
 
 
 def run_stage(stage: Stage, resources: ResourcesConfig) -> None:
@@ -136,6 +140,8 @@ def run_stage(stage: Stage, resources: ResourcesConfig) -> None:
     `resources` change speed only. The manifest says how many rows the start that completed the
     stage made, and in how many seconds. Rows of earlier starts are not timed.
     """
+    if stage.check_found:
+        remove_damaged(stage.directory)
     if read_manifest(stage.directory) is not None:
         return
     started = time.monotonic()
@@ -236,6 +242,8 @@ def _make(
     for row in made.iter_rows():
         if row.get("error"):
             raise InputError(row["error"])
+        if row.get("damaged"):
+            raise DamagedFileError(row["damaged"])
         if row.get("deaths"):
             raise RepeatedDeathError
         if lost:
@@ -260,13 +268,18 @@ def run_in_worker(
         num_gpus=gpus,
         max_calls=1 if gpus or end_process else 0,
     )(_run_watched)
+    result: T = fetch(task.remote(resources.stall_seconds, function, *arguments))
+    return result
+
+
+def fetch(result: ray.ObjectRef) -> Any:
+    """Return what a task returned; its InputError passes on as it is."""
     try:
-        result: T = ray.get(task.remote(resources.stall_seconds, function, *arguments))
+        return ray.get(result)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise error.cause from None
         raise
-    return result
 
 
 def _run_watched(stall_seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -69,6 +69,7 @@ class Embedding:
             suffix="npy",
             requests=run.divide(self.layout.num_samples),
             worker=partial(EmbeddingWorker, run, iteration, self.population.directory),
+            check_found=True,  # once here, as tasks read each part many times
         )
         run_stage(stage, run.config.resources)
         if votes.reuse_lookahead and read_manifest(kept) is None:

@@ -48,6 +48,7 @@ def export(
         requests=run.divide(num_rows),
         worker=partial(ExportWorker, run, population, directory, num_variations, form),
         manifest={"fingerprint": run.config.fingerprint, "labels": list(run.labels)},
+        check_found=True,
     )
     run_stage(stage, run.config.resources)
 

@@ -15,6 +15,7 @@ from pe_ray.components.embedders import label_features
 from pe_ray.components.embedders.label_features import LabelFeaturesOptions, LearntFeaturesOptions
 from pe_ray.config import Config
 from pe_ray.config.kinds import Plugin
+from pe_ray.errors import DamagedFileError
 from pe_ray.files.images import resize
 from pe_ray.files.storage import Location
 from pe_ray.plugins.seeds import row_seeds
@@ -38,7 +39,7 @@ def prepare_run(config: Config, directory: RunDirectory) -> Run:
     embedder, options = config.embedder, config.embedder.options
     if isinstance(options, LabelFeaturesOptions):
         file = directory.path / FEATURES / f"{_name(config)}.npz"
-        if not file.exists():
+        if not _is_learnt(file):
             logger.info("learning the embedder from %d random images", options.num_images)
             run_in_worker(
                 *(_learn, file, config, options), resources=config.resources, end_process=True
@@ -46,6 +47,14 @@ def prepare_run(config: Config, directory: RunDirectory) -> Run:
         learnt = LearntFeaturesOptions(file=str(file), num_features=options.features)
         embedder = Plugin(plugin_type="embedder", kind=label_features.KIND, options=learnt)
     return Run(config=config, directory=directory, embedder=embedder)
+
+
+def _is_learnt(file: Location) -> bool:
+    """Tell whether the features are there and undamaged."""
+    try:
+        return file.exists() and bool(label_features.read_arrays(file))
+    except DamagedFileError:
+        return False
 
 
 def _name(config: Config) -> str:

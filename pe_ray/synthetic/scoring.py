@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from contextlib import suppress
 from typing import Any
 
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from pe_ray import plugins
 from pe_ray.config import Config
 from pe_ray.config.blocks import PublicMetricsConfig
+from pe_ray.errors import DamagedFileError
+from pe_ray.files.digests import read_with_digest, write_with_digest
 from pe_ray.files.image_batches import count_images, evenly_spaced, read_images
 from pe_ray.files.image_shards import find_shards, summarize
 from pe_ray.files.image_tables import ImageTable
@@ -61,10 +64,13 @@ def score_population(run: Run, population: Population) -> None:
     """Score S_t against the public images, if `metrics.public` says so and it isn't done."""
     config, iteration = run.config, population.iteration
     public, file = config.metrics.public, run.directory.scores(iteration)
-    if public is None or file.exists():
+    if public is None:
         return
     if iteration % public.every and iteration != config.schedule.iterations:
         return
+    with suppress(DamagedFileError):
+        if read_scores(file) is not None:
+            return
     resources = config.resources
     scores = run_in_worker(_compute_scores, config, public, population, resources=resources)
     for name in [name for name, score in scores.items() if not math.isfinite(score)]:
@@ -72,7 +78,7 @@ def score_population(run: Run, population: Population) -> None:
         logger.warning("%s of population %d is not finite: left out", name, iteration)
     if not run.directory.score_source.exists():
         atomic_write(run.directory.score_source, _describe_source(config))
-    atomic_write(file, json.dumps(scores, indent=1).encode())
+    write_with_digest(file, json.dumps(scores, indent=1).encode())
     found = ", ".join(f"{name} {score:.4g}" for name, score in scores.items())
     logger.info("population %d against public images: %s", iteration, found)
 
@@ -83,9 +89,17 @@ def try_metrics(config: Config) -> None:
         run_in_worker(_try_scores, config, config.metrics.public, resources=config.resources)
 
 
-def read_scores(file: Location) -> dict[str, float]:
-    """Return the scores of one iteration by name; none where it was not scored."""
-    scores: dict[str, float] = json.loads(file.read_bytes()) if file.exists() else {}
+def read_scores(file: Location) -> dict[str, float] | None:
+    """Return the scores of one iteration by name, None where it was not scored.
+
+    DamagedFileError where the file holds something else.
+    """
+    if not file.exists():
+        return None
+    try:
+        scores: dict[str, float] = json.loads(read_with_digest(file))
+    except ValueError as error:  # of a version without digests
+        raise DamagedFileError(str(file)) from error
     return scores
 
 

@@ -12,6 +12,7 @@ import io
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,9 @@ import ray
 from numpy.typing import NDArray
 
 from pe_ray.components.nearest import nearest_others
-from pe_ray.files.storage import Location, atomic_write, open_seekable
+from pe_ray.errors import DamagedFileError
+from pe_ray.files.digests import read_with_digest, write_with_digest
+from pe_ray.files.storage import Location
 from pe_ray.run import Run
 from pe_ray.runtime.progress import log_stage
 from pe_ray.runtime.watchdog import exit_on_stall, note_progress
@@ -56,9 +59,10 @@ def smooth_votes(run: Run, embedding: Embedding, histogram: NoisyHistogram) -> V
     if most == 1 or sigma == 0:
         return unsmoothed(histogram, layout)
     file = run.directory.smoothed(iteration)
-    kept = read_smoothed(file)
-    if kept is not None:
-        return kept
+    with suppress(DamagedFileError):
+        kept = read_smoothed(file)
+        if kept is not None:
+            return kept
     parts, started = embedding.parts(), time.monotonic()
     metric, stall_seconds = run.config.votes.metric, run.config.resources.stall_seconds
     task = ray.remote(num_cpus=1)(_smooth_label)
@@ -122,11 +126,18 @@ def _smooth_label(
 
 
 def read_smoothed(file: Location) -> Votes | None:
-    """Return what `smooth_votes` kept in `file`, None where there is none."""
+    """Return what `smooth_votes` kept in `file`, None where there is none.
+
+    DamagedFileError where it holds something else.
+    """
     if not file.exists():
         return None
-    table = pq.read_table(open_seekable(file))
-    sigmas = json.loads(table.schema.metadata[b"sigmas"])
+    content = pa.BufferReader(read_with_digest(file))
+    try:
+        table = pq.read_table(content)
+        sigmas = json.loads(table.schema.metadata[b"sigmas"])
+    except (pa.ArrowException, OSError, ValueError, KeyError):  # of a version without digests
+        raise DamagedFileError(str(file)) from None
     return Votes(votes=table["votes"].to_numpy(), sigmas=tuple(sigmas))
 
 
@@ -136,4 +147,4 @@ def _write(file: Location, votes: Votes, layout: LabelLayout) -> None:
     table = pa.table(columns).replace_schema_metadata({"sigmas": json.dumps(votes.sigmas)})
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
-    atomic_write(file, sink.getvalue())
+    write_with_digest(file, sink.getvalue())

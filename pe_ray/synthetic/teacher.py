@@ -9,6 +9,7 @@ Everything here is post-processing.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 
 import numpy as np
 import ray
@@ -19,13 +20,14 @@ from pe_ray.components.moments import GRAM_SHARE, Floats, RidgeMoments
 from pe_ray.config import Config
 from pe_ray.config.blocks import TeacherConfig
 from pe_ray.config.kinds import Plugin
-from pe_ray.errors import InputError
+from pe_ray.errors import DamagedFileError, InputError
+from pe_ray.files.digests import compute_digest, locate_digest, write_with_digest
 from pe_ray.files.image_batches import evenly_spaced
-from pe_ray.files.storage import Location, open_fully
+from pe_ray.files.storage import Location
 from pe_ray.plugins import Images
 from pe_ray.run import Run
 from pe_ray.runtime.run_directory import WEIGHTS_FILE
-from pe_ray.runtime.stages import run_in_worker
+from pe_ray.runtime.stages import fetch, run_in_worker
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.population_files import read_population
 from pe_ray.values import NoisySums
@@ -43,14 +45,25 @@ def moments_layout(run: Run) -> RidgeMoments:
 
 
 def learn_features(run: Run, population: Population) -> Plugin:
-    """Return an embedder that was trained on S_T, in one Ray task where it isn't yet."""
+    """Return an embedder that was trained on S_T, in one Ray task where it isn't yet.
+
+    InputError where features that were lost can't be made the same again: the release may be of
+    the former ones.
+    """
     teacher = run.config.teacher
     assert teacher is not None
     file = run.directory.teacher / FEATURES_FILE
     if file.exists():
         label_features.read(file)
     else:
-        ray.get(ray.remote(num_cpus=1)(_learn).remote(run, population))
+        content = fetch(ray.remote(num_cpus=1)(_learn).remote(run, population))
+        digest = locate_digest(file)
+        if digest.exists() and digest.read_bytes() != compute_digest(content).encode():
+            raise InputError(
+                f"{file}: was damaged, and this machine doesn't make the same again; restore it "
+                "from a copy, or repeat the command on a machine like the one that made it"
+            )
+        write_with_digest(file, content)
     options = label_features.LearntFeaturesOptions(file=str(file), num_features=teacher.features)
     return Plugin(plugin_type="embedder", kind=label_features.KIND, options=options)
 
@@ -69,7 +82,8 @@ def _try_features(config: Config, teacher: TeacherConfig) -> None:
     label_features.fit(images, labels, teacher.features, 1, config.schedule.seed)
 
 
-def _learn(run: Run, population: Population) -> None:
+def _learn(run: Run, population: Population) -> bytes:
+    """Train the features and return them as a file's content, below 4 MB."""
     teacher = run.config.teacher
     assert teacher is not None
     ids = evenly_spaced(population.layout.num_samples, _MOST_IMAGES)
@@ -78,19 +92,22 @@ def _learn(run: Run, population: Population) -> None:
     arrays = label_features.fit(
         rows["image"], rows["label"], teacher.features, teacher.epochs, run.config.schedule.seed
     )
-    label_features.write(run.directory.teacher / FEATURES_FILE, arrays)
+    return label_features.encode(arrays)
 
 
 def solve_teacher(run: Run, sums: NoisySums) -> None:
     """Solve for the teacher's weights, unless that is done."""
     folder = run.directory.teacher
-    if not (folder / WEIGHTS_FILE).exists():
-        gram, cross = moments_layout(run).unpack(sums.sums)
-        prior = np.zeros_like(cross)
-        given = label_features.read(folder / FEATURES_FILE)["prior"]
-        prior[:, : given.shape[1]] = given
-        weights = ridge(gram, cross, sums.release.sigma, prior)
-        label_features.write(folder / WEIGHTS_FILE, {"weights": weights})
+    with suppress(DamagedFileError):
+        if (folder / WEIGHTS_FILE).exists():
+            label_features.read_arrays(folder / WEIGHTS_FILE)
+            return
+    gram, cross = moments_layout(run).unpack(sums.sums)
+    prior = np.zeros_like(cross)
+    given = label_features.read(folder / FEATURES_FILE)["prior"]
+    prior[:, : given.shape[1]] = given
+    weights = ridge(gram, cross, sums.release.sigma, prior)
+    label_features.write(folder / WEIGHTS_FILE, {"weights": weights})
 
 
 def ridge(gram: Floats, cross: Floats, sigma: float, prior: Floats) -> Floats:
@@ -122,8 +139,7 @@ class Teacher:
             file=str(folder / FEATURES_FILE), num_features=num_features
         )
         self._features = label_features.LearntFeatures(options)
-        with np.load(open_fully(folder / WEIGHTS_FILE), allow_pickle=False) as stored:
-            self._weights = stored["weights"]
+        self._weights = label_features.read_arrays(folder / WEIGHTS_FILE)["weights"]
 
     def predict(self, images: Images) -> NDArray[np.int32]:
         """Return the labels of images, int32 [n]."""

@@ -16,7 +16,7 @@ from typing import Any
 from pe_ray.config import Config
 from pe_ray.config.extras import require_extras
 from pe_ray.config.yaml_tree import dump_tree, read_stored
-from pe_ray.evolution import iterate
+from pe_ray.evolution import complete
 from pe_ray.files.storage import Location, atomic_write, delete_tree
 from pe_ray.planning import plan, plan_releases, require_affordable
 from pe_ray.release.adaptive import with_mu
@@ -198,6 +198,5 @@ def _finish(job: Job, directory: RunDirectory, ledger: Ledger, settings: Mapping
         others = tuple(release for release in charged if release.key not in own)
         releases = with_mu(final_shape(config), mu_left(search, others))
     run = prepare_run(config, directory)
-    for _ in iterate(run, Door(run, ledger, releases)):
-        pass
+    complete(run, lambda: Door(run, ledger, releases))
     record_config(ledger, directory, config)

@@ -29,11 +29,21 @@ from pyarrow.fs import FileSelector
 
 from pe_ray import Config, InputError, cli, evolution, evolve, expand, save_images
 from pe_ray.components.generators.cached_images import CachedImages
+from pe_ray.errors import DamagedFileError
 from pe_ray.files.contents import digest_place
+from pe_ray.files.digests import read_with_digest, write_with_digest
 from pe_ray.files.image_batches import read_images
 from pe_ray.files.image_shards import find_shards, list_shards
 from pe_ray.files.image_tables import ImageTable
-from pe_ray.files.parts import MANIFEST, list_parts
+from pe_ray.files.parts import (
+    MANIFEST,
+    commit,
+    find_parts,
+    list_parts,
+    remove_damaged,
+    require_whole,
+    write_part,
+)
 from pe_ray.files.storage import (
     Location,
     ObjectPath,
@@ -85,6 +95,27 @@ def bucket(server: str, tmp_path: Path) -> ObjectPath:
     return made
 
 
+def test_damage_in_a_store_is_noticed(bucket: ObjectPath) -> None:
+    folder, file = bucket / "stage", bucket / "run" / "votes"
+    made = write_part(folder, 0, 3, "npy", b"values")
+    assert find_parts(folder, [(0, 3)], "npy") == [made]
+    commit(folder, [made], {})
+    assert set(list_names(folder)) == {MANIFEST, made.file}
+    assert list_parts(folder) == [made]
+    require_whole(folder)
+    (folder / made.file).write_bytes(b"Values")
+    with pytest.raises(DamagedFileError) as damaged:
+        require_whole(folder)
+    assert parse_location(damaged.value.file) == folder / made.file
+    remove_damaged(folder)
+    assert find_parts(folder, [(0, 3)], "npy") == [None]
+    write_with_digest(file, b"votes")
+    assert read_with_digest(file) == b"votes"
+    file.write_bytes(b"Votes")
+    with pytest.raises(DamagedFileError):
+        read_with_digest(file)
+
+
 STATES_A_TIME_OR_PLACE = (".lock", "ledger.sqlite", "config.yaml", "report.html", ".expansion.json")
 
 
@@ -110,7 +141,7 @@ def content(folder: Location) -> dict[str, str]:
             continue
         held = file.read_bytes()
         if file.name == MANIFEST:
-            untold = {"fingerprint": None, "seconds": None, "rows_made": None}
+            untold = {"fingerprint": None, "seconds": None, "rows_made": None, "digest": None}
             held = json.dumps(json.loads(held) | untold).encode()
         digests[str(file).partition("?")[0][start:]] = hashlib.sha256(held).hexdigest()
     return digests

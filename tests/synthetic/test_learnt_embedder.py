@@ -74,7 +74,7 @@ def test_it_learns_before_it_reads_a_record(ray_session: None, learning: dict[st
     with pytest.raises(InputError, match=r"private\.data: /nowhere does not exist"):
         evolve(Config.from_dict(learning))
     run = Path(learning["output"]["path"])
-    assert [file.suffix for file in (run / "features").iterdir()] == [".npz"]
+    assert len(list((run / "features").glob("*.npz"))) == 1
     assert not Ledger.open(run / "ledger.sqlite").charged
     learning["private"]["data"] = data
     learning["schedule"]["iterations"], learning["schedule"]["degrees"] = 1, 0.5

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from typing import Any, ClassVar
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,10 @@ from pydantic import Field
 
 from pe_ray import plugins
 from pe_ray.components.embedders import convnet
-from pe_ray.errors import InputError
+from pe_ray.errors import DamagedFileError, InputError
+from pe_ray.files.digests import read_with_digest, write_with_digest
 from pe_ray.files.images import resize
-from pe_ray.files.storage import Location, atomic_write, open_fully, parse_location
+from pe_ray.files.storage import Location, parse_location
 from pe_ray.plugins import Images
 from pe_ray.values import DistanceMetric, ImageShape
 
@@ -67,20 +69,38 @@ def fit(
 
 
 def write(file: Location, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write the arrays that `fit` returned."""
+    """Write the arrays that `fit` returned, with a digest."""
+    write_with_digest(file, encode(arrays))
+
+
+def encode(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Return the arrays that `fit` returned as a file's content."""
     sink = io.BytesIO()
     np.savez(sink, allow_pickle=False, **arrays)
-    atomic_write(file, sink.getvalue())
+    return sink.getvalue()
 
 
 def read(file: Location) -> dict[str, NDArray[Any]]:
-    """Return the arrays that `fit` returned; InputError if another version wrote them."""
-    with np.load(open_fully(file), allow_pickle=False) as stored:
-        if "format" not in stored or stored["format"] != FORMAT:
-            raise InputError(
-                f"{file}: of another version of pe_ray; finish and expand this run with that one"
-            )
-        return dict(stored)
+    """Return the arrays that `fit` returned; InputError if another version wrote them.
+
+    DamagedFileError where the file holds something else than was written.
+    """
+    arrays = read_arrays(file)
+    if arrays.get("format") != FORMAT:
+        raise InputError(
+            f"{file}: of another version of pe_ray; finish and expand this run with that one"
+        )
+    return arrays
+
+
+def read_arrays(file: Location) -> dict[str, NDArray[Any]]:
+    """Return the arrays that `write` was given; DamagedFileError where they are not those."""
+    content = io.BytesIO(read_with_digest(file))
+    try:
+        with np.load(content, allow_pickle=False) as stored:
+            return dict(stored)
+    except (BadZipFile, ValueError, OSError, KeyError, EOFError):  # of a version without digests
+        raise DamagedFileError(str(file)) from None
 
 
 def _features(
