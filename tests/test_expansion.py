@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -80,21 +79,6 @@ def test_an_output_that_cannot_be_written_is_named(
         expand(finished, 20, output)
     assert "\n" not in str(told.value)
     assert (tmp_path / "file").read_text() == "kept"
-
-
-def test_a_label_too_long_for_a_folders_name_is_named(finished: Path, tmp_path: Path) -> None:
-    """By its bytes: 3 for each of these characters."""
-    run = Path(shutil.copytree(finished, tmp_path / "run"))
-    config = (run / "config.yaml").read_text()
-    for length, refused in ((85, False), (86, True)):
-        label = "猫" * length
-        (run / "config.yaml").write_text(config.replace("- '0'\n", f"- {label}\n"))
-        if not refused:
-            expand(run, None, tmp_path / "short", form="folder")
-            continue
-        with pytest.raises(InputError, match=r"^--format: .*too long"):
-            expand(run, None, tmp_path / "long", form="folder")
-        expand(run, None, tmp_path / "shards", form="webdataset")
 
 
 def test_it_continues_and_covers_all_parents(finished: Path, tmp_path: Path) -> None:

@@ -51,7 +51,6 @@ def test_anything_but_resources_is_bound(ray_session: None, short: dict[str, Any
         ("schedule.seed", 1),
         ("privacy.epsilon", 2.0),
         ("privacy.delta", 1e-5),
-        ("metrics.public", {"data": "elsewhere", "metrics": [{"kind": "frechet"}]}),
         ("output.rows_per_part", 18),
     ],
 )

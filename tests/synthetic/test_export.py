@@ -9,6 +9,7 @@ import struct
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -278,6 +279,20 @@ def test_no_power_cut_leaves_a_marker_without_its_images(disk: Callable[[], Path
         assert file.read_bytes() == image
 
 
+def test_a_label_too_long_for_a_folders_name_is_named(tmp_path: Path) -> None:
+    """By its bytes: 3 for each of these characters, of at most 255."""
+    for length, refused in ((85, False), (86, True)):
+        images = LabelledImages(
+            first=0,
+            pngs=[encode_png(IMAGES[0])],
+            labels=np.zeros(1, np.int32),
+            names=["猫" * length],
+        )
+        load_format("webdataset").write(tmp_path, images)
+        with pytest.raises(InputError, match="^--format: ") if refused else nullcontext():
+            load_format("folder").write(tmp_path, images)
+
+
 @pytest.mark.parametrize("name", ["a/b", "..", ".", "", "C:\\x", "zwei drei"])
 def test_a_labels_folder_is_one_plain_name(name: str, tmp_path: Path) -> None:
     folder = tmp_path / folder_name(name) if folder_name(name) else None
@@ -290,8 +305,8 @@ def test_a_labels_folder_is_one_plain_name(name: str, tmp_path: Path) -> None:
 def test_a_shape_that_png_cant_hold_is_refused() -> None:
     for channels in (1, 3):
         try_export(cast(Any, SimpleNamespace(image_shape=shape_with(channels))))
-    with pytest.raises(InputError, match=r"^generator: makes images of 8x8x2"):
-        try_export(cast(Any, SimpleNamespace(image_shape=shape_with(2))))
+    with pytest.raises(InputError, match=r"^generator: makes images of 8x8x5"):
+        try_export(cast(Any, SimpleNamespace(image_shape=shape_with(5))))
 
 
 def shape_with(channels: int) -> ImageShape:

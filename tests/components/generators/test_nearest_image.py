@@ -263,10 +263,11 @@ def test_a_run_on_public_images(ray_session: None, tree: dict[str, Any], tmp_pat
         evolve(Config.from_dict(tree))
 
 
-@pytest.mark.parametrize("gpus_per_worker", [0, 0.5])  # tasks, actors
+@pytest.mark.parametrize("gpus_per_worker", [0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_a_generator_that_workers_cannot_build_ends_a_run_with_its_error(
     ray_session: None, tree: dict[str, Any], gpus_per_worker: float
 ) -> None:
+    """In tasks, or in actors where there are GPUs."""
     tree["generator"] = {"kind": "nearest_image", "data": "/absent", "image_size": 12}
     tree["schedule"]["degrees"] = 4
     tree["resources"]["gpus_per_worker"] = gpus_per_worker
