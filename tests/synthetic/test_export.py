@@ -289,7 +289,7 @@ def test_a_label_too_long_for_a_folders_name_is_named(tmp_path: Path) -> None:
             names=["猫" * length],
         )
         load_format("webdataset").write(tmp_path, images)
-        with pytest.raises(InputError, match="^--format: ") if refused else nullcontext():
+        with pytest.raises(InputError, match=r"^--format: ") if refused else nullcontext():
             load_format("folder").write(tmp_path, images)
 
 
