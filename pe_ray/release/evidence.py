@@ -7,6 +7,7 @@ counts.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -17,12 +18,12 @@ from numpy.typing import NDArray
 
 from pe_ray.config import Config
 from pe_ray.config.yaml_tree import digest_tree, read_stored
-from pe_ray.errors import InputError
+from pe_ray.errors import DamagedFileError, InputError
+from pe_ray.files.digests import read_with_digest
 from pe_ray.files.storage import (
     Location,
     io_errors_as_input_errors,
     list_names,
-    open_seekable,
     resolve_place,
 )
 from pe_ray.release.ledger import Ledger
@@ -75,7 +76,8 @@ def require_newest(
     """Raise InputError where a file in `directory` was made from a release that `ledger` lacks.
 
     prefix: of the run's keys in the ledger. A histogram must equal the ledger's answer. Of other
-    files only the presence is looked at, so a run whose files were deleted proves nothing.
+    files, and of one that is damaged, only the presence is looked at. So a run whose files were
+    deleted proves nothing.
     """
     with io_errors_as_input_errors("output.path", directory.path):
         proofs = list(_list_proofs(directory, config, prefix))
@@ -86,7 +88,8 @@ def require_newest(
         }
     for key, file in proofs:
         stored = ledger.stored(key)
-        if stored is None or not np.array_equal(stored, histograms.get(file, stored)):
+        told = histograms.get(file)
+        if stored is None or not (told is None or np.array_equal(stored, told)):
             refuse_older(directory, key, file)
 
 
@@ -123,10 +126,16 @@ def _list_proofs(
             yield f"{prefix}teacher", file
 
 
-def _read_histogram(file: Location) -> NDArray[Any]:
+def _read_histogram(file: Location) -> NDArray[Any] | None:
+    """Return the votes in a file; None where its digest says that it is damaged.
+
+    It is written again then. A file of the former version has no digest.
+    """
     try:
-        table = pq.read_table(open_seekable(file), columns=["noisy_votes"])
+        table = pq.read_table(io.BytesIO(read_with_digest(file)), columns=["noisy_votes"])
         return np.asarray(table["noisy_votes"])
+    except DamagedFileError:
+        return None
     except (pa.ArrowException, KeyError):
         raise InputError(
             f"{file}: is damaged; delete it, it is written again from the ledger"

@@ -33,6 +33,7 @@ from pe_ray.files.contents import (
     list_named,
     names_images,
 )
+from pe_ray.files.digests import write_with_digest
 from pe_ray.files.locks import is_locked, locked
 from pe_ray.files.storage import (
     Location,
@@ -155,7 +156,7 @@ class RunDirectory:
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd")
         if not file.exists() or file.read_bytes() != sink.getvalue():
-            atomic_write(file, sink.getvalue())
+            write_with_digest(file, sink.getvalue())
 
 
 def on_disk(path: str | Path) -> RunDirectory:

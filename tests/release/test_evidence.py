@@ -12,6 +12,7 @@ import yaml
 
 from pe_ray import Config, InputError, cli, evolve, expand
 from pe_ray.evolution import iterate
+from pe_ray.files.digests import locate_digest
 from pe_ray.planning import plan_releases
 from pe_ray.private.evaluation import audit
 from pe_ray.release.door import Door
@@ -125,9 +126,18 @@ def test_a_second_answer_is_refused(made: tuple[Config, RunDirectory, Ledger]) -
         require_newest(again, directory, config)
 
 
-def test_a_damaged_histogram_is_named(made: tuple[Config, RunDirectory, Ledger]) -> None:
+def test_a_damaged_histogram_is_no_sign_of_an_older_ledger(
+    made: tuple[Config, RunDirectory, Ledger],
+) -> None:
+    """Its digest tells, whichever of its bytes changed; without one, it is named."""
     config, directory, ledger = made
-    Path(str(directory.histogram(1))).write_bytes(b"torn")
+    file = Path(str(directory.histogram(1)))
+    whole = file.read_bytes()
+    for place in range(0, len(whole), 7):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        require_newest(ledger, directory, config)
+    locate_digest(file).unlink()
+    file.write_bytes(b"torn")
     with pytest.raises(InputError, match=r"iter=0001\.parquet: is damaged"):
         require_newest(ledger, directory, config)
 

@@ -19,6 +19,7 @@ from pe_ray import Config, InputError, evolve, expand
 from pe_ray.errors import DamagedFileError
 from pe_ray.files.parts import MANIFEST
 from pe_ray.private.evaluation import audit
+from pe_ray.release.evidence import open_run
 from pe_ray.release.ledger import Ledger
 from pe_ray.report import write_report
 
@@ -105,7 +106,7 @@ def test_who_reads_a_damaged_file_names_it(
     readers: dict[str, Callable[[], object]] = {
         "expand": lambda: expand(finished, None, tmp_path / "more"),
         "report": lambda: write_report(finished),
-        "audit": lambda: audit(finished),
+        "audit": lambda: audit(open_run(finished)),
     }
     flip(file)
     try:
