@@ -26,7 +26,8 @@ from pe_ray.files.storage import (
 from pe_ray.release.evidence import open_run
 from pe_ray.run import Run
 from pe_ray.runtime.cluster import connect_to_ray
-from pe_ray.runtime.run_directory import others_cant_write, require_disk, require_same_files
+from pe_ray.runtime.named_files import require_same_files
+from pe_ray.runtime.run_directory import others_cant_write, require_disk
 from pe_ray.synthetic.export import encode_png, export, load_format
 from pe_ray.synthetic.population import Population, final_population
 from pe_ray.synthetic.population_files import read_population
@@ -62,7 +63,7 @@ def expand(
     require_whole(run.directory.synthetic)
     load_teacher(run)
     generator = config.generator_at(config.schedule.iterations).model_dump(mode="json")
-    require_same_files(run.directory, config, {"generator": generator})
+    require_same_files(run.directory.path, config, {"generator": generator})
     directory = resolve_place(output, "--output")
     if lies_in(str(directory), config.private.data):
         raise InputError(

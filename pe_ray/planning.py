@@ -22,8 +22,7 @@ from pe_ray.plugins.seeds import row_seeds
 from pe_ray.release.accounting import calibrate, epsilon_of
 from pe_ray.release.releases import shape_releases
 from pe_ray.synthetic.population import apportion
-from pe_ray.synthetic.scoring import reference_table
-from pe_ray.values import Framing, Release
+from pe_ray.values import Release
 
 PROBE_IMAGES = (1, 8, 64)
 PROBE_SECONDS = 0.5
@@ -182,24 +181,6 @@ class PlannedFiles:
     files: int | None
     passed_over: Mapping[str, int]
     summary: str
-
-
-def public_tables(config: Config) -> list[tuple[ImageTable, Framing]]:
-    """List the public images that a run reads, each with how it brings them to its shape."""
-    found = []
-    if config.metrics.public is not None:
-        found.append((reference_table(config, config.metrics.public), config.framing))
-    for plugin in generators_of(config):
-        table = plugin.options.public_table
-        if table is not None:
-            found.append((table, plugin.options.framing or config.framing))
-    return found
-
-
-def generators_of(config: Config) -> list[Plugin]:
-    """List the generators of a run, each once."""
-    made = [config.generator_at(t) for t in range(config.schedule.iterations + 1)]
-    return [plugin for number, plugin in enumerate(made) if plugin not in made[:number]]
 
 
 def plan_files(

@@ -161,8 +161,8 @@ def _check_output(config: Config, search: Search | None) -> Any:
 
 def _read_data(checks: _Checks, config: Config, search: Search | None) -> list[TableReport]:
     """Read the private records and all public images."""
-    from pe_ray.planning import public_tables
     from pe_ray.private.checking import check_cache, check_records, check_table
+    from pe_ray.synthetic.scoring import public_tables
 
     seconds = config.resources.stall_seconds
     checks.make("private.cache", lambda: check_cache(config.private))
@@ -187,7 +187,6 @@ def _try_parts(
     checks: _Checks, config: Config, search: Search | None, reports: Sequence[TableReport]
 ) -> None:
     """Build generators and embedder where they will run, and use metrics once."""
-    from pe_ray.planning import generators_of
     from pe_ray.private.checking import try_embedder
     from pe_ray.runtime.stages import check_plugins
     from pe_ray.synthetic.denoising import try_denoisers
@@ -196,7 +195,7 @@ def _try_parts(
     from pe_ray.synthetic.teacher import try_teacher
 
     labels, resources = config.private.labels, config.resources
-    for plugin in generators_of(config):
+    for plugin in config.generators:
         build = partial(check_plugins, [plugin], labels, resources)
         checks.make(f"generator {plugin.kind}", build)
     embedder = config.embedder

@@ -21,8 +21,9 @@ def plan_inputs(
     InputError where a path of the configuration does not exist here, unless a cluster may have it.
     """
     from pe_ray.config.extras import require_paths
-    from pe_ray.planning import plan_files, public_tables
+    from pe_ray.planning import plan_files
     from pe_ray.private.records import private_table
+    from pe_ray.synthetic.scoring import public_tables
 
     private, resources = config.private, config.resources
     files = [plan_files(private_table(private), resources, private.node_label)]

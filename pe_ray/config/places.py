@@ -99,7 +99,7 @@ def apart(data: str, where: Mapping[str, Any], private: Any) -> bool:
     """
     nested = lies_in(data, private.data) or lies_in(private.data, data)
     common = where.keys() & private.where.keys()
-    return not nested or any(where[key] != private.where[key] for key in common)
+    return not nested or any(str(where[key]) != str(private.where[key]) for key in common)
 
 
 def _parts(place: str) -> tuple[str, ...]:

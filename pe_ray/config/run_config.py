@@ -115,6 +115,12 @@ class Config(Block):
         return given.at(iteration) if isinstance(given, Switch) else given
 
     @property
+    def generators(self) -> list[Plugin]:
+        """The generators of the run, each once."""
+        made = [self.generator_at(t) for t in range(self.schedule.iterations + 1)]
+        return [plugin for number, plugin in enumerate(made) if plugin not in made[:number]]
+
+    @property
     def image_shape(self) -> ImageShape:
         """Shape of every synthetic image of the run."""
         shape: ImageShape = self.generator_at(0).options.image_shape

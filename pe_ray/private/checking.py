@@ -34,8 +34,8 @@ from pe_ray.files.images import Unusable, inspect_image
 from pe_ray.files.storage import ObjectPath
 from pe_ray.private.duplicates import find_duplicates
 from pe_ray.private.record_embeddings import check_cache_folder
-from pe_ray.private.records import NO_USER, digest_user, private_table
-from pe_ray.private.tasks import RETRIES, private_task
+from pe_ray.private.records import digest_user, explain_user, private_table
+from pe_ray.private.tasks import INLINE_LIMIT, RETRIES, private_task
 from pe_ray.runtime.watchdog import exit_on_stall, note_progress
 from pe_ray.values import Framing
 
@@ -44,7 +44,6 @@ logger = logging.getLogger(__name__)
 MOST_LISTED = 1000
 """Faults, groups of equal files and sizes that a report lists; it counts all."""
 _FIX = "correct or remove it"  # of a row
-_INLINE_LIMIT = 100 << 10  # bytes: Ray sends smaller results to the caller with its answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,7 +235,7 @@ def _inspect_slice(
         with exit_on_stall(stall_seconds):
             for stored in read_stored(table, part):
                 _inspect_rows(part, table, framing, stored, tally)
-                found = [digest_user(user) for user in stored.users if user is not None]
+                found = [digest_user(user) for user in stored.users if explain_user(user) is None]
                 users.append(np.unique(np.array(found, dtype="S32")))
                 note_progress()
     except InputError as error:
@@ -244,7 +243,7 @@ def _inspect_slice(
     except Exception as error:
         tally.damage = f"reading failed: {type(error).__name__}"
     tally.users = np.unique(np.concatenate(users))
-    tally.padding = bytes(_INLINE_LIMIT if node_label is not None else 0)
+    tally.padding = bytes(INLINE_LIMIT if node_label is not None else 0)
     return None, tally
 
 
@@ -265,8 +264,8 @@ def _inspect_rows(
         unknown = table.labels is not None and labels[position] < 0
         if unknown and not part.files:  # the listing has named a class folder
             reasons.append(explain_label(table, name, stored.labels[position]))
-        if table.user_column is not None and stored.users[position] is None:
-            reasons.append(NO_USER)
+        if table.user_column is not None:
+            reasons += filter(None, [explain_user(stored.users[position])])
         place = _describe_place(part, row, cell)
         tally.note(*(Fault(place=place, reason=f"{reason}; {_FIX}") for reason in reasons))
         if not reasons and not unknown:

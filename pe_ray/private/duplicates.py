@@ -13,7 +13,7 @@ import ray
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.errors import InputError
 from pe_ray.files.storage import Location, parse_location
-from pe_ray.private.tasks import hide_private_errors, private_task
+from pe_ray.private.tasks import INLINE_LIMIT, hide_private_errors, private_task
 from pe_ray.runtime.watchdog import note_progress
 
 _FILES_PER_TASK = 2000
@@ -52,8 +52,9 @@ def find_duplicates(
         return [], 0
     suspects = list_suspects(files)
     task = private_task(_digest_files, config.node_label)
+    padding = INLINE_LIMIT if config.node_label is not None else 0
     parts = [
-        task.remote(suspects[start : start + _FILES_PER_TASK], stall_seconds)
+        task.remote(suspects[start : start + _FILES_PER_TASK], stall_seconds, padding)
         for start in range(0, len(suspects), _FILES_PER_TASK)
     ]
     group = private_task(_group_files, config.node_label)
@@ -72,13 +73,16 @@ def list_suspects(files: Sequence[tuple[str, int]]) -> list[str]:
     return [path for paths in of_size.values() if len(paths) > 1 for path in paths]
 
 
-def _digest_files(paths: Sequence[str], stall_seconds: float) -> list[tuple[bytes, str]]:
+def _digest_files(
+    paths: Sequence[str], stall_seconds: float, padding: int
+) -> tuple[list[tuple[bytes, str]], bytes]:
+    """Return (digest, path) of each file, and bytes that keep them on the node that read them."""
     with hide_private_errors("private.data: reading", stall_seconds):
         digests = []
         for path in paths:
             with suppress(OSError):
                 digests.append((digest_file(parse_location(path)), path))
-        return digests
+        return digests, bytes(padding)
 
 
 def digest_file(file: Location) -> bytes:
@@ -97,10 +101,12 @@ def digest_file(file: Location) -> bytes:
     return digest.digest()
 
 
-def _group_files(at_most: int, *parts: Sequence[tuple[bytes, str]]) -> tuple[list[list[str]], int]:
+def _group_files(
+    at_most: int, *parts: tuple[Sequence[tuple[bytes, str]], bytes]
+) -> tuple[list[list[str]], int]:
     """Return the names of files with the same digest, sorted, and how many groups there are."""
     of_digest: dict[bytes, list[str]] = defaultdict(list)
-    for part in parts:
+    for part, _ in parts:
         for digest, path in part:
             of_digest[digest].append(path)
     groups = [sorted(paths) for paths in of_digest.values() if len(paths) > 1]

@@ -24,11 +24,12 @@ from pe_ray.config.blocks import STALL_SECONDS, PrivateConfig
 from pe_ray.config.kinds import Plugin
 from pe_ray.errors import FaultError, InputError, RecordError
 from pe_ray.files.image_shards import FoundShards, split_shards, summarize
-from pe_ray.files.image_tables import TableSlice
+from pe_ray.files.image_tables import ImageTable, TableSlice
+from pe_ray.files.layouts import file_lists
 from pe_ray.files.storage import file_version, find_cache, require_creatable
 from pe_ray.private.duplicates import refuse_duplicates
-from pe_ray.private.records import find_records, private_table, read_records
-from pe_ray.private.tasks import RETRIES, private_task
+from pe_ray.private.records import find_records, private_table, read_records, refuse_shared
+from pe_ray.private.tasks import INLINE_LIMIT, RETRIES, private_task
 from pe_ray.runtime.cluster import on_nodes
 from pe_ray.runtime.watchdog import exit_on_stall, note_progress
 from pe_ray.values import Framing
@@ -37,7 +38,6 @@ logger = logging.getLogger(__name__)
 
 _MAX_PARTITIONS = 64  # of users: each slice has as many pieces
 _FORMAT = 4  # of cached embeddings; 3 knew the embedder's files by their paths only
-_INLINE_LIMIT = 100 << 10  # bytes: Ray sends smaller results to the caller with its answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,10 +73,12 @@ def open_records(
     embedder: Plugin,
     gpus: float = 0.0,
     stall_seconds: float = STALL_SECONDS,
+    shown: Sequence[ImageTable] = (),
 ) -> PrivateRecords:
     """Read, validate and embed all records in Ray tasks; raise the first bad one's RecordError.
 
-    gpus: of each task. stall_seconds: see PrivateRecords.
+    gpus: of each task. stall_seconds: see PrivateRecords. shown: public images that the run shows
+    or scores, which must be other files.
 
     Guarantee: nothing private reaches the driver. It gets references and, for a bad record, its
     shard, row and a fixed reason. All records of a user are in one partition. Spends nothing. With
@@ -88,9 +90,9 @@ def open_records(
     """
     placement = on_nodes(config.node_label)
     if placement:
-        prepared = ray.get(ray.remote(num_cpus=1, **placement)(_prepare).remote(config))
+        prepared = ray.get(ray.remote(num_cpus=1, **placement)(_prepare).remote(config, shown))
     else:
-        prepared = _prepare(config)
+        prepared = _prepare(config, shown)
     if isinstance(prepared, InputError):
         raise prepared
     config, found = prepared
@@ -131,19 +133,23 @@ class _SetupError(InputError):
     """The embedder or the cache can't be used; the text is made from the configuration alone."""
 
 
-def _prepare(config: PrivateConfig) -> tuple[PrivateConfig, FoundShards] | InputError:
+def _prepare(
+    config: PrivateConfig, shown: Sequence[ImageTable]
+) -> tuple[PrivateConfig, FoundShards] | InputError:
     """Return the configuration with its cache folder resolved, and the files; or the error."""
     try:
-        return config.model_copy(update={"cache": make_cache_folder(config)}), find_records(config)
+        found = find_records(config)
+        refuse_shared(found, config, shown)
+        return config.model_copy(update={"cache": make_cache_folder(config)}), found
     except InputError as error:
         return error
     except Exception as error:
         raise RuntimeError(f"private.data: listing failed: {type(error).__name__}") from None
 
 
-def _find_missing(names: Sequence[str], *seen: NDArray[np.int32]) -> list[str]:
+def _find_missing(names: Sequence[str], *seen: tuple[NDArray[np.int32], bytes]) -> list[str]:
     """Return the names of labels that no slice has seen."""
-    present = set(np.concatenate(seen).tolist())
+    present = set(np.concatenate([labels for labels, _ in seen]).tolist())
     return [name for label, name in enumerate(names) if label not in present]
 
 
@@ -155,7 +161,7 @@ def _embed_task(
     num_pieces: int,
     stall_seconds: float,
 ) -> tuple[Any, ...]:
-    """Return (error or None, labels that are kept, piece 0, ...), pieces split by user.
+    """Return (error or None, labels that are kept and padding, piece 0, ...), split by user.
 
     Guarantee: only errors whose text carries no content are returned. Others are reduced to their
     type.
@@ -168,9 +174,10 @@ def _embed_task(
     except Exception as error:
         where = f"private.data: shard {part.shard}"
         raise RuntimeError(f"{where}: reading failed: {type(error).__name__}") from None
-    if config.node_label is not None:
-        embedded = replace(embedded, padding=bytes(_INLINE_LIMIT))
-    return (None, np.unique(embedded.labels), *_split_by_user(embedded, num_pieces))
+    padding = bytes(INLINE_LIMIT if config.node_label is not None else 0)
+    embedded = replace(embedded, padding=padding)
+    seen = (np.unique(embedded.labels), padding)
+    return (None, seen, *_split_by_user(embedded, num_pieces))
 
 
 def _split_by_user(embedded: EmbeddedRecords, num_pieces: int) -> list[EmbeddedRecords]:
@@ -297,6 +304,8 @@ def _cache_file(
 ) -> Path | None:
     folder, source = cache_folder(config), part.source
     if folder is None or source is None or not source.is_file():
+        return None
+    if part.layout == file_lists.NAME:  # the images that it names may have changed
         return None
     key = {
         "format": _FORMAT,

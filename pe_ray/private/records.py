@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pe_ray.config.blocks import PrivateConfig
+from pe_ray.errors import InputError
 from pe_ray.files.image_batches import ImageBatch, read_batches
 from pe_ray.files.image_shards import FoundShards, find_shards, split_shards
 from pe_ray.files.image_tables import ImageTable, TableSlice
 from pe_ray.values import Framing
-
-NO_USER = "user is null"
-"""Why a record without a user can't be used."""
 
 
 def private_table(config: PrivateConfig) -> ImageTable:
@@ -40,6 +39,35 @@ def find_records(config: PrivateConfig) -> FoundShards:
     return find_shards(private_table(config))
 
 
+def refuse_shared(found: FoundShards, config: PrivateConfig, shown: Sequence[ImageTable]) -> None:
+    """Raise InputError where public images are files of the records, reached by a link or a list.
+
+    shown: tables of public images. Rows that a common `where` column keeps apart are others. What
+    can't be listed here is left to whoever reads it.
+
+    Guarantee: depends on names and links only.
+    """
+    own = _list_real_paths(found)
+    for table in shown:
+        common = table.where.keys() & config.where.keys()
+        if any(str(table.where[key]) != str(config.where[key]) for key in common):
+            continue
+        try:
+            reached = _list_real_paths(find_shards(table))
+        except InputError:
+            continue
+        if not own.isdisjoint(reached):
+            raise InputError(
+                f"{table.name_field('data')}: holds files of private.data, by a link or a list; "
+                "give other images"
+            )
+
+
+def _list_real_paths(found: FoundShards) -> set[str]:
+    tables = [str(part.source) for part in found.shards if part.source and not part.files]
+    return {os.path.realpath(path) for path in (*tables, *(path for path, _ in found.files))}
+
+
 def list_slices(config: PrivateConfig) -> list[TableSlice]:
     """Share the records out to slices, each read by one task (see `find_records`)."""
     return split_shards(find_records(config).shards)
@@ -56,10 +84,21 @@ def read_records(part: TableSlice, config: PrivateConfig, framing: Framing) -> I
     for batch in read_batches(table, part, framing):
         if config.user_column is not None:
             for row, user in zip(batch.rows.tolist(), batch.users, strict=True):
-                if user is None:
-                    raise table.row_error(part, row, NO_USER)
+                reason = explain_user(user)
+                if reason is not None:
+                    raise table.row_error(part, row, reason)
             batch = replace(batch, users=[digest_user(user) for user in batch.users])
         yield batch
+
+
+def explain_user(user: Any) -> str | None:
+    """Say why a stored user can't be one; None if it can.
+
+    7 and 7.0 would be two users. Columns are checked by their type, members of tars are not.
+    """
+    if user in (None, ""):
+        return "user is null"
+    return None if type(user) in (int, str) else "user is neither an integer nor text"
 
 
 def digest_user(user: Any) -> bytes:

@@ -12,6 +12,7 @@ from pe_ray.errors import InputError
 from pe_ray.runtime.cluster import on_nodes
 from pe_ray.runtime.watchdog import exit_on_stall
 
+INLINE_LIMIT = 100 << 10  # bytes: Ray sends smaller results to the caller with its answer
 RETRIES = 5  # of a task whose worker or node died, and of a slice whose node was lost
 
 

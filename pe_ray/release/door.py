@@ -29,6 +29,7 @@ from pe_ray.release.releases import LABEL_COUNTS, Votes, votes_key
 from pe_ray.run import Run
 from pe_ray.runtime.progress import log_stage
 from pe_ray.synthetic.embedding import Embedding
+from pe_ray.synthetic.scoring import public_tables
 from pe_ray.values import NoisyHistogram, NoisySums, Release
 
 
@@ -147,4 +148,5 @@ def open_records(
         embedder=embedder,
         gpus=config.resources.gpus_per_worker,
         stall_seconds=config.resources.stall_seconds,
+        shown=[table for table, _ in public_tables(config)],
     )

@@ -47,9 +47,7 @@ def _includes(ledger: Ledger, other: Ledger) -> bool:
         release = entry.release
         if charged.get(release.key) != release:
             return False
-        ours, theirs = ledger.released(release.key), other.released(release.key)
-        if theirs is not None and (
-            ours is None or not np.array_equal(ours.noisy_votes, theirs.noisy_votes)
-        ):
+        ours, theirs = ledger.stored(release.key), other.stored(release.key)
+        if theirs is not None and (ours is None or not np.array_equal(ours, theirs)):
             return False
     return True

@@ -8,11 +8,10 @@ holds a release before anything that was made from that release is written.
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,23 +22,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pe_ray.config import Config
-from pe_ray.config.places import lies_in
 from pe_ray.config.yaml_tree import differences, dump_tree
 from pe_ray.errors import InputError
-from pe_ray.files.contents import (
-    digest_place,
-    find_place,
-    holds_own_work,
-    list_named,
-    names_images,
-)
 from pe_ray.files.digests import write_with_digest
 from pe_ray.files.locks import is_locked, locked
 from pe_ray.files.storage import (
     Location,
     ObjectPath,
     atomic_write,
-    delete_tree,
     fetch_copy,
     find_existing,
     io_errors_as_input_errors,
@@ -48,22 +38,19 @@ from pe_ray.files.storage import (
     require_writable,
     resolve_place,
 )
+from pe_ray.runtime.named_files import FEATURES, FILES, bind_files, require_same_files
 from pe_ray.values import LabelLayout, NoisyHistogram
 
 LEDGER = "ledger.sqlite"
-FILES = "files.json"
-"""Digests of the files that the configuration names, by their paths as it writes them."""
 _LOCK = ".lock"
 _LOCK_SECONDS = 0.5  # outlasts a look by `in_use`
 WEIGHTS_FILE = "weights.npz"
 """Of the teacher, in its folder."""
-FEATURES = "features"
-"""Folder of the learnt embedder; its files' names stand for all that they are made from."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """Paths of a run (README, "The run directory"). ledger: always on a local disk."""
+    """Paths of a run (docs/operations.md lists them). ledger: always on a local disk."""
 
     path: Location
     ledger: Path
@@ -172,7 +159,7 @@ def claim_directory(config: Config) -> Iterator[RunDirectory]:
     with lock_directory(run):
         bare = _bind(run, config)
         require_writable(run.path, "output.path")
-        bind_files(run, config, config.bound(), bare=bare)
+        bind_files(run.path, config, config.bound(), bare=bare)
         yield run
 
 
@@ -181,7 +168,7 @@ def check_directory(config: Config) -> RunDirectory:
     run = _find_directory(config)
     require_free(run)
     if not _bind(run, config):
-        require_same_files(run, config, config.bound())
+        require_same_files(run.path, config, config.bound())
     return run
 
 
@@ -294,78 +281,6 @@ def bind_directory(
             )
     elif not run.has_ledger and made_in(run.path) - {LEDGER, FILES, FEATURES}:
         raise InputError(f"output.path: {run.path} holds other files; give an empty or new folder")
-
-
-def bind_files(run: RunDirectory, config: Config, bound: Mapping[str, Any], *, bare: bool) -> None:
-    """Bind the directory to the content of the files that `bound` names; refuse another content.
-
-    bound: as for bind_directory. bare: whether nothing was made yet, so that they may be replaced.
-    Files that this machine lacks are left to the workers. What isn't recorded yet is added.
-    """
-    stored = _read_files(run)
-    named = _digest_named(config, bound)
-    digests = {text: digest for _, text, digest in named}
-    if bare:
-        if any(stored.get(text, digest) != digest for text, digest in digests.items()):
-            delete_tree(run.path / FEATURES)  # they were learnt from the files before
-    else:
-        _refuse_other_files(run, stored, named)
-    if digests.items() - stored.items():
-        with io_errors_as_input_errors("output.path", run.path):
-            atomic_write(run.path / FILES, json.dumps(stored | digests, indent=1).encode())
-
-
-def require_same_files(run: RunDirectory, config: Config, bound: Mapping[str, Any]) -> None:
-    """Raise InputError for a file that `bound` names and whose content is not the run's."""
-    _refuse_other_files(run, _read_files(run), _digest_named(config, bound))
-
-
-def digest_files(config: Config, tree: Mapping[str, Any]) -> dict[str, str]:
-    """Return text -> digest of each file and folder that `tree`, a part of `config`, names."""
-    return {text: digest for _, text, digest in _digest_named(config, tree)}
-
-
-def _refuse_other_files(
-    run: RunDirectory, stored: Mapping[str, str], named: Iterable[tuple[str, str, str]]
-) -> None:
-    for field, text, digest in named:
-        if stored.get(text, digest) != digest:
-            raise InputError(
-                f"{field}: {text} holds something else than when {run.path} was made; restore it, "
-                "or make a new run, which spends its own budget"
-            )
-
-
-def _read_files(run: RunDirectory) -> dict[str, str]:
-    file = run.path / FILES
-    with io_errors_as_input_errors("output.path", run.path):
-        held = file.read_bytes() if file.exists() else b"{}"
-    try:
-        stored: dict[str, str] = dict(json.loads(held))
-    except (ValueError, TypeError):
-        raise InputError(f"{file}: is damaged; restore it from a copy, or delete it") from None
-    return stored
-
-
-def _digest_named(config: Config, bound: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return (dotted key, text, digest) of each file and folder that `bound` names.
-
-    Guarantee: nothing of the private records, of an audit's or of the run itself is digested.
-    """
-    private = config.private
-    apart = {name: tree for name, tree in bound.items() if name not in ("private", "output")}
-    own = [private.data, private.cache, config.metrics.audit_data, config.output.path]
-    found = []
-    for field, text in list_named(apart):
-        place = find_place(text)
-        if place is None or (isinstance(place, Path) and holds_own_work(place)):
-            continue
-        if any(each and (lies_in(text, each) or lies_in(each, text)) for each in own):
-            continue
-        digest = digest_place(place, images=names_images(field))
-        if digest is not None:
-            found.append((field, text, digest))
-    return found
 
 
 def made_in(folder: Location) -> set[str]:

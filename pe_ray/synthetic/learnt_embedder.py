@@ -20,7 +20,8 @@ from pe_ray.files.images import resize
 from pe_ray.files.storage import Location
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.run import Run
-from pe_ray.runtime.run_directory import FEATURES, RunDirectory
+from pe_ray.runtime.named_files import FEATURES
+from pe_ray.runtime.run_directory import RunDirectory
 from pe_ray.runtime.stages import run_in_worker
 from pe_ray.runtime.watchdog import note_progress
 from pe_ray.synthetic.batching import BatchedGenerator

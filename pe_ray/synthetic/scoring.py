@@ -25,10 +25,11 @@ from pe_ray.files.image_shards import find_shards, summarize
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.files.storage import Location, atomic_write, delete_tree, list_names
 from pe_ray.run import Run
-from pe_ray.runtime.run_directory import digest_files
+from pe_ray.runtime.named_files import digest_files
 from pe_ray.runtime.stages import run_in_worker
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.population_files import read_population
+from pe_ray.values import Framing
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +128,18 @@ def _score(public: PublicMetricsConfig, *images_and_labels: NDArray[Any]) -> dic
         made = scorer.score(*images_and_labels)
         scores |= {f"public/{name}": float(score) for name, score in made.items()}
     return scores
+
+
+def public_tables(config: Config) -> list[tuple[ImageTable, Framing]]:
+    """List the public images that a run reads, each with how it brings them to its shape."""
+    found = []
+    if config.metrics.public is not None:
+        found.append((reference_table(config, config.metrics.public), config.framing))
+    for plugin in config.generators:
+        table = plugin.options.public_table
+        if table is not None:
+            found.append((table, plugin.options.framing or config.framing))
+    return found
 
 
 def reference_table(config: Config, public: PublicMetricsConfig) -> ImageTable:

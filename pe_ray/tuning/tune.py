@@ -26,18 +26,15 @@ from pe_ray.release.ledger import Ledger
 from pe_ray.release.releases import LABEL_COUNTS
 from pe_ray.run import Run
 from pe_ray.runtime.cluster import connect_to_ray
+from pe_ray.runtime.named_files import FEATURES, FILES, bind_files, require_same_files
 from pe_ray.runtime.run_directory import (
-    FEATURES,
-    FILES,
     LEDGER,
     RunDirectory,
     bind_directory,
-    bind_files,
     lock_directory,
     made_in,
     on_disk,
     require_free,
-    require_same_files,
 )
 from pe_ray.synthetic.learnt_embedder import prepare_run
 from pe_ray.synthetic.population import fractions_of
@@ -81,7 +78,7 @@ def tune(search: Search) -> Outcome:
     with lock_directory(directory), connect_to_ray(config.resources, config.private.node_label):
         folder = directory.ledger.parent / "tuning"
         bare, stored = _bind(search, directory, folder), folder / "config.yaml"
-        bind_files(directory, config, search.bound(), bare=bare)
+        bind_files(directory.path, config, search.bound(), bare=bare)
         budget, accounting = config.privacy.budget, accounting_of(search)
         ledger = Ledger.create(directory.ledger, budget, search.fingerprint, accounting, renew=bare)
         _require_newest(search, directory, ledger, folder)
@@ -108,7 +105,7 @@ def check_directory(search: Search) -> RunDirectory:
     require_free(directory)
     bare = _bind(search, directory, directory.ledger.parent / "tuning")
     if not bare:
-        require_same_files(directory, search.config, search.bound())
+        require_same_files(directory.path, search.config, search.bound())
     if directory.has_ledger:
         ledger = Ledger.open(directory.ledger)
         if ledger.charged or not bare:
@@ -130,7 +127,8 @@ def _require_newest(search: Search, directory: RunDirectory, ledger: Ledger, fol
     prefix = search.strategy.prepared_prefix
     if "prepared" in made and prefix is not None:
         prepared = on_disk(folder / "prepared")
-        require_newest(ledger, prepared, configure(search, {}, None), prefix)
+        config = configure(search, {}, None).model_copy(update={"teacher": None})
+        require_newest(ledger, prepared, config, prefix)
     trials = folder / "trials"
     for name in sorted(made_in(trials)) if search.strategy.charged else ():
         trial = on_disk(trials / name)

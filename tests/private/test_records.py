@@ -26,6 +26,7 @@ from pe_ray.components.embedders.pixels import Pixels
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.config.kinds import Plugin
 from pe_ray.errors import InputError, RecordError
+from pe_ray.files.image_tables import ImageTable
 from pe_ray.private.record_embeddings import PrivateRecords, embed_slice, open_records
 from pe_ray.private.records import list_slices, read_records
 from pe_ray.values import Framing, ImageShape
@@ -472,3 +473,82 @@ def test_a_label_without_a_record_is_told_and_not_written(
     assert "cat" not in told.getMessage()
     for file in (file for file in Path(run).rglob("*") if file.is_file()):
         assert b"no record" not in file.read_bytes()
+
+
+def listed(folder: Path, name: str, rows: list[str]) -> None:
+    """A list of images, each of its own, with the columns file_name, label and who."""
+    (folder / name).mkdir(parents=True)
+    for number, row in enumerate(rows):
+        image = np.full((5, 4, 3), 40 * number + len(name), np.uint8)
+        (folder / name / f"{row.split(',')[0]}").write_bytes(png(image))
+    text = "\n".join(["file_name,label,who", *rows])
+    (folder / name / "metadata.csv").write_text(text)
+
+
+def test_a_user_is_one_however_a_list_writes_the_others(ray_session: None, tmp_path: Path) -> None:
+    """001 is a number in a list of numbers, and a name beside A12."""
+    listed(tmp_path, "a", ["1.png,cat,001", "2.png,cat,002"])
+    listed(tmp_path, "bb", ["1.png,dog,001", "2.png,dog,A12"])
+    partitions = collected(opened(config(tmp_path, user_column="who")))
+    users = {user for pieces in partitions for piece in pieces for user in piece.users}
+    assert len(users) == 3
+
+
+@pytest.mark.parametrize("user", [7.0, True, [1], {"name": CANARY}, None, ""])
+def test_a_user_in_a_tar_is_an_integer_or_text(tmp_path: Path, user: Any) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        about = json.dumps({"label": "cat", "who": user}).encode()
+        for name, content in (("1.png", png(IMAGES[0])), ("1.json", about)):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    settings = config(tmp_path, user_column="who")
+    (part,) = list_slices(settings)
+    with pytest.raises(RecordError, match="shard 0, row 0: user is") as caught:
+        list(read_records(part, settings, Framing(shape=SHAPE)))
+    assert CANARY not in str(caught.value)
+
+
+def test_an_image_that_a_list_names_is_read_each_time(
+    ray_session: None, tmp_path: Path, private_cache: Path
+) -> None:
+    """The list is as it was, so nothing tells that an embedding of it is an old one."""
+    listed(tmp_path, "a", ["1.png,cat,ann", "2.png,dog,bob"])
+    opened(config(tmp_path))
+    (tmp_path / "a" / "1.png").unlink()
+    with pytest.raises(RecordError, match="row 0: image is missing"):
+        opened(config(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["a.png,cat,CANARY", '{"who": {"CANARY": 1}}'])
+def test_what_a_list_without_names_holds_is_not_quoted(tmp_path: Path, text: str) -> None:
+    file = tmp_path / ("list.csv" if text.startswith("a") else "list.jsonl")
+    file.write_text(f"{text}\n{text}\n")
+    if file.suffix == ".jsonl":
+        file.write_text('{"file_name": "a.png", "label": "cat", "who": {"CANARY": 1}}\n')
+    with pytest.raises(InputError, match=r"^private\.") as caught:
+        list_slices(config(file, user_column="who"))
+    assert "CANARY" not in str(caught.value)
+
+
+@pytest.mark.parametrize("how", ["link", "list"])
+def test_public_images_that_are_records_by_another_way_are_refused(
+    ray_session: None, tmp_path: Path, how: str
+) -> None:
+    """Their paths tell nothing."""
+    records, public = tmp_path / "records", tmp_path / "public"
+    for number, place in enumerate([records / "cat", records / "dog", public / "cat"]):
+        place.mkdir(parents=True)
+        (place / f"{number}.png").write_bytes(png(IMAGES[number]))
+    data, images = records, public
+    if how == "list":
+        data, images = tmp_path / "train.csv", records
+        data.write_text("file_name,label\nrecords/cat/0.png,cat\n")
+    shown = ImageTable(block="generator", private=False, data=str(public))
+    given: dict[str, Any] = {"framing": Framing(shape=SHAPE), "embedder": PIXELS}
+    open_records(config(data), **given, shown=[shown])
+    if how == "link":
+        (public / "more").symlink_to(records / "cat")
+    shown = replace(shown, data=str(images))
+    with pytest.raises(InputError, match=r"^generator\.data: holds files of private\.data"):
+        open_records(config(data), **given, shown=[shown])

@@ -16,7 +16,8 @@ from weighed import save_weights
 
 from pe_ray import Config, InputError, evolve, expand
 from pe_ray.release.ledger import Ledger
-from pe_ray.runtime.run_directory import claim_directory, digest_files, write_config
+from pe_ray.runtime.named_files import digest_files
+from pe_ray.runtime.run_directory import claim_directory, write_config
 
 FONT = "DejaVuSans.ttf"
 
@@ -183,3 +184,29 @@ def test_nothing_of_the_private_data_is_recorded(tree: dict[str, Any], tmp_path:
     recorded = json.loads((tmp_path / "run" / "files.json").read_bytes())
     assert [*recorded] == [str(public)]
     assert digest_files(config, config.model_dump(mode="json")).keys() == {str(public)}
+
+
+def test_a_mistake_that_named_the_private_data_leaves_no_digest(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    """Exchanged with the public images, and exchanged back before anything was made."""
+    places = [str(save_public(tmp_path / name, [*"0123456789"], 1)) for name in ("one", "other")]
+    tree["schedule"]["degrees"] = [2, 1]
+    for private, public in (places, places[::-1]):
+        tree["private"]["data"] = private
+        tree["generator"] = {"kind": "nearest_image", "data": public, "image_size": 12}
+        start(Config.from_dict(tree))
+        recorded = json.loads((tmp_path / "run" / "files.json").read_bytes())
+        assert [*recorded] == [public]
+
+
+def test_a_link_into_the_private_data_is_not_followed(tree: dict[str, Any], tmp_path: Path) -> None:
+    records = save_public(tmp_path / "records", [*"0123456789"], 1)
+    public = save_public(tmp_path / "public", [*"0123456789"], 1)
+    tree["private"]["data"] = str(records)
+    tree["generator"] = {"kind": "nearest_image", "data": str(public), "image_size": 12}
+    tree["schedule"]["degrees"] = [2, 1]
+    config = Config.from_dict(tree)
+    assert digest_files(config, config.bound()).keys() == {str(public)}
+    (public / "0" / "more").symlink_to(records / "1")
+    assert digest_files(config, config.bound()) == {}

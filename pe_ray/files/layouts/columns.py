@@ -14,6 +14,8 @@ from pe_ray.files.image_tables import ImageTable, TableSlice, is_string, plain_t
 from pe_ray.files.label_names import explain_ambiguous, read_class_names
 from pe_ray.files.storage import Location
 
+LIST = "list of files"
+"""Layout of files that people write by hand."""
 Rows = tuple[NDArray[np.int64], Mapping[str, Sequence[Any]]]
 """Numbers of rows in their shard, and column -> their values."""
 
@@ -30,7 +32,7 @@ def open_shard(
 
     Guarantee: depends on names and schema only.
     """
-    check_columns(table, source, schema, folder_values)
+    check_columns(table, layout, source, schema, folder_values)
     return TableSlice(
         layout=layout,
         source=source,
@@ -41,7 +43,11 @@ def open_shard(
 
 
 def check_columns(
-    table: ImageTable, file: Location, schema: pa.Schema, folder_values: Mapping[str, str]
+    table: ImageTable,
+    layout: str,
+    file: Location,
+    schema: pa.Schema,
+    folder_values: Mapping[str, str],
 ) -> None:
     """Raise InputError, naming the option, unless the file has the columns that the table names."""
     named = {
@@ -53,8 +59,8 @@ def check_columns(
     for option, name in {**named, **tested}.items():
         count = schema.names.count(name)
         if count != 1 and (count or option == "image_column" or name not in folder_values):
-            known = ", ".join([*schema.names, *folder_values])
-            raise table.refuse(f"{name!r} is not in {file}; columns are {known}", option)
+            known = name_columns(table, layout, [*schema.names, *folder_values])
+            raise table.refuse(f"{name!r} is not in {file}; {known}", option)
     reason = images.explain_unsupported(schema.field(table.image_column).type)
     if reason is not None:
         raise table.refuse(f"{table.image_column!r} {reason}", "image_column")
@@ -72,12 +78,23 @@ def check_columns(
                 )
 
 
+def name_columns(table: ImageTable, layout: str, names: Sequence[str]) -> str:
+    """Name the columns of a file; of a private list only their number.
+
+    The first line of a list without a header is a record.
+    """
+    if table.private and layout == LIST:
+        return f"its first line has {len(names)} names, which must be those of its columns"
+    return f"columns are {', '.join(names)}"
+
+
 def _check_names(table: ImageTable, option: str, schema: pa.Schema, name: str) -> None:
     """Refuse columns that name a label or a user by anything but integers and text."""
     kind = plain_type(schema.field(name).type)
     # Files may write another type differently (7.0 for 7), or run code when it is read.
     if not (pa.types.is_integer(kind) or is_string(kind)):
-        raise table.refuse(f"{name!r} holds {kind}; use integers or strings", option)
+        shown = "nested values" if pa.types.is_nested(kind) else kind  # a field may be a name
+        raise table.refuse(f"{name!r} holds {shown}; use integers or strings", option)
     if option == "label_column" and pa.types.is_integer(kind):
         class_names = read_class_names(schema, name)
         reason = explain_ambiguous(table.labels, table.label_values, class_names)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,10 @@ from pe_ray.files.image_tables import (
     name_files,
     open_each,
 )
-from pe_ray.files.layouts.columns import Rows, list_batches, open_shard
+from pe_ray.files.layouts.columns import LIST, Rows, list_batches, name_columns, open_shard
 from pe_ray.files.storage import Location
 
-NAME = "list of files"
+NAME = LIST
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 NAMES = frozenset(f"metadata{suffix}" for suffix in SUFFIXES)
 """Lists that stand for the folder that they lie in."""
@@ -101,10 +100,7 @@ def read_rows(
 
 def _resolve(listing: Location, name: str) -> Location:
     """Return the image that a list names: a path below the list's folder, or an absolute one."""
-    if isinstance(listing, Path):
-        return listing.parent / name
-    folder, _, _ = listing.key.rpartition("/")
-    return replace(listing, key=f"{folder}/{name}")
+    return listing.parent / name
 
 
 def _read(table: ImageTable, file: Location) -> pa.Table:
@@ -116,7 +112,10 @@ def _read(table: ImageTable, file: Location) -> pa.Table:
         else:
             delimiter = "\t" if str(file).lower().endswith(".tsv") else ","
             options = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-            listed = pyarrow.csv.read_csv(source, parse_options=options)
+            # Text: 001 is a number in one file and a name in another, and would be two users.
+            users = {table.user_column: pa.string()} if table.user_column else {}
+            convert = pyarrow.csv.ConvertOptions(column_types=users)
+            listed = pyarrow.csv.read_csv(source, parse_options=options, convert_options=convert)
     except (OSError, pa.ArrowException, UnicodeError):
         raise table.refuse(f"{file} is not a readable list of files") from None
     names = listed.schema.names
@@ -125,8 +124,8 @@ def _read(table: ImageTable, file: Location) -> pa.Table:
         listed = listed.rename_columns(names)
     if names.count(table.image_column) != 1:
         raise table.refuse(
-            f"neither {table.image_column!r} nor {FILE_NAME!r} is in {file}; columns are "
-            f"{', '.join(names)}",
+            f"neither {table.image_column!r} nor {FILE_NAME!r} is in {file}; "
+            f"{name_columns(table, NAME, names)}",
             "image_column",
         )
     return listed

@@ -97,17 +97,17 @@ def _list_rows(table: ImageTable, tar: Location) -> list[dict[str, _Member]]:
                     continue
                 row = rows.setdefault(f"{folder}/{key}", {})
                 if ending.lower() in row:
-                    raise table.refuse(f"{tar} holds {member.name} twice; write it anew")
+                    which = "a member" if table.private else member.name
+                    raise table.refuse(f"{tar} holds {which} twice; write it anew")
                 row[ending.lower()] = _Member(tar, member.offset_data, member.size)
     except (OSError, tarfile.TarError):
         raise table.refuse(f"{tar} is not a readable tar") from None
     found = [row for row in rows.values() if _list_images(row)]
     for row in found:
         if len(_list_images(row)) > 1 and table.image_column not in row:
+            which = "" if table.private else f" ({', '.join(sorted(_list_images(row)))})"
             raise table.refuse(
-                f"{tar} has several images a row ({', '.join(sorted(_list_images(row)))}); name "
-                "the ending of one",
-                "image_column",
+                f"{tar} has several images a row{which}; name the ending of one", "image_column"
             )
     return found
 

@@ -53,7 +53,9 @@ class Proxy(Strategy):
     def result_mu(self, search: Search) -> float:
         rest = mu_left(search) ** 2 - self._proxy_mu(search) ** 2
         if rest <= 0:
-            raise InputError("tuning.proxy_share: leaves nothing for the final run; lower it")
+            raise InputError(
+                "tuning.strategy.proxy_share: leaves nothing for the final run; lower it"
+            )
         return math.sqrt(rest) * (1 - 1e-9)
 
     def search_releases(self, search: Search) -> tuple[Release, ...]:
