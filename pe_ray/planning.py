@@ -1,4 +1,4 @@
-"""Planning: what a run will release, call and write, from its configuration alone."""
+"""Planning: what a run will release, read, call and write, before it starts."""
 
 from __future__ import annotations
 

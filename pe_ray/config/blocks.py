@@ -39,7 +39,7 @@ class PrivateConfig(Block):
     labels: tuple[str, ...] = Field(min_length=1)
     """Names of all labels, in order. Public: declared here, never read off the records."""
     image_column: str = "image"
-    """Column with the encoded image (parquet only)."""
+    """Column with the image; class folders have none, and lists may call it file_name."""
     label_column: str | None = "label"
     """Column with the label (not of class folders); null: all records have the one label that is
     given."""
@@ -292,7 +292,7 @@ class PublicMetricsConfig(Block):
     data: Place
     """As in private.data. Must be public."""
     image_column: str = "image"
-    """Column with the encoded image (parquet only)."""
+    """Column with the image; class folders have none, and lists may call it file_name."""
     label_column: str | None = "label"
     """null: the images have no labels, so metrics that compare labels refuse them."""
     label_values: LabelValues = "name"

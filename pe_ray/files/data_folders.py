@@ -123,8 +123,8 @@ def _walk(
                 if not entry.is_dir():
                     if entry.is_file() or is_link:  # a link to nothing is reported when it is read
                         yield _describe(entry, name, linked or is_link)
-                elif _find_fault(f"{name}/", labels) is not None:
-                    _note(passed_over, *(_find_fault(f"{name}/", labels) or ("", "")))
+                elif (fault := _find_fault(f"{name}/", labels)) is not None:
+                    _note(passed_over, *fault)
                 elif is_link and above:
                     _note(passed_over, FOLDER_LINKS, f"{name}/")
                 else:

@@ -65,11 +65,11 @@ LAYOUTS: Mapping[str, ModuleType] = {
 }
 _BY_ENDING = (arrow_files, parquet_files, tar_shards)
 _SPLIT_LIST = "dataset_dict.json"
-_MARKERS = {"_delta_log": "Delta Lake", ".hoodie": "Apache Hudi"}
+_MARKERS = {"_delta_log": lake_tables.DELTA, ".hoodie": "Apache Hudi"}
 _FOREIGN = {
-    re.compile(r"(^|/)_delta_log/$"): "Delta Lake",
+    re.compile(r"(^|/)_delta_log/$"): lake_tables.DELTA,
     re.compile(r"(^|/)\.hoodie/$"): "Apache Hudi",
-    re.compile(r"(^|/)metadata/[^/]+\.metadata\.json$"): "Apache Iceberg",
+    re.compile(r"(^|/)metadata/[^/]+\.metadata\.json$"): lake_tables.ICEBERG,
 }
 """What such a table has in its folder, among names that are passed over or listed."""
 

@@ -11,8 +11,6 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import pyarrow as pa
-
 from pe_ray.errors import InputError, RecordError
 from pe_ray.files.storage import Location
 from pe_ray.values import LabelValues
@@ -149,16 +147,3 @@ def open_each(
 def pack_names(names: Sequence[str]) -> bytes:
     """Compress names; most differ by a number only, so each takes a few bytes."""
     return zlib.compress(os.fsencode("\0".join(names)), 1) if names else b""
-
-
-def is_string(kind: pa.DataType) -> bool:
-    """Tell whether a column holds text, whatever its encoding."""
-    kind = plain_type(kind)
-    return bool(
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    )
-
-
-def plain_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type of the values, where a dictionary encodes them."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind

@@ -16,7 +16,7 @@ from PIL import Image
 
 from pe_ray.errors import InputError
 from pe_ray.files import images as stored_images
-from pe_ray.files.image_tables import is_string
+from pe_ray.files.layouts.columns import is_string
 from pe_ray.files.storage import (
     Location,
     ObjectPath,

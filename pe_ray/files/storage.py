@@ -150,10 +150,7 @@ def parse_location(text: str | os.PathLike[str] | ObjectPath) -> Location:
 
 def expand_home(text: str | Path) -> Path:
     """Expand a leading ~ of a local path, as a shell does."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:  # nobody is called that
-        return Path(text)
+    return Path(os.path.expanduser(text))
 
 
 def find_home() -> Path:

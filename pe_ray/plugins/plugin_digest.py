@@ -30,6 +30,7 @@ def digest_plugin(plugin_type: PluginType, kind: str, options: Options) -> str:
     Not noticed: other modules of its package, and other versions of the packages that it uses.
     """
     parts = {
+        # Not by an import: the package's own would be a circle.
         "version": sys.modules[__name__.partition(".")[0]].__version__,
         "kind": kind,
         "code": [_digest_code(found) for found in (load(plugin_type, kind), *_inner(options))],

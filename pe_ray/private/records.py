@@ -11,7 +11,7 @@ from typing import Any
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.errors import InputError
 from pe_ray.files.image_batches import ImageBatch, read_batches
-from pe_ray.files.image_shards import FoundShards, find_shards, split_shards
+from pe_ray.files.image_shards import FoundShards, find_shards
 from pe_ray.files.image_tables import ImageTable, TableSlice
 from pe_ray.values import Framing
 
@@ -66,11 +66,6 @@ def refuse_shared(found: FoundShards, config: PrivateConfig, shown: Sequence[Ima
 def _list_real_paths(found: FoundShards) -> set[str]:
     tables = [str(part.source) for part in found.shards if part.source and not part.files]
     return {os.path.realpath(path) for path in (*tables, *(path for path, _ in found.files))}
-
-
-def list_slices(config: PrivateConfig) -> list[TableSlice]:
-    """Share the records out to slices, each read by one task (see `find_records`)."""
-    return split_shards(find_records(config).shards)
 
 
 def read_records(part: TableSlice, config: PrivateConfig, framing: Framing) -> Iterator[ImageBatch]:

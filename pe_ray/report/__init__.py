@@ -1,4 +1,4 @@
-"""A run, or several side by side, as numbers and self-contained pages; from released values only.
+"""A run as numbers and a page, several runs as one table; from released values only.
 
 The package imports its modules late, as `run_status` needs neither Ray nor templates.
 """

@@ -1,4 +1,4 @@
-"""What hangs is ended: a worker by itself, a stage by the driver.
+"""Hang detection: a worker exits by itself, a stage is ended by the driver.
 
 Ray makes again what a dead worker was making, but waits without end for a worker that hangs, and
 for an actor of a lost node that fits nowhere else.

@@ -46,6 +46,7 @@ def test_credentials_in_a_uri_are_refused_and_not_quoted(
 OPENAI = "sk-proj-4f8Kq2ZsT1vXyB7nR0dLmWc9"
 SECRETS = {
     "generator.api_key_env": OPENAI,
+    "generator.other_env": "hunter2-in-small-letters",
     "embedder.checkpoint": OPENAI,
     "generator.random.parameters.api_key": "hunter2",
     "generator.random.parameters.hf_token": "hunter2",

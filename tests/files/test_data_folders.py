@@ -120,6 +120,13 @@ def test_tables_with_old_versions_are_refused(tmp_path: Path, marker: str, kind:
             read(table(data))
 
 
+def test_a_label_with_an_underscore_is_one_at_the_top_only(tmp_path: Path) -> None:
+    write(tmp_path, "_x/1.png", "dog/2.png", "dog/_x/3.png")
+    given = table(tmp_path, labels=("_x", "dog"))
+    assert read(given) == {"_x": 1, "dog": 1}
+    assert passed_over(given) == {"dog/_x/"}
+
+
 def test_endings_of_tables_in_any_case(tmp_path: Path) -> None:
     for name, rows in (("a.parquet", (0, 6)), ("b.PARQUET", (6, 2)), ("c.pq", (8, 1))):
         pq.write_table(pets().slice(*rows), tmp_path / name)

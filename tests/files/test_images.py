@@ -12,13 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import EpsImagePlugin, Image
-from whole_slices import read_slice
+from whole_slices import list_slices, read_slice
 
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.errors import InputError, RecordError
 from pe_ray.files import images
 from pe_ray.files.images import Unusable, decode_image, frame_image
-from pe_ray.private.records import list_slices
 from pe_ray.values import Framing, ImageShape, Resize
 
 TINY = ImageShape(height=2, width=2, channels=1)

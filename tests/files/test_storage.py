@@ -26,6 +26,7 @@ import pytest
 import yaml
 from moto.server import ThreadedMotoServer
 from pyarrow.fs import FileSelector
+from whole_slices import list_slices
 
 from pe_ray import Config, InputError, cli, evolution, evolve, expand, save_images
 from pe_ray.components.generators.cached_images import CachedImages
@@ -54,7 +55,6 @@ from pe_ray.files.storage import (
 )
 from pe_ray.private.duplicates import digest_file
 from pe_ray.private.record_embeddings import embed_slice
-from pe_ray.private.records import list_slices
 from pe_ray.release import door, ledger_copy
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_sql import begin

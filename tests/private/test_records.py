@@ -19,7 +19,7 @@ import pytest
 import ray
 from PIL import Image
 from weighed import Weighed, save_weights
-from whole_slices import read_slice
+from whole_slices import list_slices, read_slice
 
 from pe_ray import Config, evolve
 from pe_ray.components.embedders.pixels import Pixels
@@ -28,7 +28,7 @@ from pe_ray.config.kinds import Plugin
 from pe_ray.errors import InputError, RecordError
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.private.record_embeddings import PrivateRecords, embed_slice, open_records
-from pe_ray.private.records import list_slices, read_records
+from pe_ray.private.records import read_records
 from pe_ray.values import Framing, ImageShape
 
 IMAGES = np.random.default_rng(0).integers(0, 256, size=(6, 5, 4, 3), dtype=np.uint8)

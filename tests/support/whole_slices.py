@@ -8,9 +8,15 @@ import numpy as np
 
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.files.image_batches import ImageBatch
+from pe_ray.files.image_shards import split_shards
 from pe_ray.files.image_tables import TableSlice
-from pe_ray.private.records import read_records
+from pe_ray.private.records import find_records, read_records
 from pe_ray.values import Framing, ImageShape
+
+
+def list_slices(config: PrivateConfig) -> list[TableSlice]:
+    """Share the records out to slices, as a run does."""
+    return split_shards(find_records(config).shards)
 
 
 def read_slice(part: TableSlice, config: PrivateConfig, shape: ImageShape) -> ImageBatch:

@@ -19,6 +19,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from whole_slices import list_slices
 
 from pe_ray.components.generators.diffusers_pipelines import load_pipeline
 from pe_ray.components.weights import loading_errors, read_weights
@@ -27,7 +28,7 @@ from pe_ray.config.blocks import PrivateConfig
 from pe_ray.errors import InputError
 from pe_ray.files import images
 from pe_ray.files.parts import MANIFEST, commit, read_manifest, write_part
-from pe_ray.private.records import list_slices, read_records
+from pe_ray.private.records import read_records
 from pe_ray.release.evidence import open_run
 from pe_ray.release.ledger import Ledger
 from pe_ray.synthetic.population import read_layout

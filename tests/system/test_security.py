@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from whole_slices import list_slices
 
 from pe_ray import Config, InputError, cli
 from pe_ray.private.record_embeddings import make_cache_folder
-from pe_ray.private.records import list_slices
 from pe_ray.release.door import open_records
 
 REPOSITORY = Path(__file__).resolve().parents[2]

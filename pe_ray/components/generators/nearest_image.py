@@ -37,7 +37,7 @@ class NearestImageOptions(GeneratorOptions):
     """The public images, as in private.data, at the same path on every machine or in a store."""
     image_column: str = "image"
     label_column: str | None = "label"
-    """Column with the public class (parquet only); null: the images have none."""
+    """Column with the public class (not of class folders); null: the images have none."""
     image_size: int = Field(ge=1, le=4096)
     """Height and width, in pixels."""
     channels: Literal[1, 3] = 3

@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pe_ray.files import images
-from pe_ray.files.image_tables import ImageTable, TableSlice, is_string, plain_type
+from pe_ray.files.image_tables import ImageTable, TableSlice
 from pe_ray.files.label_names import explain_ambiguous, read_class_names
 from pe_ray.files.storage import Location
 
@@ -76,6 +76,19 @@ def check_columns(
                 raise table.refuse(
                     f"{value!r} is not of the column's type, {kind}", f"where.{name}"
                 )
+
+
+def is_string(kind: pa.DataType) -> bool:
+    """Tell whether a column holds text, whatever its encoding."""
+    kind = plain_type(kind)
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type of the values, where a dictionary encodes them."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def name_columns(table: ImageTable, layout: str, names: Sequence[str]) -> str:

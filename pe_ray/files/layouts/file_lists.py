@@ -19,11 +19,17 @@ from pe_ray.files.image_tables import (
     Faults,
     ImageTable,
     TableSlice,
-    is_string,
     name_files,
     open_each,
 )
-from pe_ray.files.layouts.columns import LIST, Rows, list_batches, name_columns, open_shard
+from pe_ray.files.layouts.columns import (
+    LIST,
+    Rows,
+    is_string,
+    list_batches,
+    name_columns,
+    open_shard,
+)
 from pe_ray.files.storage import Location
 
 NAME = LIST

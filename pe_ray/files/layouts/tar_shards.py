@@ -6,7 +6,7 @@ import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def list_shards(
 
     Guarantee: reads the names of members, but no content.
     """
-    folder = root if names else _parent(root)
+    folder = root if names else root.parent
     class_names = _read_class_names(table, folder / CLASS_NAMES)
 
     def open_tar(tar: Location, name: str) -> TableSlice:
@@ -145,12 +145,6 @@ def _read_class_names(table: ImageTable, file: Location) -> tuple[str, ...] | No
     if not isinstance(names, list):
         raise table.refuse(f"{file} is not a list of names in JSON")
     return tuple(map(str, names))
-
-
-def _parent(file: Location) -> Location:
-    if isinstance(file, Path):
-        return file.parent
-    return replace(file, key=file.key.rpartition("/")[0])
 
 
 @contextmanager
