@@ -14,6 +14,7 @@ from pe_ray.config.places import lies_in
 from pe_ray.errors import InputError
 from pe_ray.files.image_batches import evenly_spaced
 from pe_ray.files.parts import require_whole
+from pe_ray.files.png import encode_png
 from pe_ray.files.storage import (
     PROBE,
     Location,
@@ -28,7 +29,7 @@ from pe_ray.run import Run
 from pe_ray.runtime.cluster import connect_to_ray
 from pe_ray.runtime.named_files import require_same_files
 from pe_ray.runtime.run_directory import others_cant_write, require_disk
-from pe_ray.synthetic.export import encode_png, export, load_format
+from pe_ray.synthetic.export import export, load_format
 from pe_ray.synthetic.population import Population, final_population
 from pe_ray.synthetic.population_files import read_population
 from pe_ray.synthetic.teacher import load_teacher

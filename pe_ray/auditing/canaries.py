@@ -24,6 +24,7 @@ from pe_ray.config import Config
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.errors import InputError
 from pe_ray.files.image_batches import evenly_spaced
+from pe_ray.files.png import encode_png
 from pe_ray.files.storage import atomic_write
 from pe_ray.planning import label_fractions
 from pe_ray.private.record_embeddings import EmbeddedRecords, open_records
@@ -32,7 +33,6 @@ from pe_ray.release.releases import Votes
 from pe_ray.run import Run
 from pe_ray.runtime.run_directory import on_disk
 from pe_ray.synthetic.embedding import embed
-from pe_ray.synthetic.export import encode_png
 from pe_ray.synthetic.learnt_embedder import prepare_run
 from pe_ray.synthetic.population import Population, apportion
 from pe_ray.synthetic.population_files import read_population

@@ -20,11 +20,11 @@ def write_report(path: str | Location) -> Location:
     covered by the ledger's (epsilon, delta).
     """
     from pe_ray.files.parts import require_whole
+    from pe_ray.files.png import encode_png
     from pe_ray.report.facts import gather
     from pe_ray.report.page import render_run
     from pe_ray.report.samples import join_images, read_samples
     from pe_ray.report.score_tables import write_scores
-    from pe_ray.synthetic.export import encode_png
 
     facts = gather(path)
     require_whole(facts.run.synthetic)

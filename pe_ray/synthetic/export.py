@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from pe_ray.config import Config
 from pe_ray.errors import InputError
 from pe_ray.files.parts import Part, write_part
+from pe_ray.files.png import encode_png
 from pe_ray.files.storage import Location
 from pe_ray.plugins import load
 from pe_ray.plugins.seeds import row_seeds
@@ -59,7 +59,7 @@ def try_export(config: Config) -> None:
     blank = np.zeros((shape.height, shape.width, shape.channels), dtype=np.uint8)
     try:
         encode_png(blank)
-    except (TypeError, ValueError):
+    except KeyError:
         raise InputError(
             f"generator: makes images of {shape.height}x{shape.width}x{shape.channels}, which PNG "
             "can't hold; use 1 channel for grey or 3 for RGB"
@@ -122,13 +122,6 @@ def assign_parents(ids: NDArray[np.int64], num_samples: int, num_parents: int) -
     full_rounds = num_samples - num_samples % num_parents
     rest = max(num_samples % num_parents, 1)
     return np.where(ids < full_rounds, ids % num_parents, (ids - full_rounds) * num_parents // rest)
-
-
-def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """Encode one image, uint8 [height, width, channels], as PNG."""
-    sink = io.BytesIO()
-    to_pillow(image).save(sink, format="PNG")
-    return sink.getvalue()
 
 
 def to_pillow(image: NDArray[np.uint8]) -> Image:

@@ -45,6 +45,7 @@ from pe_ray.files.parts import (
     require_whole,
     write_part,
 )
+from pe_ray.files.png import encode_png
 from pe_ray.files.storage import (
     Location,
     ObjectPath,
@@ -58,7 +59,6 @@ from pe_ray.private.record_embeddings import embed_slice
 from pe_ray.release import door, ledger_copy
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_sql import begin
-from pe_ray.synthetic.export import encode_png
 from pe_ray.values import Framing, ImageShape
 
 

@@ -27,7 +27,8 @@ from pe_ray.files.image_batches import read_batches
 from pe_ray.files.image_shards import find_shards
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.files.parts import commit, read_manifest, write_part
-from pe_ray.synthetic.export import encode_png, load_format, try_export
+from pe_ray.files.png import encode_png
+from pe_ray.synthetic.export import load_format, try_export
 from pe_ray.synthetic.export_formats import LabelledImages
 from pe_ray.values import Framing, ImageShape
 

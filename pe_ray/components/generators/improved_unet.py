@@ -63,7 +63,9 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(2)
         heads = self.qkv(self.norm(flat)).unflatten(1, (self.num_heads, 3, -1)).transpose(-1, -2)
-        mixed = functional.scaled_dot_product_attention(*heads.unbind(2))
+        # Fused attention kernels refuse other strides.
+        query, key, value = (part.contiguous() for part in heads.unbind(2))
+        mixed = functional.scaled_dot_product_attention(query, key, value)
         out: Tensor = flat + self.proj_out(mixed.transpose(-1, -2).flatten(1, 2))
         return out.view_as(x)
 
