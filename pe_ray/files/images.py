@@ -205,7 +205,7 @@ def fit_image(image: NDArray[np.uint8], framing: Framing) -> NDArray[np.uint8]:
     shape = framing.shape
     if image.shape[:2] == (shape.height, shape.width):
         return image
-    picture, size = _to_pillow(image), (shape.width, shape.height)
+    picture, size = to_pillow(image), (shape.width, shape.height)
     if framing.resize == "crop":
         fitted = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
     elif framing.resize == "pad":
@@ -276,7 +276,7 @@ def _from_bytes(content: bytes) -> tuple[Image.Image, str]:
 
 def _from_medical(content: bytes) -> Image.Image:
     try:
-        return _to_pillow(medical.decode(content))
+        return to_pillow(medical.decode(content))
     except ImportError:
         raise Unusable(f"image is a medical one: {medical.EXTRA}") from None
     except medical.CompressionError:
@@ -331,14 +331,15 @@ def from_tensor(values: NDArray[Any]) -> Image.Image:
         values = np.rint(values * 255).astype(np.uint8)
     elif values.max() == 1:
         raise Unusable("image of bytes has no value but 0 and 1; store booleans, or 0 and 255")
-    return _to_pillow(values)
+    return to_pillow(values)
 
 
-def _to_pillow(image: NDArray[np.uint8]) -> Image.Image:
+def to_pillow(image: NDArray[np.uint8]) -> Image.Image:
+    """Return an image, uint8 [height, width] or [height, width, channels], as pillow has it."""
     return Image.fromarray(image[:, :, 0] if image.shape[2:] == (1,) else image)
 
 
 def resize(image: NDArray[np.uint8], shape: ImageShape) -> NDArray[np.uint8]:
     """Stretch one image, uint8 [h, w, c], to `shape` (Pillow's bicubic, with antialiasing)."""
-    made = _to_pillow(image).resize((shape.width, shape.height), Image.Resampling.BICUBIC)
+    made = to_pillow(image).resize((shape.width, shape.height), Image.Resampling.BICUBIC)
     return np.asarray(made).reshape(shape.height, shape.width, shape.channels)

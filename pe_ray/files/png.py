@@ -31,7 +31,7 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         (
             _chunk(b"IHDR", header),
-            _chunk(b"IDAT", packer.compress(rows) + packer.flush()),
+            _chunk(b"IDAT", packer.compress(rows.tobytes()) + packer.flush()),
             _chunk(b"IEND", b""),
         )
     )

@@ -14,6 +14,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from pe_ray.files.images import to_pillow
 from pe_ray.release.releases import LABEL_COUNTS
 from pe_ray.report.facts import Facts, compute_privacy_curve
 from pe_ray.report.samples import (
@@ -25,7 +26,6 @@ from pe_ray.report.samples import (
     pick_evenly,
 )
 from pe_ray.report.score_tables import Row, list_metrics
-from pe_ray.synthetic.export import to_pillow
 from pe_ray.synthetic.population import fractions_of
 
 _VOTE_CHARTS = ("survivors", "effective_parents", "top_tenth_share")

@@ -7,9 +7,10 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Resampling
 
+from pe_ray.files.images import to_pillow
 from pe_ray.report.facts import Facts
-from pe_ray.synthetic.export import to_pillow
 from pe_ray.synthetic.population_files import read_population
 
 Image = NDArray[np.uint8]
@@ -57,8 +58,6 @@ def join_images(rows: Sequence[Sequence[Image]]) -> Image:
 
 def reduce_image(image: Image) -> Image:
     """Return `image`, reduced to at most THUMBNAIL pixels a side."""
-    from PIL.Image import Resampling
-
     reduced = to_pillow(image)
     reduced.thumbnail((THUMBNAIL, THUMBNAIL), Resampling.LANCZOS, reducing_gap=None)
     return np.asarray(reduced).reshape(reduced.height, reduced.width, -1)

@@ -6,10 +6,10 @@ of released populations against public images.
 
 from __future__ import annotations
 
+import io
 import json
-import tempfile
+import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from pe_ray.synthetic.denoising import weigh_labels
 from pe_ray.synthetic.scoring import read_scores
 from pe_ray.synthetic.smoothing import read_smoothed, unsmoothed
 from pe_ray.values import LabelLayout, NoisyHistogram
+
+_EVENTS = "events.out.tfevents.1"  # the library's own names tell the host
 
 Row = dict[str, Any]
 """iteration, figures of its votes, and quality metrics, whose names begin with public/."""
@@ -78,18 +80,24 @@ def list_metrics(rows: Sequence[Row]) -> list[str]:
 
 def _write_tensorboard(directory: Location, rows: Sequence[Row]) -> None:
     """Write scalars by iteration in place of the event files of earlier reports."""
-    from tensorboardX import SummaryWriter
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.record_writer import RecordWriter
 
-    for old in list_names(directory):
+    sink, now = io.BytesIO(), time.time()
+    writer = RecordWriter(sink)
+    writer.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+    for row in rows:
+        values = [
+            Summary.Value(
+                tag=name if name.startswith("public/") else f"votes/{name}", simple_value=value
+            )
+            for name, value in row.items()
+            if name != "iteration" and value is not None
+        ]
+        event = Event(wall_time=now, step=row["iteration"], summary=Summary(value=values))
+        writer.write(event.SerializeToString())
+    atomic_write(directory / _EVENTS, sink.getvalue())
+    for old in list_names(directory) - {_EVENTS}:
         if old.startswith("events."):
             (directory / old).unlink()
-    with tempfile.TemporaryDirectory() as folder:
-        with SummaryWriter(folder) as board:
-            for row in rows:
-                for name, value in row.items():
-                    if name != "iteration" and value is not None:
-                        full = name if name.startswith("public/") else f"votes/{name}"
-                        board.add_scalar(full, value, row["iteration"])
-        for file in Path(folder).iterdir():
-            name = ".".join(file.name.split(".")[:4])  # events.out.tfevents.TIME, without the host
-            atomic_write(directory / name, file.read_bytes())

@@ -23,12 +23,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import ray
-from ray.data.exceptions import ExecutionTimeoutError
 
 from pe_ray import plugins
 from pe_ray.config.blocks import ResourcesConfig
@@ -39,6 +37,9 @@ from pe_ray.files.storage import Location, full_disk_as_input_error
 from pe_ray.runtime.cluster import num_workers
 from pe_ray.runtime.progress import Progress
 from pe_ray.runtime.watchdog import LostNodes, StalledError, exit_on_stall, note_progress
+
+if TYPE_CHECKING:
+    import ray
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -82,6 +83,8 @@ def _attempts_of(session: str, job: str) -> Any:
 
     Jobs of two Rays in one process have the same id, so the session counts too.
     """
+    import ray
+
     return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Attempts).remote()
 
 
@@ -102,6 +105,8 @@ class _PartMaker:
         self._worker: PartWorker | None = None
 
     def __call__(self, requests: pa.Table) -> pa.Table:
+        import ray
+
         request = _unpack(requests["request"][0].as_py())
         if ray.get(self._attempts(request["start"])) > _DEATHS + 1:
             return pa.table({"deaths": [_DEATHS + 1]})
@@ -189,6 +194,9 @@ def _num_rows(parts: Mapping[int, Part]) -> int:
 
 def _is_fault(error: Exception) -> bool:
     """Tell whether something died, as opposed to an exception of the code that it ran."""
+    import ray
+    from ray.data.exceptions import ExecutionTimeoutError
+
     died = isinstance(error, ray.exceptions.RayError)
     raised = isinstance(error, ray.exceptions.RayTaskError)
     stopped = isinstance(error, StalledError | ExecutionTimeoutError | RepeatedDeathError)
@@ -211,6 +219,8 @@ def _make(
     requests: Sequence[Request], worker: Callable[[], PartWorker], resources: ResourcesConfig
 ) -> Iterator[Part]:
     """Yield parts as they are made, in any order."""
+    import ray
+
     workers, stall_seconds = num_workers(resources), resources.stall_seconds
     blocks = count_blocks(len(requests), workers)
     pool = min(workers, blocks)
@@ -262,6 +272,8 @@ def run_in_worker(
     end_process: free its memory after it. A process with a GPU is always ended, as it keeps the
     GPU's memory; one without serves stages.
     """
+    import ray
+
     gpus = resources.gpus_per_worker
     task = ray.remote(
         num_cpus=resources.cpus_per_worker,
@@ -274,6 +286,8 @@ def run_in_worker(
 
 def fetch(result: ray.ObjectRef) -> Any:
     """Return what a task returned; its InputError passes on as it is."""
+    import ray
+
     try:
         return ray.get(result)
     except ray.exceptions.RayTaskError as error:

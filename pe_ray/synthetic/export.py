@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,6 @@ from pe_ray.synthetic.export_formats import ExportFormat, LabelledImages
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.population_files import read_population
 from pe_ray.synthetic.teacher import load_teacher
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 def export(
@@ -122,10 +119,3 @@ def assign_parents(ids: NDArray[np.int64], num_samples: int, num_parents: int) -
     full_rounds = num_samples - num_samples % num_parents
     rest = max(num_samples % num_parents, 1)
     return np.where(ids < full_rounds, ids % num_parents, (ids - full_rounds) * num_parents // rest)
-
-
-def to_pillow(image: NDArray[np.uint8]) -> Image:
-    """Return an image, uint8 [height, width, channels], as pillow has it."""
-    from PIL.Image import fromarray
-
-    return fromarray(image[:, :, 0] if image.shape[2] == 1 else image)

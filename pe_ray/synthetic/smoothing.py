@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 from numpy.typing import NDArray
 
 from pe_ray.components.nearest import nearest_others
@@ -54,6 +53,8 @@ def smooth_votes(run: Run, embedding: Embedding, histogram: NoisyHistogram) -> V
 
     One Ray task of one CPU for each label. It holds the label's embeddings twice.
     """
+    import ray
+
     iteration, sigma = histogram.release.iteration, histogram.release.sigma
     layout, most = embedding.layout, run.config.selection.at(iteration).smooth
     if most == 1 or sigma == 0:

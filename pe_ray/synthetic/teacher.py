@@ -12,7 +12,6 @@ import math
 from contextlib import suppress
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
 
 from pe_ray.components.embedders import label_features
@@ -50,6 +49,8 @@ def learn_features(run: Run, population: Population) -> Plugin:
     InputError where features that were lost can't be made the same again: the release may be of
     the former ones.
     """
+    import ray
+
     teacher = run.config.teacher
     assert teacher is not None
     file = run.directory.teacher / FEATURES_FILE

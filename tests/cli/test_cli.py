@@ -31,7 +31,8 @@ def write(tree: dict[str, Any], folder: Path) -> str:
     [
         ("from pe_ray import Config, evolve", "torch ray faiss diffusers transformers sklearn"),
         ("import pe_ray.cli, pe_ray.release.ledger", "torch ray faiss matplotlib sklearn"),
-        ("import pe_ray.report.comparison", "torch faiss matplotlib sklearn"),
+        ("import pe_ray.report.page, pe_ray.report.comparison", "torch ray faiss sklearn"),
+        ("import pe_ray.planning, pe_ray.cli.inputs", "torch ray faiss matplotlib sklearn"),
         ("import pe_ray.report.run_status", "torch ray faiss matplotlib sklearn PIL pandas"),
     ],
 )

@@ -237,3 +237,14 @@ def test_every_image_is_read_whatever_the_files_hold(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [png(IMAGES[0])]}), tmp_path / "c.parquet")
     with pytest.raises(InputError, match=r"^metrics\.public\.label_column: .*c\.parquet"):
         count(table(tmp_path))
+
+
+def test_digits_are_what_scikit_learn_reads() -> None:
+    from sklearn.datasets import load_digits
+
+    digits = table("sklearn:digits", labels=tuple("0123456789"), label_values="name")
+    shape = ImageShape(height=8, width=8, channels=1)
+    images, labels = read_images(digits, Framing(shape=shape), 10_000)
+    images_there, labels_there = load_digits().images, load_digits().target
+    assert np.array_equal(images[..., 0], np.round(images_there * (255 / 16)))
+    assert np.array_equal(labels, labels_there)
