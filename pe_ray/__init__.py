@@ -10,11 +10,13 @@ from pe_ray.config import Config
 from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.errors import BudgetError, FaultError, InputError, RecordError
 from pe_ray.files.storage import Location
+from pe_ray.runtime.events import Event, Listener, log_to_stderr
 
 __version__ = "0.1.0"
 __all__ = [
     "BudgetError",
     "Config",
+    "Event",
     "FaultError",
     "InputError",
     "RecordError",
@@ -25,11 +27,16 @@ __all__ = [
 ]
 
 
-def evolve(config: Config) -> Location:
-    """Run Private Evolution, or continue it; returns the run directory (see pe_ray.evolution)."""
+def evolve(config: Config, on_event: Listener | None = None) -> Location:
+    """Run Private Evolution, or continue it; return the run directory (see pe_ray.evolution).
+
+    on_event: is called with each `Event` of the run. Lines of the log go to standard error where
+    the program has set up no logging.
+    """
     from pe_ray.evolution import evolve as run
 
-    return run(config)
+    log_to_stderr()
+    return run(config, on_event)
 
 
 def expand(

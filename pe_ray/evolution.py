@@ -8,7 +8,7 @@ from the ledger, never drawn again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from pe_ray.config import Config
 from pe_ray.config.extras import require_extras
@@ -22,6 +22,7 @@ from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_copy import update_copy
 from pe_ray.run import Run
 from pe_ray.runtime.cluster import connect_to_ray
+from pe_ray.runtime.events import Event, Listener, announce, emit, listening
 from pe_ray.runtime.run_directory import claim_directory, require_disk
 from pe_ray.synthetic.denoising import denoise, try_denoisers
 from pe_ray.synthetic.embedding import embed
@@ -42,9 +43,10 @@ from pe_ray.values import LabelLayout
 logger = logging.getLogger(__name__)
 
 
-def evolve(config: Config) -> Location:
+def evolve(config: Config, on_event: Listener | None = None) -> Location:
     """Run Private Evolution, or continue it; return the run directory.
 
+    on_event: is called with each `Event` of the run, in this process.
     Guarantee: the run directory is (epsilon, delta)-DP for `config.privacy`'s unit under adding
     or removing one unit: it is post-processing of the releases in its ledger. Raises InputError
     before anything is spent where something given can't be used.
@@ -53,6 +55,7 @@ def evolve(config: Config) -> Location:
     releases = plan_releases(config)
     check_reference(config)
     with (
+        listening(on_event),
         claim_directory(config) as directory,
         connect_to_ray(config.resources, config.private.node_label),
     ):
@@ -74,6 +77,7 @@ def evolve(config: Config) -> Location:
 
 def _try_late_parts(config: Config) -> None:
     """Build and try what the loop first uses after a release, so that nothing is spent in vain."""
+    announce("trying what the run will use: generators, denoisers, metrics, teacher, export")
     check_generators(config)
     try_denoisers(config)
     if label_fractions(config) is None:  # else S_0 is scored before the first release
@@ -109,7 +113,7 @@ def iterate(run: Run, door: Door) -> Iterator[Population]:
     discard_other_scores(run)
     layouts = _lay_out(run, door)
     population = draw_population(run, layouts[0], embed_next=door.awaits_votes(1))  # Alg. 1, line 1
-    score_population(run, population)
+    _tell(run, population, score_population(run, population))
     yield population
     for t in run.iterations:
         embedding = embed(run, population)  # Alg. 2, line 3
@@ -119,14 +123,20 @@ def iterate(run: Run, door: Door) -> Iterator[Population]:
         offspring = select_parents(run, population, weights, layouts[t])  # Alg. 1, lines 4-5
         embed_next = door.awaits_votes(t + 1)
         population = vary(run, population, offspring, embed_next=embed_next)  # Alg. 1, line 6
-        score_population(run, population)
-        logger.info("iteration %d of %d: done", t, run.config.schedule.iterations)
+        _tell(run, population, score_population(run, population))
         yield population
     if run.config.teacher:
         features, moments = learn_features(run, population), moments_layout(run)
         sums = door.sums("teacher", features, moments)
         solve_teacher(run, sums)
     export(run, population, run.directory.synthetic)
+
+
+def _tell(run: Run, population: Population, scores: Mapping[str, float]) -> None:
+    t = population.iteration
+    found = "".join(f", {name} {value:.4g}" for name, value in scores.items())
+    event = Event(kind="population", name="population", iteration=t, values=scores)
+    emit(event, text=f"iteration {t} of {run.config.schedule.iterations}: done{found}")
 
 
 def _lay_out(run: Run, door: Door) -> list[LabelLayout]:

@@ -17,15 +17,17 @@ import threading
 from collections.abc import Sequence
 from typing import TextIO
 
+from pe_ray import __version__
 from pe_ray.cli import audit_verbs, check_verbs, look_verbs, run_verbs, tune_verbs
 from pe_ray.cli.printing import Command
 from pe_ray.errors import FaultError, InputError
+from pe_ray.runtime.events import log_to_stderr
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
     options = _make_parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    log_to_stderr(options.level, as_json=options.log_json)
     for noisy in ("ray", "absl", "matplotlib", "faiss"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     if threading.current_thread() is threading.main_thread():
@@ -67,11 +69,22 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pe-ray", description="Differentially private synthetic images by Private Evolution."
     )
+    parser.add_argument("--version", action="version", version=f"pe-ray {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     def add_verb(name: str, command: Command, text: str) -> argparse.ArgumentParser:
         added = verbs.add_parser(name, help=text, description=text)
         added.set_defaults(command=command)
+        told = added.add_mutually_exclusive_group()
+        for short, long, level, what in (
+            ("-q", "--quiet", logging.WARNING, "log warnings alone"),
+            ("-v", "--verbose", logging.DEBUG, "log what Ray and its workers print, too"),
+        ):
+            told.add_argument(
+                *(short, long), dest="level", action="store_const", const=level, help=what
+            )
+        added.set_defaults(level=logging.INFO)
+        added.add_argument("--log-json", action="store_true", help="log one JSON object a line")
         return added
 
     for module in (run_verbs, check_verbs, tune_verbs, look_verbs, audit_verbs):

@@ -20,6 +20,7 @@ from pe_ray.cli.printing import (
 from pe_ray.config import Config
 from pe_ray.config.run_config import read_resources
 from pe_ray.config.yaml_tree import read_tree
+from pe_ray.runtime.events import announce
 
 
 def add_verbs(verb: AddVerb) -> None:
@@ -99,6 +100,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     config = use_address(Config.from_yaml(options.config, options.set), options.address)
+    announce(f"running {options.config} into {config.output.path}")
     from pe_ray.evolution import evolve
     from pe_ray.release.ledger import Ledger
     from pe_ray.report import write_report

@@ -31,6 +31,7 @@ from pe_ray.private.duplicates import refuse_duplicates
 from pe_ray.private.records import find_records, private_table, read_records, refuse_shared
 from pe_ray.private.tasks import INLINE_LIMIT, RETRIES, private_task
 from pe_ray.runtime.cluster import on_nodes
+from pe_ray.runtime.events import announce
 from pe_ray.runtime.watchdog import exit_on_stall, note_progress
 from pe_ray.values import Framing
 
@@ -97,6 +98,7 @@ def open_records(
         raise prepared
     config, found = prepared
     logger.info("private.data: files: %s", summarize(found))
+    announce("reading and embedding private records")
     refuse_duplicates(found.files, config, stall_seconds)
     slices = split_shards(found.shards)
     num_pieces = min(len(slices), _MAX_PARTITIONS) if config.user_column else 1

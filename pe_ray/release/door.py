@@ -27,7 +27,7 @@ from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_copy import update_copy
 from pe_ray.release.releases import LABEL_COUNTS, Votes, votes_key
 from pe_ray.run import Run
-from pe_ray.runtime.progress import log_stage
+from pe_ray.runtime.events import Event, emit
 from pe_ray.synthetic.embedding import Embedding
 from pe_ray.synthetic.scoring import public_tables
 from pe_ray.values import NoisyHistogram, NoisySums, Release
@@ -121,7 +121,8 @@ class Door:
         made = answer(self.aggregator.release.remote(release, num_values, start()))
         update_copy(self._ledger, self._run.directory.ledger_copy)  # before anything uses it
         # Without the time that it took, which depends on the records.
-        log_stage(release.kind, iteration=release.iteration, state="released", sigma=release.sigma)
+        values = {"sigma": release.sigma}
+        emit(Event(kind="release", name=release.kind, iteration=release.iteration, values=values))
         return made
 
 

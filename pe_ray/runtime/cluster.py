@@ -19,10 +19,10 @@ from typing import Any
 from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.errors import InputError
 from pe_ray.files.storage import find_home
+from pe_ray.runtime.events import announce
 
 logger = logging.getLogger(__name__)
 
-_QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 _LEAST_FREE = 1 << 20  # bytes; with less, Ray's processes fail in ways of their own
 _LONGEST_SOCKET = 107  # bytes of a Unix socket's path on Linux
 _SESSION_BYTES = len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.12")
@@ -58,7 +58,7 @@ def connect_to_ray(resources: ResourcesConfig, node_label: str | None = None) ->
                     num_cpus=resources.num_cpus,
                     include_dashboard=False,
                     _temp_dir=f"{folder}/ray",
-                    **_QUIET,
+                    **_log_options(),
                 )
             else:
                 _join(resources.address)
@@ -69,14 +69,21 @@ def connect_to_ray(resources: ResourcesConfig, node_label: str | None = None) ->
         yield
 
 
+def _log_options() -> dict[str, Any]:
+    """Return how much Ray and its workers print here: much where DEBUG is logged, else errors."""
+    wordy = logger.isEnabledFor(logging.DEBUG)
+    return {"log_to_driver": wordy, "logging_level": logging.INFO if wordy else logging.ERROR}
+
+
 def _join(address: str) -> None:
     import ray
 
     if address.startswith("ray://"):
         raise InputError(_NO_CLIENT)
+    announce(f"joining the Ray cluster at {address}")
     try:
         _knock(address)  # where nothing listens, ray.init was seen to try for minutes
-        ray.init(address=address, **_QUIET)
+        ray.init(address=address, **_log_options())
     except (ray.exceptions.AuthenticationError, OSError, ValueError) as error:
         raise InputError(
             f"resources.address: no Ray cluster at {address!r} that takes this token "
@@ -117,7 +124,7 @@ def _make_private_folder() -> str:
             f"{name}: {place} is {-spare} bytes too long for Ray's sockets; give a shorter path, "
             "such as TMPDIR=/tmp"
         )
-    logger.info("Ray's logs and what it spills: %s", folder)
+    announce(f"starting Ray; its logs and what it spills: {folder}")
     return folder
 
 

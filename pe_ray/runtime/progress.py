@@ -1,17 +1,19 @@
-"""Progress of long work: a bar on a terminal, otherwise a plain line now and then; at the end of a
-stage one line for machines; all along, gauges that Ray exports to Prometheus.
+"""Progress of long work: a bar on a terminal, otherwise a plain line now and then.
+
+Each part and stage is an event besides. Gauges that Ray exports to Prometheus follow it.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import logging
 import sys
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from tqdm import tqdm
+
+from pe_ray.runtime.events import Event, emit
 
 logger = logging.getLogger(__name__)
 
@@ -21,17 +23,6 @@ _GAUGES = {
     "pe_ray_rows": "Rows of the stage.",
     "pe_ray_rows_done": "Rows of the stage done so far.",
 }
-
-
-def log_stage(stage: str, **facts: Any) -> None:
-    """Log one line per stage for machines: `stage=NAME key=value`, strings with spaces quoted."""
-    pairs = {"stage": stage, **facts}
-    logger.info(" ".join(f"{name}={_value(value)}" for name, value in pairs.items()))
-
-
-def _value(value: Any) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return json.dumps(text) if " " in text or '"' in text else text
 
 
 class _Log(io.StringIO):
@@ -55,7 +46,7 @@ class Progress:
     def __init__(self, stage: str, num_rows: int, num_done: int = 0) -> None:
         self._stage = stage
         shown: dict[str, Any] = {}
-        if not sys.stderr.isatty():
+        if not (sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)):
             shown = {
                 "file": _Log(),
                 "bar_format": "{desc}: {n:,} of {total:,} rows, {rate_fmt}, {remaining} left",
@@ -81,13 +72,9 @@ class Progress:
         self._bar.close()
         if error is not None:
             return
-        name, _, last = self._stage.rpartition(" ")
-        iteration = {"iteration": int(last)} if last.isdecimal() else {}
         made, seconds = self._bar.n - self._bar.initial, self._bar.format_dict["elapsed"]
-        log_stage(
-            (name if iteration else self._stage).replace(" ", "_"),
-            **iteration,
-            state="done",
+        self._emit(
+            "stage",
             rows=self._bar.total,
             made=made,
             seconds=round(seconds, 3),
@@ -98,6 +85,13 @@ class Progress:
         """Count `num_rows` more as done."""
         self._bar.update(num_rows)
         self._export()
+        self._emit("part", rows=self._bar.n, total=self._bar.total)
+
+    def _emit(self, kind: Literal["part", "stage"], **values: Any) -> None:
+        name, _, last = self._stage.rpartition(" ")
+        iteration = int(last) if last.isdecimal() else None
+        name = (self._stage if iteration is None else name).replace(" ", "_")
+        emit(Event(kind=kind, name=name, iteration=iteration, values=values))
 
     def _export(self) -> None:
         for gauge, value in zip(self._gauges, (self._bar.total, self._bar.n), strict=False):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 
 import numpy as np
 
@@ -20,14 +19,13 @@ from pe_ray.files.images import resize
 from pe_ray.files.storage import Location
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.run import Run
+from pe_ray.runtime.events import announce
 from pe_ray.runtime.named_files import FEATURES
 from pe_ray.runtime.run_directory import RunDirectory
 from pe_ray.runtime.stages import run_in_worker
 from pe_ray.runtime.watchdog import note_progress
 from pe_ray.synthetic.batching import BatchedGenerator
 from pe_ray.values import ImageShape
-
-logger = logging.getLogger(__name__)
 
 _CHUNK = 1024  # images drawn between two signs of life
 
@@ -41,7 +39,7 @@ def prepare_run(config: Config, directory: RunDirectory) -> Run:
     if isinstance(options, LabelFeaturesOptions):
         file = directory.path / FEATURES / f"{_name(config)}.npz"
         if not _is_learnt(file):
-            logger.info("learning the embedder from %d random images", options.num_images)
+            announce(f"learning the embedder from {options.num_images} random images")
             run_in_worker(
                 *(_learn, file, config, options), resources=config.resources, end_process=True
             )

@@ -61,17 +61,18 @@ def _describe_source(config: Config) -> bytes:
     return json.dumps(source, indent=1).encode()
 
 
-def score_population(run: Run, population: Population) -> None:
-    """Score S_t against the public images, if `metrics.public` says so and it isn't done."""
+def score_population(run: Run, population: Population) -> dict[str, float]:
+    """Score S_t against the public images, if `metrics.public` says so; return scores by name."""
     config, iteration = run.config, population.iteration
     public, file = config.metrics.public, run.directory.scores(iteration)
     if public is None:
-        return
+        return {}
     if iteration % public.every and iteration != config.schedule.iterations:
-        return
+        return {}
     with suppress(DamagedFileError):
-        if read_scores(file) is not None:
-            return
+        kept = read_scores(file)
+        if kept is not None:
+            return kept
     resources = config.resources
     scores = run_in_worker(_compute_scores, config, public, population, resources=resources)
     for name in [name for name, score in scores.items() if not math.isfinite(score)]:
@@ -80,8 +81,7 @@ def score_population(run: Run, population: Population) -> None:
     if not run.directory.score_source.exists():
         atomic_write(run.directory.score_source, _describe_source(config))
     write_with_digest(file, json.dumps(scores, indent=1).encode())
-    found = ", ".join(f"{name} {score:.4g}" for name, score in scores.items())
-    logger.info("population %d against public images: %s", iteration, found)
+    return scores
 
 
 def try_metrics(config: Config) -> None:

@@ -25,7 +25,7 @@ from pe_ray.errors import DamagedFileError
 from pe_ray.files.digests import read_with_digest, write_with_digest
 from pe_ray.files.storage import Location
 from pe_ray.run import Run
-from pe_ray.runtime.progress import log_stage
+from pe_ray.runtime.events import Event, emit
 from pe_ray.runtime.watchdog import exit_on_stall, note_progress
 from pe_ray.synthetic.embedding import Embedding
 from pe_ray.synthetic.embedding_files import EmbeddingPart, read_blocks
@@ -75,8 +75,8 @@ def smooth_votes(run: Run, embedding: Embedding, histogram: NoisyHistogram) -> V
     votes, sigmas = zip(*ray.get(tasks), strict=True)
     smoothed = Votes(votes=np.concatenate(votes), sigmas=tuple(sigmas))
     _write(file, smoothed, layout)
-    facts = {"rows": layout.num_samples, "seconds": time.monotonic() - started}
-    log_stage("smoothing", iteration=iteration, state="done", **facts)
+    values = {"rows": layout.num_samples, "seconds": time.monotonic() - started}
+    emit(Event(kind="stage", name="smoothing", iteration=iteration, values=values))
     return smoothed
 
 

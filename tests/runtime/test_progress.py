@@ -40,13 +40,17 @@ def test_lines_give_rows_speed_and_time_left(
     assert float(facts["rows_per_second"]) > 0
 
 
-def test_a_terminal_gets_a_bar(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("level", [logging.INFO, logging.WARNING])
+def test_a_terminal_gets_a_bar_unless_it_is_to_be_quiet(
+    level: int,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with Progress("expansion", 10) as progress:
+    with caplog.at_level(level), Progress("expansion", 10) as progress:
         progress.add(10)
-    assert "expansion: 100%" in capsys.readouterr().err
+    assert ("expansion: 100%" in capsys.readouterr().err) == (level == logging.INFO)
 
 
 def test_gauges_reach_prometheus(tmp_path: Path) -> None:
