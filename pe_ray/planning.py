@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -69,6 +70,15 @@ class Plan:
     calls: tuple[int, ...]
     disk_bytes: int
     bills: tuple[Bill, ...]
+
+    def count_lifted(self, num_units: int) -> float:
+        """Return how many samples `num_units` records or users can lift above the noise, at most.
+
+        A sample stands out with votes of 2 sigma, in the iteration with most noise.
+        """
+        votes = [release for release in self.releases if release.kind == "votes"]
+        needed = max((2 * release.sigma / release.votes_per_unit for release in votes), default=0)
+        return num_units / needed if needed else math.inf
 
 
 def label_fractions(config: Config) -> tuple[float, ...] | None:

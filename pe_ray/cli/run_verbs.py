@@ -68,6 +68,7 @@ def _plan(options: argparse.Namespace) -> None:
                 "unit": made.unit,
                 "releases": [release_as_tree(release) for release in made.releases],
                 "calls": {"random": made.random_calls, "variation": made.variation_calls},
+                "lifted_by_1000_units": made.count_lifted(1000),
                 "images": {"populations": sum(sizes)},
                 "disk_bytes": made.disk_bytes,
                 "worker_seconds": seconds,
@@ -81,6 +82,10 @@ def _plan(options: argparse.Namespace) -> None:
     for release in made.releases:
         what = kind_of(release).describe(release)
         print(f"release     {what}: sigma {release.sigma:g}, sensitivity {release.sensitivity:g}")
+    print(
+        f"votes       1,000 {made.unit}s lift at most {made.count_lifted(1000):,.0f} of "
+        f"{min(sizes):,} samples above the noise (2 sigma)"
+    )
     print(f"calls       {made.random_calls:,} random, {made.variation_calls:,} variation")
     print(f"images      {sum(sizes):,} in {len(sizes)} populations")
     print(f"disk        {made.disk_bytes / 2**20:,.1f} MiB at most")

@@ -1,0 +1,24 @@
+"""What a plan says before anything is spent."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from pe_ray import Config
+from pe_ray.planning import plan
+
+
+@pytest.mark.parametrize("neighbors", [1, 3])
+def test_lifted_samples_take_all_votes_that_are_cast(tree: dict[str, Any], neighbors: int) -> None:
+    tree["votes"] = {**tree.get("votes", {}), "neighbors": neighbors}
+    made = plan(Config.from_dict(tree))
+    noisiest = max(release.sigma for release in made.releases if release.kind == "votes")
+    assert made.count_lifted(1000) * 2 * noisiest == pytest.approx(1000 * neighbors)
+
+
+def test_without_noise_every_sample_stands_out(tree: dict[str, Any]) -> None:
+    tree["privacy"]["epsilon"] = math.inf
+    assert plan(Config.from_dict(tree)).count_lifted(1) == math.inf
