@@ -72,7 +72,10 @@ def expand(
         )
     require_writable(directory, "--output")
     load_format(form)
-    _claim(directory, {"run": config.fingerprint, "num_samples": num_samples, "format": form})
+    request = {"run": config.fingerprint, "num_samples": num_samples, "format": form}
+    if form == "parquet":
+        request["image"] = "struct"  # of a former version: binary, and no set mixes the two
+    _claim(directory, request)
     num_rows = population.layout.num_samples if num_samples is None else num_samples
     require_disk(directory, round(num_rows * _measure_row(run, population)), "--output")
     with connect_to_ray(config.resources):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -92,6 +93,11 @@ def test_it_continues_and_covers_all_parents(finished: Path, tmp_path: Path) -> 
     assert sorted(set(labels)) == list(range(10))
     with pytest.raises(InputError, match="another expansion"):
         expand(finished, 101, torn)
+    note = torn / ".expansion.json"  # as a former version wrote it, with images of another type
+    held = json.loads(note.read_bytes())
+    note.write_text(json.dumps({key: held[key] for key in ("run", "num_samples", "format")}))
+    with pytest.raises(InputError, match="another expansion"):
+        expand(finished, 100, torn)
 
 
 @pytest.mark.parametrize("form", ["webdataset", "folder"])
