@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, ValidationError
 
 from pe_ray.config.yaml_tree import first_fault, read_tree
+from pe_ray.errors import InputError
 from pe_ray.files.storage import Location
 from pe_ray.plugins import Options
+
+Sector = Literal["Technology", "Healthcare", "Education", "Government", "Energy", "Finance"]
 
 
 class About(Options):
@@ -27,8 +32,8 @@ class About(Options):
     """Who publishes it."""
     data_product_region: str | None = None
     """Whose data, under which law."""
-    data_product_sector: str | None = None
-    """One of the registry's: Technology, Healthcare, Education, Government, Energy, Finance."""
+    data_product_sector: Sector | None = None
+    """One of the registry's sectors."""
     publication_date: str | None = Field(default=None, pattern=r"^\d{4}-\d{2}-\d{2}$")
     """As YYYY-MM-DD."""
     registry_authors: tuple[str, ...] = ()
@@ -49,4 +54,5 @@ def read_about(path: str | Location | None) -> About:
     try:
         return About.model_validate(tree)
     except ValidationError as error:
-        raise first_fault(error, tree) from None
+        fault = str(first_fault(error, tree)).removeprefix("config: ")
+        raise InputError(f"--about {path}: {fault}") from None

@@ -19,7 +19,7 @@ def require_hub(repo: str) -> None:
 
 
 def push(directory: Path, repo: str) -> str:
-    """Upload the folder in one commit to a data set's repository; return its address.
+    """Upload the folder to a data set's repository; return its address.
 
     The repository is created if need be. Data and evidence of an earlier set are deleted from it.
     """
