@@ -82,10 +82,11 @@ def publish(
         sign(key, b"")
     if repo is not None:
         require_hub(repo)
+    num_images = list_parts(source)[-1].stop
     request = {
         "run": facts.config.fingerprint,
         "expanded": expansion is not None,
-        "num_images": list_parts(source)[-1].stop,
+        "num_images": num_images,
         "marked": mark,
     }
     claim_output(directory, facts.config, _NOTE, request)
@@ -97,7 +98,7 @@ def publish(
         facts=facts,
         about=told,
         data=data,
-        num_images=request["num_images"],
+        num_images=num_images,
         expanded=expansion is not None,
         marked=mark,
     )
