@@ -52,7 +52,7 @@ class _Requests(BaseHTTPRequestHandler):
         self.send_response(404 if answer is None else 200)
         if answer is None:
             self.send_header("X-Error-Code", "RepoNotFound")
-        content = json.dumps(answer).encode()
+        content = json.dumps(answer or {}).encode()
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(content)))
         self.end_headers()
