@@ -31,7 +31,11 @@ class Hub(ThreadingHTTPServer):
             ]
         if path == "/api/datasets/me/set/preupload/main":
             wanted = json.loads(body)["files"]
-            return {"files": [{**file, "uploadMode": "regular"} for file in wanted]}
+            return {
+                "files": [
+                    {**file, "uploadMode": "regular", "shouldIgnore": False} for file in wanted
+                ]
+            }
         if path == "/api/datasets/me/set/commit/main":
             for line in map(json.loads, body.splitlines()):
                 value = line["value"]
