@@ -13,7 +13,6 @@ from pe_ray.cli.printing import (
     add_config,
     add_json,
     print_json,
-    release_as_tree,
     state_claim,
     use_address,
 )
@@ -66,7 +65,7 @@ def _plan(options: argparse.Namespace) -> None:
                 "epsilon": made.epsilon,
                 "delta": made.delta,
                 "unit": made.unit,
-                "releases": [release_as_tree(release) for release in made.releases],
+                "releases": [release.as_tree() for release in made.releases],
                 "calls": {"random": made.random_calls, "variation": made.variation_calls},
                 "lifted_by_1000_units": made.count_lifted(1000),
                 "images": {"populations": sum(sizes)},
