@@ -50,7 +50,7 @@ def counted(step):
     return call
 
 for name in ("draw_population", "denoise", "select_parents", "vary", "learn_features",
-             "solve_teacher", "export", "write_config"):
+             "solve_teacher", "export", "record_config"):
     setattr(evolution, name, counted(getattr(evolution, name)))
 for name in ("cast_votes", "create_aggregator", "sum_records"):
     setattr(door, name, counted(getattr(door, name)))
