@@ -32,6 +32,7 @@ from pe_ray.synthetic.scoring import (
     check_reference,
     discard_other_scores,
     score_population,
+    score_teacher,
     try_metrics,
 )
 from pe_ray.synthetic.selection import select_parents
@@ -125,7 +126,8 @@ def iterate(run: Run, door: Door) -> Iterator[Population]:
     if run.config.teacher:
         features, moments = learn_features(run, population), moments_layout(run)
         sums = door.sums("teacher", features, moments)
-        solve_teacher(run, sums)
+        solve_teacher(run, population, sums)
+        score_teacher(run)
     export(run, population, run.directory.synthetic)
 
 

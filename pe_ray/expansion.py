@@ -31,7 +31,7 @@ from pe_ray.runtime.run_directory import others_cant_write, require_disk
 from pe_ray.synthetic.export import encode_png, export, load_format
 from pe_ray.synthetic.population import Population, final_population
 from pe_ray.synthetic.population_files import read_population
-from pe_ray.synthetic.teacher import load_teacher
+from pe_ray.synthetic.teacher import require_teacher
 
 _NOTE = ".expansion.json"
 _MEASURED_IMAGES = 64
@@ -61,7 +61,7 @@ def expand(
     run = replace(run, config=config)
     population = final_population(run)
     require_whole(run.directory.synthetic)
-    load_teacher(run)
+    require_teacher(run)
     generator = config.generator_at(config.schedule.iterations).model_dump(mode="json")
     require_same_files(run.directory.path, config, {"generator": generator})
     directory = resolve_place(output, "--output")

@@ -110,7 +110,7 @@ def test_generators(kind: str, tmp_path: Path) -> None:
 def learnt(channels: int, file: Path) -> label_features.LearntFeaturesOptions:
     """What a run would have learnt, of images that tell nothing."""
     images = np.random.default_rng(1).integers(0, 256, (40, 8, 8, channels), dtype=np.uint8)
-    label_features.write(file, label_features.fit(images, np.arange(40) % 2, 5, 1, 0))
+    write_arrays(file, label_features.fit(images, np.arange(40) % 2, 5, 1, 0))
     return label_features.LearntFeaturesOptions(file=str(file), num_features=5)
 
 
