@@ -43,7 +43,7 @@ class Whitening(Block):
     """Column with the image; class folders have none, and lists may call it file_name."""
     where: dict[str, str | int | bool] = Field(default={})
     """Keep only rows whose column equals the value."""
-    num_images: int = Field(default=10_000, ge=100, le=1_000_000)
+    num_images: int = Field(default=5_000, ge=100, le=1_000_000)
     """Images that are used at most, evenly spaced; one worker embeds them all."""
     dims: int | None = Field(default=None, ge=2, le=4096)
     """Numbers per image, those in which images differ most; default: 256, in a teacher its

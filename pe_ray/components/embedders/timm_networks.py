@@ -46,8 +46,23 @@ class TimmOptions(EmbedderOptions):
         import timm
 
         name = f"local-dir:{self.model}" if Path(self.model).is_dir() else self.model
-        changes = {"input_size": (3, self.size, self.size)} if self.size else {}
-        return timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=changes)
+        changes: dict[str, Any] = {}
+        if self.size:
+            changes["input_size"] = (3, self.size, self.size)
+        classes: dict[str, int] = {}
+        if pretrained and self.weights:
+            # As many as in the file: timm is strict then. What a file lacks would be random.
+            classes["num_classes"] = self._count_classes(Path(self.weights))
+            changes |= {"file": self.weights, **classes}
+        return timm.create_model(
+            name, pretrained=pretrained, pretrained_cfg_overlay=changes, **classes
+        )
+
+    def _count_classes(self, file: Path) -> int:
+        """Return how many classes the classifier in a file of weights has, 0 if it has none."""
+        heads = self.create(pretrained=False).pretrained_cfg["classifier"]
+        bias = read_weights(file).get(f"{heads if isinstance(heads, str) else heads[0]}.bias")
+        return 0 if bias is None else len(bias)
 
 
 class Timm:
@@ -68,10 +83,7 @@ class Timm:
 
         option = "weights" if options.weights else "model"
         with loading_errors(f"embedder.{option}", options.weights or options.model):
-            # Strictly: what a checkpoint lacks would be random numbers.
-            network = options.create(pretrained=options.weights is None)
-            if options.weights:
-                self._load(network, Path(options.weights))
+            network = self._create(options)
             network.reset_classifier(0)
             config = resolve_model_data_config(network)
             whole = {"crop_pct": 1.0, "crop_mode": "squash"}
@@ -97,20 +109,8 @@ class Timm:
         pixels = torch.stack([self._prepare(picture) for picture in pictures])
         return self._network(pixels.to(self._device, memory_format=torch.channels_last))
 
-    def _load(self, network: Any, file: Path) -> None:
-        """Load weights that may lack the classifier, or have one of other classes."""
-        classifier = network.pretrained_cfg["classifier"]
-        heads = (classifier,) if isinstance(classifier, str) else classifier
-        own = network.state_dict()
-        given = self._read(file)
-        for name in own:
-            if name.rpartition(".")[0] in heads:
-                given[name] = own[name]
-        network.load_state_dict(given)
-
-    def _read(self, file: Path) -> dict[str, Any]:
-        weights: dict[str, Any] = read_weights(file)
-        return weights
+    def _create(self, options: TimmOptions) -> Any:
+        return options.create(pretrained=True)
 
 
 class NaturalOptions(EmbedderOptions):
@@ -145,7 +145,9 @@ class Natural(Timm):
         file, name = found.get_model_file_path(), f"tf_efficientnet_{options.model}"
         super().__init__(TimmOptions(model=name, weights=file, size=options.size))
 
-    def _load(self, network: Any, file: Path) -> None:
+    def _create(self, options: TimmOptions) -> Any:
         """Load the package's weights: timm's tensors in timm's order, under other names."""
-        given = self._read(file).values()
-        network.load_state_dict(dict(zip(network.state_dict(), given, strict=True)))
+        assert options.weights is not None
+        network, given = options.create(pretrained=False), read_weights(Path(options.weights))
+        network.load_state_dict(dict(zip(network.state_dict(), given.values(), strict=True)))
+        return network
