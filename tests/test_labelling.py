@@ -36,10 +36,9 @@ def test_any_images_are_labelled_as_the_final_set_is(
     ray_session: None, taught: dict[str, Any], tmp_path: Path
 ) -> None:
     digits = load_digits()
-    images = (digits.images[..., None] * 15.9).astype(np.uint8)
-    held = save_images(
-        list(images[1200:]), tmp_path / "held.parquet", digits.target[1200:].tolist()
-    )
+    images = (digits.images[1200:, ..., None] * 15.9).astype(np.uint8)
+    truth = digits.target[1200:]
+    held = save_images(list(images), tmp_path / "held.parquet", truth.tolist())
     taught["metrics"] = {"public": {"data": str(held), "metrics": [{"kind": "classifier"}]}}
     run = evolve(Config.from_dict(taught))
 
