@@ -115,7 +115,8 @@ def _kind(definitions: Tree, plugin_type: plugins.PluginType, kind: str) -> Tree
     template = f"#/$defs/{prefix}.{{model}}"
     own: Tree = plugins.options_of(loaded).model_json_schema(ref_template=template)
     definitions |= {f"{prefix}.{name}": below for name, below in own.pop("$defs", {}).items()}
-    if plugin_type == "embedder":
+    learnt = getattr(plugins.options_of(loaded), "learnt", None)
+    if learnt is plugins.EmbedderOptions.learnt:  # others are whitened already
         definitions["Whitening"] = Whitening.model_json_schema()
         words = "Public images that it is whitened on (`embedder` and `teacher.embedder` only)."
         kinds = [{"$ref": "#/$defs/Whitening"}, {"type": "null"}]

@@ -126,7 +126,7 @@ def iterate(run: Run, door: Door) -> Iterator[Population]:
     if run.config.teacher:
         features, moments = learn_features(run, population), moments_layout(run)
         sums = door.sums("teacher", features, moments)
-        solve_teacher(run, population, sums)
+        solve_teacher(run, sums)
         score_teacher(run)
     export(run, population, run.directory.synthetic)
 

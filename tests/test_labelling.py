@@ -27,7 +27,7 @@ def taught(short: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     short["embedder"] = {"kind": "pixels", "whiten": {"data": "population", "dims": 20}}
     short["embedder"]["whiten"]["num_images"] = 100
     short["teacher"] = {"features": 80, "embedder": {"kind": "gradients", "whiten": whiten}}
-    short["privacy"]["epsilon"] = 100.0
+    short["privacy"]["epsilon"] = 10.0
     short["metrics"] = {}
     return short
 

@@ -2,8 +2,9 @@
 
 Its features come from a network trained on the last released population, or from an embedder that
 is whitened on public images. Its weights W minimise |F W - Y|^2 + c |W - P|^2 over the private
-records' features F and labels Y. F^T F and F^T Y are released with noise. P gives the population's
-images the labels that they were made for. Everything here is post-processing.
+records' features F and labels Y. F^T F and F^T Y are released with noise. With the network, P gives
+the population's images the labels that they were made for; with an embedder it is 0. Everything
+here is post-processing.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ from pe_ray.run import Run
 from pe_ray.runtime.named_files import require_same_files
 from pe_ray.runtime.run_directory import WEIGHTS_FILE
 from pe_ray.runtime.stages import check_plugins, fetch, run_in_worker
-from pe_ray.runtime.watchdog import note_progress
 from pe_ray.synthetic.learnt_embedder import locate_whitened
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.population_files import read_population
@@ -42,8 +42,6 @@ from pe_ray.values import NoisySums
 FEATURES_FILE = "features.npz"
 _LEAST = 1e-3  # mean eigenvalue, in records: noise may leave less, or none
 _MOST_IMAGES = 60_000  # trained on, evenly spaced
-_MOST_EMBEDDED = 10_000  # for P, where an embedder is given
-_CHUNK = 1024  # images embedded between two signs of life
 
 
 def moments_layout(run: Run) -> RidgeMoments:
@@ -112,7 +110,7 @@ def _learn(run: Run, population: Population) -> bytes:
     return encode_arrays(arrays)
 
 
-def solve_teacher(run: Run, population: Population, sums: NoisySums) -> None:
+def solve_teacher(run: Run, sums: NoisySums) -> None:
     """Solve for the teacher's weights, unless that is done."""
     teacher, folder = run.config.teacher, run.directory.teacher
     assert teacher is not None
@@ -122,27 +120,9 @@ def solve_teacher(run: Run, population: Population, sums: NoisySums) -> None:
     prior = np.zeros_like(cross)
     if teacher.embedder is None:
         given = label_features.read(folder / FEATURES_FILE)["prior"]
-    else:
-        given = run_in_worker(_predict_own_labels, run, population, resources=run.config.resources)
-    prior[:, : given.shape[1]] = given
+        prior[:, : given.shape[1]] = given
     weights = ridge(gram, cross, sums.release.sigma, prior)
     write_arrays(folder / WEIGHTS_FILE, {"weights": weights})
-
-
-def _predict_own_labels(run: Run, population: Population) -> Floats:
-    """Return the weights that predict the labels of S_T from its features."""
-    plugin = _find_features(run)
-    embedder: Embedder = build("embedder", plugin.kind, plugin.options)
-    options = run.config.generator_at(population.iteration).options
-    ids = evenly_spaced(population.layout.num_samples, _MOST_EMBEDDED)
-    features, labels = [], []
-    for chunk in np.array_split(ids, -(-len(ids) // _CHUNK)):
-        rows = read_population(population.directory, chunk, options)
-        features.append(embedder.embed(rows["image"]))
-        labels.append(rows["label"])
-        note_progress()
-    made, own = np.concatenate(features), np.concatenate(labels)
-    return label_features.predict_own_labels(made, own, len(run.labels))
 
 
 def ridge(gram: Floats, cross: Floats, sigma: float, prior: Floats) -> Floats:

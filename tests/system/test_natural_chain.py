@@ -52,6 +52,7 @@ def test_a_teacher_learns_what_photographs_show(
             "classes": "random",
         },
         "votes": {},
+        "privacy": short["privacy"] | {"epsilon": 10.0},
         "schedule": {"iterations": 1, "num_samples": 100, "degrees": 8},
         "teacher": {"features": 32, "embedder": embedder},
         "metrics": {},

@@ -52,7 +52,7 @@ def fit(
         **{f"network.{name}": value.numpy() for name, value in network.state_dict().items()},
         **whitening,
         "shape": np.array(images.shape[1:], dtype=np.int64),
-        "prior": predict_own_labels(features, labels, int(labels.max()) + 1),
+        "prior": _own_labels(features.astype(np.float64), labels),
         "format": np.array(FORMAT),
     }
 
@@ -70,14 +70,10 @@ def read(file: Location) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def predict_own_labels(
-    features: NDArray[np.float32], labels: NDArray[np.int32], num_labels: int
-) -> NDArray[np.float64]:
-    """Return ridge regression weights [num_features, num_labels] that predict the labels."""
-    made = features.astype(np.float64)
-    num, size = made.shape
-    gram = made.T @ made + _OWN_RIDGE * num / size * np.eye(size)
-    return np.linalg.solve(gram, made.T @ np.eye(num_labels)[labels])
+def _own_labels(features: NDArray[np.float64], labels: NDArray[np.int32]) -> NDArray[np.float64]:
+    num, size = features.shape
+    gram = features.T @ features + _OWN_RIDGE * num / size * np.eye(size)
+    return np.linalg.solve(gram, features.T @ np.eye(int(labels.max()) + 1)[labels])
 
 
 class LabelFeaturesOptions(plugins.EmbedderOptions):
