@@ -67,29 +67,26 @@ def test_any_images_are_labelled_as_the_final_set_is(
         evolve(Config.from_dict(taught))
         assert file.read_bytes() == before
 
+    # What can't be labelled is said, and nothing is written.
+    public, output = tmp_path / "public", tmp_path / "labels"
+    for wrong, place, message in (
+        ("/nowhere", output, "IMAGES: /nowhere does not exist"),
+        (str(public), tmp_path, "--output: .* is a folder"),
+        (str(public), public / "labels", "--output: .* lies in"),
+    ):
+        with pytest.raises(InputError, match=message):
+            label_images(run, wrong, str(place), ONE)
+    (public / "a" / "00000.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"IMAGES: .*00000\.png"):
+        label_images(run, str(public), str(output), ONE)
+    assert not output.exists()
 
-def test_what_can_not_be_labelled_is_said(
+
+@pytest.mark.slow
+def test_a_run_without_a_teacher_labels_nothing(
     ray_session: None, short: dict[str, Any], tmp_path: Path
 ) -> None:
     short["metrics"] = {}
     run = evolve(Config.from_dict(short))
     with pytest.raises(InputError, match=r"run .*: has no teacher"):
         label_images(run, "sklearn:digits", str(tmp_path / "labels"))
-
-
-def test_a_file_that_can_not_be_is_refused(
-    ray_session: None, taught: dict[str, Any], tmp_path: Path
-) -> None:
-    run = evolve(Config.from_dict(taught))
-    public = str(tmp_path / "public")
-    for images, output, message in (
-        ("/nowhere", tmp_path / "labels", "IMAGES: /nowhere does not exist"),
-        (public, tmp_path, "--output: .* is a folder"),
-        (public, tmp_path / "public" / "labels", "--output: .* lies in"),
-    ):
-        with pytest.raises(InputError, match=message):
-            label_images(run, images, str(output), ONE)
-    (tmp_path / "public" / "a" / "00000.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"IMAGES: .*00000\.png"):
-        label_images(run, public, str(tmp_path / "labels"), ONE)
-    assert not (tmp_path / "labels").exists()
