@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from pe_ray.plugins import EmbedderOptions, Images
 from pe_ray.values import DistanceMetric, ImageShape
 
 _CHUNK = 32  # images of one call, where the network takes any number
+_Mean = Annotated[float, Field(ge=0, le=1)]
+_Spread = Annotated[float, Field(gt=0)]
 
 
 class OnnxOptions(EmbedderOptions):
@@ -31,9 +33,9 @@ class OnnxOptions(EmbedderOptions):
     [n, 3, size, size]."""
     size: int = Field(ge=1, le=1024)
     """Images are resized to size x size (bicubic)."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    mean: tuple[_Mean, _Mean, _Mean] = (0.485, 0.456, 0.406)
     """Subtracted from RGB values in [0, 1]; default: ImageNet's."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[_Spread, _Spread, _Spread] = (0.229, 0.224, 0.225)
     """What they are divided by then; default: ImageNet's."""
     output: str | None = None
     """Name of the output that is the embedding; default: the first."""
