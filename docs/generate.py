@@ -12,6 +12,7 @@ from typing import Any
 
 from pe_ray import plugins
 from pe_ray.config import Config
+from pe_ray.config.kinds import Whitening
 from pe_ray.plugins.registry import BUILT_IN
 from pe_ray.tuning.search import TuningConfig
 
@@ -114,6 +115,13 @@ def _kind(definitions: Tree, plugin_type: plugins.PluginType, kind: str) -> Tree
     template = f"#/$defs/{prefix}.{{model}}"
     own: Tree = plugins.options_of(loaded).model_json_schema(ref_template=template)
     definitions |= {f"{prefix}.{name}": below for name, below in own.pop("$defs", {}).items()}
+    learnt = getattr(plugins.options_of(loaded), "learnt", None)
+    if learnt is plugins.EmbedderOptions.learnt:  # others are whitened already
+        definitions["Whitening"] = Whitening.model_json_schema()
+        words = "Public images that it is whitened on (`embedder` and `teacher.embedder` only)."
+        kinds = [{"$ref": "#/$defs/Whitening"}, {"type": "null"}]
+        whiten = {"anyOf": kinds, "default": None, "description": words}
+        own["properties"] = {**own.get("properties", {}), "whiten": whiten}
     return {
         **own,
         "title": kind,

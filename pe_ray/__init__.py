@@ -23,6 +23,7 @@ __all__ = [
     "ResourcesConfig",
     "evolve",
     "expand",
+    "label_images",
     "save_images",
 ]
 
@@ -50,6 +51,19 @@ def expand(
     from pe_ray.expansion import expand as stream
 
     return stream(run, num_samples, output, resources, form)
+
+
+def label_images(
+    run: str | Location,
+    images: str | Location,
+    output: str | Location,
+    resources: ResourcesConfig | None = None,
+    image_column: str = "image",
+) -> Location:
+    """Write labels and scores of a run's teacher for any images (see pe_ray.labelling)."""
+    from pe_ray.labelling import label_images as label
+
+    return label(run, images, output, resources, image_column)
 
 
 def save_images(

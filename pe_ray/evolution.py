@@ -33,6 +33,7 @@ from pe_ray.synthetic.scoring import (
     check_reference,
     discard_other_scores,
     score_population,
+    score_teacher,
     try_metrics,
 )
 from pe_ray.synthetic.selection import select_parents
@@ -129,6 +130,7 @@ def iterate(run: Run, door: Door) -> Iterator[Population]:
         features, moments = learn_features(run, population), moments_layout(run)
         sums = door.sums("teacher", features, moments)
         solve_teacher(run, sums)
+        score_teacher(run)
     export(run, population, run.directory.synthetic)
 
 

@@ -21,7 +21,7 @@ from pe_ray.runtime.run_directory import claim_output, others_cant_write, requir
 from pe_ray.synthetic.export import export, load_format
 from pe_ray.synthetic.population import Population, final_population
 from pe_ray.synthetic.population_files import read_population
-from pe_ray.synthetic.teacher import load_teacher
+from pe_ray.synthetic.teacher import require_teacher
 
 NOTE = ".expansion.json"
 """What an expansion's folder was made for."""
@@ -52,7 +52,7 @@ def expand(
     run = replace(run, config=config)
     population = final_population(run)
     require_whole(run.directory.synthetic)
-    load_teacher(run)
+    require_teacher(run)
     generator = config.generator_at(config.schedule.iterations).model_dump(mode="json")
     require_same_files(run.directory.path, config, {"generator": generator})
     directory = resolve_place(output, "--output")

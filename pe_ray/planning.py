@@ -102,6 +102,7 @@ def plan(config: Config) -> Plan:
     drawn, calls = _count_calls(config)
     options = config.embedder.options
     learnt = options.num_images if isinstance(options, LabelFeaturesOptions) else 0
+    learnt += sum(w.num_images for w in config.whitenings.values() if w.on_population)
     return Plan(
         epsilon=epsilon_of(releases, config.privacy.delta),
         delta=config.privacy.delta,
@@ -138,11 +139,11 @@ def _estimate_disk(config: Config) -> int:
     generators = [config.generator_at(iteration) for iteration in range(len(sizes))]
     row = shape.num_bytes + 64 + max(map(_own_bytes, generators))
     populations = row * (sum(sizes) + sizes[-1])
-    embedding: int = 4 * config.embedder.options.dim(shape) * max(sizes)
+    embedding = 4 * config.embedder.dim(shape) * max(sizes)
     # Lookahead draws: of the votes that are cast and of the next.
     reused = config.votes.lookahead if config.votes.reuse_lookahead else 0
     draws = 2 * row * reused * max(sizes)
-    learnt: int = _LEARNT_BYTES * (bool(config.teacher) + config.embedder.options.learnt)
+    learnt = _LEARNT_BYTES * (bool(config.teacher) + config.embedder.learnt)
     smoothed = any(config.selection.at(t).smooth > 1 for t in range(1, len(sizes)))
     votes = (28 + 20 * smoothed) * sum(sizes)  # in the ledger and in files for readers
     rows_per_part = config.output.rows_per_part

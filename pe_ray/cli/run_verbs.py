@@ -1,4 +1,4 @@
-"""Verbs that plan, make and expand a run: plan, run, expand."""
+"""Verbs that plan, make and use a run: plan, run, expand, label."""
 
 from __future__ import annotations
 
@@ -17,16 +17,22 @@ from pe_ray.cli.printing import (
     use_address,
 )
 from pe_ray.config import Config
+from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.config.run_config import read_resources
 from pe_ray.config.yaml_tree import read_tree
 from pe_ray.runtime.events import announce
 
 
 def add_verbs(verb: AddVerb) -> None:
-    """Add plan, run and expand."""
+    """Add plan, run, expand and label."""
     plan = verb("plan", _plan, "Validate a configuration and print what a run would cost.")
     run = verb("run", _run, "Start a run, or continue it after any interruption.")
     expand = verb("expand", _expand, "Write further variations of a run's final population.")
+    label = verb("label", _label, "Write a run's teacher's labels and scores of any images.")
+    label.add_argument("run", metavar="RUN")
+    label.add_argument("images", metavar="IMAGES", help="file or folder, as private.data")
+    label.add_argument("--output", required=True, metavar="FILE", help="parquet file to write")
+    label.add_argument("--image-column", default="image", metavar="NAME")
     for added in (plan, run):
         add_config(added)
     add_json(plan)
@@ -35,11 +41,12 @@ def add_verbs(verb: AddVerb) -> None:
         "--num-samples", type=int, metavar="N", help="default: the final set itself, unvaried"
     )
     expand.add_argument("--output", required=True, metavar="DIR", help="folder for the samples")
-    expand.add_argument("--set", action="append", default=[], metavar="resources.key=value")
+    for added in (expand, label):
+        added.add_argument("--set", action="append", default=[], metavar="resources.key=value")
     expand.add_argument(
         "--format", default="parquet", help="parquet (default), webdataset, folder or module:Class"
     )
-    for added in (run, expand):
+    for added in (run, expand, label):
         add_address(added)
 
 
@@ -124,7 +131,21 @@ def _run(options: argparse.Namespace) -> None:
 def _expand(options: argparse.Namespace) -> None:
     from pe_ray.expansion import expand
 
-    address = {} if options.address is None else {"address": options.address}
-    resources = read_resources(options.set).model_copy(update=address)
+    resources = _read_resources(options)
     path = expand(options.run, options.num_samples, options.output, resources, options.format)
     print(f"synthetic   {path}")
+
+
+def _label(options: argparse.Namespace) -> None:
+    from pe_ray.labelling import label_images
+
+    resources = _read_resources(options)
+    path = label_images(
+        options.run, options.images, options.output, resources, options.image_column
+    )
+    print(f"labels      {path}")
+
+
+def _read_resources(options: argparse.Namespace) -> ResourcesConfig:
+    address = {} if options.address is None else {"address": options.address}
+    return read_resources(options.set).model_copy(update=address)

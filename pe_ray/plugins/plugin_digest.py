@@ -85,9 +85,10 @@ def _with_contents(tree: Any) -> Any:
 
 def _hub_commit(name: Any, revision: Any) -> str | None:
     """Return the commit that this machine's cache has for `revision` of a hub name."""
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not isinstance(name, str) or find_place(name) is not None:
         return None
-    if find_place(name) is not None:
+    name = name.removeprefix("hf-hub:")  # as timm writes it
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return None
     try:
         from huggingface_hub.constants import HF_HUB_CACHE

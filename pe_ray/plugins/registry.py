@@ -42,6 +42,10 @@ BUILT_IN: Mapping[PluginType, Mapping[str, str]] = {
         "inception": _ROOT + ".embedders.inception:Inception",
         "clip": _ROOT + ".embedders.transformers_vision:Clip",
         "dinov2": _ROOT + ".embedders.transformers_vision:Dinov2",
+        "natural": _ROOT + ".embedders.timm_networks:Natural",
+        "timm": _ROOT + ".embedders.timm_networks:Timm",
+        "onnx": _ROOT + ".embedders.onnx_network:Onnx",
+        "gradients": _ROOT + ".embedders.gradients:Gradients",
         "label_features": _ROOT + ".embedders.label_features:LabelFeatures",
     },
     "metric": {

@@ -41,6 +41,9 @@ def list_scores(facts: Facts) -> list[Row]:
         scores = read_scores(facts.run.scores(iteration))
         if scores:
             rows[iteration] = rows.get(iteration, {"iteration": iteration}) | scores
+    last = facts.config.schedule.iterations
+    if last in rows:
+        rows[last] |= read_scores(facts.run.teacher_scores) or {}
     return [rows[iteration] for iteration in sorted(rows)]
 
 

@@ -124,6 +124,10 @@ class RunDirectory:
         """What the scores were made with: `metrics.public` and digests of its files."""
         return self.scores_folder / "source.json"
 
+    @property
+    def teacher_scores(self) -> Location:
+        return self.scores_folder / "teacher.json"
+
     def scores(self, iteration: int) -> Location:
         return self.scores_folder / f"iter={iteration:04d}.json"
 

@@ -272,6 +272,28 @@ def run_in_worker(
     end_process: free its memory after it. A process with a GPU is always ended, as it keeps the
     GPU's memory; one without serves stages.
     """
+    result: T = fetch(_start(function, arguments, resources, end_process))
+    return result
+
+
+def map_in_workers(
+    function: Callable[..., T], arguments: Sequence[Sequence[Any]], resources: ResourcesConfig
+) -> Iterator[T]:
+    """Yield `function(*each)` of all `arguments`, in order; see `run_in_worker`."""
+    workers = num_workers(resources)
+    started = [_start(function, each, resources) for each in arguments[:workers]]
+    for position in range(len(arguments)):
+        yield fetch(started[position])
+        started[position] = None  # frees what it returned
+        started += [_start(function, each, resources) for each in arguments[len(started) :][:1]]
+
+
+def _start(
+    function: Callable[..., Any],
+    arguments: Sequence[Any],
+    resources: ResourcesConfig,
+    end_process: bool = False,
+) -> Any:
     import ray
 
     gpus = resources.gpus_per_worker
@@ -280,8 +302,7 @@ def run_in_worker(
         num_gpus=gpus,
         max_calls=1 if gpus or end_process else 0,
     )(_run_watched)
-    result: T = fetch(task.remote(resources.stall_seconds, function, *arguments))
-    return result
+    return task.remote(resources.stall_seconds, function, *arguments)
 
 
 def fetch(result: ray.ObjectRef) -> Any:

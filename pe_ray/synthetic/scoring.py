@@ -13,6 +13,7 @@ import math
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray import plugins
@@ -20,15 +21,18 @@ from pe_ray.config import Config
 from pe_ray.config.blocks import PublicMetricsConfig
 from pe_ray.errors import DamagedFileError
 from pe_ray.files.digests import read_with_digest, write_with_digest
-from pe_ray.files.image_batches import count_images, evenly_spaced, read_images
+from pe_ray.files.image_batches import count_images, evenly_spaced, read_images, read_spaced
 from pe_ray.files.image_shards import find_shards, summarize
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.files.storage import Location, atomic_write, delete_tree, list_names
 from pe_ray.run import Run
 from pe_ray.runtime.named_files import digest_files
 from pe_ray.runtime.stages import run_in_worker
+from pe_ray.runtime.watchdog import note_progress
+from pe_ray.synthetic.learnt_embedder import public_whitening
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.population_files import read_population
+from pe_ray.synthetic.teacher import load_teacher
 from pe_ray.values import Framing
 
 logger = logging.getLogger(__name__)
@@ -84,6 +88,29 @@ def score_population(run: Run, population: Population) -> dict[str, float]:
     return scores
 
 
+def score_teacher(run: Run) -> None:
+    """Measure how often the teacher is right on the public images, if they have labels."""
+    public, file = run.config.metrics.public, run.directory.teacher_scores
+    if public is None or public.label_column is None:
+        return
+    with suppress(DamagedFileError):
+        if read_scores(file) is not None:
+            return
+    score = run_in_worker(_measure_teacher, run, public, resources=run.config.resources)
+    write_with_digest(file, json.dumps({"public/accuracy_teacher": score}).encode())
+    logger.info("the teacher labels %.4g of the public images right", score)
+
+
+def _measure_teacher(run: Run, public: PublicMetricsConfig) -> float:
+    teacher, table = load_teacher(run), reference_table(run.config, public)
+    assert teacher is not None
+    right = []
+    for batch in read_spaced(table, run.config.framing, public.max_images):
+        right.append(teacher.predict(batch.images) == batch.labels)
+        note_progress()
+    return float(np.concatenate(right).mean())
+
+
 def try_metrics(config: Config) -> None:
     """Score some of the public images against themselves, in a worker; InputError if that fails."""
     if config.metrics.public is not None:
@@ -135,6 +162,7 @@ def public_tables(config: Config) -> list[tuple[ImageTable, Framing]]:
     found = []
     if config.metrics.public is not None:
         found.append((reference_table(config, config.metrics.public), config.framing))
+    found += [(table, config.framing) for table in public_whitening(config)]
     for plugin in config.generators:
         table = plugin.options.public_table
         if table is not None:

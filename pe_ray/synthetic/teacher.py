@@ -1,15 +1,15 @@
-"""Teacher: a ridge regression from released moments that labels the final images.
+"""Teacher: a ridge regression from released moments that labels images.
 
-Its features come from a network trained on the last released population. Its weights W minimise
-|F W - Y|^2 + c |W - P|^2 over the private records' features F and labels Y. F^T F and F^T Y are
-released with noise. P gives the population's images the labels that they were made for.
-Everything here is post-processing.
+Its features come from a network trained on the last released population, or from an embedder that
+is whitened on public images. Its weights W minimise |F W - Y|^2 + c |W - P|^2 over the private
+records' features F and labels Y. F^T F and F^T Y are released with noise. With the network, P gives
+the population's images the labels that they were made for; with an embedder it is 0. Everything
+here is post-processing.
 """
 
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +19,21 @@ from pe_ray.components.moments import GRAM_SHARE, Floats, RidgeMoments
 from pe_ray.config import Config
 from pe_ray.config.blocks import TeacherConfig
 from pe_ray.config.kinds import Plugin
-from pe_ray.errors import DamagedFileError, InputError
-from pe_ray.files.digests import compute_digest, locate_digest, write_with_digest
+from pe_ray.errors import InputError
+from pe_ray.files.array_files import (
+    encode_arrays,
+    holds_arrays,
+    keep_arrays,
+    read_arrays,
+    write_arrays,
+)
 from pe_ray.files.image_batches import evenly_spaced
-from pe_ray.files.storage import Location
-from pe_ray.plugins import Images
+from pe_ray.plugins import Embedder, Images, build
 from pe_ray.run import Run
+from pe_ray.runtime.named_files import require_same_files
 from pe_ray.runtime.run_directory import WEIGHTS_FILE
-from pe_ray.runtime.stages import fetch, run_in_worker
+from pe_ray.runtime.stages import check_plugins, fetch, run_in_worker
+from pe_ray.synthetic.learnt_embedder import locate_whitened
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.population_files import read_population
 from pe_ray.values import NoisySums
@@ -44,7 +51,7 @@ def moments_layout(run: Run) -> RidgeMoments:
 
 
 def learn_features(run: Run, population: Population) -> Plugin:
-    """Return an embedder that was trained on S_T, in one Ray task where it isn't yet.
+    """Return the features' embedder; a network is trained on S_T in a Ray task if it isn't yet.
 
     InputError where features that were lost can't be made the same again: the release may be of
     the former ones.
@@ -54,24 +61,32 @@ def learn_features(run: Run, population: Population) -> Plugin:
     teacher = run.config.teacher
     assert teacher is not None
     file = run.directory.teacher / FEATURES_FILE
-    if file.exists():
-        label_features.read(file)
-    else:
-        content = fetch(ray.remote(num_cpus=1)(_learn).remote(run, population))
-        digest = locate_digest(file)
-        if digest.exists() and digest.read_bytes() != compute_digest(content).encode():
-            raise InputError(
-                f"{file}: was damaged, and this machine doesn't make the same again; restore it "
-                "from a copy, or repeat the command on a machine like the one that made it"
-            )
-        write_with_digest(file, content)
-    options = label_features.LearntFeaturesOptions(file=str(file), num_features=teacher.features)
+    if teacher.embedder is None:
+        if file.exists():
+            label_features.read(file)
+        else:
+            keep_arrays(file, fetch(ray.remote(num_cpus=1)(_learn).remote(run, population)))
+    return _find_features(run)
+
+
+def _find_features(run: Run) -> Plugin:
+    teacher = run.config.teacher
+    assert teacher is not None
+    if teacher.embedder is not None:
+        return locate_whitened(run.config, run.directory, teacher.whitened)
+    options = label_features.LearntFeaturesOptions(
+        file=str(run.directory.teacher / FEATURES_FILE), num_features=teacher.features
+    )
     return Plugin(plugin_type="embedder", kind=label_features.KIND, options=options)
 
 
 def try_teacher(config: Config) -> None:
-    """Learn features from a few random images, in a worker, where the run has a teacher."""
-    if config.teacher is not None:
+    """Make features of a few random images, in a worker, where the run has a teacher."""
+    if config.teacher is None:
+        return
+    if config.teacher.embedder is not None:  # it is whitened before a record is read
+        check_plugins([config.teacher.embedder], config.private.labels, config.resources)
+    else:
         run_in_worker(_try_features, config, config.teacher, resources=config.resources)
 
 
@@ -93,22 +108,22 @@ def _learn(run: Run, population: Population) -> bytes:
     arrays = label_features.fit(
         rows["image"], rows["label"], teacher.features, teacher.epochs, run.config.schedule.seed
     )
-    return label_features.encode(arrays)
+    return encode_arrays(arrays)
 
 
 def solve_teacher(run: Run, sums: NoisySums) -> None:
     """Solve for the teacher's weights, unless that is done."""
-    folder = run.directory.teacher
-    with suppress(DamagedFileError):
-        if (folder / WEIGHTS_FILE).exists():
-            label_features.read_arrays(folder / WEIGHTS_FILE)
-            return
+    teacher, folder = run.config.teacher, run.directory.teacher
+    assert teacher is not None
+    if holds_arrays(folder / WEIGHTS_FILE):
+        return
     gram, cross = moments_layout(run).unpack(sums.sums)
     prior = np.zeros_like(cross)
-    given = label_features.read(folder / FEATURES_FILE)["prior"]
-    prior[:, : given.shape[1]] = given
+    if teacher.embedder is None:
+        given = label_features.read(folder / FEATURES_FILE)["prior"]
+        prior[:, : given.shape[1]] = given
     weights = ridge(gram, cross, sums.release.sigma, prior)
-    label_features.write(folder / WEIGHTS_FILE, {"weights": weights})
+    write_arrays(folder / WEIGHTS_FILE, {"weights": weights})
 
 
 def ridge(gram: Floats, cross: Floats, sigma: float, prior: Floats) -> Floats:
@@ -133,28 +148,42 @@ def ridge(gram: Floats, cross: Floats, sigma: float, prior: Floats) -> Floats:
 
 
 class Teacher:
-    """Labels images by the largest component of W^T f."""
+    """Labels images by the largest component of W^T f, which is their score.
 
-    def __init__(self, folder: Location, num_features: int) -> None:
-        options = label_features.LearntFeaturesOptions(
-            file=str(folder / FEATURES_FILE), num_features=num_features
-        )
-        self._features = label_features.LearntFeatures(options)
-        self._weights = label_features.read_arrays(folder / WEIGHTS_FILE)["weights"]
+    A score is near 1 where f is as the records of the label have it, for any number of labels.
+    """
+
+    def __init__(self, run: Run) -> None:
+        plugin = _find_features(run)
+        self._features: Embedder = build("embedder", plugin.kind, plugin.options)
+        self._weights = read_arrays(run.directory.teacher / WEIGHTS_FILE)["weights"]
 
     def predict(self, images: Images) -> NDArray[np.int32]:
         """Return the labels of images, int32 [n]."""
-        scores = self._features.embed(images).astype(np.float64) @ self._weights
-        return np.asarray(scores.argmax(axis=1).astype(np.int32))
+        return self.score(images)[0]
+
+    def score(self, images: Images) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Return labels, int32 [n], and scores, float32 [n], of images."""
+        found = self._features.embed(images).astype(np.float64) @ self._weights
+        labels = found.argmax(axis=1).astype(np.int32)
+        return labels, found.max(axis=1).astype(np.float32)
 
 
 def load_teacher(run: Run) -> Teacher | None:
     """Load the run's teacher, None where it has none; InputError where it is not finished."""
-    if run.config.teacher is None:
-        return None
-    folder = run.directory.teacher
+    require_teacher(run)
+    return Teacher(run) if run.config.teacher else None
+
+
+def require_teacher(run: Run) -> None:
+    """Raise InputError where the run's teacher is not finished, or its embedder's files changed."""
+    teacher, folder = run.config.teacher, run.directory.teacher
+    if teacher is None:
+        return
     if not (folder / WEIGHTS_FILE).exists():
         raise InputError(
             f"run: not finished, {folder} holds no weights; run the same `pe-ray run` command first"
         )
-    return Teacher(folder, run.config.teacher.features)
+    if teacher.embedder is not None:
+        plain = teacher.embedder.model_copy(update={"whiten": None}).model_dump(mode="json")
+        require_same_files(run.directory.path, run.config, {"teacher": {"embedder": plain}})

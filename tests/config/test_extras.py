@@ -41,6 +41,8 @@ def config(output: Path, **blocks: Any) -> Config:
             "embedders",
         ),
         ({"embedder": {"kind": "label_features"}}, "torch", "embedder", "embedders"),
+        ({"embedder": {"kind": "natural"}}, "timm", "embedder", "natural"),
+        ({"embedder": {"kind": "onnx", "file": "a", "size": 8}}, "onnxruntime", "embedder", "onnx"),
         ({"teacher": {"features": 8, "share": 0.2}}, "torch", "teacher", "embedders"),
         ({"metrics": {"audit": [{"kind": "cnn"}]}}, "torch", "metrics.audit", "embedders"),
         (
@@ -86,6 +88,6 @@ def test_the_project_declares_these_extras() -> None:
     declared = project["optional-dependencies"]
     for extra, modules in EXTRAS.items():
         packages = {name.split(">")[0].replace("-", "") for name in declared[extra]}
-        assert modules <= packages
+        assert {name.replace("_", "") for name in modules} <= packages
     base = {name.split(">")[0] for name in project["dependencies"]}
     assert not base & {"torch", "torchvision", "diffusers", "transformers", "clean-fid"}

@@ -96,6 +96,9 @@ def test_a_hub_name_counts_with_the_commit_that_is_here(
         found.append(digest("clip", checkpoint="openai/tiny"))
     assert len(set(found)) == 3
     assert digest("clip", checkpoint="openai/tiny", revision="2" * 40) not in found
+    before = digest("timm", model="hf-hub:openai/tiny")
+    (refs / "main").write_text("3" * 40)
+    assert digest("timm", model="hf-hub:openai/tiny") != before
 
 
 def test_a_plugin_is_built_again_when_its_file_changes(tmp_path: Path) -> None:

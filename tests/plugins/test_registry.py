@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from image_service import KEY, Service, serving
 from tiny_diffusion import save_pipeline
-from tiny_networks import save_clip, save_dinov2, save_inception
+from tiny_networks import save_clip, save_dinov2, save_inception, save_onnx, save_timm
 from tiny_public import save_public
 from tiny_unets import save_improved, save_unet
 
 from pe_ray import InputError, plugins
 from pe_ray.components.embedders import label_features
+from pe_ray.files.array_files import write_arrays
 from pe_ray.plugins.seeds import normals, row_seeds, uniforms
 from pe_ray.values import ImageShape
 
@@ -56,6 +57,11 @@ NEEDS_FILES: dict[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
     ("embedder", "inception"): lambda folder: {"weights": str(save_inception(folder))},
     ("embedder", "clip"): lambda folder: {"checkpoint": str(save_clip(folder))},
     ("embedder", "dinov2"): lambda folder: {"checkpoint": str(save_dinov2(folder))},
+    ("embedder", "timm"): lambda folder: {
+        "model": "test_resnet",
+        "weights": str(save_timm(folder)),
+    },
+    ("embedder", "onnx"): lambda folder: {"file": str(save_onnx(folder / "n.onnx")), "size": 8},
     ("metric", "kid"): lambda folder: {
         "embedder": {"kind": "inception", "weights": str(save_inception(folder))}
     },
@@ -65,7 +71,6 @@ NEEDS_FILES: dict[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
 DEGREES = {"improved_diffusion": 2, "unet": 2, "nearest_image": 3}
 """Kind -> a degree, for generators in whose units 0.5 is none."""
 
-NETWORK_ATOL = 3e-6  # of a network's features in another batch, which are about 1 here
 NETWORK_LEVELS = 1  # of 255, of a network's images in another batch
 
 
@@ -110,7 +115,7 @@ def test_generators(kind: str, tmp_path: Path) -> None:
 def learnt(channels: int, file: Path) -> label_features.LearntFeaturesOptions:
     """What a run would have learnt, of images that tell nothing."""
     images = np.random.default_rng(1).integers(0, 256, (40, 8, 8, channels), dtype=np.uint8)
-    label_features.write(file, label_features.fit(images, np.arange(40) % 2, 5, 1, 0))
+    write_arrays(file, label_features.fit(images, np.arange(40) % 2, 5, 1, 0))
     return label_features.LearntFeaturesOptions(file=str(file), num_features=5)
 
 
@@ -129,8 +134,7 @@ def test_embedders(kind: str, channels: int, tmp_path: Path) -> None:
     assert vectors.shape == (5, dim)
     assert vectors.dtype == np.float32
     assert np.isfinite(vectors).all()
-    atol = NETWORK_ATOL if ("embedder", kind) in NEEDS_FILES else 0.0
-    assert np.allclose(embedder.embed(images[3:4]), vectors[3:4], rtol=0, atol=atol)
+    assert np.array_equal(embedder.embed(images[3:4]), vectors[3:4])
     assert embedder.metric in ("l2", "cosine", "inner_product")
 
 

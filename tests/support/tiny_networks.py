@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from transformers import (
     BitImageProcessorPil,
     CLIPConfig,
@@ -90,4 +91,40 @@ def save_inception(folder: Path, dim: int = 2048) -> Path:
     torch.manual_seed(0)
     file = folder / "inception-2015-12-05.pt"
     torch.jit.script(_Inception(dim)).save(str(file))
+    return file
+
+
+def save_timm(folder: Path, name: str = "test_resnet", num_classes: int = 7) -> Path:
+    """Weights of one of timm's networks for tests, as its trainers write them."""
+    import timm
+
+    torch.manual_seed(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.safetensors"
+    save_file(timm.create_model(name, num_classes=num_classes).state_dict(), file)
+    return file
+
+
+def save_onnx(file: Path, batch: int | str = "n", size: int = 8) -> Path:
+    """Two outputs: `means`, the mean of each channel, and `mixed`, five sums of all pixels."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((3 * size * size, 5)).astype(np.float32)
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["pixels"], ["means"]),
+        helper.make_node("Flatten", ["pixels"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["mixed"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [batch, 3, size, size])],
+        [
+            helper.make_tensor_value_info("means", TensorProto.FLOAT, [batch, 3, 1, 1]),
+            helper.make_tensor_value_info("mixed", TensorProto.FLOAT, [batch, 5]),
+        ],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), file)
     return file

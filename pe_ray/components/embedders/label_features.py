@@ -6,10 +6,7 @@ scaled to norm 1. Without whitening, most of a norm is what all images have in c
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
 from typing import Any, ClassVar
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +14,16 @@ from pydantic import Field
 
 from pe_ray import plugins
 from pe_ray.components.embedders import convnet
-from pe_ray.errors import DamagedFileError, InputError
-from pe_ray.files.digests import read_with_digest, write_with_digest
+from pe_ray.components.embedders.whitening import fit_whitening, whiten
+from pe_ray.errors import InputError
+from pe_ray.files.array_files import read_arrays
 from pe_ray.files.images import resize
 from pe_ray.files.storage import Location, parse_location
 from pe_ray.plugins import Images
 from pe_ray.values import DistanceMetric, ImageShape
 
 KIND = "pe_ray.components.embedders.label_features:LearntFeatures"
-_CONSTANT = 0.3  # the constant feature, the regression's offset, relative to the others' norm
 _OWN_RIDGE = 1e-3  # of `prior`, relative to the features' mean square
-_FLOOR = 1e-4  # least variance that is whitened, relative to the largest
 FORMAT = 2
 """Version of the arrays; 1 held another network."""
 
@@ -35,7 +31,7 @@ FORMAT = 2
 def fit(
     images: Images, labels: NDArray[np.int32], num_features: int, epochs: int, seed: int
 ) -> dict[str, NDArray[Any]]:
-    """Train the network and its projection on one thread; return arrays for `write`, below 4 MB.
+    """Train the network and its projection on one thread; return arrays, below 4 MB.
 
     Among them `prior`, float64 [num_features, largest label + 1]: the ridge regression weights that
     predict the images' own labels. The arrays are the same to the last bit for the same arguments
@@ -47,37 +43,18 @@ def fit(
     torch.set_num_threads(1)  # the order of additions depends on their number
     try:
         network = convnet.train(images, labels, epochs, seed)
-        made = convnet.activations(network, images).astype(np.float64)
+        made = convnet.activations(network, images)
     finally:
         torch.set_num_threads(threads)
-    mean = made.mean(axis=0)
-    covariance = np.cov(made, rowvar=False)
-    variances, directions = np.linalg.eigh(covariance)
-    variances, directions = variances[::-1], directions[:, ::-1]
-    kept = slice(num_features - 1)
-    scales = 1.0 / np.sqrt(np.maximum(variances[kept], _FLOOR * variances[0]) + 1e-30)
-    projection = (directions[:, kept] * scales).astype(np.float32)
-    features = _features(made.astype(np.float32), mean.astype(np.float32), projection)
+    whitening = fit_whitening(made, num_features)
+    features = whiten(made, **whitening)
     return {
         **{f"network.{name}": value.numpy() for name, value in network.state_dict().items()},
-        "projection": projection,
-        "mean": mean.astype(np.float32),
+        **whitening,
         "shape": np.array(images.shape[1:], dtype=np.int64),
         "prior": _own_labels(features.astype(np.float64), labels),
         "format": np.array(FORMAT),
     }
-
-
-def write(file: Location, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write the arrays that `fit` returned, with a digest."""
-    write_with_digest(file, encode(arrays))
-
-
-def encode(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """Return the arrays that `fit` returned as a file's content."""
-    sink = io.BytesIO()
-    np.savez(sink, allow_pickle=False, **arrays)
-    return sink.getvalue()
 
 
 def read(file: Location) -> dict[str, NDArray[Any]]:
@@ -91,27 +68,6 @@ def read(file: Location) -> dict[str, NDArray[Any]]:
             f"{file}: of another version of pe_ray; finish and expand this run with that one"
         )
     return arrays
-
-
-def read_arrays(file: Location) -> dict[str, NDArray[Any]]:
-    """Return the arrays that `write` was given; DamagedFileError where they are not those."""
-    content = io.BytesIO(read_with_digest(file))
-    try:
-        with np.load(content, allow_pickle=False) as stored:
-            return dict(stored)
-    except (BadZipFile, ValueError, OSError, KeyError, EOFError):  # of a version without digests
-        raise DamagedFileError(str(file)) from None
-
-
-def _features(
-    activations: NDArray[np.float32], mean: NDArray[np.float32], projection: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Return whitened activations and a constant, each row of norm 1."""
-    # One small product per row: its bits don't depend on the other rows.
-    white = ((activations - mean)[:, None, :] @ projection)[:, 0]
-    constant = np.full((len(white), 1), _CONSTANT * np.sqrt(white.shape[1]), dtype=np.float32)
-    features = np.concatenate([white, constant], axis=1)
-    return np.asarray(features / np.linalg.norm(features, axis=1, keepdims=True))
 
 
 def _own_labels(features: NDArray[np.float64], labels: NDArray[np.int32]) -> NDArray[np.float64]:
@@ -212,4 +168,4 @@ class LearntFeatures:
         """Return features, float32 [n, num_features], each of norm 1."""
         if images.shape[1:3] != (self._shape.height, self._shape.width):
             images = np.stack([resize(image, self._shape) for image in images])
-        return _features(convnet.activations(self._network, images), self._mean, self._projection)
+        return whiten(convnet.activations(self._network, images), self._mean, self._projection)

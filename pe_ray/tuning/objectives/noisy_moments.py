@@ -39,7 +39,7 @@ class NoisyMoments(Objective):
     options: NoisyMomentsOptions
 
     def check(self, search: Search) -> None:
-        if self.options.embedder is None and search.config.embedder.options.learnt:
+        if self.options.embedder is None and search.config.embedder.learnt:
             raise InputError(
                 "tuning.objective.embedder: needed, since each trial learns an embedder of its own"
             )

