@@ -6,6 +6,7 @@ unless it comes with the package.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from pe_ray.errors import InputError
@@ -20,6 +21,7 @@ from pe_ray.verifying.run_names import check_names
 def verify(path: str | Path, allowed_signers: str | Path | None = None) -> list[Check]:
     """Return all checks of a run directory, or of a folder that `pe-ray publish` made.
 
+    Files are named from there on.
     allowed_signers: file with the keys that may have signed the folder (`man ssh-keygen`).
     InputError where `path` is no such folder.
     """
@@ -32,15 +34,15 @@ def verify(path: str | Path, allowed_signers: str | Path | None = None) -> list[
         )
     if allowed_signers is not None and not (published and Path(allowed_signers).is_file()):
         raise InputError("--allowed-signers: give a file, and a published folder")
-    if not published:
+    if published:
+        check_sums(checks, folder, allowed_signers)
+        claims = _check_run(checks, folder / "evidence", images=False)
+        if claims is not None:
+            check_cards(checks, folder, claims)
+            check_data(checks, folder, claims)
+    else:
         _check_run(checks, folder, images=True)
-        return checks
-    check_sums(checks, folder, allowed_signers)
-    claims = _check_run(checks, folder / "evidence", images=False)
-    if claims is not None:
-        check_cards(checks, folder, claims)
-        check_data(checks, folder, claims)
-    return checks
+    return [replace(each, file=each.file.removeprefix(f"{folder}/")) for each in checks]
 
 
 def _check_run(checks: Checks, folder: Path, *, images: bool) -> Claims | None:

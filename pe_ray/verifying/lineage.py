@@ -23,7 +23,7 @@ from pe_ray.synthetic.selection import select_parents
 from pe_ray.synthetic.smoothing import read_smoothed, unsmoothed
 from pe_ray.values import NoisyHistogram
 from pe_ray.verifying.checks import Checks, NotChecked, Step, require
-from pe_ray.verifying.run_claims import Claims
+from pe_ray.verifying.run_claims import Claims, read_answer
 from pe_ray.verifying.stage_files import (
     Pixels,
     digest_pixels,
@@ -69,8 +69,7 @@ def check_lineage(checks: Checks, claims: Claims, *, images: bool) -> None:
 
 
 def _read_votes(claims: Claims, iteration: int) -> NoisyHistogram:
-    found: NoisyHistogram = claims.ledger.released(votes_key(iteration))
-    return found
+    return read_answer(claims.ledger, votes_key(iteration))
 
 
 def _check_histogram(claims: Claims, iteration: int) -> None:
@@ -219,7 +218,7 @@ def _replay_selection(claims: Claims, iteration: int) -> tuple[Offspring, str]:
         except DamagedFileError:
             votes = None
         if votes is None or len(votes.votes) != layout.num_samples:
-            unknown = f"{file} is missing or differs"
+            unknown = "the smoothed votes are missing or differ"
         else:
             weights = weigh(settings, votes, layout)
     else:

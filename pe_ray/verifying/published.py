@@ -157,7 +157,8 @@ def _check_croissant(folder: Path, claims: Claims) -> None:
         with file.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
         require(files[name]["sha256"] == digest, f"states another digest of {name}")
-    names = [each["labels/name"] for each in next(_find(tree, "data"))]
+    sets = {each["@id"]: each for each in tree["recordSet"]}
+    names = [each["labels/name"] for each in sets["labels"]["data"]]
     require(names == list(claims.run.labels), "names other labels")
 
 
@@ -175,9 +176,12 @@ def _list_data_steps(folder: Path, claims: Claims) -> Iterator[Step]:
     complete = bool(files) and [file.name for file in files] == names
     yield str(folder / "data"), partial(require, complete, "lacks a file")
     counts = [_count_rows(file) for file in files]
+    total = None if None in counts else sum(filter(None, counts))
+    if total is not None:
+        stated = f"{total:,} synthetic images" in (folder / "README.md").read_text()
+        yield str(folder / "README.md"), partial(require, stated, f"doesn't say {total:,} images")
     first, marks = 0, set[str]()
     for file, count in zip(files, counts, strict=True):
-        total = None if None in counts else sum(filter(None, counts))
         yield str(file), partial(_check_images, file, claims, first, total, marks)
         first += count or 0
 
