@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.config.extras import require_extras
-from pe_ray.config.places import lies_in
 from pe_ray.errors import InputError
 from pe_ray.files.image_batches import evenly_spaced
 from pe_ray.files.parts import require_whole
-from pe_ray.files.storage import (
-    PROBE,
-    Location,
-    atomic_write,
-    list_names,
-    name_left_aside,
-    require_writable,
-    resolve_place,
-)
+from pe_ray.files.storage import Location, resolve_place
 from pe_ray.release.evidence import open_run
 from pe_ray.run import Run
 from pe_ray.runtime.cluster import connect_to_ray
 from pe_ray.runtime.named_files import require_same_files
-from pe_ray.runtime.run_directory import others_cant_write, require_disk
+from pe_ray.runtime.run_directory import claim_output, others_cant_write, require_disk
 from pe_ray.synthetic.export import encode_png, export, load_format
 from pe_ray.synthetic.population import Population, final_population
 from pe_ray.synthetic.population_files import read_population
 from pe_ray.synthetic.teacher import load_teacher
 
-_NOTE = ".expansion.json"
+NOTE = ".expansion.json"
+"""What an expansion's folder was made for."""
 _MEASURED_IMAGES = 64
 
 
@@ -65,14 +55,11 @@ def expand(
     generator = config.generator_at(config.schedule.iterations).model_dump(mode="json")
     require_same_files(run.directory.path, config, {"generator": generator})
     directory = resolve_place(output, "--output")
-    if lies_in(str(directory), config.private.data):
-        raise InputError(
-            f"--output: {directory} lies in private.data, so a later run would read it as records; "
-            "give a folder elsewhere"
-        )
-    require_writable(directory, "--output")
     load_format(form)
-    _claim(directory, {"run": config.fingerprint, "num_samples": num_samples, "format": form})
+    request = {"run": config.fingerprint, "num_samples": num_samples, "format": form}
+    if form == "parquet":
+        request["image"] = "struct"  # of a former version: binary, and no set mixes the two
+    claim_output(directory, config, NOTE, request)
     num_rows = population.layout.num_samples if num_samples is None else num_samples
     require_disk(directory, round(num_rows * _measure_row(run, population)), "--output")
     with connect_to_ray(config.resources):
@@ -86,21 +73,3 @@ def _measure_row(run: Run, population: Population) -> float:
     options = run.config.generator_at(population.iteration).options
     rows = read_population(population.directory, ids, options)
     return float(np.mean([len(encode_png(image)) for image in rows["image"]]))
-
-
-def _claim(directory: Location, request: dict[str, Any]) -> None:
-    """Tie the output folder to the request; refuse one that holds something else.
-
-    What a killed start left behind is removed.
-    """
-    held, note = list_names(directory), directory / _NOTE
-    left = {name for name in held if name_left_aside(name) in (_NOTE, PROBE)}
-    if _NOTE in held:
-        if json.loads(note.read_bytes()) != request:
-            raise InputError(f"--output: {directory} holds another expansion; give a new folder")
-    elif held - left:
-        raise InputError(f"--output: {directory} is not empty; give a new folder")
-    for name in left:
-        (directory / name).unlink(missing_ok=True)
-    if _NOTE not in held:
-        atomic_write(note, json.dumps(request).encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +89,17 @@ class Release:
     def sensitivity(self) -> float:
         """L2 sensitivity: sqrt(votes_per_unit), as a unit adds ones to different bins (sums: 1)."""
         return math.sqrt(self.votes_per_unit)
+
+    def as_tree(self) -> dict[str, Any]:
+        """Return it as plain values, for readers."""
+        return {
+            "key": self.key,
+            "kind": self.kind,
+            "iteration": self.iteration,
+            "mechanism": "discrete Gaussian",
+            "sigma": self.sigma,
+            "sensitivity": self.sensitivity,
+        }
 
     @property
     def mu_squared(self) -> float | None:

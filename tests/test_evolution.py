@@ -236,7 +236,8 @@ def test_a_teacher_labels_the_final_set_its_expansion_and_the_audit(
     made = {}
     for name, folder in (("final", run / "synthetic"), ("more", expand(run, 250, tmp_path / "x"))):
         table = pq.read_table(folder, partitioning=None)
-        images = [np.asarray(Image.open(io.BytesIO(cell))) for cell in table["image"].to_pylist()]
+        pngs = [cell["bytes"] for cell in table["image"].to_pylist()]
+        images = [np.asarray(Image.open(io.BytesIO(png))) for png in pngs]
         made[name] = np.array(table["label"])
         assert (made[name] == labels_of(np.stack(images)[..., None])).all()
     drawn_for = read_layout(run.joinpath("populations", "iter=0001")).labels(0, 200)

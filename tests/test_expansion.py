@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -90,8 +91,13 @@ def test_it_continues_and_covers_all_parents(finished: Path, tmp_path: Path) -> 
         assert (whole / part.file).read_bytes() == (torn / part.file).read_bytes()
     labels = pq.read_table(whole, partitioning=None).column("label").to_pylist()
     assert sorted(set(labels)) == list(range(10))
-    with pytest.raises(InputError, match="another expansion"):
+    with pytest.raises(InputError, match="is of something else"):
         expand(finished, 101, torn)
+    note = torn / ".expansion.json"  # as a former version wrote it, with images of another type
+    held = json.loads(note.read_bytes())
+    note.write_text(json.dumps({key: held[key] for key in ("run", "num_samples", "format")}))
+    with pytest.raises(InputError, match="is of something else"):
+        expand(finished, 100, torn)
 
 
 @pytest.mark.parametrize("form", ["webdataset", "folder"])

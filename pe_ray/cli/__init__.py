@@ -21,6 +21,7 @@ from pe_ray.cli import (
     audit_verbs,
     check_verbs,
     look_verbs,
+    publish_verbs,
     run_verbs,
     tune_verbs,
     verify_verbs,
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
     options = _make_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for noisy in ("ray", "absl", "matplotlib", "faiss"):
+    for noisy in ("ray", "absl", "matplotlib", "faiss", "httpx2"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
@@ -81,6 +82,14 @@ def _make_parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command)
         return added
 
-    for module in (run_verbs, check_verbs, tune_verbs, look_verbs, audit_verbs, verify_verbs):
+    for module in (
+        run_verbs,
+        check_verbs,
+        tune_verbs,
+        look_verbs,
+        publish_verbs,
+        verify_verbs,
+        audit_verbs,
+    ):
         module.add_verbs(add_verb)
     return parser

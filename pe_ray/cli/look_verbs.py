@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pe_ray.cli.printing import AddVerb, add_json, print_json, release_as_tree, state_claim
+from pe_ray.cli.printing import AddVerb, add_json, print_json, state_claim
 
 
 def add_verbs(verb: AddVerb) -> None:
@@ -70,7 +70,7 @@ def _ledger(options: argparse.Namespace) -> None:
     budget, spent = ledger.budget, ledger.spent()
     releases = [
         {
-            **release_as_tree(entry.release),
+            **entry.release.as_tree(),
             "state": entry.state,
             "reserved_at": entry.reserved_at,
             "committed_at": entry.committed_at,

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 from pe_ray.config import Config
-from pe_ray.values import Release
 
 Command = Callable[[argparse.Namespace], None]
 AddVerb = Callable[[str, Command, str], argparse.ArgumentParser]
@@ -53,18 +52,6 @@ def state_claim(epsilon: float, delta: float, unit: str) -> str:
     if math.isinf(epsilon):
         return "epsilon inf: no noise, NOT private"
     return f"epsilon {epsilon:.6g}, delta {delta:g}, adding or removing one {unit}"
-
-
-def release_as_tree(release: Release) -> dict[str, Any]:
-    """Return `release` as plain values."""
-    return {
-        "key": release.key,
-        "kind": release.kind,
-        "iteration": release.iteration,
-        "mechanism": "discrete Gaussian",
-        "sigma": release.sigma,
-        "sensitivity": release.sensitivity,
-    }
 
 
 def print_json(tree: Any) -> None:

@@ -13,7 +13,6 @@ from pe_ray.cli.printing import (
     add_config,
     add_json,
     print_json,
-    release_as_tree,
     state_claim,
     use_address,
 )
@@ -65,7 +64,7 @@ def _plan(options: argparse.Namespace) -> None:
                 "epsilon": made.epsilon,
                 "delta": made.delta,
                 "unit": made.unit,
-                "releases": [release_as_tree(release) for release in made.releases],
+                "releases": [release.as_tree() for release in made.releases],
                 "calls": {"random": made.random_calls, "variation": made.variation_calls},
                 "images": {"populations": sum(sizes)},
                 "disk_bytes": made.disk_bytes,

@@ -8,10 +8,11 @@ holds a release before anything that was made from that release is written.
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pe_ray.config import Config
+from pe_ray.config.places import lies_in
 from pe_ray.config.yaml_tree import differences, dump_tree
 from pe_ray.errors import InputError
 from pe_ray.files.digests import write_with_digest
 from pe_ray.files.locks import is_locked, locked
 from pe_ray.files.storage import (
+    PROBE,
     Location,
     ObjectPath,
     atomic_write,
@@ -34,6 +37,7 @@ from pe_ray.files.storage import (
     find_existing,
     io_errors_as_input_errors,
     list_names,
+    name_left_aside,
     require_creatable,
     require_writable,
     resolve_place,
@@ -328,6 +332,33 @@ def require_disk(directory: Location, num_bytes: int, field: str) -> None:
             f"{field}: {directory} needs about {num_bytes / 2**30:.3g} GiB and has "
             f"{free / 2**30:.3g} GiB free; free some, or give a folder on a larger disk"
         )
+
+
+def claim_output(
+    directory: Location, config: Config, note: str, request: Mapping[str, Any]
+) -> None:
+    """Tie the folder of `--output` to a request; refuse one that is unusable or holds other files.
+
+    config: of the run that it is made from. note: the hidden file that keeps the request. What a
+    killed start left behind is removed.
+    """
+    if lies_in(str(directory), config.private.data):
+        raise InputError(
+            f"--output: {directory} lies in private.data, so a later run would read it as records; "
+            "give a folder elsewhere"
+        )
+    require_writable(directory, "--output")
+    held, file = list_names(directory), directory / note
+    left = {name for name in held if name_left_aside(name) in (note, PROBE)}
+    if note in held:
+        if json.loads(file.read_bytes()) != request:
+            raise InputError(f"--output: {directory} is of something else; give a new folder")
+    elif held - left:
+        raise InputError(f"--output: {directory} is not empty; give a new folder")
+    for name in left:
+        (directory / name).unlink(missing_ok=True)
+    if note not in held:
+        atomic_write(file, json.dumps(request).encode())
 
 
 def find_ledger(path: str | Location) -> Path:

@@ -55,18 +55,21 @@ class ExportFormat(Protocol):
 
 
 class Parquet:
-    """Columns image (PNG bytes) and label, with the label names as HF datasets reads them."""
+    """Columns image ({bytes: PNG, path: null}) and label, as HF datasets reads them by itself."""
 
     suffix = "parquet"
 
     @staticmethod
     def write(directory: Location, images: LabelledImages) -> bytes:
         features = {
-            "image": {"_type": "Value", "dtype": "binary"},
+            "image": {"_type": "Image"},
             "label": {"_type": "ClassLabel", "names": list(images.names)},
         }
         columns = {
-            "image": pa.array(images.pngs, type=pa.binary()),
+            "image": pa.StructArray.from_arrays(
+                [pa.array(images.pngs, pa.binary()), pa.nulls(len(images.pngs), pa.string())],
+                ["bytes", "path"],
+            ),
             "label": pa.array(images.labels, type=pa.int64()),
         }
         metadata = {"huggingface": json.dumps({"info": {"features": features}})}

@@ -89,7 +89,7 @@ def test_parquet_reads_with_hf_datasets(tmp_path: Path, images: np.ndarray) -> N
 
     folder = written(tmp_path / "set", "parquet", images)
     loaded = datasets.load_dataset("parquet", data_dir=str(folder), cache_dir=str(tmp_path / "hf"))
-    rows = loaded["train"].cast_column("image", datasets.Image())
+    rows = loaded["train"]
     assert rows.features["label"].names == list(NAMES)
     assert rows["label"] == LABELS.tolist()
     for row, image in zip(rows, images, strict=True):
@@ -101,8 +101,8 @@ def test_parquet_reads_with_pandas(tmp_path: Path, images: np.ndarray) -> None:
 
     frame = pd.read_parquet(written(tmp_path / "set", "parquet", images))
     assert frame["label"].tolist() == LABELS.tolist()
-    for content, image in zip(frame["image"], images, strict=True):
-        assert np.array_equal(pixels(Image.open(io.BytesIO(content)), image), image)
+    for cell, image in zip(frame["image"], images, strict=True):
+        assert np.array_equal(pixels(Image.open(io.BytesIO(cell["bytes"])), image), image)
 
 
 def test_parquet_reads_with_a_torch_data_loader(tmp_path: Path, images: np.ndarray) -> None:
@@ -111,7 +111,7 @@ def test_parquet_reads_with_a_torch_data_loader(tmp_path: Path, images: np.ndarr
 
     folder = written(tmp_path / "set", "parquet", images)
     loaded = datasets.load_dataset("parquet", data_dir=str(folder), cache_dir=str(tmp_path / "hf"))
-    rows = loaded["train"].cast_column("image", datasets.Image()).with_format("torch")
+    rows = loaded["train"].with_format("torch")
     batches = list(DataLoader(rows, batch_size=2))
     assert [len(batch["label"]) for batch in batches] == [2, 2, 1]
     first = batches[0]["image"][0].numpy()
@@ -224,7 +224,7 @@ def test_odd_labels_read_with_hf_datasets(tmp_path: Path, form: str) -> None:
     names = list(ODD) if form == "webdataset" else rows.features["label"].names
     assert sorted(names) == sorted(ODD)
     assert len(rows) == len(ODD)
-    for row in rows.cast_column(column, datasets.Image()):
+    for row in rows:
         assert np.array_equal(np.asarray(row[column]), expected[names[row[label]]])
 
 

@@ -1,0 +1,1 @@
+"""A finished run as a data set that others can use and check."""
