@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -82,17 +82,19 @@ def publish(
         sign(key, b"")
     if repo is not None:
         require_hub(repo)
-    num_images = list_parts(source)[-1].stop
+    groups = _group_parts(facts, source)
+    num_images = groups[-1][-1].stop
     request = {
         "run": facts.config.fingerprint,
         "expanded": expansion is not None,
         "num_images": num_images,
+        "num_files": len(groups),
         "marked": mark,
     }
     claim_output(directory, facts.config, _NOTE, request)
     for name in (CHECKSUMS, SIGNATURE):  # they may be of other cards
         (directory / name).unlink(missing_ok=True)
-    data = _write_data(facts, source, directory, mark=mark)
+    data = _write_data(facts, source, groups, directory, mark=mark)
     _write_evidence(facts, on_disk(directory / "evidence"))
     made = PublishedSet(
         facts=facts,
@@ -149,16 +151,14 @@ def _find_set(facts: Facts, expansion: str | Location | None) -> Location:
 
 
 def _write_data(
-    facts: Facts, source: Location, directory: Path, *, mark: bool
+    facts: Facts, source: Location, groups: list[list[Part]], directory: Path, *, mark: bool
 ) -> tuple[DataFile, ...]:
     """Write the images as data/train-*.parquet, one file in memory at a time."""
-    parts = list_parts(source)
-    mark_bytes = len(MARK) * parts[-1].stop if mark else 0
-    num_bytes = sum(part.num_bytes for part in parts) + mark_bytes
-    require_disk(directory, num_bytes, "--output")
-    rows = _FILE_BYTES // (facts.config.image_shape.num_bytes + len(MARK))
-    groups, written = list(_group(parts, rows)), []
-    with Progress("publish", parts[-1].stop) as progress:
+    num_rows = groups[-1][-1].stop
+    num_bytes = sum(part.num_bytes for group in groups for part in group)
+    require_disk(directory, num_bytes + num_rows * len(MARK) * mark, "--output")
+    written = []
+    with Progress("publish", num_rows) as progress:
         for number, group in enumerate(groups):
             name = f"data/train-{number:05d}-of-{len(groups):05d}.parquet"
             content = _join(facts, source, group, mark=mark)
@@ -169,15 +169,16 @@ def _write_data(
     return tuple(written)
 
 
-def _group(parts: Iterable[Part], rows: int) -> Iterator[list[Part]]:
-    """Yield the parts of each file, in row order: at most so many rows, or one part."""
-    group: list[Part] = []
-    for part in parts:
-        if group and part.stop - group[0].start > rows:
-            yield group
-            group = []
-        group.append(part)
-    yield group
+def _group_parts(facts: Facts, source: Location) -> list[list[Part]]:
+    """Return the parts of each file to write, in row order."""
+    most = _FILE_BYTES // (facts.config.image_shape.num_bytes + len(MARK))
+    groups: list[list[Part]] = []
+    for part in list_parts(source):
+        if groups and part.stop - groups[-1][0].start <= most:
+            groups[-1].append(part)
+        else:
+            groups.append([part])
+    return groups
 
 
 def _join(facts: Facts, source: Location, group: list[Part], *, mark: bool) -> bytes:

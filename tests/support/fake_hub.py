@@ -31,7 +31,11 @@ class Hub(ThreadingHTTPServer):
             ]
         if path == "/api/datasets/me/set/preupload/main":
             wanted = json.loads(body)["files"]
-            return {"files": [{**file, "uploadMode": "regular"} for file in wanted]}
+            return {
+                "files": [
+                    {**file, "uploadMode": "regular", "shouldIgnore": False} for file in wanted
+                ]
+            }
         if path == "/api/datasets/me/set/commit/main":
             for line in map(json.loads, body.splitlines()):
                 value = line["value"]
@@ -52,7 +56,7 @@ class _Requests(BaseHTTPRequestHandler):
         self.send_response(404 if answer is None else 200)
         if answer is None:
             self.send_header("X-Error-Code", "RepoNotFound")
-        content = json.dumps(answer).encode()
+        content = json.dumps(answer or {}).encode()
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(content)))
         self.end_headers()
