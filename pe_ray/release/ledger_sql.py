@@ -181,15 +181,12 @@ def begin(
 
 
 def list_unknown(path: Path) -> list[str]:
-    """Return what a file holds besides the columns of a ledger: other tables, columns, triggers.
-
-    The table of the former strategy `select` is known.
-    """
+    """Return what a file holds besides the columns of a ledger: other tables, columns, triggers."""
     query = (
         "SELECT made.type || ' ' || made.name || coalesce('.' || held.name, '')"
         " FROM sqlite_schema AS made"
         " LEFT JOIN pragma_table_xinfo(made.name) AS held"
-        " WHERE made.sql IS NOT NULL AND made.name != 'selection'"
+        " WHERE made.sql IS NOT NULL"
     )
     with _connect(path, "rw") as database, closing(sqlite3.connect(":memory:")) as own:
         own.executescript(_SCHEMA + _CHAIN_SCHEMA)

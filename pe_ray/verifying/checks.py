@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pe_ray.errors import DamagedFileError, InputError
 
-Step = tuple[str, Callable[[], str | None]]
-"""A file's path and what looks at it. That raises Differs or NotChecked, or returns what it found
-out, if a reader wants to know."""
+Step = tuple[str, Callable[[], Any]]
+"""A file's path and what looks at it. That raises Differs or NotChecked. Text that it returns is
+for readers."""
 
 
 class Differs(Exception):
@@ -38,15 +38,18 @@ class Checks(list[Check]):
     def make(self, what: str, steps: Iterable[Step]) -> bool:
         """Take all steps of a check and note how each ended; return whether nothing differs."""
         ended, held, told = list[Check](), 0, list[str]()
-        for file, look in steps:
-            try:
-                told += filter(None, [look()])
-                held += 1
-            except NotChecked as error:
-                ended.append(Check(what=what, result="not checked", file=file, why=str(error)))
-            except Exception as error:  # of other readers too: a changed file may hold anything
-                why = _explain(error)
-                ended.append(Check(what=what, result="differs", file=file, why=why))
+        try:
+            for file, look in steps:
+                try:
+                    found = look()
+                    held += 1
+                    told += [found] if isinstance(found, str) else []
+                except NotChecked as error:
+                    ended.append(Check(what=what, result="not checked", file=file, why=str(error)))
+                except Exception as error:
+                    ended.append(_find_fault(what, file, error))
+        except Exception as error:  # while the next step was prepared
+            ended.append(_find_fault(what, "", error))
         differs = any(check.result == "differs" for check in ended)
         if held and not differs:
             self.append(Check(what=what, result="holds", why="; ".join(told)))
@@ -56,6 +59,11 @@ class Checks(list[Check]):
     def pass_over(self, what: str, why: str) -> None:
         """Note something that is not checked."""
         self.append(Check(what=what, result="not checked", why=why))
+
+
+def _find_fault(what: str, file: str, error: Exception) -> Check:
+    """Note what was raised, which may be anything: a changed file may hold anything."""
+    return Check(what=what, result="differs", file=file, why=_explain(error))
 
 
 def _explain(error: Exception) -> str:

@@ -13,14 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pe_ray.errors import DamagedFileError
 from pe_ray.files.digests import read_with_digest
 from pe_ray.files.parts import Part
 from pe_ray.release.releases import votes_key
 from pe_ray.synthetic.denoising import weigh
 from pe_ray.synthetic.population import Offspring, Population, initial_offspring
 from pe_ray.synthetic.selection import select_parents
-from pe_ray.synthetic.smoothing import read_smoothed, unsmoothed
+from pe_ray.synthetic.smoothing import Votes, read_smoothed, unsmoothed
 from pe_ray.values import NoisyHistogram
 from pe_ray.verifying.checks import Checks, NotChecked, Step, require
 from pe_ray.verifying.run_claims import Claims, read_answer
@@ -61,7 +60,7 @@ def check_lineage(checks: Checks, claims: Claims, *, images: bool) -> None:
     )
     checks.pass_over("images of variations", "the generator makes them, of parents and seeds")
     if claims.own_columns is None:
-        checks.pass_over("columns of the generator", "it doesn't come with pe_ray")
+        checks.pass_over("columns of the generator", "it isn't one that comes with pe_ray")
     if images:
         checks.make("the final set is the last population", _list_final_steps(claims, pixels))
     if claims.run.config.teacher is not None:
@@ -88,8 +87,8 @@ def _is_smoothed(claims: Claims, iteration: int) -> bool:
     return settings.smooth > 1 and _read_votes(claims, iteration).release.sigma > 0
 
 
-def _check_smoothed(claims: Claims, iteration: int) -> None:
-    """Require each label's votes to be sums of m released ones over m, m a power of two."""
+def _check_smoothed(claims: Claims, iteration: int) -> Votes:
+    """Return smoothed votes: of each label, sums of m released ones over m, a power of two."""
     file, layout = claims.run.directory.smoothed(iteration), claims.layouts[iteration - 1]
     if not file.exists():
         raise NotChecked("isn't here")
@@ -112,6 +111,7 @@ def _check_smoothed(claims: Claims, iteration: int) -> None:
             np.allclose(sums, exact, rtol=1e-9, atol=1e-6),
             f"label {label} isn't averages over {averaged} released votes",
         )
+    return votes
 
 
 def _list_population_steps(claims: Claims, images: bool, pixels: list[Pixels]) -> Iterator[Step]:
@@ -150,11 +150,8 @@ class _Rows:
     """
 
     def __init__(self, claims: Claims, iteration: int, images: bool, before: list[Pixels]) -> None:
-        self._layout, self._images, self._own = (
-            claims.layouts[iteration],
-            images,
-            claims.own_columns,
-        )
+        self._layout, self._own = claims.layouts[iteration], claims.own_columns
+        self._images = images
         self.unknown, self.pixels = "", list[Pixels]()
         config = claims.run.config
         if iteration == 0:
@@ -212,15 +209,10 @@ def _replay_selection(claims: Claims, iteration: int) -> tuple[Offspring, str]:
     if claims.foreign:
         unknown = f"the denoiser {', '.join(sorted(claims.foreign))} doesn't come with pe_ray"
     elif _is_smoothed(claims, iteration):
-        file = claims.run.directory.smoothed(iteration)
         try:
-            votes = read_smoothed(file)
-        except DamagedFileError:
-            votes = None
-        if votes is None or len(votes.votes) != layout.num_samples:
+            weights = weigh(settings, _check_smoothed(claims, iteration), layout)
+        except Exception:  # which the smoothed votes' own check reports
             unknown = "the smoothed votes are missing or differ"
-        else:
-            weights = weigh(settings, votes, layout)
     else:
         weights = weigh(settings, unsmoothed(histogram, layout), layout)
     place = claims.run.directory.population(iteration - 1)

@@ -54,7 +54,7 @@ class Claims:
     run: its configuration has the blocks of _BLOCKS only, and there is no embedder. layouts: labels
     of S_0, ..., S_T as the configuration and released label counts say. foreign: kinds of denoisers
     that don't come with the package. own_columns: of the generators, None where one doesn't come
-    with the package.
+    with the package or its options can't be read.
     """
 
     run: Run
@@ -175,10 +175,16 @@ def _gather(folder: Path, ledger: Ledger) -> Claims:
     fractions = label_fractions(config)
     if fractions is None:
         fractions = fractions_of(read_answer(ledger, LABEL_COUNTS))
+    layouts = tuple(apportion(size, fractions) for size in config.schedule.sizes)
+    require(len(fractions) == len(run.labels), f"{LABEL_COUNTS} counts other labels")
+    for iteration, layout in zip(run.iterations, layouts, strict=False):
+        key = votes_key(iteration)
+        num_bins = len(read_answer(ledger, key).noisy_votes)
+        require(num_bins == layout.num_samples, f"{key} has votes for other samples")
     return Claims(
         run=run,
         ledger=ledger,
-        layouts=tuple(apportion(size, fractions) for size in config.schedule.sizes),
+        layouts=layouts,
         foreign=foreign,
         own_columns=_list_own_columns(tree["generator"]),
     )
@@ -216,5 +222,8 @@ def _list_own_columns(generator: Mapping[str, Any]) -> frozenset[str] | None:
         kind = stage["generator"]["kind"]
         if kind not in BUILT_IN["generator"]:
             return None
-        columns |= load("generator", kind).Options.model_validate(options).columns.keys()
+        try:
+            columns |= load("generator", kind).Options.model_validate(options).columns.keys()
+        except ValueError:  # of another version
+            return None
     return frozenset(columns)

@@ -33,6 +33,7 @@ def write(tree: dict[str, Any], folder: Path) -> str:
         ("import pe_ray.cli, pe_ray.release.ledger", "torch ray faiss matplotlib sklearn"),
         ("import pe_ray.report.comparison", "torch faiss matplotlib sklearn"),
         ("import pe_ray.report.run_status", "torch ray faiss matplotlib sklearn PIL pandas"),
+        ("import pe_ray.verifying", "torch ray faiss matplotlib sklearn pandas"),
     ],
 )
 def test_importing_is_light(imports: str, absent: str) -> None:

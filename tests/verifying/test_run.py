@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from verified import differing
 
-from pe_ray import Config, InputError, cli, evolve
+from pe_ray import InputError, cli
 from pe_ray.config.yaml_tree import digest_tree, dump_tree
 from pe_ray.files.digests import write_with_digest
 from pe_ray.files.parts import commit, list_parts, read_manifest, write_part
@@ -28,30 +29,10 @@ from pe_ray.verifying import verify
 Change = Callable[[pa.Table], pa.Table]
 
 
-@pytest.fixture(scope="module")
-def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose votes are smoothed in the first iteration only; not to be changed."""
-    tree: dict[str, Any] = {
-        "private": {"data": "sklearn:digits", "labels": [str(digit) for digit in range(10)]},
-        "generator": {"kind": "rendered_text", "image_size": 12},
-        "embedder": {"kind": "pixels", "size": 6},
-        "selection": {"keep_selected": True, "smooth": 2, "overrides": {2: {"smooth": 1}}},
-        "schedule": {"iterations": 2, "num_samples": 40, "degrees": [0.5, 0.25]},
-        "privacy": {"epsilon": 2.0, "delta": 1e-4, "unit": "record", "label_fractions": "dp"},
-        "resources": {"num_cpus": 2, "workers": 1},
-        "output": {"path": str(tmp_path_factory.mktemp("verified") / "run"), "rows_per_part": 17},
-    }
-    return Path(str(evolve(Config.from_dict(tree))))
-
-
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
     """A copy to be changed."""
     return Path(shutil.copytree(finished, tmp_path / "copy"))
-
-
-def differing(run: Path) -> set[str]:
-    return {check.file for check in verify(run) if check.result == "differs"}
 
 
 def test_a_run_holds_and_says_what_is_not_checked(finished: Path) -> None:
@@ -99,6 +80,12 @@ def shift(column: str) -> Change:
         return table.set_column(place, column, pa.array(values, table.schema.field(column).type))
 
     return change
+
+
+def add_to_a_vote(table: pa.Table) -> pa.Table:
+    votes = table["votes"].to_numpy().copy()
+    votes[0] += 0.3
+    return table.set_column(table.schema.get_field_index("votes"), "votes", pa.array(votes))
 
 
 def add_column(table: pa.Table) -> pa.Table:
@@ -250,12 +237,14 @@ CHANGES: dict[str, Callable[[Path], str]] = {
     "an answer of the ledger": execute("UPDATE releases SET noisy = zeroblob(9), sha256 = 'x'"),
     "a table in the ledger": execute("CREATE TABLE notes (text TEXT)", chained=True),
     "a column in the ledger": execute("ALTER TABLE budget ADD COLUMN note TEXT", chained=True),
-    "less sensitivity": execute(
+    "a release of another iteration": execute(
         "UPDATE releases SET iteration = 2 WHERE key = 'votes/0001'", chained=True
     ),
-    "more spent than the budget": execute(
-        "UPDATE releases SET sigma = sigma / 3, mu_squared = 9 * mu_squared", chained=True
+    "a release of another sensitivity": execute(
+        "UPDATE releases SET votes_per_unit = 4, sensitivity = 2, mu_squared = 4 * mu_squared",
+        chained=True,
     ),
+    "a smaller budget": execute("UPDATE budget SET epsilon = 0.5", chained=True),
     "the configuration": configure(lambda tree: tree["schedule"].update(seed=1)),
     "a comment in the configuration": comment,
     "the configuration removed": remove("config.yaml"),
@@ -265,7 +254,7 @@ CHANGES: dict[str, Callable[[Path], str]] = {
     "metadata of votes": rewrite_file(HISTOGRAM, add_metadata),
     "a histogram removed": remove(HISTOGRAM),
     "a bit of a histogram": flip(HISTOGRAM),
-    "a smoothed vote": rewrite_file("smoothed/iter=0001.parquet", shift("votes")),
+    "a smoothed vote": rewrite_file("smoothed/iter=0001.parquet", add_to_a_vote),
     "a parent": rewrite_part(S2, shift("parent")),
     "a degree": rewrite_part(S2, shift("degree")),
     "a label": rewrite_part(S1, shift("label"), which=1),
@@ -273,7 +262,7 @@ CHANGES: dict[str, Callable[[Path], str]] = {
     "a column": rewrite_part(S1, add_column),
     "a generator's column removed": rewrite_part(S0, lambda table: table.drop_columns("genome")),
     "metadata": rewrite_part(S1, add_metadata),
-    "an image of a kept sample": rewrite_part(S1, other_image_of_a_kept_sample),
+    "an image of a kept sample": rewrite_part(S2, other_image_of_a_kept_sample),
     "a part removed": remove(f"{S1}/part-0000000017-0000000034.parquet"),
     "a bit of a part": flip(f"{S0}/part-0000000017-0000000034.parquet"),
     "a manifest removed": remove(f"{S1}/.manifest.json"),
@@ -294,10 +283,9 @@ CHANGES: dict[str, Callable[[Path], str]] = {
 
 
 FOLLOWING = {
-    "more spent than the budget": {"smoothed/iter=0001.parquet"},
+    "a smaller budget": {"config.yaml"},
     "a histogram removed": {"histograms/.iter=0001.parquet.sha256"},
-    "a smoothed vote": {f"{S1}/part-0000000000-0000000017.parquet"},
-    "an image of a kept sample": {f"{S2}/part-0000000000-0000000017.parquet"},
+    "an image of a kept sample": {"synthetic/part-0000000000-0000000017.parquet"},
 }
 """Change -> what doesn't fit what was changed."""
 
