@@ -18,6 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 from tiny_networks import save_clip
+from verified import differing
 
 from pe_ray import Config, InputError, evolution, evolve, expand, plugins
 from pe_ray.files.parts import read_manifest
@@ -215,6 +216,7 @@ def test_every_option_of_the_main_path_runs(ray_session: None, tree: dict[str, A
     manifest = read_manifest(run / "populations" / "iter=0002")
     assert manifest is not None
     assert manifest["num_rows"] == 50
+    assert differing(run) == set()
 
 
 def test_a_teacher_labels_the_final_set_its_expansion_and_the_audit(
@@ -242,6 +244,7 @@ def test_a_teacher_labels_the_final_set_its_expansion_and_the_audit(
         assert (made[name] == labels_of(np.stack(images)[..., None])).all()
     drawn_for = read_layout(run.joinpath("populations", "iter=0001")).labels(0, 200)
     assert 0.1 < (made["final"] == drawn_for).mean() < 1.0
+    assert differing(run) == set()
     seen: list[Any] = []
     scorer = plugins.load("metric", "classifier")
     monkeypatch.setattr(scorer, "score", lambda self, x, y, *rest: seen.append(y) or {})

@@ -18,7 +18,15 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from pe_ray import __version__
-from pe_ray.cli import audit_verbs, check_verbs, look_verbs, publish_verbs, run_verbs, tune_verbs
+from pe_ray.cli import (
+    audit_verbs,
+    check_verbs,
+    look_verbs,
+    publish_verbs,
+    run_verbs,
+    tune_verbs,
+    verify_verbs,
+)
 from pe_ray.cli.printing import Command
 from pe_ray.errors import FaultError, InputError
 from pe_ray.runtime.events import log_to_stderr
@@ -87,6 +95,14 @@ def _make_parser() -> argparse.ArgumentParser:
         added.add_argument("--log-json", action="store_true", help="log one JSON object a line")
         return added
 
-    for module in (run_verbs, check_verbs, tune_verbs, look_verbs, publish_verbs, audit_verbs):
+    for module in (
+        run_verbs,
+        check_verbs,
+        tune_verbs,
+        look_verbs,
+        publish_verbs,
+        verify_verbs,
+        audit_verbs,
+    ):
         module.add_verbs(add_verb)
     return parser

@@ -88,7 +88,7 @@ def find_parts(
     None where there is none, where its size differs from what a manifest of that start states, or
     where nothing tells what was written: two different ones were, or the manifest is damaged.
     """
-    sizes, manifest = storage.list_sizes(directory), _load(directory)
+    sizes, manifest = storage.list_sizes(directory), load_manifest(directory)
     unknown = set() if MANIFEST in sizes and manifest is None else {""}
     stated = {part["file"]: part["num_bytes"] for part in manifest["parts"]} if manifest else {}
     digests = _collect_digests(sizes, manifest)
@@ -117,7 +117,7 @@ def remove_damaged(directory: Location) -> None:
             file.unlink(missing_ok=True)
 
     sizes = storage.list_sizes(directory)
-    digests = _collect_digests(sizes, _load(directory))
+    digests = _collect_digests(sizes, load_manifest(directory))
     known = [name for name in sorted(sizes) if name in digests]
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
         list(pool.map(remove, known, [digests[name] for name in known]))
@@ -169,7 +169,7 @@ def _encode(manifest: Mapping[str, Any]) -> bytes:
     return json.dumps(stated | {"digest": digest}, indent=1).encode()
 
 
-def _load(directory: Location) -> dict[str, Any] | None:
+def load_manifest(directory: Location) -> dict[str, Any] | None:
     """Return what a manifest says, None where it is missing, torn or damaged."""
     try:
         content = (directory / MANIFEST).read_bytes()
@@ -183,7 +183,7 @@ def _load(directory: Location) -> dict[str, Any] | None:
 
 def read_manifest(directory: Location) -> dict[str, Any] | None:
     """Return the manifest of a complete stage, None where it or any part is missing or torn."""
-    manifest = _load(directory)
+    manifest = load_manifest(directory)
     if manifest is None:
         return None
     sizes = storage.list_sizes(directory)

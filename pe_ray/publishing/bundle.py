@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pe_ray.errors import DamagedFileError, InputError
 from pe_ray.expansion import NOTE as EXPANSION_NOTE
+from pe_ray.files.digests import read_with_digest, write_with_digest
 from pe_ray.files.images import list_stored
 from pe_ray.files.parts import Part, commit, list_parts, read_manifest, read_part, write_part
 from pe_ray.files.storage import Location, atomic_write, name_left_aside, resolve_place
@@ -205,7 +206,8 @@ def _read_table(directory: Location, part: Part, columns: list[str]) -> pa.Table
 def _write_evidence(facts: Facts, evidence: RunDirectory) -> None:
     """Write what the claim is computed from, laid out as a run directory.
 
-    Of the populations only which sample stems from which: no image and no column of a generator.
+    Smoothed votes, which parents were drawn by, can't be computed without the embedder. Of the
+    populations only which sample stems from which: no image and no column of a generator.
     """
     for t, layout in enumerate(facts.layouts):
         _write_lineage(facts.run.population(t), evidence.population(t))
@@ -216,6 +218,9 @@ def _write_evidence(facts: Facts, evidence: RunDirectory) -> None:
                     f"{facts.run.histogram(t + 1)}: is missing; run the same `pe-ray run` command"
                 )
             evidence.write_histogram(votes, layout)
+            smoothed = facts.run.smoothed(t + 1)
+            if smoothed.exists():
+                write_with_digest(evidence.smoothed(t + 1), read_with_digest(smoothed))
     atomic_write(evidence.ledger, facts.ledger.copied())
     atomic_write(evidence.config, facts.run.config.read_bytes())
 

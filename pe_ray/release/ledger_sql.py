@@ -180,6 +180,20 @@ def begin(
         database.execute("COMMIT")
 
 
+def list_unknown(path: Path) -> list[str]:
+    """Return what a file holds besides the columns of a ledger: other tables, columns, triggers."""
+    query = (
+        "SELECT made.type || ' ' || made.name || coalesce('.' || held.name, '')"
+        " FROM sqlite_schema AS made"
+        " LEFT JOIN pragma_table_xinfo(made.name) AS held"
+        " WHERE made.sql IS NOT NULL"
+    )
+    with _connect(path, "rw") as database, closing(sqlite3.connect(":memory:")) as own:
+        own.executescript(_SCHEMA + _CHAIN_SCHEMA)
+        known, held = (set(each.execute(query).fetchall()) for each in (own, database))
+    return sorted(name for (name,) in held - known)
+
+
 def copy_bytes(path: Path) -> bytes:
     """Return a file with the same content, consistent whoever writes meanwhile."""
     with _connect(path, "rw") as database, closing(sqlite3.connect(":memory:")) as copy:

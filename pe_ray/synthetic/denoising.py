@@ -9,6 +9,7 @@ Denoisers themselves are in pe_ray/components/denoisers.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,11 @@ from pe_ray.config import Config
 from pe_ray.config.blocks import SelectionSettings
 from pe_ray.plugins import Denoiser, load
 from pe_ray.run import Run
-from pe_ray.synthetic.embedding import Embedding
 from pe_ray.synthetic.smoothing import Votes, smooth_votes
 from pe_ray.values import LabelLayout, NoisyHistogram
+
+if TYPE_CHECKING:  # `pe-ray verify` imports this module where there is no Ray
+    from pe_ray.synthetic.embedding import Embedding
 
 Weights = NDArray[np.float64]
 
@@ -31,8 +34,12 @@ def denoise(run: Run, embedding: Embedding, histogram: NoisyHistogram) -> Weight
     of every label that has samples have a positive sum.
     """
     settings = run.config.selection.at(histogram.release.iteration)
-    votes = smooth_votes(run, embedding, histogram)
-    labels = weigh_labels(settings, votes, embedding.layout)
+    return weigh(settings, smooth_votes(run, embedding, histogram), embedding.layout)
+
+
+def weigh(settings: SelectionSettings, votes: Votes, layout: LabelLayout) -> Weights:
+    """Return the weights of all samples from their smoothed votes, float64 [num_samples]."""
+    labels = weigh_labels(settings, votes, layout)
     return np.concatenate([fall_back(weights, noisy) for noisy, weights in labels])
 
 

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pe_ray.config import Config
 from pe_ray.errors import InputError
@@ -20,7 +19,7 @@ from pe_ray.run import Run
 from pe_ray.runtime.stages import PartWorker, Stage, run_stage
 from pe_ray.synthetic.batching import BatchedGenerator
 from pe_ray.synthetic.export_formats import ExportFormat, LabelledImages
-from pe_ray.synthetic.population import Population
+from pe_ray.synthetic.population import Population, assign_parents
 from pe_ray.synthetic.population_files import read_population
 from pe_ray.synthetic.teacher import load_teacher
 
@@ -108,14 +107,3 @@ class ExportWorker(PartWorker):
         )
         content = self._format.write(self._directory, images)
         return write_part(self._directory, start, stop, self._format.suffix, content)
-
-
-def assign_parents(ids: NDArray[np.int64], num_samples: int, num_parents: int) -> NDArray[np.int64]:
-    """Return which sample of S_T each of the rows `ids` of `num_samples` stems from, [n].
-
-    Full rounds over all samples in order come first, then evenly spaced ones. Populations are in
-    label order, so the labels' shares hold for any number of rows.
-    """
-    full_rounds = num_samples - num_samples % num_parents
-    rest = max(num_samples % num_parents, 1)
-    return np.where(ids < full_rounds, ids % num_parents, (ids - full_rounds) * num_parents // rest)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -27,9 +28,11 @@ from pe_ray.files.storage import Location
 from pe_ray.run import Run
 from pe_ray.runtime.events import Event, emit
 from pe_ray.runtime.watchdog import exit_on_stall, note_progress
-from pe_ray.synthetic.embedding import Embedding
 from pe_ray.synthetic.embedding_files import EmbeddingPart, read_blocks
 from pe_ray.values import DistanceMetric, LabelLayout, NoisyHistogram
+
+if TYPE_CHECKING:  # `pe-ray verify` imports this module where there is no Ray
+    from pe_ray.synthetic.embedding import Embedding
 
 Floats = NDArray[np.float64]
 
@@ -64,6 +67,7 @@ def smooth_votes(run: Run, embedding: Embedding, histogram: NoisyHistogram) -> V
         kept = read_smoothed(file)
         if kept is not None:
             return kept
+
     parts, started = embedding.parts(), time.monotonic()
     metric, stall_seconds = run.config.votes.metric, run.config.resources.stall_seconds
     task = ray.remote(num_cpus=1)(_smooth_label)

@@ -34,6 +34,7 @@ def write(tree: dict[str, Any], folder: Path) -> str:
         ("import pe_ray.report.page, pe_ray.report.comparison", "torch ray faiss sklearn"),
         ("import pe_ray.planning, pe_ray.cli.inputs", "torch ray faiss matplotlib sklearn"),
         ("import pe_ray.report.run_status", "torch ray faiss matplotlib sklearn PIL pandas"),
+        ("import pe_ray.verifying", "torch ray faiss matplotlib sklearn pandas"),
     ],
 )
 def test_importing_is_light(imports: str, absent: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from verified import differing
 
 from pe_ray import Config, evolve
 from pe_ray.files.parts import MANIFEST, list_parts, read_manifest
@@ -49,6 +50,7 @@ class Elements(HTMLParser):
 
 def test_the_page_requests_nothing_and_is_accessible(finished: Path) -> None:
     page = write_report(finished).read_text()
+    assert differing(finished) == set()  # its files are a run's
     elements = Elements(page)
     assert not elements.all("script", "link", "iframe", "object", "base")
     keys = ("src", "href", "srcset", "xlink:href")

@@ -18,7 +18,7 @@ from pe_ray.config.kinds import Plugin
 from pe_ray.plugins import GeneratorOptions, Rows
 from pe_ray.plugins.seeds import Seeds
 from pe_ray.synthetic.batching import BatchedGenerator
-from pe_ray.synthetic.export import assign_parents
+from pe_ray.synthetic.population import assign_parents
 from pe_ray.values import ImageShape
 
 

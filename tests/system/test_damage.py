@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from undisturbed import content
+from verified import differing
 
 from pe_ray import Config, InputError, evolve, expand
 from pe_ray.errors import DamagedFileError
@@ -117,6 +118,17 @@ def test_who_reads_a_damaged_file_names_it(
             assert str(damaged.value).startswith(f"{file}: ")
     finally:
         flip(file)
+
+
+def test_verify_names_a_damaged_file_of_any_kind(finished: Path) -> None:
+    assert differing(finished) == set()
+    for kind in KINDS:
+        file = sorted(finished.glob(kind))[0]
+        flip(file)
+        try:
+            assert differing(finished) == {str(file.relative_to(finished))}
+        finally:
+            flip(file)
 
 
 @pytest.fixture(scope="module")

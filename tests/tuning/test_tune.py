@@ -21,6 +21,7 @@ import pytest
 import yaml
 from PIL import Image
 from tiny_search import STAND_IN, final
+from verified import differing
 
 from pe_ray import InputError, cli
 from pe_ray.files.parts import read_manifest
@@ -137,6 +138,7 @@ def test_proxy_pays_for_one_run_and_the_final_one(
     assert keys == ["moments", "proxy/votes/0001", "proxy/votes/0002", "votes/0001", "votes/0002"]
     assert not (outcome.path / "tuning" / "tune").exists()  # it names machines
     assert 9.9 < ledger.spent() <= 10.0
+    assert differing(outcome.path) == set()
 
 
 def test_public_trials_never_open_the_private_records(
