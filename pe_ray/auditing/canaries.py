@@ -127,7 +127,7 @@ def _choose_canaries(config: Config, aside: Path) -> pa.Table:
     file = aside / "candidates.parquet"
     _write(file, candidates)
     choices = _choices(run, population, embed_canaries(run, file), labels)
-    owner, rows = _grouped(config, take_apart(choices.tolist()), labels)
+    owner, rows = _grouped(config, _apart(choices), labels)
     num = int(owner[-1]) + 1 if len(owner) else 0
     if num < LEAST_CANARIES:
         raise InputError(
@@ -138,12 +138,14 @@ def _choose_canaries(config: Config, aside: Path) -> pa.Table:
     return candidates.take(rows).append_column("user", pa.array(owner, pa.int64()))
 
 
-def take_apart(choices: Sequence[Sequence[int]]) -> NDArray[np.bool_]:
-    """Return which `choices` to keep so that all are disjoint, first come first served."""
+def _apart(choices: Ids) -> NDArray[np.bool_]:
+    """Return which rows of `choices` [n, k] to keep so that all are disjoint, first come first
+    served.
+    """
     taken: set[int] = set()
     kept = np.zeros(len(choices), dtype=np.bool_)
-    for row, bins in enumerate(choices):
-        if taken.isdisjoint(bins) and min(bins, default=-1) >= 0:
+    for row, bins in enumerate(choices.tolist()):
+        if taken.isdisjoint(bins) and min(bins) >= 0:
             taken.update(bins)
             kept[row] = True
     return kept

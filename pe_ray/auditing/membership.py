@@ -30,6 +30,7 @@ _WIDTH = 2.5758  # standard deviations on either side of an interval, at this co
 _DRAWS = 200  # of the bootstrap
 _GUESSED = (0.5, 0.05, 0.01)  # shares of all units that are guessed to have voted, for epsilon
 _MOST_WEIGHT = 10.0
+_LEAST_VARIANCE = 1e-3  # of counts about their line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,22 +48,31 @@ class Trace:
     votes: Ids
 
 
+def share_out(bins: Sequence[Ids], order: Ids) -> tuple[Ids, Ids]:
+    """Leave each sample to the first unit, in `order`, that names it: none shares its noise.
+
+    bins: of each unit. Returns (units, samples).
+    """
+    owner = np.repeat(order, [len(bins[unit]) for unit in order])
+    named = np.concatenate([bins[unit] for unit in order])
+    samples, first = np.unique(named, return_index=True)
+    return owner[first], samples
+
+
 def score_votes(
-    traces: Sequence[Trace], bins: Sequence[Sequence[Ids]], member: Members
+    traces: Sequence[Trace], bins: Sequence[tuple[Ids, Ids]], member: Members
 ) -> dict[str, Floats]:
     """Score what speaks for each unit's having voted, by channel; float64 [units].
 
-    bins: by iteration and unit, the samples that the unit votes for if it votes.
+    bins: by iteration, (units, samples that they vote for if they vote).
 
     counts: sum of (noisy votes - others' votes) / sigma^2, the log likelihood ratio of the claim up
     to a constant. survival (has children), children, lineage (descendants in S_T): what exceeds a
-    straight line through all samples of a label, at the others' votes.
+    straight line through all samples of a label at the others' votes, weighted alike.
     """
     channels = ("counts", "survival", "children", "lineage")
     scores = {name: np.zeros(len(member)) for name in channels}
-    for trace, of_units in zip(traces, bins, strict=True):
-        owner = np.repeat(np.arange(len(member)), [len(some) for some in of_units])
-        found = np.concatenate(of_units)
+    for trace, (owner, found) in zip(traces, bins, strict=True):
         others = trace.votes[found] - member[owner]
         excess: dict[str, Floats] = {
             "counts": (trace.noisy_votes[found] - others) / (trace.sigma**2 or 1.0)
@@ -73,22 +83,27 @@ def score_votes(
             "lineage": trace.descendants.astype(np.float64),
         }
         for name, values in published.items():
-            at_none, slope = _fit_lines(values, trace)
-            spread = values.std() or 1.0
-            excess[name] = (values[found] - at_none[found] - slope[found] * others) / spread
+            at_none, slope, weight = (fitted[found] for fitted in _fit_lines(values, trace))
+            excess[name] = weight * (values[found] - at_none - slope * others)
         for name, terms in excess.items():
             scores[name] = scores[name] + np.bincount(owner, terms, minlength=len(member))
     return scores
 
 
-def _fit_lines(values: Floats, trace: Trace) -> tuple[Floats, Floats]:
-    """Fit values = a + b votes in each label by least squares; return a and b of each sample."""
-    lines = np.zeros((len(values), 2))
+def _fit_lines(values: Floats, trace: Trace) -> Floats:
+    """Fit values = a + b votes + noise of variance v, in each label, by least squares.
+
+    Returns a, b and b / v of each sample, [3, num_samples]. With b / v, what a unit's vote explains
+    is weighted as in a log likelihood ratio.
+    """
+    lines = np.zeros((3, len(values)))
     for label, count in enumerate(trace.layout.counts):
         some = slice(*trace.layout.label_range(label))
         votes = np.stack([np.ones(count), trace.votes[some]], axis=1)
-        lines[some] = np.linalg.lstsq(votes, values[some])[0]
-    return lines[:, 0], lines[:, 1]
+        fitted = np.linalg.lstsq(votes, values[some])[0]
+        variance = np.mean((values[some] - votes @ fitted) ** 2) if count else 0.0
+        lines[:, some] = [[fitted[0]], [fitted[1]], [fitted[1] / max(variance, _LEAST_VARIANCE)]]
+    return lines
 
 
 def predict_members(features: NDArray[Any], member: Members) -> Floats:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_ray.auditing.canaries import claimed_bins, take_apart
+from pe_ray.auditing.canaries import claimed_bins
 from pe_ray.auditing.game import open_population
 from pe_ray.auditing.membership import (
     CONFIDENCE,
@@ -27,6 +27,7 @@ from pe_ray.auditing.membership import (
     predict_members,
     score_votes,
     share_nearer,
+    share_out,
     weigh_units,
 )
 from pe_ray.auditing.samples import (
@@ -111,22 +112,18 @@ def _score(run: Run, folder: Path, num_units: int, lookahead: bool) -> dict[str,
     _require_units(member)
 
     chosen, traces = _follow_votes(run, records, sample, populations, folder, lookahead)
-    bins = [claimed_bins(ids, owner, Votes.limit(config), config.privacy.unit) for ids in chosen]
-    offsets = np.cumsum([0, *(len(trace.votes) for trace in traces)])
-    every = [
-        np.concatenate([some + offset for some, offset in zip(of_unit, offsets, strict=False)])
-        for of_unit in zip(*bins, strict=True)
-    ]
+    claimed = [claimed_bins(ids, owner, Votes.limit(config), config.privacy.unit) for ids in chosen]
     order = np.random.default_rng(0).permutation(len(member))
-    apart = np.sort(order[take_apart([every[unit].tolist() for unit in order])])
-    _require_units(member[apart])
+    bins = [share_out(of_units, order) for of_units in claimed]
+    own = np.unique(np.concatenate([units for units, _ in bins]))
+    _require_units(member[own])
 
     features = np.concatenate([piece.features for piece in sample])
     near_first, near_last = (-_mean_by(owner, distances_to(x, features)) for x in (first, last))
     chances = predict_members(_mean_by(owner, features), member)
     weights = weigh_units(chances, member)
     labels = np.concatenate([piece.labels for piece in sample])[firsts]
-    scores = score_votes(traces, [[some[u] for u in apart] for some in bins], member[apart])
+    scores = {**score_votes(traces, bins, member), "images": near_last}
     releases = [entry.release for entry in ledger.entries() if not entry.release.is_sums]
     num = min(len(voted.owner), len(held.owner))
     return {
@@ -138,8 +135,8 @@ def _score(run: Run, folder: Path, num_units: int, lookahead: bool) -> dict[str,
         "units": {
             "voted": int(member.sum()),
             "held_out": int((~member).sum()),
-            "voted_apart": int(member[apart].sum()),
-            "held_out_apart": int((~member[apart]).sum()),
+            "voted_compared": int(member[own].sum()),
+            "held_out_compared": int((~member[own]).sum()),
             "held_out_dropped": dropped,
         },
         "controls": {
@@ -151,10 +148,10 @@ def _score(run: Run, folder: Path, num_units: int, lookahead: bool) -> dict[str,
         "near_copies": _find_near_copies(to_images, to_held),
         "allowed": allow_by_claim(releases),
         "channels": judge_channels(
-            {**scores, "images": near_last[apart]},
-            member[apart],
-            weights[apart],
-            {name: labels[apart] == label for label, name in enumerate(run.labels)},
+            {name: values[own] for name, values in scores.items()},
+            member[own],
+            weights[own],
+            {name: labels[own] == label for label, name in enumerate(run.labels)},
             releases,
             (ledger.spent(), ledger.budget.delta),
         ),

@@ -99,7 +99,7 @@ def _print_score(run: Run, options: argparse.Namespace) -> None:
     units, controls, nearer = score["units"], score["controls"], score["distances"]["nearer"]
     print(
         "{unit}s     {voted:,} that voted, {held_out:,} held out ({held_out_dropped:,} dropped, "
-        "they voted too); {voted_apart:,} and {held_out_apart:,} share no sample".format(
+        "they voted too); {voted_compared:,} and {held_out_compared:,} are compared".format(
             **score, **units
         )
     )

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from pe_ray import Config, InputError, cli, evolution
-from pe_ray.auditing.canaries import canary_data, take_apart
+from pe_ray.auditing.canaries import _apart, canary_data
 from pe_ray.auditing.game import play
 from pe_ray.release.ledger import Ledger
 from pe_ray.values import Budget
@@ -185,8 +185,8 @@ def test_private_data_are_never_named_to_the_run(attacked: dict[str, Any]) -> No
 
 
 def test_chosen_rows_share_no_bin() -> None:
-    choices = [[0, 1], [1, 2], [2, 3], [4, -1], [5, 6]]
-    assert take_apart(choices).tolist() == [True, False, True, False, True]
+    choices = np.array([[0, 1], [1, 2], [2, 3], [4, -1], [5, 6]])
+    assert _apart(choices).tolist() == [True, False, True, False, True]
 
 
 def test_the_output_may_not_be_the_configurations(attacked: dict[str, Any]) -> None:

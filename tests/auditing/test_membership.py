@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from pe_ray.auditing.bounds import tradeoff
-from pe_ray.auditing.canaries import take_apart
 from pe_ray.auditing.membership import (
     Trace,
     allow_by_claim,
@@ -26,6 +25,7 @@ from pe_ray.auditing.membership import (
     predict_members,
     score_votes,
     share_nearer,
+    share_out,
     weigh_units,
 )
 from pe_ray.auditing.samples import find_nearest
@@ -68,8 +68,9 @@ def play(
     shift: float = 0.0,
 ) -> Game:
     """Run it. noise: what is really added to the votes that are published. weigh: what selection
-    sees, of the noisy votes, the true ones and, from S_1 on, those of each sample's ancestor in
-    S_0. finish: makes the final set of S_T and the records that voted. shift: of held-out ones."""
+    sees, of the noisy votes, the true ones and, from S_1 on, each sample's share in those of its
+    ancestor in S_0. finish: makes the final set of S_T and all records, those that voted first.
+    shift: of held-out records."""
     rng = np.random.default_rng(seed)
     points = rng.normal(size=(2 * RECORDS, 2)).astype(np.float32)
     points[RECORDS:] += np.float32(shift)
@@ -84,7 +85,9 @@ def play(
         noisy = votes + drawn[-1] if noise else votes
         published.append((noisy, votes))
         # Where less noise is published, selection still sees all of it.
-        seen = weigh(votes + drawn[0], votes, published[0][1][ancestors] if t else None)
+        families = np.bincount(ancestors, minlength=SAMPLES)[ancestors]
+        first = published[0][1][ancestors] / families if t else None
+        seen = weigh(votes + drawn[0], votes, first)
         weights = np.maximum(seen, 0) + 1e-9
         places = (np.arange(SAMPLES) + rng.random()) / SAMPLES * weights.sum()
         parents.append(np.searchsorted(weights.cumsum(), places).clip(max=SAMPLES - 1))
@@ -105,13 +108,13 @@ def play(
         for t, (noisy, votes) in enumerate(published)
     ]
     order = rng.permutation(len(points))
-    both = np.stack([ids + t * SAMPLES for t, ids in enumerate(chosen)], axis=1)
-    apart = np.sort(order[take_apart(both[order].tolist())])
-    bins = [[np.array([one]) for one in ids[apart]] for ids in chosen]
-    scores = score_votes(traces, bins, member[apart])
-    scores["images"] = -find_nearest(points, [finish(samples, points)])[0][apart]
+    bins = [share_out(ids[:, None], order) for ids in chosen]
+    own = np.unique(np.concatenate([units for units, _ in bins]))
+    scores = score_votes(traces, bins, member)
+    scores["images"] = -find_nearest(points, [finish(samples, points)])[0]
+    scores = {name: values[own] for name, values in scores.items()}
     weights = weigh_units(predict_members(points, member), member)
-    return Game(scores, member[apart], weights[apart], points[apart])
+    return Game(scores, member[own], weights[own], points[own])
 
 
 def survivors_only(noisy: Array, votes: Array, first: Array | None) -> Array:
