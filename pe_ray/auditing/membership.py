@@ -21,12 +21,12 @@ from pe_ray.auditing.bounds import measured_epsilon, refutes_independent, tradeo
 from pe_ray.auditing.samples import Floats, Ids, Members
 from pe_ray.values import LabelLayout, Release
 
-CONFIDENCE = 0.99
+CONFIDENCE = 0.999
 FALSE_ALARMS = (0.01, 0.001)
 """Rates of held-out units taken for voters, at which hits are counted."""
 LEAST_UNITS = 20
 """Units of either kind without which nothing is measured."""
-_WIDTH = 2.5758  # standard deviations on either side of an interval, at this confidence
+_WIDTH = 3.2905  # standard deviations on either side of an interval, at this confidence
 _DRAWS = 200  # of the bootstrap
 _GUESSED = (0.5, 0.05, 0.01)  # shares of all units that are guessed to have voted, for epsilon
 _MOST_WEIGHT = 10.0
@@ -64,7 +64,8 @@ def score_votes(
 ) -> dict[str, Floats]:
     """Score what speaks for each unit's having voted, by channel; float64 [units].
 
-    bins: by iteration, (units, samples that they vote for if they vote).
+    bins: by iteration, (units, samples that they vote for if they vote). A unit that has none in
+    any iteration gets NaN.
 
     counts: sum of (noisy votes - others' votes) / sigma^2, the log likelihood ratio of the claim up
     to a constant. survival (has children), children, lineage (descendants in S_T): what exceeds a
@@ -87,7 +88,8 @@ def score_votes(
             excess[name] = weight * (values[found] - at_none - slope * others)
         for name, terms in excess.items():
             scores[name] = scores[name] + np.bincount(owner, terms, minlength=len(member))
-    return scores
+    named = np.isin(np.arange(len(member)), np.concatenate([owner for owner, _ in bins]))
+    return {name: np.where(named, values, np.nan) for name, values in scores.items()}
 
 
 def _fit_lines(values: Floats, trace: Trace) -> Floats:
@@ -182,7 +184,7 @@ def bound_epsilon(
         return None
     measured = 0.0
     for share in _GUESSED:
-        guessed = scores > np.quantile(scores, 1 - share)
+        guessed = scores >= np.quantile(scores, 1 - share)
         refuted = partial(
             refutes_independent,
             included=int(member.sum()),
@@ -203,25 +205,30 @@ def judge_channels(
     releases: Sequence[Release],
     claimed: tuple[float, float],
 ) -> dict[str, Any]:
-    """Return what each channel tells, and all of them together.
+    """Return what each channel tells, and all of them together; see docs/metrics.md.
 
-    labels: the units of each label. claimed: (epsilon, delta). `above` says that a channel tells
-    more than the claim allows, at this confidence.
+    scores: NaN for units that a channel says nothing of. labels: the units of each label. claimed:
+    (epsilon, delta). `above` says that a channel tells more than the claim allows.
     """
     epsilon, delta = claimed
-    together = predict_members(np.stack(list(scores.values()), axis=1), member)
+    each = np.stack(list(scores.values()), axis=1)
+    told, together = np.isfinite(each).all(axis=1), np.full(len(member), np.nan)
+    together[told] = predict_members(each[told], member[told])
     judged, allowed = {}, allow_by_claim(releases)["auc"]
     for name, values in {**scores, "together": together}.items():
+        told = np.isfinite(values)
         alpha = (1 - CONFIDENCE) / (len(scores) + 1)
-        found = measure_scores(values, member, weights)
+        found = measure_scores(values[told], member[told], weights[told])
         assert found is not None, "too few units are refused before"
-        bound = bound_epsilon(values, member, releases, delta, alpha)
+        bound = bound_epsilon(values[told], member[told], releases, delta, alpha)
         judged[name] = {
             **found,
             "epsilon": bound,
             "above": found["low"] > allowed or (bound or 0.0) > epsilon,
             "by_label": {
-                label: measure_scores(values[some], member[some], weights[some])
+                label: measure_scores(
+                    values[some & told], member[some & told], weights[some & told]
+                )
                 for label, some in labels.items()
             },
         }

@@ -6,6 +6,7 @@ command line prints it and writes it nowhere.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -148,10 +149,10 @@ def _score(run: Run, folder: Path, num_units: int, lookahead: bool) -> dict[str,
         "near_copies": _find_near_copies(to_images, to_held),
         "allowed": allow_by_claim(releases),
         "channels": judge_channels(
-            {name: values[own] for name, values in scores.items()},
-            member[own],
-            weights[own],
-            {name: labels[own] == label for label, name in enumerate(run.labels)},
+            scores,
+            member,
+            weights,
+            {name: labels == label for label, name in enumerate(run.labels)},
             releases,
             (ledger.spent(), ledger.budget.delta),
         ),
@@ -251,9 +252,14 @@ def _mean_by(owner: Ids, values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _compare_noise(trace: Trace) -> float | None:
-    """Return the root mean square of the noise, in sigmas; None without noise."""
+    """Return the root mean square of the noise over the one that sigma gives; None without."""
+    if not trace.sigma:
+        return None
+    reach = np.arange(1, math.ceil(40 * trace.sigma), dtype=np.float64)
+    chances = np.exp(-(reach**2) / (2 * trace.sigma**2))  # of the discrete Gaussian, times one
+    expected = 2 * (chances @ reach**2) / (1 + 2 * chances.sum())
     noise = (trace.noisy_votes - trace.votes).astype(np.float64)
-    return float(np.sqrt(np.mean(noise**2)) / trace.sigma) if trace.sigma else None
+    return float(np.sqrt(np.mean(noise**2) / expected))
 
 
 def _compare_distances(

@@ -99,14 +99,14 @@ def _print_score(run: Run, options: argparse.Namespace) -> None:
     units, controls, nearer = score["units"], score["controls"], score["distances"]["nearer"]
     print(
         "{unit}s     {voted:,} that voted, {held_out:,} held out ({held_out_dropped:,} dropped, "
-        "they voted too); {voted_compared:,} and {held_out_compared:,} are compared".format(
+        "they voted too); {voted_compared:,} and {held_out_compared:,} have samples of their own".format(
             **score, **units
         )
     )
     print(f"control     who voted, from the {score['unit']}s alone: {_area(controls['records'])}")
     print(f"control     who voted, from S_0: {_area(controls['first_population'])}")
     noise = " ".join("none" if rms is None else f"{rms:.3f}" for rms in controls["noise"])
-    print(f"control     noise in sigmas, by iteration: {noise}")
+    print(f"control     noise over what sigma gives, by iteration: {noise}")
     closest, near = score["distances"]["closest"], score["near_copies"]
     print(
         "images      {share:.1%} are nearer to a record that voted; by chance {low:.1%} to "

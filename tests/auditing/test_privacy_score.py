@@ -34,14 +34,14 @@ def scored(tree: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     images = (digits.images * 15.9).astype(np.uint8)
     split = np.where(np.arange(len(images)) % 2, "test", "train")
     images[1:20:2] = images[0:20:2]
-    users = np.arange(len(images)) // 4  # of four records, two in each split
+    users = np.arange(len(images)) // 4 + 300 * (split == "test")  # 149 of them in both splits
     tree["private"] |= {
         "data": save(tmp_path / "data.parquet", images, digits.target, split=split, user=users),
         "where": {"split": "train"},
     }
     tree["metrics"] = {"audit_where": {"split": "test"}}
     tree["schedule"]["num_samples"] = [800, 400, 200]
-    tree["privacy"]["epsilon"] = 30.0
+    tree["privacy"]["epsilon"] = 10.0
     return tree
 
 
@@ -63,11 +63,11 @@ def test_a_score_is_printed_and_written_nowhere(
     assert set(score["channels"]) == CHANNELS
     # The votes were followed exactly, lookahead included: what is left is the noise.
     assert score["exact"] is True
-    assert score["controls"]["noise"] == pytest.approx([1, 1], abs=0.12)
+    assert score["controls"]["noise"] == pytest.approx([1, 1], abs=0.15)
     assert score["controls"]["records"]["low"] < 0.55
     assert score["near_copies"]["expected"] == 2
     assert not any(found["above"] for found in score["channels"].values())
-    assert score["epsilon"] == pytest.approx(30, rel=0.01)
+    assert 9 < score["epsilon"] <= 10
     assert set(score["channels"]["counts"]["by_label"]) == set("0123456789")
 
     assert cli.main(["audit", str(run), "--privacy", "--no-lookahead"]) == 0
@@ -92,20 +92,18 @@ def test_images_that_are_records_are_listed(
         "channels": 1,
         "cache": str(tmp_path / "cache"),
     }
-    scored["schedule"]["degrees"] = 3
+    scored["schedule"] = {"iterations": 1, "num_samples": [800, 800], "degrees": 3}
     scored["embedder"]["size"] = 8
     scored["votes"] = {}
     scored["privacy"]["epsilon"] = 1.0
     score = score_privacy(open_run(evolve(Config.from_dict(scored))))
-    assert score["near_copies"]["number"] == 200
+    assert score["near_copies"]["number"] == 800
     assert score["near_copies"]["images"][0][1] == 0
-    assert score["distances"]["nearer"]["share"] > 0.99
+    assert score["distances"]["nearer"]["share"] > 0.95
     assert score["distances"]["closest"]["voted"] == 0
     assert score["controls"]["first_population"]["low"] > 0.6
-    assert {name for name, found in score["channels"].items() if found["above"]} == {
-        "images",
-        "together",
-    }
+    assert score["channels"]["images"]["above"]
+    assert score["channels"]["images"]["epsilon"] > 1
 
 
 def test_users_are_units(ray_session: None, scored: dict[str, Any]) -> None:
@@ -115,7 +113,8 @@ def test_users_are_units(ray_session: None, scored: dict[str, Any]) -> None:
     scored["schedule"] = {"iterations": 1, "num_samples": [1500, 100], "degrees": 0.5}
     score = score_privacy(open_run(evolve(Config.from_dict(scored))), 250)
     assert score["units"]["voted"] == 250
-    assert 0 < score["units"]["held_out_dropped"] < 500
+    assert score["units"]["held_out"] < 250
+    assert score["units"]["held_out_dropped"] > 0
 
 
 def test_what_can_not_be_scored(
