@@ -99,7 +99,10 @@ def _print_score(run: Run, options: argparse.Namespace) -> None:
     units, controls, nearer = score["units"], score["controls"], score["distances"]["nearer"]
     print(
         "{unit}s     {voted:,} that voted, {held_out:,} held out ({held_out_dropped:,} dropped, "
-        "they voted too); {voted_compared:,} and {held_out_compared:,} have samples of their own".format(
+        "they voted too)".format(**score, **units)
+    )
+    print(
+        "{unit}s     {voted_compared:,} and {held_out_compared:,} have samples of their own".format(
             **score, **units
         )
     )
