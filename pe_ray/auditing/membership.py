@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.auditing.bounds import measured_epsilon, refutes_independent, tradeoff
-from pe_ray.auditing.samples import Floats, Ids, Members
+from pe_ray.auditing.drawn_records import Floats, Ids, Members
 from pe_ray.values import LabelLayout, Release
 
 CONFIDENCE = 0.999

@@ -17,6 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.auditing.canaries import claimed_bins
+from pe_ray.auditing.drawn_records import (
+    Floats,
+    Ids,
+    Members,
+    distances_to,
+    draw_units,
+    find_nearest,
+    measure_distances,
+    read_embeddings,
+)
 from pe_ray.auditing.game import open_population
 from pe_ray.auditing.membership import (
     CONFIDENCE,
@@ -30,16 +40,6 @@ from pe_ray.auditing.membership import (
     share_nearer,
     share_out,
     weigh_units,
-)
-from pe_ray.auditing.samples import (
-    Floats,
-    Ids,
-    Members,
-    distances_to,
-    draw_units,
-    find_nearest,
-    measure_distances,
-    read_images,
 )
 from pe_ray.config.extras import require_extras
 from pe_ray.errors import InputError
@@ -267,7 +267,7 @@ def _compare_distances(
 ) -> dict[str, Any]:
     """Compare the images' distances to `num` records that voted and to `num` held-out ones."""
     wins, to_voted, to_held = np.zeros(2 * num), [], []
-    for block in read_images(last):
+    for block in read_embeddings(last):
         near, record = find_nearest(block, [voted.features[:num]])
         far, other = find_nearest(block, [held.features[:num]])
         np.add.at(wins, record, np.where(near < far, 1.0, np.where(near == far, 0.5, 0.0)))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from pe_ray.auditing.bounds import tradeoff
+from pe_ray.auditing.drawn_records import find_nearest
 from pe_ray.auditing.membership import (
     Trace,
     allow_by_claim,
@@ -28,7 +29,6 @@ from pe_ray.auditing.membership import (
     share_out,
     weigh_units,
 )
-from pe_ray.auditing.samples import find_nearest
 from pe_ray.release.accounting import epsilon_of
 from pe_ray.release.mechanism import discrete_gaussian
 from pe_ray.values import LabelLayout, Release

@@ -1,4 +1,4 @@
-"""Samples of the records that voted and of held-out ones, and what is nearest to what.
+"""Records drawn from those that voted and from held-out ones, and what is nearest to what.
 
 Guarantee: stays inside zone 1, which includes whoever runs an audit.
 """
@@ -26,7 +26,7 @@ Members = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
+class DrawnRecords:
     """Records of units drawn at random, unit by unit, in random order.
 
     owner: int64 [records], ascending; the unit of each record.
@@ -35,13 +35,13 @@ class Sample:
     records: EmbeddedRecords
     owner: Ids
 
-    def only(self, kept: Members) -> Sample:
+    def only(self, kept: Members) -> DrawnRecords:
         """Return the sample with the `kept` records."""
         owner = np.unique(self.owner[kept], return_inverse=True)[1]
-        return Sample(records=_take(self.records, np.flatnonzero(kept)), owner=owner)
+        return DrawnRecords(records=_take(self.records, np.flatnonzero(kept)), owner=owner)
 
 
-def draw_units(records: PrivateRecords, num_units: int) -> Sample:
+def draw_units(records: PrivateRecords, num_units: int) -> DrawnRecords:
     """Draw units at random, all of their records with them."""
     task = private_task(_draw_keys, records.node_label)
     drawn = [
@@ -50,7 +50,7 @@ def draw_units(records: PrivateRecords, num_units: int) -> Sample:
     ]
     found, keys = zip(*map(fetch, drawn), strict=True)
     merged, key = _keep_least(found, np.concatenate(keys), num_units)
-    return Sample(records=merged, owner=np.unique(key, return_inverse=True)[1])
+    return DrawnRecords(records=merged, owner=np.unique(key, return_inverse=True)[1])
 
 
 def _draw_keys(
@@ -87,7 +87,7 @@ def _take(records: EmbeddedRecords, rows: Ids) -> EmbeddedRecords:
 
 
 def measure_distances(
-    records: PrivateRecords, last: Sequence[EmbeddingPart], held: Sample
+    records: PrivateRecords, last: Sequence[EmbeddingPart], held: DrawnRecords
 ) -> tuple[Floats, Floats, Members]:
     """Return distances to the nearest of all records that voted, of images and of held-out records.
 
@@ -110,7 +110,7 @@ def _measure(
 ) -> tuple[Floats, Floats, Members]:
     with hide_private_errors("measuring distances", stall_seconds):
         features = [piece.features for piece in pieces]
-        images = [find_nearest(block, features)[0] for block in read_images(last)]
+        images = [find_nearest(block, features)[0] for block in read_embeddings(last)]
         known = np.zeros(len(held.labels), dtype=np.bool_)
         for piece in pieces:
             if held.users is not None and piece.users is not None:
@@ -118,7 +118,7 @@ def _measure(
         return np.concatenate(images), find_nearest(held.features, features)[0], known
 
 
-def read_images(parts: Sequence[EmbeddingPart]) -> Iterator[NDArray[np.float32]]:
+def read_embeddings(parts: Sequence[EmbeddingPart]) -> Iterator[NDArray[np.float32]]:
     """Yield the embeddings of all images in order, some at a time."""
     return (block for _, block in read_blocks(parts, 0, parts[-1][2]))
 
@@ -136,4 +136,4 @@ def find_nearest(
 
 def distances_to(parts: Sequence[EmbeddingPart], features: NDArray[np.float32]) -> Floats:
     """Return the distance of each row of `features` to the nearest image."""
-    return find_nearest(features, read_images(parts))[0]
+    return find_nearest(features, read_embeddings(parts))[0]
