@@ -11,7 +11,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +36,7 @@ from pe_ray.synthetic.learnt_embedder import prepare_run
 from pe_ray.synthetic.population import Population, apportion
 from pe_ray.synthetic.population_files import read_population
 from pe_ray.synthetic.variation import draw_population
+from pe_ray.values import Unit
 
 MOST_RECORDS = 50_000
 """First draws considered; also the most records that canaries have together."""
@@ -210,16 +210,26 @@ def canary_votes(
     for population in populations:
         layout = population.layout
         chosen = _choices(run, population, features, canaries.labels)
-        edges = np.searchsorted(canaries.owner, np.arange(len(canaries.coins) + 1))
-        claimed, reached = [], []
-        for first, last in pairwise(edges.tolist()):
-            mine = chosen[first:last]
-            users = np.full(len(mine), b"one") if run.config.privacy.unit == "user" else None
-            claimed.append(bounded_votes(mine, users, limit).ids)
-            reached.append(np.unique(mine[mine >= 0]))
+        claimed = claimed_bins(chosen, canaries.owner, limit, run.config.privacy.unit)
+        reached = [np.unique(mine[mine >= 0]) for mine in _split_by(canaries.owner, chosen)]
         alone = np.bincount(np.concatenate(reached), minlength=layout.num_samples) == 1
         found.append(CanaryVotes(claimed=_own(claimed, alone), reached=_own(reached, alone)))
     return found
+
+
+def claimed_bins(chosen: Ids, owner: Ids, limit: int, unit: Unit) -> list[Ids]:
+    """Return the bins that count of those that each owner's records name.
+
+    chosen: int64 [records, k]. owner: int64 [records], ascending from 0.
+    """
+    return [
+        bounded_votes(mine, np.full(len(mine), b"one") if unit == "user" else None, limit).ids
+        for mine in _split_by(owner, chosen)
+    ]
+
+
+def _split_by(owner: Ids, chosen: Ids) -> list[Ids]:
+    return np.split(chosen, np.flatnonzero(np.diff(owner)) + 1)
 
 
 def _own(bins: Sequence[Ids], alone: NDArray[np.bool_]) -> tuple[Ids, Ids]:

@@ -137,7 +137,7 @@ def play(config: Config, output: Path, *, restarts: int = 1) -> Game:
             evolution.evolve(with_data)
             passes.append(_histograms(directory, with_data))
         run = prepare_run(with_data, directory)
-        populations = [_population(directory, t) for t in range(config.schedule.iterations + 1)]
+        populations = [open_population(directory, t) for t in range(config.schedule.iterations + 1)]
         # Embedded again in a directory of the attack's own: the run's stays as it was published.
         again = replace(run, directory=on_disk(output / "embedded"))
         features = embed_canaries(again, canaries.file)
@@ -180,7 +180,7 @@ def _attacked(config: Config, output: Path) -> Config:
     return config.model_copy(update=update)
 
 
-def _population(directory: RunDirectory, iteration: int) -> Population:
+def open_population(directory: RunDirectory, iteration: int) -> Population:
     """Return S_iteration of the finished run."""
     place = directory.population(iteration)
     layout = read_layout(place)

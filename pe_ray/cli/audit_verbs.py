@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from pe_ray.cli.printing import (
@@ -15,14 +16,17 @@ from pe_ray.cli.printing import (
     add_config,
     add_json,
     print_json,
+    state_claim,
     use_address,
 )
 from pe_ray.config import Config
+from pe_ray.config.run_config import read_resources
 from pe_ray.errors import InputError
 from pe_ray.files.storage import expand_home
 
 if TYPE_CHECKING:
     from pe_ray.auditing.game import Verdict
+    from pe_ray.run import Run
 
 
 def add_verbs(verb: AddVerb) -> None:
@@ -31,6 +35,20 @@ def add_verbs(verb: AddVerb) -> None:
         "audit", _audit, "Score a finished run on private records; keep the output secret."
     )
     audit.add_argument("run", metavar="RUN")
+    audit.add_argument(
+        "--privacy",
+        action="store_true",
+        help="compare records that voted with held-out ones (metrics.audit_data, audit_where)",
+    )
+    audit.add_argument(
+        "--num-records", type=int, default=5000, metavar="N", help="of either (default: 5000)"
+    )
+    audit.add_argument(
+        "--no-lookahead",
+        action="store_true",
+        help="follow votes without the variations of votes.lookahead, which cost a run's time",
+    )
+    audit.add_argument("--set", action="append", default=[], metavar="resources.key=value")
     attack = verb(
         "attack",
         _attack,
@@ -46,8 +64,8 @@ def add_verbs(verb: AddVerb) -> None:
     attack.add_argument(
         "--restarts", type=int, default=1, help="restarts after the releases (default: 1)"
     )
-    add_address(attack)
     for added in (audit, attack):
+        add_address(added)
         add_json(added)
 
 
@@ -55,13 +73,77 @@ def _audit(options: argparse.Namespace) -> None:
     from pe_ray.private.evaluation import audit
     from pe_ray.release.evidence import open_run
 
-    scores = audit(open_run(options.run))
+    run = open_run(options.run)
+    if options.privacy:
+        config = run.config.model_copy(update={"resources": read_resources(options.set)})
+        run = replace(run, config=use_address(config, options.address))
+        _print_score(run, options)
+        return
+    scores = audit(run)
     if options.json:
         print_json(scores)
         return
     print(PRIVATE, file=sys.stderr)
     for name, score in scores.items():
         print(f"{name:<28}{score:.4f}")
+
+
+def _print_score(run: Run, options: argparse.Namespace) -> None:
+    from pe_ray.auditing.privacy_score import score_privacy
+
+    score = score_privacy(run, options.num_records, lookahead=not options.no_lookahead)
+    if options.json:
+        print_json(score)
+        return
+    print(PRIVATE, file=sys.stderr)
+    units, controls, nearer = score["units"], score["controls"], score["distances"]["nearer"]
+    print(
+        "{unit}s     {voted:,} that voted, {held_out:,} held out ({held_out_dropped:,} dropped, "
+        "they voted too)".format(**score, **units)
+    )
+    print(
+        "{unit}s     {voted_compared:,} and {held_out_compared:,} have samples of their own".format(
+            **score, **units
+        )
+    )
+    print(f"control     who voted, from the {score['unit']}s alone: {_area(controls['records'])}")
+    print(f"control     who voted, from S_0: {_area(controls['first_population'])}")
+    noise = " ".join("none" if rms is None else f"{rms:.3f}" for rms in controls["noise"])
+    print(f"control     noise over what sigma gives, by iteration: {noise}")
+    closest, near = score["distances"]["closest"], score["near_copies"]
+    print(
+        "images      {share:.1%} are nearer to a record that voted; by chance {low:.1%} to "
+        "{high:.1%}".format(**nearer)
+    )
+    print(
+        "images      the closest 5 % are within {voted:.4g} of records that voted, {held_out:.4g} "
+        "of held-out ones".format(**closest)
+    )
+    print(
+        f"near        {near['number']:,} images; {near['expected']:.3g} of as many held-out records"
+    )
+    for number, distance in near["images"]:
+        print(f"near        image {number}: {distance:.3f} of a near-copy's distance")
+    print(f"claimed     {state_claim(score['epsilon'], score['delta'], score['unit'])}")
+    rates = [name for name in score["allowed"] if name != "auc"]
+    print(f"claimed     {_area(score['allowed'])}{_hits(score['allowed'], rates)} at most")
+    for name, found in score["channels"].items():
+        bound = "" if found["epsilon"] is None else f", epsilon at least {found['epsilon']:.3g}"
+        above = "  ABOVE THE CLAIM" if found["above"] else ""
+        print(f"{name:<12}{_area(found)}{_hits(found, rates)}{bound}{above}")
+        for label, some in found["by_label"].items():
+            if some is not None:
+                print(f"  {label:<10}{_area(some)}")
+
+
+def _area(found: Mapping[str, float]) -> str:
+    interval = " ({low:.3f} to {high:.3f})".format(**found) if "low" in found else ""
+    return f"AUC {found['auc']:.3f}{interval}"
+
+
+def _hits(found: Mapping[str, float], rates: Sequence[str]) -> str:
+    shown = (f", {found[name]:.2%} hits at {name[8:]}" for name in rates if name in found)
+    return "".join(shown)
 
 
 def _attack(options: argparse.Namespace) -> None:

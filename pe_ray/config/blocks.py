@@ -338,7 +338,8 @@ class MetricsConfig(Block):
     audit: tuple[MetricPlugin, ...] = ()
     """What `pe-ray audit` scores on private records."""
     audit_data: Place | None = None
-    """Reference records of the audit; default: private.data."""
+    """Reference records of the audit, held-out ones for its privacy score; default:
+    private.data."""
     audit_where: dict[str, str | int | bool] | None = None
     """Row filter of the reference; default: private.where."""
 

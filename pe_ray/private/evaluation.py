@@ -12,6 +12,7 @@ import numpy as np
 
 from pe_ray import plugins
 from pe_ray.config import Config
+from pe_ray.config.blocks import PrivateConfig
 from pe_ray.config.extras import require_extras
 from pe_ray.errors import InputError
 from pe_ray.files.image_batches import read_images
@@ -48,6 +49,19 @@ def audit(run: Run) -> dict[str, float]:
         scorer = plugins.load("metric", metric.kind)(metric.options)
         scores |= scorer.score(rows["image"], rows["label"], images, labels)
     return scores
+
+
+def held_out_records(config: Config) -> PrivateConfig:
+    """Return where the records are that did not vote; InputError where none are named."""
+    metrics, private = config.metrics, config.private
+    where = private.where if metrics.audit_where is None else metrics.audit_where
+    data = metrics.audit_data or private.data
+    if (data, where) == (private.data, private.where):
+        raise InputError(
+            "metrics.audit_where: names no records that did not vote; give it, or "
+            "metrics.audit_data, and repeat the `pe-ray run` command"
+        )
+    return private.model_copy(update={"data": data, "where": where})
 
 
 def _audited_table(config: Config) -> ImageTable:

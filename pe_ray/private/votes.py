@@ -90,9 +90,6 @@ def cast_votes(
     for the sum. How partitions are shared out depends on their number and the cluster only.
     """
     count = private_task(_count_partitions, records.node_label, gpus=gpus)
-    cores = max(1, count_resource("GPU" if gpus else "CPU"))
-    order = _group_by_node(records.partitions)
-    groups = np.array_split(order, min(len(order), _TASKS_PER_CORE * cores))
     return [
         count.remote(
             tuple(parts),
@@ -101,11 +98,18 @@ def cast_votes(
             limit,
             bool(gpus),
             records.stall_seconds,
-            *(piece for number in group for piece in records.partitions[number]),
+            *pieces,
         )
-        for group in groups
-        if len(group)
+        for pieces in group_partitions(records, gpus)
     ]
+
+
+def group_partitions(records: PrivateRecords, gpus: float = 0.0) -> list[list[ray.ObjectRef]]:
+    """Share the partitions out to a few tasks for each core; return the pieces of each task."""
+    cores = max(1, count_resource("GPU" if gpus else "CPU"))
+    order = _group_by_node(records.partitions)
+    groups = np.array_split(order, min(len(order), _TASKS_PER_CORE * cores))
+    return [[piece for number in group for piece in records.partitions[number]] for group in groups]
 
 
 def _group_by_node(partitions: Sequence[Sequence[ray.ObjectRef]]) -> NDArray[np.int64]:
