@@ -48,6 +48,17 @@ def use_address(config: Config, address: str | None) -> Config:
     return config.model_copy(update={"resources": resources})
 
 
+def parse_count(text: str) -> int:
+    """Read a whole number as people write it: 1000000, 1_000_000, 1,000,000 or 1e6."""
+    try:
+        number = float(text.replace(",", ""))
+    except ValueError:
+        number = math.nan
+    if not number.is_integer():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+    return int(number)
+
+
 def state_claim(epsilon: float, delta: float, unit: str) -> str:
     """Return the privacy claim in words."""
     if math.isinf(epsilon):

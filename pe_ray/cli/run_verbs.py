@@ -12,6 +12,7 @@ from pe_ray.cli.printing import (
     add_address,
     add_config,
     add_json,
+    parse_count,
     print_json,
     release_as_tree,
     state_claim,
@@ -32,7 +33,31 @@ def add_verbs(verb: AddVerb) -> None:
     add_json(plan)
     expand.add_argument("run", metavar="RUN")
     expand.add_argument(
-        "--num-samples", type=int, metavar="N", help="default: the final set itself, unvaried"
+        "--num-samples",
+        type=parse_count,
+        metavar="N",
+        help="such as 1e6; a larger N continues (default: the final set itself, unvaried)",
+    )
+    expand.add_argument(
+        "--per-label",
+        action="append",
+        default=[],
+        type=_parse_label_count,
+        metavar="LABEL=N",
+        help="rows of a label, instead of --num-samples; may be repeated, other labels get none",
+    )
+    expand.add_argument(
+        "--drop-failed",
+        action="store_true",
+        help="leave out images of one colour, and variations equal to the sample that they vary",
+    )
+    expand.add_argument(
+        "--drop-near-duplicates",
+        type=float,
+        default=0.0,
+        metavar="LEVELS",
+        help="leave out images that differ from that sample, or from a row before them in their "
+        "file, by less than so many grey levels (root mean square)",
     )
     expand.add_argument("--output", required=True, metavar="DIR", help="folder for the samples")
     expand.add_argument("--set", action="append", default=[], metavar="resources.key=value")
@@ -117,8 +142,28 @@ def _run(options: argparse.Namespace) -> None:
 
 def _expand(options: argparse.Namespace) -> None:
     from pe_ray.expansion import expand
+    from pe_ray.files.parts import list_parts
 
     address = {} if options.address is None else {"address": options.address}
     resources = read_resources(options.set).model_copy(update=address)
-    path = expand(options.run, options.num_samples, options.output, resources, options.format)
+    path = expand(
+        options.run,
+        options.num_samples,
+        options.output,
+        resources,
+        options.format,
+        per_label=dict(options.per_label),
+        drop_failed=options.drop_failed,
+        drop_near_duplicates=options.drop_near_duplicates,
+    )
     print(f"synthetic   {path}")
+    if options.format == "webdataset":
+        last = len(list_parts(path)) - 1
+        print(f"shards      {path / f'part-{{000000..{last:06d}}}.tar'}")
+
+
+def _parse_label_count(text: str) -> tuple[str, int]:
+    label, separator, count = text.rpartition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LABEL=N")
+    return label, parse_count(count)
