@@ -21,7 +21,6 @@ from pe_ray.files.storage import (
     Location,
     atomic_write,
     list_names,
-    list_sizes,
     name_left_aside,
     require_writable,
     resolve_place,
@@ -108,9 +107,7 @@ def expand(
         **asdict(expansion.filters),
     }
     steps = _grow(_read_note(directory, request), num_rows, run)
-    num_bytes = round(num_rows * _measure_row(run, population))
-    held = sum(list_sizes(directory).values())
-    require_disk(directory, max(num_bytes - held, 0), "--output")
+    require_disk(directory, round(num_rows * _measure_row(run, population)), "--output")
     atomic_write(directory / _NOTE, json.dumps(request | {"steps": steps}).encode())
     with connect_to_ray(config.resources):
         export(run, population, directory, expansion, _list_requests(steps), form=form)

@@ -15,11 +15,13 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TextIO
 
 from pe_ray.cli import audit_verbs, check_verbs, look_verbs, run_verbs, tune_verbs
 from pe_ray.cli.printing import Command
 from pe_ray.errors import FaultError, InputError
+from pe_ray.plugins import trust_plugins
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,8 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
+    trusting = trust_plugins() if getattr(options, "trust_plugins", False) else nullcontext()
     try:
-        options.command(options)
+        with trusting:
+            options.command(options)
         sys.stdout.flush()
     except BrokenPipeError:
         if not _is_closed(sys.stdout):

@@ -14,6 +14,7 @@ from pe_ray.cli.printing import (
     add_address,
     add_config,
     add_json,
+    add_trust,
     print_json,
     use_address,
 )
@@ -31,6 +32,7 @@ def add_verbs(verb: AddVerb) -> None:
         "audit", _audit, "Score a finished run on private records; keep the output secret."
     )
     audit.add_argument("run", metavar="RUN")
+    add_trust(audit)
     attack = verb(
         "attack",
         _attack,

@@ -35,6 +35,15 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add --trust-plugins, for verbs that open a run."""
+    parser.add_argument(
+        "--trust-plugins",
+        action="store_true",
+        help="import plugins that RUN names and that are not built in: they run as you",
+    )
+
+
 def add_address(parser: argparse.ArgumentParser) -> None:
     """Add --address."""
     parser.add_argument("--address", help="address of a Ray cluster")

@@ -12,6 +12,7 @@ from pe_ray.cli.printing import (
     add_address,
     add_config,
     add_json,
+    add_trust,
     parse_count,
     print_json,
     release_as_tree,
@@ -64,6 +65,7 @@ def add_verbs(verb: AddVerb) -> None:
     expand.add_argument(
         "--format", default="parquet", help="parquet (default), webdataset, folder or module:Class"
     )
+    add_trust(expand)
     for added in (run, expand):
         add_address(added)
 
