@@ -25,7 +25,7 @@ from pe_ray.config import Config
 from pe_ray.config.yaml_tree import differences, dump_tree
 from pe_ray.errors import InputError
 from pe_ray.files.digests import write_with_digest
-from pe_ray.files.locks import is_locked, locked
+from pe_ray.files.locks import find_holder, is_locked, locked
 from pe_ray.files.storage import (
     Location,
     ObjectPath,
@@ -222,8 +222,9 @@ def _refuse_shared(folder: Path, field: str) -> None:
 
 
 def _in_use(run: RunDirectory) -> InputError:
+    holder = find_holder(run.ledger.parent / _LOCK) or "on another machine"
     return InputError(
-        f"output.path: {run.path} is in use by another pe-ray; wait for it or stop it"
+        f"output.path: {run.path} is in use by another pe-ray, {holder}; wait for it or stop it"
     )
 
 
