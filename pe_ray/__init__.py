@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pe_ray.config import Config
@@ -46,11 +46,24 @@ def expand(
     output: str | Location,
     resources: ResourcesConfig | None = None,
     form: str = "parquet",
+    *,
+    per_label: Mapping[str, int] | None = None,
+    drop_failed: bool = False,
+    drop_near_duplicates: float = 0.0,
 ) -> Location:
     """Stream further variations of a run's final population (see pe_ray.expansion)."""
     from pe_ray.expansion import expand as stream
 
-    return stream(run, num_samples, output, resources, form)
+    return stream(
+        run,
+        num_samples,
+        output,
+        resources,
+        form,
+        per_label=per_label,
+        drop_failed=drop_failed,
+        drop_near_duplicates=drop_near_duplicates,
+    )
 
 
 def label_images(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 
 import numpy as np
 
@@ -10,22 +13,31 @@ from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.config.extras import require_extras
 from pe_ray.errors import InputError
 from pe_ray.files.image_batches import evenly_spaced
-from pe_ray.files.parts import require_whole
+from pe_ray.files.parts import part_rows, require_whole
 from pe_ray.files.png import encode_png
-from pe_ray.files.storage import Location, resolve_place
+from pe_ray.files.storage import Location, atomic_write, resolve_place
+from pe_ray.plugins.spelling import did_you_mean
 from pe_ray.release.evidence import open_run
 from pe_ray.run import Run
 from pe_ray.runtime.cluster import connect_to_ray
 from pe_ray.runtime.named_files import require_same_files
 from pe_ray.runtime.run_directory import claim_output, others_cant_write, require_disk
-from pe_ray.synthetic.export import export, load_format
+from pe_ray.runtime.stages import Request
+from pe_ray.synthetic.export import Expansion, export, load_format
+from pe_ray.synthetic.filtering import Filters, count_dropped
 from pe_ray.synthetic.population import Population, final_population
 from pe_ray.synthetic.population_files import read_population
+from pe_ray.synthetic.shuffling import RowOrder
 from pe_ray.synthetic.teacher import require_teacher
+
+logger = logging.getLogger(__name__)
 
 NOTE = ".expansion.json"
 """What an expansion's folder was made for."""
 _MEASURED_IMAGES = 64
+
+Steps = list[list[int]]
+"""Rows of an expansion and of each of its parts, for each size that it was grown to."""
 
 
 @others_cant_write()
@@ -35,17 +47,26 @@ def expand(
     output: str | Location,
     resources: ResourcesConfig | None = None,
     form: str = "parquet",
+    *,
+    per_label: Mapping[str, int] | None = None,
+    drop_failed: bool = False,
+    drop_near_duplicates: float = 0.0,
 ) -> Location:
     """Stream `num_samples` variations of the final population to `output`, or continue that.
 
-    Every sample of S_T gets as many, but for the last |S_T| rows at most, whose samples are evenly
-    spaced. None for num_samples writes the final population itself.
-    form: parquet; webdataset (tar shards); or folder (an image folder per label). Raises InputError
-    where the run is not finished, its final set is damaged, a file of its generator is another, the
-    output folder holds something else, or the disk is too small.
+    Rows are shuffled, in the labels' shares, and every sample of S_T gets as many. A later call
+    with more samples keeps the rows that are there. per_label: label -> rows, instead of
+    num_samples; other labels get none. None for both writes the final population itself, shuffled.
+    form: parquet; webdataset (tar shards); or folder (an image folder per label).
+    drop_failed, drop_near_duplicates: leave rows out (see synthetic.filtering).
+
+    Raises InputError where the run is not finished, its final set is damaged, a file of its
+    generator is another, the output folder holds something else, or the disk is too small.
     """
     if num_samples is not None and num_samples < 1:
         raise InputError("--num-samples: must be at least 1")
+    if not 0 <= drop_near_duplicates <= 255:
+        raise InputError("--drop-near-duplicates: give grey levels from 0 to 255")
     run = open_run(run_path)
     config = run.config.model_copy(update={"resources": resources or ResourcesConfig()})
     require_extras(config)
@@ -56,16 +77,74 @@ def expand(
     generator = config.generator_at(config.schedule.iterations).model_dump(mode="json")
     require_same_files(run.directory.path, config, {"generator": generator})
     directory = resolve_place(output, "--output")
+    counts = _count_labels(run, population, per_label, num_samples) if per_label else ()
+    expansion = Expansion(
+        order=RowOrder.of(run, population, counts),
+        varied=bool(num_samples or per_label),
+        filters=Filters(failed=drop_failed, near=drop_near_duplicates),
+    )
+    num_rows = num_samples or sum(expansion.order.rows)
     load_format(form)
-    request = {"run": config.fingerprint, "num_samples": num_samples, "format": form}
-    if form == "parquet":
-        request["image"] = "struct"  # of a former version: binary, and no set mixes the two
-    claim_output(directory, config, NOTE, request)
-    num_rows = population.layout.num_samples if num_samples is None else num_samples
+    request = {
+        "run": config.fingerprint,
+        "format": form,
+        "varied": expansion.varied,
+        "per_label": list(counts),
+        **asdict(expansion.filters),
+    }
+    held: Steps = claim_output(directory, config, NOTE, request).get("steps", [])
+    steps = _grow(held, num_rows, run)
     require_disk(directory, round(num_rows * _measure_row(run, population)), "--output")
+    atomic_write(directory / NOTE, json.dumps(request | {"steps": steps}).encode())
     with connect_to_ray(config.resources):
-        export(run, population, directory, num_variations=num_samples, form=form)
+        export(run, population, directory, expansion, _list_requests(steps), form=form)
+    if dropped := count_dropped(directory):
+        logger.info("%d of %d rows were dropped", dropped, num_rows)
     return directory
+
+
+def _count_labels(
+    run: Run, population: Population, per_label: Mapping[str, int], num_samples: int | None
+) -> tuple[int, ...]:
+    """Return the rows of each label; InputError where one can't have as many."""
+    if num_samples is not None:
+        raise InputError("--per-label: says how many rows there are; leave out --num-samples")
+    for label, rows in per_label.items():
+        if label not in run.labels:
+            meant = did_you_mean(label, run.labels)
+            raise InputError(f"--per-label: there is no label {label!r}{meant}")
+        if rows < 1:
+            raise InputError(f"--per-label: {label}: must be at least 1")
+        if not population.layout.counts[run.labels.index(label)]:
+            raise InputError(f"--per-label: {label}: has no sample in the final population")
+    return tuple(per_label.get(label, 0) for label in run.labels)
+
+
+def _grow(steps: Steps, num_rows: int, run: Run) -> Steps:
+    """Return the steps of an expansion that is to have `num_rows`."""
+    held = steps[-1][0] if steps else 0
+    if num_rows < held:
+        raise InputError(
+            f"--num-samples: {held:,} were asked for before; give as many or more, or a new folder"
+        )
+    if num_rows == held:
+        return steps
+    row_bytes, rows = run.config.image_shape.num_bytes, run.config.output.rows_per_part
+    return [*steps, [num_rows, part_rows(num_rows - held, row_bytes, rows)]]
+
+
+def _list_ranges(steps: Steps) -> Iterator[tuple[int, int]]:
+    """Yield the rows of each part."""
+    first = 0
+    for stop, rows in steps:
+        for start in range(first, stop, rows):
+            yield start, min(start + rows, stop)
+        first = stop
+
+
+def _list_requests(steps: Steps) -> list[Request]:
+    ranges = enumerate(_list_ranges(steps))
+    return [{"start": start, "stop": stop, "number": number} for number, (start, stop) in ranges]
 
 
 def _measure_row(run: Run, population: Population) -> float:

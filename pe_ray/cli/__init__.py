@@ -2,7 +2,8 @@
 
 Exit status: 0 on success; 2 on bad input (one line: what, where, fix); 1 on a failure, or where
 Ctrl-C or SIGTERM stopped the command. The same command continues then. 1 without a word where the
-reader of its output is gone.
+reader of its output is gone. A process that ends by no doing of its own, as by SIGKILL, or by Ray
+where its own processes are gone, is told of by another process.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import argparse
 import logging
 import os
 import select
+import shlex
 import signal
+import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TextIO
 
 from pe_ray import __version__
@@ -29,7 +33,10 @@ from pe_ray.cli import (
 )
 from pe_ray.cli.printing import Command
 from pe_ray.errors import FaultError, InputError
+from pe_ray.plugins import trust_plugins
 from pe_ray.runtime.events import log_to_stderr
+
+_SILENT_END = "pe-ray: was killed, or ended by Ray; nothing is lost: the same command continues"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,8 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
+    trusting = trust_plugins() if getattr(options, "trust_plugins", False) else nullcontext()
     try:
-        options.command(options)
+        with _tell_of_silent_end(), trusting:
+            options.command(options)
         sys.stdout.flush()
     except BrokenPipeError:
         if not _is_closed(sys.stdout):
@@ -51,11 +60,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"pe-ray: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except (KeyboardInterrupt, SystemExit) as stop:
-        if isinstance(stop, SystemExit) and stop.code != signal.SIGTERM:  # of Ray, as it starts
-            raise
-        print("pe-ray: stopped; the same command continues", file=sys.stderr)
+        by = ""
+        if (
+            isinstance(stop, SystemExit) and stop.code != signal.SIGTERM
+        ):  # that is Ray's, at a start
+            by = f" by a library that called sys.exit({stop.code!r})"
+        print(f"pe-ray: stopped{by}; the same command continues", file=sys.stderr)
         return 1
     return 0
+
+
+@contextmanager
+def _tell_of_silent_end() -> Iterator[None]:
+    """Let another process say so where this one ends within the block without running Python.
+
+    It waits for a word in a pipe, which the system closes when this process ends.
+    """
+    word = f"read -r word || echo {shlex.quote(_SILENT_END)} >&2"
+    with subprocess.Popen(
+        ["sh", "-c", word],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        bufsize=0,
+        start_new_session=True,  # Ctrl-C is not for it
+    ) as teller:
+        try:
+            yield
+        finally:
+            assert teller.stdin is not None
+            with suppress(BrokenPipeError):
+                teller.stdin.write(b"ended\n")
 
 
 def _is_closed(stream: TextIO) -> bool:

@@ -15,6 +15,7 @@ from pe_ray.cli.printing import (
     add_address,
     add_config,
     add_json,
+    add_trust,
     print_json,
     state_claim,
     use_address,
@@ -49,6 +50,7 @@ def add_verbs(verb: AddVerb) -> None:
         help="follow votes without the variations of votes.lookahead, which cost a run's time",
     )
     audit.add_argument("--set", action="append", default=[], metavar="resources.key=value")
+    add_trust(audit)
     attack = verb(
         "attack",
         _attack,

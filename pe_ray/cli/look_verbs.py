@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pe_ray.cli.printing import AddVerb, add_json, print_json, state_claim
+from pe_ray.cli.printing import AddVerb, add_json, add_trust, print_json, state_claim
 
 
 def add_verbs(verb: AddVerb) -> None:
@@ -17,6 +17,8 @@ def add_verbs(verb: AddVerb) -> None:
         added.add_argument("run", metavar="RUN")
     for added in (status, compare, ledger):
         add_json(added)
+    for added in (status, report, compare):
+        add_trust(added)
     compare.add_argument("runs", nargs="+", metavar="RUN")
 
 

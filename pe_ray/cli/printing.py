@@ -34,6 +34,15 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add --trust-plugins, for verbs that open a run."""
+    parser.add_argument(
+        "--trust-plugins",
+        action="store_true",
+        help="import plugins that RUN names and that are not built in: they run as you",
+    )
+
+
 def add_address(parser: argparse.ArgumentParser) -> None:
     """Add --address."""
     parser.add_argument("--address", help="address of a Ray cluster")
@@ -45,6 +54,17 @@ def use_address(config: Config, address: str | None) -> Config:
         return config
     resources = config.resources.model_copy(update={"address": address})
     return config.model_copy(update={"resources": resources})
+
+
+def parse_count(text: str) -> int:
+    """Read a whole number as people write it: 1000000, 1_000_000, 1,000,000 or 1e6."""
+    try:
+        number = float(text.replace(",", ""))
+    except ValueError:
+        number = math.nan
+    if not number.is_integer():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+    return int(number)
 
 
 def state_claim(epsilon: float, delta: float, unit: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pe_ray.cli.printing import AddVerb
+from pe_ray.cli.printing import AddVerb, add_trust
 
 
 def add_verbs(verb: AddVerb) -> None:
@@ -20,6 +20,7 @@ def add_verbs(verb: AddVerb) -> None:
     publish.add_argument(
         "--no-mark", action="store_true", help="leave out the images' mark of algorithmic media"
     )
+    add_trust(publish)
     publish.add_argument(
         "--push", metavar="REPO", help="upload to this data set on Hugging Face's hub"
     )

@@ -12,6 +12,8 @@ from pe_ray.cli.printing import (
     add_address,
     add_config,
     add_json,
+    add_trust,
+    parse_count,
     print_json,
     state_claim,
     use_address,
@@ -38,7 +40,31 @@ def add_verbs(verb: AddVerb) -> None:
     add_json(plan)
     expand.add_argument("run", metavar="RUN")
     expand.add_argument(
-        "--num-samples", type=int, metavar="N", help="default: the final set itself, unvaried"
+        "--num-samples",
+        type=parse_count,
+        metavar="N",
+        help="such as 1e6; a larger N continues (default: the final set itself, unvaried)",
+    )
+    expand.add_argument(
+        "--per-label",
+        action="append",
+        default=[],
+        type=_parse_label_count,
+        metavar="LABEL=N",
+        help="rows of a label, instead of --num-samples; may be repeated, other labels get none",
+    )
+    expand.add_argument(
+        "--drop-failed",
+        action="store_true",
+        help="leave out images of one colour, and variations equal to the sample that they vary",
+    )
+    expand.add_argument(
+        "--drop-near-duplicates",
+        type=float,
+        default=0.0,
+        metavar="LEVELS",
+        help="leave out images that differ from that sample, or from a row before them in their "
+        "file, by less than so many grey levels (root mean square)",
     )
     expand.add_argument("--output", required=True, metavar="DIR", help="folder for the samples")
     for added in (expand, label):
@@ -46,6 +72,8 @@ def add_verbs(verb: AddVerb) -> None:
     expand.add_argument(
         "--format", default="parquet", help="parquet (default), webdataset, folder or module:Class"
     )
+    for added in (expand, label):
+        add_trust(added)
     for added in (run, expand, label):
         add_address(added)
 
@@ -130,10 +158,30 @@ def _run(options: argparse.Namespace) -> None:
 
 def _expand(options: argparse.Namespace) -> None:
     from pe_ray.expansion import expand
+    from pe_ray.files.parts import list_parts
 
     resources = _read_resources(options)
-    path = expand(options.run, options.num_samples, options.output, resources, options.format)
+    path = expand(
+        options.run,
+        options.num_samples,
+        options.output,
+        resources,
+        options.format,
+        per_label=dict(options.per_label),
+        drop_failed=options.drop_failed,
+        drop_near_duplicates=options.drop_near_duplicates,
+    )
     print(f"synthetic   {path}")
+    if options.format == "webdataset":
+        last = len(list_parts(path)) - 1
+        print(f"shards      {path / f'part-{{000000..{last:06d}}}.tar'}")
+
+
+def _parse_label_count(text: str) -> tuple[str, int]:
+    label, separator, count = text.rpartition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LABEL=N")
+    return label, parse_count(count)
 
 
 def _label(options: argparse.Namespace) -> None:

@@ -40,6 +40,7 @@ from pe_ray.config.yaml_tree import (
 )
 from pe_ray.errors import InputError
 from pe_ray.files.storage import Location, parse_location
+from pe_ray.plugins import only_known
 from pe_ray.plugins.options import BOUND
 from pe_ray.values import Framing, ImageShape
 
@@ -74,8 +75,12 @@ class Config(Block):
 
     @classmethod
     def from_run(cls, path: Location) -> Config:
-        """Read the config.yaml of a run directory, which an older version may have written."""
-        return cls._from_file(drop_removed_keys(read_stored(path)), context=_STORED)
+        """Read the config.yaml of a run directory, which an older version may have written.
+
+        Guarantee: imports nothing that only this file names, except within `trust_plugins`.
+        """
+        with only_known():
+            return cls._from_file(drop_removed_keys(read_stored(path)), context=_STORED)
 
     @classmethod
     def _from_file(cls, tree: dict[str, Any], context: str | None = None) -> Config:

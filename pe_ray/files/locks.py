@@ -53,6 +53,21 @@ def is_locked(file: Path) -> bool:
         os.close(handle)
 
 
+def find_holder(file: Path) -> str | None:
+    """Name another process of this machine that holds a lock on `file`, a part of it included."""
+    try:
+        inode, rows = file.stat().st_ino, Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return None
+    for fields in map(str.split, rows):
+        # 7: POSIX ADVISORY WRITE 4711 08:01:123 0 EOF; a row with -> waits for the lock.
+        if "->" not in fields and fields[5].endswith(f":{inode}"):
+            holder = int(fields[4])
+            if holder > 0 and holder != os.getpid():
+                return f"process {holder}"
+    return None
+
+
 def _try_lock(handle: int, kind: int) -> bool:
     try:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = ".manifest.json"  # hidden: readers of folders pass over it
 MAX_PART_BYTES = 32 << 20
-_PART = re.compile(r"part-(\d{10,})-(\d{10,})\.\w+")
+_PART = re.compile(r"part-(?:(\d{10,})-(\d{10,})|\d{6,9})\.\w+")
 _MARK = re.compile(r"\.digest-([0-9a-f]{32})-(part-.+)")
 _READS_AT_ONCE = 8
 
@@ -60,13 +60,22 @@ def part_rows(num_rows: int, row_bytes: int, rows_per_part: int | None) -> int:
     return rows_per_part or min(4096, max(1, -(-num_rows // 32)), MAX_PART_BYTES // row_bytes or 1)
 
 
-def part_name(start: int, stop: int, suffix: str) -> str:
-    return f"part-{start:010d}-{stop:010d}.{suffix}"
+def part_name(start: int, stop: int, suffix: str, number: int | None = None) -> str:
+    """Return the name of a part: by its rows, or by its number, so that names have no gaps."""
+    which = f"{start:010d}-{stop:010d}" if number is None else f"{number:06d}"
+    return f"part-{which}.{suffix}"
 
 
-def write_part(directory: Location, start: int, stop: int, suffix: str, content: bytes) -> Part:
+def write_part(
+    directory: Location,
+    start: int,
+    stop: int,
+    suffix: str,
+    content: bytes,
+    number: int | None = None,
+) -> Part:
     """Write one whole part."""
-    name, digest = part_name(start, stop, suffix), compute_digest(content)
+    name, digest = part_name(start, stop, suffix, number), compute_digest(content)
     storage.write_many(directory, [(f".digest-{digest}-{name}", b"")])
     atomic_write(directory / name, content)
     return Part(file=name, start=start, stop=stop, num_bytes=len(content), digest=digest)
@@ -81,9 +90,13 @@ def read_part(directory: Location, part: Part) -> bytes:
 
 
 def find_parts(
-    directory: Location, ranges: Sequence[tuple[int, int]], suffix: str
+    directory: Location,
+    ranges: Sequence[tuple[int, int]],
+    suffix: str,
+    *,
+    numbered: bool = False,
 ) -> list[Part | None]:
-    """Return the part of each range that an earlier start wrote.
+    """Return the part of each range that an earlier start wrote. numbered: named by numbers.
 
     None where there is none, where its size differs from what a manifest of that start states, or
     where nothing tells what was written: two different ones were, or the manifest is damaged.
@@ -93,8 +106,8 @@ def find_parts(
     stated = {part["file"]: part["num_bytes"] for part in manifest["parts"]} if manifest else {}
     digests = _collect_digests(sizes, manifest)
     found: list[Part | None] = []
-    for start, stop in ranges:
-        name = part_name(start, stop, suffix)
+    for number, (start, stop) in enumerate(ranges):
+        name = part_name(start, stop, suffix, number if numbered else None)
         own = digests.get(name, unknown)
         if name in sizes and stated.get(name, sizes[name]) == sizes[name] and len(own) == 1:
             size, digest = sizes[name], next(iter(own))
@@ -135,9 +148,9 @@ def _collect_digests(names: Iterable[str], manifest: dict[str, Any] | None) -> d
 
 
 def count_rows_found(directory: Location) -> int:
-    """Count the rows in a stage's parts so far, complete or not, by their names."""
+    """Count the rows in a stage's parts so far, complete or not, by names that state rows."""
     spans = [_PART.fullmatch(name) for name in storage.list_sizes(directory)]
-    return sum(int(span[2]) - int(span[1]) for span in spans if span)
+    return sum(int(span[2]) - int(span[1]) for span in spans if span and span[1])
 
 
 def commit(directory: Location, parts: Sequence[Part], extra: Mapping[str, Any]) -> None:

@@ -9,7 +9,16 @@ package may give it a short name with an entry point (docs/architecture.md lists
 from pe_ray.plugins.options import EmbedderOptions, GeneratorOptions, MetricOptions, Options
 from pe_ray.plugins.plugin_digest import digest_plugin
 from pe_ray.plugins.protocols import Denoiser, Embedder, Generator, Images, Metric, Rows, Statistic
-from pe_ray.plugins.registry import PluginType, build, group_of, load, options_of, registered
+from pe_ray.plugins.registry import (
+    PluginType,
+    build,
+    group_of,
+    load,
+    only_known,
+    options_of,
+    registered,
+    trust_plugins,
+)
 
 __all__ = [
     "Denoiser",
@@ -28,6 +37,8 @@ __all__ = [
     "digest_plugin",
     "group_of",
     "load",
+    "only_known",
     "options_of",
     "registered",
+    "trust_plugins",
 ]

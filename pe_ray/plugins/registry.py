@@ -2,12 +2,17 @@
 
 A plugin says everything about itself: its options are the model in its attribute `Options`, and
 whoever uses it asks it rather than its name.
+
+A file of a run may have been written by somebody else. What it names is loaded within `only_known`,
+so that opening a run imports no module of its author's choice.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.metadata import entry_points
 from typing import Any, Literal
 
@@ -100,6 +105,34 @@ def group_of(plugin_type: PluginType) -> str:
     return f"pe_ray.{plural}"
 
 
+_loaded: set[tuple[PluginType, str]] = set()
+_guarded = ContextVar("_guarded", default=False)
+_trusting = ContextVar("_trusting", default=False)
+
+
+@contextmanager
+def only_known() -> Iterator[None]:
+    """Within the block, load built-in kinds and those that this process has loaded before.
+
+    Others raise InputError, except within `trust_plugins`.
+    """
+    token = _guarded.set(True)
+    try:
+        yield
+    finally:
+        _guarded.reset(token)
+
+
+@contextmanager
+def trust_plugins() -> Iterator[None]:
+    """Within the block, opening a run imports whatever its files name."""
+    token = _trusting.set(True)
+    try:
+        yield
+    finally:
+        _trusting.reset(token)
+
+
 def load(plugin_type: PluginType, kind: str) -> Any:
     """Import the plugin named `kind`: a registered name or "module:Class"."""
     known = registered(plugin_type)
@@ -109,6 +142,12 @@ def load(plugin_type: PluginType, kind: str) -> Any:
         raise InputError(
             f"{plugin_type}.kind: {kind!r} is not known{did_you_mean(kind, known)}; use one of "
             f"{', '.join(sorted(known))} or module:Class"
+        )
+    known_here = kind in BUILT_IN[plugin_type] or (plugin_type, kind) in _loaded
+    if _guarded.get() and not (_trusting.get() or known_here):
+        raise InputError(
+            f"{plugin_type}.kind: {kind!r} is not built in, and a run may be somebody else's; if "
+            "you trust whoever made it, give --trust-plugins (in Python: plugins.trust_plugins())"
         )
     try:
         found = getattr(importlib.import_module(module_name), name)
@@ -121,6 +160,7 @@ def load(plugin_type: PluginType, kind: str) -> Any:
             f"{plugin_type}.kind: {target} has no Options model; give it an attribute Options, a "
             f"subclass of pe_ray.plugins.{base.__name__}"
         )
+    _loaded.add((plugin_type, kind))
     return found
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Seeds = NDArray[np.uint64]
-Purpose = Literal["random", "variation", "lookahead", "selection", "expansion", "features"]
+Purpose = Literal["random", "variation", "lookahead", "selection", "expansion", "features", "order"]
 
 _PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -43,6 +43,7 @@ from pe_ray.runtime.run_directory import (
     require_disk,
 )
 from pe_ray.synthetic.export_formats import LabelledImages, Parquet
+from pe_ray.synthetic.filtering import count_dropped
 
 CHECKSUMS = "checksums.sha256"
 SIGNATURE = f"{CHECKSUMS}.sig"
@@ -84,7 +85,7 @@ def publish(
     if repo is not None:
         require_hub(repo)
     groups = _group_parts(facts, source)
-    num_images = groups[-1][-1].stop
+    num_images = groups[-1][-1].stop - count_dropped(source)
     request = {
         "run": facts.config.fingerprint,
         "expanded": expansion is not None,

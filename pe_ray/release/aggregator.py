@@ -17,6 +17,8 @@ from pe_ray.release.mechanism import discrete_gaussian
 from pe_ray.release.releases import kind_of
 from pe_ray.values import Release
 
+_LOOK_SECONDS = 1.0
+
 
 class Aggregator:
     """Charges the ledger, adds partitions up, adds noise once, stores, and only then answers.
@@ -51,7 +53,7 @@ class Aggregator:
                 for partial in partials:  # holds one at a time
                     kind.add(release, total, ray.get(partial))
                 noisy = self._ledger.commit(release.key, total + noise)
-        except InputError:
+        except (InputError, FaultError):
             raise
         except Exception as error:  # whatever it says, it may quote what was summed
             if _lost(error):
@@ -74,10 +76,26 @@ def _lost(error: Exception) -> bool:
     return died and not isinstance(error, ray.exceptions.RayTaskError)
 
 
-def answer(reference: ray.ObjectRef) -> Any:
-    """Fetch what the aggregator answers; raise what it says to the user without Ray's trace."""
+def answer(
+    reference: ray.ObjectRef, partials: Sequence[ray.ObjectRef], stall_seconds: float
+) -> Any:
+    """Fetch what the aggregator answers; raise what it says to the user without Ray's trace.
+
+    Waits for the tasks that make `partials`, which end by themselves where they hang, and at most
+    `stall_seconds` more. `partials` are never fetched.
+    """
+    unfinished = list(partials)
+    while unfinished and not ray.wait([reference], timeout=0)[0]:
+        _, unfinished = ray.wait(
+            unfinished, num_returns=len(unfinished), timeout=_LOOK_SECONDS, fetch_local=False
+        )
     try:
-        return ray.get(reference)
+        return ray.get(reference, timeout=stall_seconds)
+    except ray.exceptions.GetTimeoutError:
+        raise FaultError(
+            f"the aggregator gave no answer for {stall_seconds:g} s; its process or the ledger's "
+            "disk hangs"
+        ) from None
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, InputError | FaultError):
             raise error.cause from None

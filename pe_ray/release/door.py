@@ -32,6 +32,8 @@ from pe_ray.synthetic.embedding import Embedding
 from pe_ray.synthetic.scoring import public_tables
 from pe_ray.values import NoisyHistogram, NoisySums, Release
 
+_ANSWER_SECONDS = 600.0  # of the aggregator alone, which adds up in seconds
+
 
 class Door:
     """Asks for the releases that were planned, each at most once.
@@ -118,7 +120,12 @@ class Door:
         stored = self._ledger.released(release.key)
         if stored is not None:
             return stored
-        made = answer(self.aggregator.release.remote(release, num_values, start()))
+        partials = start()
+        made = answer(
+            self.aggregator.release.remote(release, num_values, partials),
+            partials,
+            min(_ANSWER_SECONDS, self._run.config.resources.stall_seconds),
+        )
         update_copy(self._ledger, self._run.directory.ledger_copy)  # before anything uses it
         # Without the time that it took, which depends on the records.
         values = {"sigma": release.sigma}

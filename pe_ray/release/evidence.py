@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pe_ray import plugins
 from pe_ray.config import Config
 from pe_ray.config.yaml_tree import digest_tree, read_stored
 from pe_ray.errors import DamagedFileError, InputError
@@ -45,6 +46,9 @@ def open_run(path: str | Location) -> Run:
     The ledger of a run in a store is the copy that lies in the store. Raises InputError where
     `path` is no run directory, or its config.yaml isn't the one that the ledger recorded. Ledgers
     of the former version recorded none.
+
+    Guarantee: neither this nor what is done with the Run imports a plugin that is not built in,
+    unless this process has loaded it before or `plugins.trust_plugins` holds.
     """
     place = resolve_place(path, "run")
     with io_errors_as_input_errors("run", place):
@@ -55,7 +59,11 @@ def open_run(path: str | Location) -> Run:
             )
         directory = RunDirectory(place, find_ledger(place))
         config = Config.from_run(directory.config)
-        recorded = Ledger.open(directory.ledger).config_digest
+        ledger = Ledger.open(directory.ledger)
+        with plugins.only_known():  # answers are read by their kind
+            for entry in ledger.entries():
+                plugins.load("release", entry.release.kind)
+        recorded = ledger.config_digest
         if recorded not in (None, digest_tree(read_stored(directory.config))):
             raise InputError(
                 f"{directory.config}: isn't the configuration that {LEDGER} belongs to; restore it "

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from pe_ray.config.blocks import ResourcesConfig
-from pe_ray.errors import InputError
+from pe_ray.errors import FaultError, InputError
 from pe_ray.files.storage import find_home
 from pe_ray.runtime.events import announce
 
 logger = logging.getLogger(__name__)
 
 _LEAST_FREE = 1 << 20  # bytes; with less, Ray's processes fail in ways of their own
+_LONGEST_REASON = 200
 _LONGEST_SOCKET = 107  # bytes of a Unix socket's path on Linux
 _SESSION_BYTES = len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.12")
 
@@ -52,14 +53,7 @@ def connect_to_ray(resources: ResourcesConfig, node_label: str | None = None) ->
             if resources.address is None:
                 folder = _make_private_folder()
                 stack.enter_context(_full_disk_as_input_error(folder))
-                # `local`, since without an address Ray would join any cluster on this machine.
-                ray.init(
-                    "local",
-                    num_cpus=resources.num_cpus,
-                    include_dashboard=False,
-                    _temp_dir=f"{folder}/ray",
-                    **_log_options(),
-                )
+                _start(resources, f"{folder}/ray")
             else:
                 _join(resources.address)
             stack.callback(_stop)
@@ -73,6 +67,26 @@ def _log_options() -> dict[str, Any]:
     """Return how much Ray and its workers print here: much where DEBUG is logged, else errors."""
     wordy = logger.isEnabledFor(logging.DEBUG)
     return {"log_to_driver": wordy, "logging_level": logging.INFO if wordy else logging.ERROR}
+
+
+def _start(resources: ResourcesConfig, folder: str) -> None:
+    """Start Ray here, with its files in `folder`."""
+    import ray
+
+    try:
+        # `local`, since without an address Ray would join any cluster on this machine.
+        ray.init(
+            "local",
+            num_cpus=resources.num_cpus,
+            include_dashboard=False,
+            _temp_dir=folder,
+            **_log_options(),
+        )
+    except Exception as error:  # of any type: it waits 30 s for its processes
+        raise FaultError(
+            f"Ray did not start on this machine ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:_LONGEST_REASON]}); it may be overloaded, see to that"
+        ) from error
 
 
 def _join(address: str) -> None:

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from pe_ray.config.places import lies_in
 from pe_ray.config.yaml_tree import differences, dump_tree
 from pe_ray.errors import InputError
 from pe_ray.files.digests import write_with_digest
-from pe_ray.files.locks import is_locked, locked
+from pe_ray.files.locks import find_holder, is_locked, locked
 from pe_ray.files.storage import (
     PROBE,
     Location,
@@ -230,8 +230,9 @@ def _refuse_shared(folder: Path, field: str) -> None:
 
 
 def _in_use(run: RunDirectory) -> InputError:
+    holder = find_holder(run.ledger.parent / _LOCK) or "on another machine"
     return InputError(
-        f"output.path: {run.path} is in use by another pe-ray; wait for it or stop it"
+        f"output.path: {run.path} is in use by another pe-ray, {holder}; wait for it or stop it"
     )
 
 
@@ -339,12 +340,12 @@ def require_disk(directory: Location, num_bytes: int, field: str) -> None:
 
 
 def claim_output(
-    directory: Location, config: Config, note: str, request: Mapping[str, Any]
-) -> None:
+    directory: Location, config: Config, note: str, request: dict[str, Any]
+) -> dict[str, Any]:
     """Tie the folder of `--output` to a request; refuse one that is unusable or holds other files.
 
-    config: of the run that it is made from. note: the hidden file that keeps the request. What a
-    killed start left behind is removed.
+    config: of the run that it is made from. note: the hidden file that keeps the request, and what
+    its maker adds. Returns what it holds. What a killed start left behind is removed.
     """
     if lies_in(str(directory), config.private.data):
         raise InputError(
@@ -354,8 +355,9 @@ def claim_output(
     require_writable(directory, "--output")
     held, file = list_names(directory), directory / note
     left = {name for name in held if name_left_aside(name) in (note, PROBE)}
+    stored: dict[str, Any] = json.loads(file.read_bytes()) if note in held else request
     if note in held:
-        if json.loads(file.read_bytes()) != request:
+        if {name: stored.get(name) for name in request} != request:
             raise InputError(f"--output: {directory} is of something else; give a new folder")
     elif held - left:
         raise InputError(f"--output: {directory} is not empty; give a new folder")
@@ -363,6 +365,7 @@ def claim_output(
         (directory / name).unlink(missing_ok=True)
     if note not in held:
         atomic_write(file, json.dumps(request).encode())
+    return stored
 
 
 def find_ledger(path: str | Location) -> Path:

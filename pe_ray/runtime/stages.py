@@ -128,6 +128,7 @@ class Stage:
     parts' files. worker: called in each worker process, makes what makes the parts. manifest: what
     the manifest says besides the parts. check_found: compare what earlier starts wrote with its
     digests, and make damaged parts again; for parts that no later stage reads with their digests.
+    numbered: parts are named by the `number` of their request, which counts from 0.
     """
 
     name: str
@@ -137,6 +138,7 @@ class Stage:
     worker: Callable[[], PartWorker]
     manifest: Mapping[str, Any] = field(default_factory=dict)
     check_found: bool = False
+    numbered: bool = False
 
 
 def run_stage(stage: Stage, resources: ResourcesConfig) -> None:
@@ -147,21 +149,22 @@ def run_stage(stage: Stage, resources: ResourcesConfig) -> None:
     """
     if stage.check_found:
         remove_damaged(stage.directory)
-    if read_manifest(stage.directory) is not None:
+    ranges = [(request["start"], request["stop"]) for request in stage.requests]
+    num_rows = sum(stop - start for start, stop in ranges)
+    manifest = read_manifest(stage.directory)
+    if manifest is not None and manifest["num_rows"] == num_rows:  # an expansion may have grown
         return
     started = time.monotonic()
     with full_disk_as_input_error(stage.directory):
         stage.directory.mkdir(parents=True, exist_ok=True)
-    ranges = [(request["start"], request["stop"]) for request in stage.requests]
 
     def found() -> dict[int, Part]:
-        parts = find_parts(stage.directory, ranges, stage.suffix)
+        parts = find_parts(stage.directory, ranges, stage.suffix, numbered=stage.numbered)
         return {part.start: part for part in parts if part is not None}
 
     made = found()
     before = _num_rows(made)
     if len(made) < len(ranges):
-        num_rows = sum(stop - start for start, stop in ranges)
         with Progress(stage.name, num_rows, _num_rows(made)) as progress:
             failures = 0
             while missing := [req for req in stage.requests if req["start"] not in made]:

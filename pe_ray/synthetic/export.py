@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -10,41 +11,55 @@ import numpy as np
 
 from pe_ray.config import Config
 from pe_ray.errors import InputError
-from pe_ray.files.parts import Part, write_part
+from pe_ray.files.parts import Part, part_name, write_part
 from pe_ray.files.png import encode_png
 from pe_ray.files.storage import Location
 from pe_ray.plugins import load
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.run import Run
-from pe_ray.runtime.stages import PartWorker, Stage, run_stage
+from pe_ray.runtime.stages import PartWorker, Request, Stage, run_stage
 from pe_ray.synthetic.batching import BatchedGenerator
 from pe_ray.synthetic.export_formats import ExportFormat, LabelledImages
-from pe_ray.synthetic.population import Population, assign_parents
+from pe_ray.synthetic.filtering import Filters, note_dropped
+from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.population_files import read_population
+from pe_ray.synthetic.shuffling import RowOrder
 from pe_ray.synthetic.teacher import load_teacher
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expansion:
+    """What the rows of an expansion are. varied: further variations, not the samples themselves."""
+
+    order: RowOrder
+    varied: bool = True
+    filters: Filters = field(default_factory=Filters)
 
 
 def export(
     run: Run,
     population: Population,
     directory: Location,
+    expansion: Expansion | None = None,
+    requests: Sequence[Request] | None = None,
     *,
-    num_variations: int | None = None,
     form: str = "parquet",
 ) -> None:
-    """Write S_T itself, or `num_variations` further variations of it, to `directory`.
+    """Write the final set, which is S_T in the order of its ids, or an expansion to `directory`.
 
-    form: name of an export format. A run's teacher labels the images.
+    requests: for the parts of the expansion. form: name of an export format. A run's teacher labels
+    the images.
     """
-    num_rows = population.layout.num_samples if num_variations is None else num_variations
+    requests = requests or run.divide(population.layout.num_samples)
     stage = Stage(
-        name="final set" if num_variations is None else "expansion",
+        name="final set" if expansion is None else "expansion",
         directory=directory,
         suffix=load_format(form).suffix,
-        requests=run.divide(num_rows),
-        worker=partial(ExportWorker, run, population, directory, num_variations, form),
+        requests=requests,
+        worker=partial(ExportWorker, run, population, directory, expansion, form),
         manifest={"fingerprint": run.config.fingerprint, "labels": list(run.labels)},
         check_found=True,
+        numbered="number" in requests[0],
     )
     run_stage(stage, run.config.resources)
 
@@ -69,41 +84,48 @@ def load_format(form: str) -> type[ExportFormat]:
 
 
 class ExportWorker(PartWorker):
-    """Makes parts of the final set or of an expansion."""
+    """Makes parts of the final set, or of an expansion."""
 
     def __init__(
         self,
         run: Run,
         population: Population,
         directory: Location,
-        num_variations: int | None,
+        expansion: Expansion | None,
         form: str,
     ) -> None:
         self._run, self._population, self._directory = run, population, directory
-        self._num_variations = num_variations
-        self._format = load_format(form)
+        self._format, self._expansion = load_format(form), expansion
         self._options = run.config.generator_at(population.iteration).options
         self._generator: BatchedGenerator | None = None
-        if num_variations is not None:
+        if expansion is not None and expansion.varied:
             self._generator = BatchedGenerator(run.config, population.iteration)
         self._teacher = load_teacher(run)
 
     def make(self, request: Mapping[str, Any]) -> Part:
-        start, stop = request["start"], request["stop"]
-        population, schedule = self._population, self._run.config.schedule
-        ids = parents = np.arange(start, stop, dtype=np.int64)
-        if self._num_variations is not None:
-            parents = assign_parents(ids, self._num_variations, population.layout.num_samples)
-        rows = read_population(population.directory, parents, self._options)
+        start, stop, number = request["start"], request["stop"], request.get("number")
+        suffix, schedule = self._format.suffix, self._run.config.schedule
+        samples = copies = np.arange(start, stop, dtype=np.int64)
+        if self._expansion is not None:
+            samples, copies = self._expansion.order.find_samples(start, stop)
+        found = read_population(self._population.directory, samples, self._options)
+        rows, originals = found, None
         if self._generator is not None:
-            seeds = row_seeds(schedule.seed, "expansion", population.iteration, ids)
-            rows = self._generator.vary(rows, schedule.degree_list[-1], seeds)
-        labels = self._teacher.predict(rows["image"]) if self._teacher else rows["label"]
+            seeds = row_seeds(
+                schedule.seed, "expansion", self._population.iteration, samples, copies
+            )
+            rows = self._generator.vary(found, schedule.degree_list[-1], seeds)
+            originals = found["image"]
+        pixels, labels = rows["image"], rows["label"]
+        if self._expansion is not None:
+            kept = self._expansion.filters.choose(pixels, originals)
+            pixels, labels = pixels[kept], labels[kept]
+            note_dropped(self._directory, part_name(start, stop, suffix, number), ~kept)
         images = LabelledImages(
             first=start,
-            pngs=[encode_png(image) for image in rows["image"]],
-            labels=labels,
+            pngs=[encode_png(image) for image in pixels],
+            labels=self._teacher.predict(pixels) if self._teacher else labels,
             names=self._run.labels,
         )
         content = self._format.write(self._directory, images)
-        return write_part(self._directory, start, stop, self._format.suffix, content)
+        return write_part(self._directory, start, stop, suffix, content, number)

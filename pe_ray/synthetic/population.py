@@ -83,17 +83,6 @@ def lookahead_draws(offspring: Offspring, lookahead: int) -> NDArray[np.int64]:
     return draws
 
 
-def assign_parents(ids: NDArray[np.int64], num_samples: int, num_parents: int) -> NDArray[np.int64]:
-    """Return which sample of S_T each of the rows `ids` of `num_samples` stems from, [n].
-
-    Full rounds over all samples in order come first, then evenly spaced ones. Populations are in
-    label order, so the labels' shares hold for any number of rows.
-    """
-    full_rounds = num_samples - num_samples % num_parents
-    rest = max(num_samples % num_parents, 1)
-    return np.where(ids < full_rounds, ids % num_parents, (ids - full_rounds) * num_parents // rest)
-
-
 def read_layout(directory: Location) -> LabelLayout | None:
     """Return the layout of a complete population on disk, None where there is none."""
     counts = (read_manifest(directory) or {}).get("label_counts")

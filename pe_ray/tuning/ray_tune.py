@@ -107,8 +107,8 @@ def _note_signals() -> Iterator[None]:
 def run_trials(job: Job, folder: Path) -> list[dict[str, Any]]:
     """Run or restore the trials until none is left or affordable; return their last reports.
 
-    folder: Ray Tune's files. Raises FaultError where a trial was cut off, because its process died
-    for example: the next start continues that trial.
+    folder: Ray Tune's files, which are unpickled. Raises FaultError where a trial was cut off,
+    because its process died for example: the next start continues that trial.
     """
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would take Ctrl-C for a search's end

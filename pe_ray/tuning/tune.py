@@ -1,13 +1,18 @@
 """`pe-ray tune`: spend on a search what the strategy says, then make the final run with the rest.
 
 OUTPUT is the final run's directory, as `pe-ray run` would leave it, but its ledger also holds all
-that the search charged. OUTPUT/tuning holds the search: trials, Ray Tune's files, the result. Every
-step returns at once when an earlier start has completed it.
+that the search charged. OUTPUT/tuning holds the search: trials and the result. Every step returns
+at once when an earlier start has completed it.
+
+Ray Tune's own files are pickles, so they are kept where nobody else can write, in the cache of the
+user who runs the search. Where they are gone, trials start over from OUTPUT and the ledger.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +21,17 @@ from typing import Any
 from pe_ray.config import Config
 from pe_ray.config.extras import require_extras
 from pe_ray.config.yaml_tree import dump_tree, read_stored
+from pe_ray.errors import InputError
 from pe_ray.evolution import complete
-from pe_ray.files.storage import Location, atomic_write, delete_tree
+from pe_ray.files.storage import (
+    Location,
+    atomic_write,
+    delete_tree,
+    find_cache,
+    io_errors_as_input_errors,
+)
 from pe_ray.planning import plan, plan_releases, require_affordable
+from pe_ray.plugins import only_known
 from pe_ray.release.adaptive import with_mu
 from pe_ray.release.door import Door, open_records
 from pe_ray.release.evidence import record_config, refuse_older, require_newest
@@ -90,10 +103,12 @@ def tune(search: Search) -> Outcome:
             # A bad record must end this before anything is spent.
             open_records(config, prepare_run(config, directory).embedder)
         job = _release_shared(search, directory, ledger, folder)
+        state = _find_state(search, directory)
         if not result.exists():
-            atomic_write(result, json.dumps(_search(job, ledger), indent=1).encode())
+            atomic_write(result, json.dumps(_search(job, ledger, state), indent=1).encode())
         # It names machines, and its times tell how long private records took to vote.
-        delete_tree(folder / "tune")
+        delete_tree(state)
+        delete_tree(folder / "tune")  # of a former version
         outcome = Outcome(path=folder.parent, **json.loads(result.read_bytes()))
         _finish(job, directory, ledger, outcome.settings)
     return outcome
@@ -148,7 +163,8 @@ def _bind(search: Search, directory: RunDirectory, folder: Path) -> bool:
 
 
 def _read_bound(file: Location) -> dict[str, Any]:
-    return search_of(read_stored(file)).bound()
+    with only_known():
+        return search_of(read_stored(file)).bound()
 
 
 def _release_shared(search: Search, directory: RunDirectory, ledger: Ledger, folder: Path) -> Job:
@@ -169,16 +185,32 @@ def _release_shared(search: Search, directory: RunDirectory, ledger: Ledger, fol
     return job
 
 
-def _search(job: Job, ledger: Ledger) -> dict[str, Any]:
+def _find_state(search: Search, directory: RunDirectory) -> Path:
+    """Return where Ray Tune's files of this search are."""
+    name = hashlib.sha256(f"{search.fingerprint} {directory.path}".encode()).hexdigest()
+    return find_cache().resolve() / "pe_ray" / "tune" / name
+
+
+def _make_state(state: Path) -> None:
+    """Create the folder with mode 0700; refuse one that somebody else may have written to."""
+    with io_errors_as_input_errors("XDG_CACHE_HOME", state):
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = state.stat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise InputError(f"XDG_CACHE_HOME: {state} is open to others; delete it, or give another")
+
+
+def _search(job: Job, ledger: Ledger, state: Path) -> dict[str, Any]:
     """Run the trials; return settings and score of the best, and how every trial ended."""
     from pe_ray.tuning.ray_tune import choose_best, run_trials
 
+    _make_state(state)
     search, folder = job.search, job.folder.parent
     source = search.strategy.prepare(search, ledger, folder / "prepared", job.fractions)
     if search.strategy.charged:
         final = final_shape(search.config, "kept/")
         ledger.keep_room("trial/", with_mu(final, search.strategy.result_mu(search)))
-    found = run_trials(replace(job, source=source), folder / "tune")
+    found = run_trials(replace(job, source=source), state)
     best = choose_best(found, search.objective.mode)
     last = max(best["scores"], key=int)
     return {"settings": best["settings"], "score": best["scores"][last], "trials": found}

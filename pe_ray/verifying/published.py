@@ -12,11 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pe_ray.synthetic.population import assign_parents
 from pe_ray.verifying.checks import Checks, NotChecked, Step, require
 from pe_ray.verifying.run_claims import Claims
 from pe_ray.verifying.run_names import list_files
@@ -168,6 +166,7 @@ def check_data(checks: Checks, folder: Path, claims: Claims) -> None:
         "images have the columns, the labels and one mark", _list_data_steps(folder, claims)
     )
     checks.pass_over("images", "the evidence holds none, and the generator makes them")
+    checks.pass_over("labels of an expansion", "the order of its rows is not replayed")
 
 
 def _list_data_steps(folder: Path, claims: Claims) -> Iterator[Step]:
@@ -180,9 +179,10 @@ def _list_data_steps(folder: Path, claims: Claims) -> Iterator[Step]:
     if total is not None:
         stated = f"{total:,} synthetic images" in (folder / "README.md").read_text()
         yield str(folder / "README.md"), partial(require, stated, f"doesn't say {total:,} images")
+    expanded = json.loads((folder / ".publish.json").read_bytes())["expanded"]
     first, marks = 0, set[str]()
     for file, count in zip(files, counts, strict=True):
-        yield str(file), partial(_check_images, file, claims, first, total, marks)
+        yield str(file), partial(_check_images, file, claims, first, expanded, marks)
         first += count or 0
 
 
@@ -194,10 +194,8 @@ def _count_rows(file: Path) -> int | None:
         return None
 
 
-def _check_images(
-    file: Path, claims: Claims, first: int, total: int | None, marks: set[str]
-) -> None:
-    """Check the rows of the set from `first` on, of `total`; `marks` gets what images carry."""
+def _check_images(file: Path, claims: Claims, first: int, expanded: bool, marks: set[str]) -> None:
+    """Check the rows of the set from `first` on; `marks` gets what images carry."""
     table = pq.read_table(file, partitioning=None)
     for image in read_images(table, claims.run.labels):
         require(image.info.keys() <= _MARK_NAMES, "its images hold more than pixels and the mark")
@@ -206,8 +204,5 @@ def _check_images(
         len(marks) == 1 and (_MARK in "".join(marks) or marks == {"[]"}),
         "its images are not all marked, or not all with the same mark",
     )
-    if claims.run.config.teacher is None and total is not None:
-        last = claims.layouts[-1]
-        ids = np.arange(first, first + len(table))
-        parents = assign_parents(ids, total, last.num_samples)
-        require_labels(table, last.labels(0, last.num_samples)[parents])
+    if claims.run.config.teacher is None and not expanded:
+        require_labels(table, claims.layouts[-1].labels(first, first + len(table)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 import yaml
 
 from pe_ray import cli
@@ -208,3 +210,51 @@ def test_a_reader_that_is_gone_ends_a_command_without_a_word(
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+ENDS = """
+import os, signal, sys
+from pe_ray import cli
+cli.look_verbs._status = lambda options: eval(sys.argv[1])
+raise SystemExit(cli.main(["status", "run"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        ("os._exit(1)", 1),  # as Ray's libraries end a driver whose GCS is gone
+        ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
+        ("sys.exit()", 1),
+        ("sys.exit(3)", 1),
+    ],
+)
+def test_no_end_is_silent(end: str, status: int) -> None:
+    done = subprocess.run([sys.executable, "-c", ENDS, end], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (status, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("pe-ray: ")
+    assert line.endswith("the same command continues")
+
+
+def test_an_end_with_its_own_words_gets_no_others(tmp_path: Path) -> None:
+    for end in ("None", "1 / 0"):
+        done = subprocess.run([sys.executable, "-c", ENDS, end], capture_output=True, text=True)
+        assert "pe-ray: " not in done.stderr
+
+
+def test_a_ray_that_does_not_start_is_one_line(
+    tree: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def time_out(*_: Any, **__: Any) -> None:
+        raise Exception("The current node timed out during startup.\nSee the logs.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", time_out)
+    assert cli.main(["run", write(tree, tmp_path)]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("pe-ray: Ray did not start")
+    assert last.endswith("the same command continues")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pe_ray.files.locks import is_locked, locked
+from pe_ray.files.locks import find_holder, is_locked, locked
 
 HOLDER = """
 import sys, time
@@ -30,12 +30,14 @@ def test_a_lock_holds_until_its_process_is_killed(tmp_path: Path) -> None:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
         assert is_locked(file)
+        assert find_holder(file) == f"process {holder.pid}"
         with pytest.raises(TimeoutError), locked(file, timeout=0.1):
             pass
     finally:
         holder.kill()
         holder.wait(60)
     assert not is_locked(file)
+    assert find_holder(file) is None
     with locked(file, timeout=0):
         assert is_locked(file)
     assert not is_locked(file)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
 
-from pe_ray.errors import BudgetError, InputError
+from pe_ray.errors import BudgetError, FaultError, InputError
 from pe_ray.private.sums import clip_and_sum
 from pe_ray.private.votes import RawVotes
-from pe_ray.release.aggregator import Aggregator, create_aggregator
+from pe_ray.release.aggregator import Aggregator, answer, create_aggregator
 from pe_ray.release.ledger import Ledger
 from pe_ray.values import LATTICE, Budget, Release
 
@@ -131,3 +132,31 @@ def test_a_killed_aggregator_returns_the_stored_release(ray_session: None, tmp_p
     second = ray.get(actor.release.remote(votes(10.0), 1000, partials))
     assert np.array_equal(first.noisy_votes, second.noisy_votes)
     assert len(Ledger.open(path).entries()) == 1
+
+
+def test_a_frozen_aggregator_is_not_waited_for_without_end(
+    ray_session: None, tmp_path: Path
+) -> None:
+    """Nor is one that waits for its partitions given up before they are made."""
+
+    @ray.remote
+    def count() -> RawVotes:
+        time.sleep(4)
+        return raw([1])
+
+    actor = create_aggregator(ledger_at(tmp_path / "ledger.sqlite", 1.0))
+    pid = ray.get(actor.__ray_call__.remote(lambda self: os.getpid()))
+    partials = [count.remote()]
+    made = answer(actor.release.remote(votes(10.0), 4, partials), partials, 3.0)
+    assert len(made.noisy_votes) == 4
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(FaultError, match="aggregator"):
+            answer(actor.release.remote(votes(10.0), 4, partials), partials, 0.5)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    partials = [count.options(num_cpus=99).remote()]  # never made
+    refused = actor.release.remote(votes(11.0), 4, partials)
+    with pytest.raises(BudgetError):
+        answer(refused, partials, 60.0)
+    ray.cancel(partials[0])

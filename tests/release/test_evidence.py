@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pe_ray import Config, InputError, cli, evolve, expand
 from pe_ray.evolution import iterate
 from pe_ray.files.digests import locate_digest
 from pe_ray.planning import plan_releases
+from pe_ray.plugins import registry
 from pe_ray.private.evaluation import audit
 from pe_ray.release.door import Door
 from pe_ray.release.evidence import open_run, record_config, require_newest
@@ -176,3 +178,45 @@ def test_labels_exchanged_in_the_runs_configuration_are_refused(
     assert cli.main(["audit", str(run)]) == 2
     file.write_text("# restored\n" + yaml.safe_dump(yaml.safe_load(text)))  # laid out otherwise
     assert read_status(run)["state"] == "finished"
+
+
+@pytest.mark.parametrize("where", ["configuration", "below a metric", "ledger"])
+def test_opening_a_run_imports_nothing_of_its_authors_choice(
+    tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    marker, kind = tmp_path / "imported", "harmful:Harm"
+    (tmp_path / "harmful.py").write_text(
+        "from pathlib import Path\nfrom outside import NoNumbers as Harm, SquareRoot as Root\n"
+        f"Path({str(marker)!r}).touch()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    if where == "configuration":
+        tree["selection"] = {"denoise": "harmful:Root"}
+    elif where == "below a metric":
+        tree["metrics"]["audit"] = [{"kind": "frechet", "embedder": {"kind": kind}}]
+    config = Config.from_dict(tree)
+    with claim_directory(config) as directory:
+        ledger = Ledger.create(directory.ledger, config.privacy.budget, config.fingerprint)
+        record_config(ledger, directory, config)
+    if where == "ledger":
+        ledger.reserve(Release(key="x", kind=kind, iteration=0, votes_per_unit=1, sigma=1e3))
+    # As a process does that has not made this run.
+    monkeypatch.setattr(registry, "_loaded", set())
+    monkeypatch.delitem(sys.modules, "harmful", raising=False)
+    marker.unlink(missing_ok=True)
+    run = str(directory.path)
+    for look in (
+        lambda: expand(run, 40, tmp_path / "more"),
+        lambda: write_report(run),
+        lambda: read_status(run),
+        lambda: compare([run]),
+        lambda: open_run(run),
+    ):
+        with pytest.raises(InputError, match=r"--trust-plugins"):
+            look()
+    assert cli.main(["status", run]) == 2
+    assert not marker.exists()
+    assert cli.main(["status", run, "--trust-plugins"]) == 0
+    assert marker.exists()
+    marker.unlink()
+    assert cli.main(["status", run]) == 0  # no new import

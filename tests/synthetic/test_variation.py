@@ -9,8 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pe_ray import InputError
@@ -18,7 +16,6 @@ from pe_ray.config.kinds import Plugin
 from pe_ray.plugins import GeneratorOptions, Rows
 from pe_ray.plugins.seeds import Seeds
 from pe_ray.synthetic.batching import BatchedGenerator
-from pe_ray.synthetic.population import assign_parents
 from pe_ray.values import ImageShape
 
 
@@ -123,17 +120,3 @@ def test_other_errors_pass_through() -> None:
     with pytest.raises(RuntimeError, match="no"):
         generator.random(LABELS, SEEDS)
     assert fake.batches == [8]
-
-
-@given(st.integers(1, 200), st.integers(1, 60))
-def test_the_final_set_takes_evenly_from_all_samples(num_samples: int, num_parents: int) -> None:
-    """Of any neighbouring samples, as those of a label are, within two of their share."""
-    parents = assign_parents(np.arange(num_samples), num_samples, num_parents)
-    times = np.bincount(parents, minlength=num_parents)
-    assert len(times) == num_parents
-    assert times.max() - times.min() <= 1
-    beyond = np.cumsum(times - num_samples / num_parents)
-    assert np.abs(beyond).max() <= 1
-    for part in (slice(3, 9), slice(0, 1)):  # whatever rows a worker has
-        ids = np.arange(num_samples)[part]
-        assert np.array_equal(assign_parents(ids, num_samples, num_parents), parents[part])

@@ -82,8 +82,8 @@ def test_a_driver_killed_amid_a_stage_and_one_too_many(
     assert still_there
     assert second.returncode == 2
     assert second.stderr.strip().splitlines()[-1] == (
-        f"pe-ray: output.path: {tree['output']['path']} is in use by another pe-ray; "
-        "wait for it or stop it"
+        f"pe-ray: output.path: {tree['output']['path']} is in use by another pe-ray, "
+        f"process {first.pid}; wait for it or stop it"
     )
     known = parts(tree, 1)
     before = {part: part.stat().st_mtime_ns for part in known}

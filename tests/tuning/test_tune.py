@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -37,9 +38,23 @@ from pe_ray.tuning.trial import Job, TrialActor, trial_config
 from pe_ray.tuning.tune import tune
 
 
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._file,)
+
+
 @pytest.mark.slow
 def test_compose_charges_trials_and_the_final_run_in_one_ledger(
-    ray_session: None, searched: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    ray_session: None,
+    searched: dict[str, Any],
+    tmp_path: Path,
+    private_cache: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     searched["tuning"] |= {
         "scheduler": "asha",
@@ -62,6 +77,15 @@ def test_compose_charges_trials_and_the_final_run_in_one_ledger(
     again = tune(search_of(searched))  # finds everything done
     assert again == outcome
     assert [entry.release.key for entry in ledger.entries()] == keys
+    (outcome.path / "tuning" / "result.json").unlink()  # as where Ray Tune's state is lost
+    marker, planted = tmp_path / "unpickled", outcome.path / "tuning" / "tune" / "trials"
+    planted.mkdir(parents=True)
+    for name in ("tuner.pkl", "trainable.pkl", "experiment_state-1.json"):
+        (planted / name).write_bytes(pickle.dumps(Touch(marker)))
+    assert tune(search_of(searched)) == outcome
+    assert [entry.release.key for entry in ledger.entries()] == keys
+    assert not marker.exists()
+    assert not list((private_cache.parent / "tune").iterdir())
     assert cli.main(["ledger", str(outcome.path)]) == 0
     assert "accounting  adaptive" in capsys.readouterr().out
     searched["tuning"]["num_trials"] = 3

@@ -19,8 +19,9 @@ from pe_ray.release.door import Door
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.releases import Votes
 from pe_ray.runtime.run_directory import on_disk
-from pe_ray.synthetic.export import export
+from pe_ray.synthetic.export import Expansion, export
 from pe_ray.synthetic.learnt_embedder import prepare_run
+from pe_ray.synthetic.shuffling import RowOrder
 from pe_ray.tuning.budget import final_votes, mu_left, total_mu
 from pe_ray.tuning.search import Fractions, Search, Strategy
 from pe_ray.tuning.space import configure
@@ -78,7 +79,8 @@ class Proxy(Strategy):
             last = population
         if self.options.proxy_voters is not None:
             voters = folder / "voters"
-            export(run, last, voters, num_variations=self.options.proxy_voters)
+            more = Expansion(order=RowOrder.of(run, last))
+            export(run, last, voters, more, run.divide(self.options.proxy_voters))
         labels = tuple(str(label) for label in range(len(run.labels)))
         return PrivateConfig(data=str(voters), labels=labels, cache=search.config.private.cache)
 
