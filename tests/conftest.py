@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from tiny_diffusion import save_pipeline
 
 # Its assertions say what differs, as those in tests do.
@@ -18,6 +19,10 @@ pytest.register_assert_rewrite("undisturbed")
 
 # Of the tests' own store (test_storage.py), before Ray's workers start: they inherit it.
 os.environ |= {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests"}
+
+# A busy machine makes any test late.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # The tests' own plugins (faulty.py), for workers too.

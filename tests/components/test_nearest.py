@@ -343,7 +343,7 @@ def test_the_nearest_others(
     assert np.concatenate(found).tolist() == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_small_integer_vectors(data: st.DataObject) -> None:
     d = data.draw(st.integers(1, 3))

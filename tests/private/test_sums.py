@@ -60,7 +60,7 @@ def moved(whole: EmbeddedRecords, statistic: Statistic) -> float:
     return float((steps.astype(object) ** 2).sum())  # integers of any size: no rounding
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data(), num=st.integers(1, 6), width=st.integers(1, 40), by_user=st.booleans())
 def test_adding_any_unit_moves_the_sums_by_one_at_most(
     data: st.DataObject, num: int, width: int, by_user: bool
@@ -75,7 +75,7 @@ def test_adding_any_unit_moves_the_sums_by_one_at_most(
     assert moved(whole, Unchanged(num_values=width)) <= LATTICE**2
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     num=st.integers(1, 30),
     seed=st.integers(0, 2**32 - 1),

@@ -99,7 +99,7 @@ def dense(
 record = st.lists(st.integers(0, 9), min_size=3, max_size=3, unique=True)
 
 
-@hypothesis_settings(max_examples=200, deadline=None)
+@hypothesis_settings(max_examples=200)
 @given(st.lists(record, min_size=2, max_size=12), st.integers(0, 11))
 def test_one_record_moves_the_votes_by_at_most_the_sensitivity(
     records: list[list[int]], position: int
@@ -110,7 +110,7 @@ def test_one_record_moves_the_votes_by_at_most_the_sensitivity(
     assert np.linalg.norm(moved) <= np.sqrt(3) + 1e-12
 
 
-@hypothesis_settings(max_examples=300, deadline=None)
+@hypothesis_settings(max_examples=300)
 @given(
     st.lists(st.tuples(record, st.integers(0, 3)), min_size=2, max_size=20),
     st.integers(0, 3),
@@ -165,7 +165,7 @@ def all_votes(
     return total
 
 
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=60)
 @given(
     st.lists(point, min_size=1, max_size=15),
     st.sampled_from([1, 4, 30]),

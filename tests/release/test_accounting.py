@@ -332,7 +332,7 @@ def test_no_noise_at_infinite_epsilon() -> None:
     assert [release.sigma for release in calibrate(run(1.0, 3), budget)] == [0.0] * 3
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     log_epsilon=st.floats(-3, 3),
     log_delta=st.floats(-12.999, -0.0001),

@@ -55,7 +55,7 @@ def test_the_bounds_are_close_where_noise_is_wide(sigma: float, delta: float) ->
     assert above < 1.25 * epsilon
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.floats(0.1, 1000.0), st.integers(1, 20)), min_size=1, max_size=4),
     st.floats(-12, -1),
