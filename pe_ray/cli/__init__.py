@@ -17,7 +17,14 @@ import threading
 from collections.abc import Sequence
 from typing import TextIO
 
-from pe_ray.cli import audit_verbs, check_verbs, look_verbs, run_verbs, tune_verbs
+from pe_ray.cli import (
+    account_verbs,
+    audit_verbs,
+    check_verbs,
+    look_verbs,
+    run_verbs,
+    tune_verbs,
+)
 from pe_ray.cli.printing import Command
 from pe_ray.errors import FaultError, InputError
 
@@ -74,6 +81,6 @@ def _make_parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command)
         return added
 
-    for module in (run_verbs, check_verbs, tune_verbs, look_verbs, audit_verbs):
+    for module in (run_verbs, check_verbs, tune_verbs, look_verbs, account_verbs, audit_verbs):
         module.add_verbs(add_verb)
     return parser

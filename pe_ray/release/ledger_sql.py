@@ -4,8 +4,9 @@ release.ledger decides, within transactions, what may be charged and what is ans
 
 The table `chain` has a SHA-256 for each release: of the digest before it, of the row, and of the
 answer's own SHA-256. The first digest, at position 0, is of budget, fingerprint, accounting, kept
-room and configuration. Each transaction begins with a check of the whole chain. One that writes
-ends with a new chain, computed from the rows. An answer is checked when it is read.
+room, configuration and what an account allows. Each transaction begins with a check of the whole
+chain. One that writes ends with a new chain, computed from the rows. An answer is checked when it
+is read.
 
 The former version had no chain. Its files can be read: of a damaged row only values that can't be,
 or that contradict each other, are noticed there. The first transaction that writes adds the chain.
@@ -30,6 +31,8 @@ from numpy.typing import NDArray
 
 from pe_ray.errors import BudgetError, InputError
 from pe_ray.release.accounting import check
+from pe_ray.release.adaptive import Cost
+from pe_ray.release.sqlite_files import DamageError, connect
 from pe_ray.values import Budget, Release, Unit
 
 Accounting = Literal["fixed", "adaptive"]
@@ -38,7 +41,6 @@ Accounting = Literal["fixed", "adaptive"]
 
 VERSION = 3
 _VERSION_WITHOUT_CHAIN = 2
-BUSY_SECONDS = 120.0
 _MECHANISM = "discrete_gaussian"
 
 _SCHEMA = """
@@ -57,6 +59,10 @@ CREATE TABLE kept (prefix TEXT PRIMARY KEY, releases TEXT NOT NULL);
 _CHAIN_SCHEMA = """
 CREATE TABLE configuration (one INTEGER PRIMARY KEY CHECK (one = 1), sha256 TEXT NOT NULL);
 CREATE TABLE chain (position INTEGER PRIMARY KEY, answer TEXT, digest TEXT NOT NULL);
+"""
+_ACCOUNT_SCHEMA = """
+CREATE TABLE IF NOT EXISTS account (
+  one INTEGER PRIMARY KEY CHECK (one = 1), run TEXT NOT NULL, allowance TEXT NOT NULL)
 """
 
 
@@ -83,13 +89,9 @@ _Link = tuple[int, str | None, str]
 """Position, SHA-256 of the answer, digest of the chain up to here."""
 
 
-class _DamageError(Exception):
-    """A part of the file that isn't as it was written; its text names the part."""
-
-
 def create_file(path: Path, terms: Terms) -> None:
     """Create the file at `path` if there is none; one that is there stays as it is."""
-    with _connect(path, "rwc") as database:
+    with connect(path, "rwc", "ledger") as database:
         database.execute("BEGIN IMMEDIATE")
         if not database.execute("SELECT 1 FROM sqlite_schema").fetchone():
             for statement in _SCHEMA.split(";\n"):
@@ -123,17 +125,32 @@ def read_config_digest(database: sqlite3.Connection) -> str | None:
     return row and str(row[0])
 
 
+def write_allowance(database: sqlite3.Connection, run: str, allowance: Cost) -> None:
+    """Record the run's id in accounts, and what the releases in this file may cost in all."""
+    database.execute(_ACCOUNT_SCHEMA)
+    row = (run, json.dumps(asdict(allowance)))
+    database.execute("REPLACE INTO account VALUES (1, ?, ?)", row)
+
+
+def read_allowance(database: sqlite3.Connection) -> tuple[str, Cost] | None:
+    """Return what `write_allowance` recorded; None where the run was in no account."""
+    if not _has_table(database, "account"):
+        return None
+    row = database.execute("SELECT run, allowance FROM account").fetchone()
+    return row and (str(row[0]), Cost(**json.loads(row[1])))
+
+
 def read_terms(database: sqlite3.Connection) -> Terms:
     """Return what the file was created for."""
     row = database.execute(
         "SELECT epsilon, delta, unit, fingerprint, rule FROM budget JOIN accounting"
     ).fetchone()
     if row is None:
-        raise _DamageError("the budget or the accounting rule")
+        raise DamageError("the budget or the accounting rule")
     epsilon, delta, unit, fingerprint, rule = row
     known = unit in get_args(Unit) and rule in get_args(Accounting)
     if not known or {type(epsilon), type(delta), type(fingerprint)} != {float, str}:
-        raise _DamageError("the budget or the accounting rule")
+        raise DamageError("the budget or the accounting rule")
     budget = Budget(epsilon=epsilon, delta=delta, unit=unit)
     return Terms(budget=budget, fingerprint=fingerprint, accounting=rule)
 
@@ -167,7 +184,7 @@ def begin(
     Guarantee: what it sees is what the transactions before it wrote; InputError where the chain
     shows otherwise.
     """
-    with _connect(path, "rw") as database:
+    with connect(path, "rw", "ledger") as database:
         database.execute(f"BEGIN {kind}")
         if _is_chained(database, path):
             _require_chain(database)
@@ -182,36 +199,9 @@ def begin(
 
 def copy_bytes(path: Path) -> bytes:
     """Return a file with the same content, consistent whoever writes meanwhile."""
-    with _connect(path, "rw") as database, closing(sqlite3.connect(":memory:")) as copy:
+    with connect(path, "rw", "ledger") as database, closing(sqlite3.connect(":memory:")) as copy:
         database.backup(copy)
         return copy.serialize()
-
-
-@contextmanager
-def _connect(path: Path, mode: Literal["rw", "rwc"]) -> Iterator[sqlite3.Connection]:
-    """Open a connection, used once since none survives a fork; closing it rolls back."""
-    database = None
-    try:
-        uri = f"{path.resolve().as_uri()}?mode={mode}"
-        database = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
-        database.execute("PRAGMA synchronous = EXTRA")  # syncs the folder as well
-        database.execute("PRAGMA secure_delete = ON")  # replaced times leave no bytes
-        yield database
-    except _DamageError as damage:
-        raise InputError(
-            f"{path}: {damage} isn't what was written there; the file is damaged, restore a copy "
-            "of the same age"
-        ) from None
-    except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter where a schema is damaged
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-            raise InputError(
-                f"{path}: no space left on the ledger's disk; free some, then the same command "
-                "continues"
-            ) from None
-        raise InputError(f"{path}: the ledger can't be used ({error}); restore a copy") from error
-    finally:
-        if database is not None:
-            database.close()
 
 
 def _is_chained(database: sqlite3.Connection, path: Path) -> bool:
@@ -231,7 +221,7 @@ def _add_chain(database: sqlite3.Connection) -> None:
 
 
 def _require_sound(database: sqlite3.Connection) -> None:
-    """Raise _DamageError for what shows damage in a file without a chain."""
+    """Raise DamageError for what shows damage in a file without a chain."""
     read_terms(database)
     for row in _read_rows(database):
         if _read_entry(row).state == "committed":
@@ -239,14 +229,14 @@ def _require_sound(database: sqlite3.Connection) -> None:
 
 
 def _require_chain(database: sqlite3.Connection) -> None:
-    """Raise _DamageError unless the chain is that of the rows."""
+    """Raise DamageError unless the chain is that of the rows."""
     stored = _read_chain(database)
     computed = _compute_chain(database, {position: answer for position, answer, _ in stored})
     for given, link in zip(stored, computed, strict=False):
         if given != link:
-            raise _DamageError(f"release {given[0]}" if given[0] else "the budget")
+            raise DamageError(f"release {given[0]}" if given[0] else "the budget")
     if len(stored) != len(computed):
-        raise _DamageError("the list of releases")
+        raise DamageError("the list of releases")
 
 
 def _write_chain(database: sqlite3.Connection) -> None:
@@ -272,7 +262,8 @@ def _read_chain(database: sqlite3.Connection) -> list[_Link]:
 
 def _compute_chain(database: sqlite3.Connection, answers: Mapping[int, str | None]) -> list[_Link]:
     """Return the chain of the rows. answers: SHA-256 of each answer, by position."""
-    tables = ("budget", "accounting", "kept", "configuration")
+    tables = ["budget", "accounting", "kept", "configuration"]
+    tables += ["account"] if _has_table(database, "account") else []
     terms = [
         sorted(database.execute(f"SELECT * FROM {table} NOT INDEXED").fetchall(), key=repr)
         for table in tables
@@ -349,9 +340,9 @@ def _read_rows(database: sqlite3.Connection) -> list[tuple[Any, ...]]:
 
 
 def _read_entry(row: Sequence[Any]) -> LedgerEntry:
-    """Return the values of a row; _DamageError where they can't be or contradict each other."""
+    """Return the values of a row; DamageError where they can't be or contradict each other."""
     _, key, kind, iteration, mechanism, ones, sensitivity, sigma, mu_squared, state, *times = row
-    damage = _DamageError(f"release {row[0]}")
+    damage = DamageError(f"release {row[0]}")
     types = [type(value) for value in (key, kind, iteration, ones, sigma, times[0])]
     if types != [str, str, int, int, float, str]:
         raise damage
@@ -393,7 +384,7 @@ def _read_noisy(database: sqlite3.Connection, position: int) -> NDArray[np.int64
         query = "SELECT answer FROM chain WHERE position = ?"
         digests |= set(database.execute(query, (position,)).fetchone() or (None,))
     if not isinstance(blob, bytes) or digests != {hashlib.sha256(blob).hexdigest()}:
-        raise _DamageError(f"the answer of release {position}")
+        raise DamageError(f"the answer of release {position}")
     return np.frombuffer(zlib.decompress(blob), dtype="<i8").astype(np.int64)
 
 
