@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,13 @@ import pytest
 from fuses import Crash, Fuse, fused_sqlite
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
 from pe_ray import Config
 from pe_ray.errors import BudgetError
@@ -36,9 +43,9 @@ SHAPE = [
 EPSILONS = (0.4, 0.7)
 EPSILON, DELTA = 0.9, 3e-5
 LIMITS = {"anna": 0.8, "ben": 0.75}
-SLOTS = 3
+MOST_RUNS = 3  # at once
 
-SLOT, CRASH = st.integers(0, SLOTS - 1), st.none() | st.none() | st.integers(0, 250)
+WHICH, CRASH = st.integers(0, MOST_RUNS - 1), st.none() | st.none() | st.integers(0, 250)
 
 
 def tree(account: Path) -> dict[str, Any]:
@@ -80,7 +87,6 @@ class Runs(RuleBasedStateMachine):
         self.account = self.folder / "account.sqlite"
         self.config = Config.from_dict(tree(self.account))
         self.runs: list[Run] = []
-        self.slots: list[Run | None] = [None] * SLOTS
 
     def teardown(self) -> None:
         shutil.rmtree(self.folder)
@@ -102,18 +108,34 @@ class Runs(RuleBasedStateMachine):
             update={"privacy": self.config.privacy.model_copy(update=update)}
         )
 
+    def live(self) -> list[Run]:
+        return [run for run in self.runs if not run.lost]
+
+    def started(self) -> list[Run]:
+        """Those that have a ledger with an id, as a process that died later leaves it."""
+        found = [run for run in self.live() if run.path.exists() and run.path.stat().st_size]
+        return [run for run in found if Ledger.open(run.path).account_run is not None]
+
     @rule(
-        slot=SLOT,
+        which=WHICH,
         epsilon=st.sampled_from(EPSILONS),
         spender=st.sampled_from(sorted(LIMITS)),
         accounting=st.sampled_from(["fixed", "adaptive"]),
+        keys=st.sets(st.integers(0, 2)),
         crash=CRASH,
     )
     def start(
-        self, slot: int, epsilon: float, spender: str, accounting: Accounting, crash: int | None
+        self,
+        which: int,
+        epsilon: float,
+        spender: str,
+        accounting: Accounting,
+        keys: set[int],
+        crash: int | None,
     ) -> None:
-        """Start a new run, or the slot's again; until it charged something, with other terms."""
-        run = self.slots[slot]
+        """Start a new run, or one again; until it charged something, with other terms."""
+        live = self.live()
+        run = live[which] if which < len(live) else None
         if run is None or not self.read(run):
             budget = Budget(epsilon=epsilon, delta=1e-5, unit="record")
             releases = with_mu(SHAPE, budget_mu(epsilon, 1e-5))
@@ -124,7 +146,6 @@ class Runs(RuleBasedStateMachine):
             else:
                 run = made
                 self.runs.append(run)
-            self.slots[slot] = run
         before = self.held()
         print_of = f"{run.budget.epsilon} {run.accounting}"
         try:
@@ -142,6 +163,8 @@ class Runs(RuleBasedStateMachine):
             return
         for release in run.releases if not self.is_finished(run) else ():
             assert self.would_fit(run, release), "what is reserved can be charged"
+        for key in keys:
+            Ledger.open(run.path).reserve(run.releases[key])
 
     def refused(self, run: Run, spender: str) -> None:
         """A refusal is right: even the releases alone, without reserves, would be too much."""
@@ -172,34 +195,24 @@ class Runs(RuleBasedStateMachine):
         known = Account(self.account).find(Ledger.open(run.path).account_run)
         return known is not None and known.state == "finished"
 
-    @rule(slot=SLOT, which=st.sets(st.integers(0, 2), min_size=1), crash=CRASH)
-    def charge(self, slot: int, which: set[int], crash: int | None) -> None:
-        """What a worker does, whether or not a driver still lives."""
-        run = self.slots[slot]
-        if run is None or not run.path.exists() or not run.path.stat().st_size:
-            return
-        try:
-            with fused_sqlite(Fuse(crash)):
-                ledger = Ledger.open(run.path)
-                for number in which if ledger.account_run else ():  # after the reservation
-                    ledger.reserve(run.releases[number])
-        except (Crash, BudgetError):
-            return
+    @precondition(lambda self: self.started())
+    @rule(which=WHICH, keys=st.sets(st.integers(0, 2), min_size=1), crash=CRASH)
+    def charge(self, which: int, keys: set[int], crash: int | None) -> None:
+        """What workers do, whether or not a driver still lives."""
+        started = self.started()
+        run = started[which % len(started)]
+        with suppress(Crash, BudgetError), fused_sqlite(Fuse(crash)):
+            for key in keys:
+                Ledger.open(run.path).reserve(run.releases[key])
 
-    @rule(slot=SLOT, crash=CRASH)
-    def finish(self, slot: int, crash: int | None) -> None:
-        run = self.slots[slot]
-        if run is None or len(self.read(run)) < len(run.releases):
-            return
-        self.end(run, crash, finished=True)
-
-    @rule(slot=SLOT, crash=CRASH)
-    def close(self, slot: int, crash: int | None) -> None:
-        run = self.slots[slot]
-        if run is None or not run.path.exists() or not run.path.stat().st_size:
-            return
+    @precondition(lambda self: self.started())
+    @rule(which=WHICH, crash=CRASH)
+    def end_one(self, which: int, crash: int | None) -> None:
+        """A driver ends where nothing is left to charge. Else its run is closed by hand."""
+        started = self.started()
+        run = started[which % len(started)]
         if Account(self.account).find(Ledger.open(run.path).account_run) is not None:
-            self.end(run, crash, finished=False)
+            self.end(run, crash, finished=len(self.read(run)) == len(run.releases))
 
     def end(self, run: Run, crash: int | None, *, finished: bool) -> None:
         before = self.held()
@@ -214,14 +227,14 @@ class Runs(RuleBasedStateMachine):
             pass
         assert self.held() <= before
 
-    @rule(slot=SLOT)
-    def lose(self, slot: int) -> None:
+    @precondition(lambda self: self.started())
+    @rule(which=WHICH)
+    def lose(self, which: int) -> None:
         """The ledger is deleted: what it charged was released all the same."""
-        run = self.slots[slot]
-        if run is not None:
-            run.charged, run.lost = self.read(run), True
-            run.path.unlink(missing_ok=True)
-            self.slots[slot] = None
+        started = self.started()
+        run = started[which % len(started)]
+        run.charged, run.lost = self.read(run), True
+        run.path.unlink()
 
     def read(self, run: Run) -> list[Release]:
         if run.lost:
@@ -274,7 +287,7 @@ class BySum(Runs):
 def of(max_examples: int) -> settings:
     return settings(
         max_examples=max_examples,
-        stateful_step_count=30,
+        stateful_step_count=20,
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
