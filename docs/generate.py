@@ -37,9 +37,10 @@ number. `true`, `false` and numbers are text only in quotes. A number that begin
 publishes keeps the text as it is written.
 
 A run continues only with the configuration that it was started with; another value is refused.
-Exceptions are `resources`, `metrics`, `private.node_label`, `private.cache`, `output.ledger` and
-the options that generators.md names. The files that it names must stay the same too
-(storage.md). Until a run has made or spent anything, it starts again with the new values.
+Exceptions are `resources`, `metrics`, `private.node_label`, `private.cache`, `output.ledger`,
+`privacy.account`, `privacy.spender` and the options that generators.md names. The files that it
+names must stay the same too (storage.md). Until a run has made or spent anything, it starts again
+with the new values.
 
 A stored label is matched with `labels` by name. Text is a name, and a file that carries class
 names (a ClassLabel, `classes.json`) says what its integers mean. Other integers are names if all of

@@ -20,6 +20,7 @@ from pe_ray.release.door import Door
 from pe_ray.release.evidence import record_config, require_newest
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_copy import update_copy
+from pe_ray.release.reservation import reserve, settle
 from pe_ray.run import Run
 from pe_ray.runtime.cluster import connect_to_ray
 from pe_ray.runtime.events import Event, Listener, announce, emit, listening
@@ -71,8 +72,10 @@ def evolve(config: Config, on_event: Listener | None = None) -> Location:
         update_copy(ledger, directory.ledger_copy)
         if not ledger.charged:
             _try_late_parts(config)
+        reserve(config, ledger, "run", releases)
         run = prepare_run(config, directory)
         complete(run, lambda: Door(run, ledger, releases))
+        settle(config, ledger)
     return directory.path
 
 

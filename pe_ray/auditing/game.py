@@ -169,14 +169,16 @@ def _attacked(config: Config, output: Path) -> Config:
         raise InputError("--output: is the configuration's output.path; give another folder")
     if math.isinf(config.privacy.epsilon):
         raise InputError("privacy.epsilon: inf claims nothing, so there is nothing to attack")
+    privacy: dict[str, object] = {"account": None}  # canaries are public, so nothing is spent
+    if config.privacy.label_fractions == "dp":
+        privacy["label_fractions"] = "uniform"
     update: dict[str, object] = {
+        "privacy": config.privacy.model_copy(update=privacy),
         "output": config.output.model_copy(
             update={"path": str(output.resolve() / "run"), "ledger": None}
         ),
         "teacher": None,  # the attack reads histograms: all of the budget goes to them
     }
-    if config.privacy.label_fractions == "dp":
-        update["privacy"] = config.privacy.model_copy(update={"label_fractions": "uniform"})
     return config.model_copy(update=update)
 
 

@@ -23,6 +23,7 @@ from typing import TextIO
 
 from pe_ray import __version__
 from pe_ray.cli import (
+    account_verbs,
     audit_verbs,
     check_verbs,
     look_verbs,
@@ -136,6 +137,7 @@ def _make_parser() -> argparse.ArgumentParser:
         look_verbs,
         publish_verbs,
         verify_verbs,
+        account_verbs,
         audit_verbs,
     ):
         module.add_verbs(add_verb)

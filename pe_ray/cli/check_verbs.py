@@ -94,6 +94,8 @@ def _check(options: argparse.Namespace) -> None:
         checks.make("Ray", lambda: stack.enter_context(connected))
         if checks[-1].fault is None:
             reports = _read_data(checks, config, search)
+            if config.privacy.account is not None:
+                checks.make("privacy.account", lambda: _check_account(config, search))
             if installed:
                 _try_parts(checks, config, search, reports)
     skipped = _name_skipped(checks, installed)
@@ -157,6 +159,21 @@ def _check_output(config: Config, search: Search | None) -> Any:
             ledger.require_terms(config.privacy.budget, config.fingerprint)
             require_newest(ledger, directory, config)
     return directory
+
+
+def _check_account(config: Config, search: Search | None) -> None:
+    """Ask the account of the data set whether it would let this spend."""
+    from pe_ray.planning import plan_releases
+    from pe_ray.release.reservation import check_reservation
+    from pe_ray.runtime.run_directory import LEDGER, ledger_folder
+
+    ledger = ledger_folder(config) / LEDGER
+    if search is None:
+        check_reservation(config, ledger, "run", plan_releases(config))
+    else:
+        from pe_ray.tuning.budget import reserved_releases
+
+        check_reservation(config, ledger, "search", reserved_releases(search))
 
 
 def _read_data(checks: _Checks, config: Config, search: Search | None) -> list[TableReport]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from pe_ray.config.kinds import Block, DenoiserPlugin, EmbedderPlugin, MetricPlugin, Plugin
-from pe_ray.config.places import Color, LocalFolder, Place
+from pe_ray.config.places import Color, LocalFolder, PathText, Place
 from pe_ray.files.storage import parse_location
 from pe_ray.values import (
     MAX_SUMS,
@@ -229,7 +229,9 @@ class ScheduleConfig(Block):
 
 
 class PrivacyConfig(Block):
-    """The guarantee. No field has a default."""
+    """The guarantee. None of the first four has a default."""
+
+    unbound: ClassVar[frozenset[str]] = frozenset({"account", "spender"})
 
     label_count_share: ClassVar[float] = 0.05
     """With `label_fractions: dp`, share of sum(1/sigma^2) that the label counts get."""
@@ -242,6 +244,11 @@ class PrivacyConfig(Block):
     """What is added or removed between neighbouring data sets: one record, or all of a user's."""
     label_fractions: Literal["uniform", "dp"] | tuple[float, ...]
     """Share of each label in the population: uniform, given here (public), or released (dp)."""
+    account: PathText | None = None
+    """File of the data set's account, where runs and searches reserve before they spend
+    (account.md); default: none."""
+    spender: str | None = None
+    """Who spends, as the account's policy names them; default: the user's login name."""
 
     @field_validator("label_fractions")
     @classmethod

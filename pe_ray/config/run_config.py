@@ -104,6 +104,7 @@ class Config(Block):
     def tree(self) -> dict[str, Any]:
         """Return the plain values that a run directory publishes: without resources and places."""
         places = {"output": {"ledger"}, "private": {"node_label"}}
+        places |= {"privacy": {"account", "spender"}}
         return self.model_dump(mode="json", exclude={"resources": True, **places})
 
     def bound(self) -> dict[str, Any]:
@@ -251,11 +252,18 @@ class Config(Block):
                     f"output.path: lies in {field}, so the run's own files would be read as data; "
                     "give a folder elsewhere"
                 )
-        run, cache = parse_location(output), self.private.cache or "none"
-        folder = Path(cache).resolve()
-        inside = isinstance(run, Path) and folder.is_relative_to(run.resolve())
-        if inside and cache != "none":
-            raise ValueError("private.cache: must lie outside output.path, which is publishable")
+        run, cache = parse_location(output), self.private.cache
+        secret = {
+            "private.cache": cache != "none" and cache,
+            "privacy.account": self.privacy.account,
+        }
+        for field, place in secret.items():
+            if (
+                place
+                and isinstance(run, Path)
+                and Path(place).resolve().is_relative_to(run.resolve())
+            ):
+                raise ValueError(f"{field}: must lie outside output.path, which is publishable")
 
 
 def read_resources(overrides: Sequence[str]) -> ResourcesConfig:

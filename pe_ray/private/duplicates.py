@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import ray
 
@@ -51,7 +52,7 @@ def find_duplicates(
     if config.duplicates == "allow":
         return [], 0
     suspects = list_suspects(files)
-    task = private_task(_digest_files, config.node_label)
+    task = private_task(digest_files, config.node_label)
     padding = INLINE_LIMIT if config.node_label is not None else 0
     parts = [
         task.remote(suspects[start : start + _FILES_PER_TASK], stall_seconds, padding)
@@ -73,7 +74,7 @@ def list_suspects(files: Sequence[tuple[str, int]]) -> list[str]:
     return [path for paths in of_size.values() if len(paths) > 1 for path in paths]
 
 
-def _digest_files(
+def digest_files(
     paths: Sequence[str], stall_seconds: float, padding: int
 ) -> tuple[list[tuple[bytes, str]], bytes]:
     """Return (digest, path) of each file, and bytes that keep them on the node that read them."""
@@ -91,13 +92,13 @@ def digest_file(file: Location) -> bytes:
     Guarantee: stays inside zone 1.
     """
     digest = hashlib.blake2b(digest_size=20)
-    if isinstance(file, Path):
-        with file.open("rb") as source:
-            while chunk := source.read(_CHUNK):
-                digest.update(chunk)
-    else:
-        digest.update(file.read_bytes())
-    note_progress()
+    source: BinaryIO = (
+        file.open("rb") if isinstance(file, Path) else file.store.open_input_stream(file.key)
+    )
+    with source:
+        while chunk := source.read(_CHUNK):
+            digest.update(chunk)
+            note_progress()
     return digest.digest()
 
 

@@ -11,8 +11,8 @@ Koskela, Tobaben, Honkela 2023, arXiv 2209.15596).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from pe_ray.release.accounting import (
     check_budget,
@@ -23,25 +23,83 @@ from pe_ray.release.accounting import (
     scale_noise,
     sums_epsilon,
 )
-from pe_ray.values import Release
+from pe_ray.values import MAX_SUMS, Budget, Release
 
 DELTA_SHARE = 1e-9
 """Share of delta kept back for what the sampler can't draw; epsilon is inf where that is less."""
+_MOST_SUMS = 64
 
 
-def mu_of(releases: Sequence[Release]) -> float:
-    """Return the mu for which all `releases` together are mu-GDP, however each was chosen."""
-    return math.sqrt(math.fsum(_mu_squared(release) for release in releases))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What releases cost an adaptive analyst. Each part adds up over releases.
+
+    mu_squared: see `mu_of`. num_sums: releases of sums. sums_epsilon: by how much they exceed the
+    Gaussian mechanism. lost: probability of what the sampler can't draw.
+    """
+
+    mu_squared: float = 0.0
+    num_sums: int = 0
+    sums_epsilon: float = 0.0
+    lost: float = 0.0
+
+    def epsilon(self, delta: float) -> float:
+        """Return epsilon at `delta`; inf without noise. See `adaptive_epsilon`."""
+        if math.isinf(self.mu_squared):
+            return math.inf
+        target = delta * (1 - DELTA_SHARE) * (1 - 2.0**-30 * self.num_sums)
+        epsilon = gaussian_epsilon(math.sqrt(self.mu_squared), target) + self.sums_epsilon
+        lost = lost_delta(epsilon, self.lost)
+        return math.inf if lost > delta * DELTA_SHARE else epsilon * (1 + 1e-12)
+
+    def covers(self, other: Cost) -> bool:
+        """Tell whether no part of `other` is larger."""
+        return all(getattr(other, name) <= getattr(self, name) for name in self.__slots__)
 
 
-def _mu_squared(release: Release) -> float:
+def cost_of(releases: Iterable[Release]) -> Cost:
+    """Return what `releases` cost together."""
+    return add_costs(map(_cost, releases))
+
+
+def add_costs(costs: Iterable[Cost]) -> Cost:
+    """Return the sum, in which the order doesn't matter."""
+    costs = list(costs)
+    return Cost(
+        mu_squared=math.fsum(cost.mu_squared for cost in costs),
+        num_sums=sum(cost.num_sums for cost in costs),
+        sums_epsilon=math.fsum(cost.sums_epsilon for cost in costs),
+        lost=math.fsum(cost.lost for cost in costs),
+    )
+
+
+def _cost(release: Release) -> Cost:
     """Votes: a unit shifts at most votes_per_unit independent counts by 1 each. Sums: 1 in L2."""
-    if release.is_sums:
-        return 1 / release.sigma**2 if release.sigma else math.inf
-    return release.votes_per_unit * gaussian_dp(release.sigma) ** 2
+    sigma, lost = release.sigma, kept_back(release)
+    if not sigma:
+        return Cost(mu_squared=math.inf, num_sums=int(release.is_sums), lost=lost)
+    if not release.is_sums:
+        return Cost(mu_squared=release.votes_per_unit * gaussian_dp(sigma) ** 2, lost=lost)
+    return Cost(mu_squared=1 / sigma**2, num_sums=1, sums_epsilon=sums_epsilon(sigma), lost=lost)
 
 
-def adaptive_epsilon(releases: Sequence[Release], delta: float) -> float:
+def largest_cost(budget: Budget) -> Cost:
+    """Return what releases may cost at most whose `adaptive_epsilon` is within `budget`.
+
+    Guarantee: its mu_squared and sums_epsilon are upper bounds, since sums of mu_i each cost no
+    more than one of sqrt(sum(mu_i^2)). More than 64 sums, or a billion ones, are not covered.
+    """
+    mu = gaussian_mu(budget.epsilon, budget.delta) * (1 + 1e-9)
+    excess = sums_epsilon(1 / mu) + _MOST_SUMS * MAX_SUMS * 2.0**-59
+    return Cost(mu_squared=mu**2, num_sums=_MOST_SUMS, sums_epsilon=excess, lost=2.0**-90)
+
+
+def mu_of(releases: Iterable[Release]) -> float:
+    """Return the mu for which all `releases` together are mu-GDP, however each was chosen."""
+    return math.sqrt(cost_of(releases).mu_squared)
+
+
+def adaptive_epsilon(releases: Iterable[Release], delta: float) -> float:
     """Return epsilon at `delta` of releases chosen one after the other; inf without noise.
 
     Guarantee: suppose that an analyst charges each release to a ledger, which keeps this figure
@@ -51,16 +109,7 @@ def adaptive_epsilon(releases: Sequence[Release], delta: float) -> float:
     sums the discrete noise is compared with a rounded Gaussian outcome by outcome (see
     release.accounting), so that holds for an adaptive analyst too.
     """
-    if not releases:
-        return 0.0
-    mu = mu_of(releases)
-    if math.isinf(mu):
-        return math.inf
-    sums = [release.sigma for release in releases if release.is_sums]
-    target = delta * (1 - DELTA_SHARE) * (1 - 2.0**-30 * len(sums))
-    epsilon = gaussian_epsilon(mu, target) + math.fsum(map(sums_epsilon, sums))
-    lost = lost_delta(epsilon, math.fsum(map(kept_back, releases)))
-    return math.inf if lost > delta * DELTA_SHARE else epsilon * (1 + 1e-12)
+    return cost_of(releases).epsilon(delta)
 
 
 def lost_delta(epsilon: float, mass: float) -> float:

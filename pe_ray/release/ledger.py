@@ -12,6 +12,7 @@ alone: when it was asked for would tell how long the private records took to vot
 from __future__ import annotations
 
 import math
+import secrets
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from pe_ray.errors import BudgetError, InputError
 from pe_ray.release import ledger_sql as sql
 from pe_ray.release.accounting import check, epsilon_of
-from pe_ray.release.adaptive import adaptive_epsilon
+from pe_ray.release.adaptive import Cost, adaptive_epsilon, cost_of
 from pe_ray.release.ledger_sql import Accounting, LedgerEntry, Terms
 from pe_ray.release.releases import kind_of
 from pe_ray.values import Budget, Release
@@ -109,6 +110,12 @@ class Ledger:
                     f"privacy.epsilon: {release.key} would bring the total to {total:.6g}, over "
                     f"the budget of {self.budget.epsilon:.6g}; raise the budget in a new run"
                 )
+            _, allowance = sql.read_allowance(database) or (None, None)
+            if allowance and not allowance.covers(cost_of([*charged.values(), release])):
+                raise BudgetError(
+                    f"privacy.account: {release.key} was given back to the account, or never "
+                    "reserved there; repeat the command with privacy.account in place"
+                )
             sql.insert_release(database, release, sql.current_time())
 
     def keep_room(self, prefix: str, releases: Sequence[Release]) -> None:
@@ -118,6 +125,34 @@ class Ledger:
         """
         with sql.begin(self.path) as database:
             sql.keep_room(database, prefix, releases)
+
+    def hold(self) -> tuple[str, list[Release]]:
+        """Refuse further releases until `allow`; return the run's id in accounts and the charged.
+
+        Guarantee: after it nothing else is ever charged, in any interleaving of processes, without
+        a later `allow`.
+        """
+        with sql.begin(self.path) as database:
+            self._require_terms(database)
+            charged = [entry.release for entry in sql.read_entries(database)]
+            run, _ = sql.read_allowance(database) or (secrets.token_hex(16), None)
+            sql.write_allowance(database, run, cost_of(charged))
+        return run, charged
+
+    def allow(self, cost: Cost) -> None:
+        """Let all releases together cost `cost`, which the run's account holds for it."""
+        with sql.begin(self.path) as database:
+            self._require_terms(database)
+            held = sql.read_allowance(database)
+            assert held is not None, "hold gives the run its id"
+            sql.write_allowance(database, held[0], cost)
+
+    @property
+    def account_run(self) -> str | None:
+        """The run's id in accounts; None where it never was in one."""
+        with sql.begin(self.path, "DEFERRED") as database:
+            held = sql.read_allowance(database)
+        return held and held[0]
 
     def commit(self, key: str, noisy: NDArray[np.int64]) -> NDArray[np.int64]:
         """Store the answer to `key`, unless one is stored already; return the stored one.

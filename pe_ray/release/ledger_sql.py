@@ -4,8 +4,9 @@ release.ledger decides, within transactions, what may be charged and what is ans
 
 The table `chain` has a SHA-256 for each release: of the digest before it, of the row, and of the
 answer's own SHA-256. The first digest, at position 0, is of budget, fingerprint, accounting, kept
-room and configuration. Each transaction begins with a check of the whole chain. One that writes
-ends with a new chain, computed from the rows. An answer is checked when it is read.
+room, configuration and what an account allows. Each transaction begins with a check of the whole
+chain. One that writes ends with a new chain, computed from the rows. An answer is checked when it
+is read.
 
 The former version had no chain. Its files can be read: of a damaged row only values that can't be,
 or that contradict each other, are noticed there. The first transaction that writes adds the chain.
@@ -30,7 +31,8 @@ from numpy.typing import NDArray
 
 from pe_ray.errors import BudgetError, InputError
 from pe_ray.release.accounting import check
-from pe_ray.release.ledger_file import DamageError, connect
+from pe_ray.release.adaptive import Cost
+from pe_ray.release.sqlite_files import DamageError, connect
 from pe_ray.values import Budget, Release, Unit
 
 Accounting = Literal["fixed", "adaptive"]
@@ -57,6 +59,10 @@ CREATE TABLE kept (prefix TEXT PRIMARY KEY, releases TEXT NOT NULL);
 _CHAIN_SCHEMA = """
 CREATE TABLE configuration (one INTEGER PRIMARY KEY CHECK (one = 1), sha256 TEXT NOT NULL);
 CREATE TABLE chain (position INTEGER PRIMARY KEY, answer TEXT, digest TEXT NOT NULL);
+"""
+_ACCOUNT_SCHEMA = """
+CREATE TABLE IF NOT EXISTS account (
+  one INTEGER PRIMARY KEY CHECK (one = 1), run TEXT NOT NULL, allowance TEXT NOT NULL)
 """
 
 
@@ -85,7 +91,7 @@ _Link = tuple[int, str | None, str]
 
 def create_file(path: Path, terms: Terms) -> None:
     """Create the file at `path` if there is none; one that is there stays as it is."""
-    with connect(path, "rwc") as database:
+    with connect(path, "rwc", "ledger") as database:
         database.execute("BEGIN IMMEDIATE")
         if not database.execute("SELECT 1 FROM sqlite_schema").fetchone():
             for statement in _SCHEMA.split(";\n"):
@@ -117,6 +123,21 @@ def read_config_digest(database: sqlite3.Connection) -> str | None:
         return None
     row = database.execute("SELECT sha256 FROM configuration").fetchone()
     return row and str(row[0])
+
+
+def write_allowance(database: sqlite3.Connection, run: str, allowance: Cost) -> None:
+    """Record the run's id in accounts, and what the releases in this file may cost in all."""
+    database.execute(_ACCOUNT_SCHEMA)
+    row = (run, json.dumps(asdict(allowance)))
+    database.execute("REPLACE INTO account VALUES (1, ?, ?)", row)
+
+
+def read_allowance(database: sqlite3.Connection) -> tuple[str, Cost] | None:
+    """Return what `write_allowance` recorded; None where the run was in no account."""
+    if not _has_table(database, "account"):
+        return None
+    row = database.execute("SELECT run, allowance FROM account").fetchone()
+    return row and (str(row[0]), Cost(**json.loads(row[1])))
 
 
 def read_terms(database: sqlite3.Connection) -> Terms:
@@ -163,7 +184,7 @@ def begin(
     Guarantee: what it sees is what the transactions before it wrote; InputError where the chain
     shows otherwise.
     """
-    with connect(path, "rw") as database:
+    with connect(path, "rw", "ledger") as database:
         database.execute(f"BEGIN {kind}")
         if _is_chained(database, path):
             _require_chain(database)
@@ -184,7 +205,7 @@ def list_unknown(path: Path) -> list[str]:
         " LEFT JOIN pragma_table_xinfo(made.name) AS held"
         " WHERE made.sql IS NOT NULL"
     )
-    with connect(path, "rw") as database, closing(sqlite3.connect(":memory:")) as own:
+    with connect(path, "rw", "ledger") as database, closing(sqlite3.connect(":memory:")) as own:
         own.executescript(_SCHEMA + _CHAIN_SCHEMA)
         known, held = (set(each.execute(query).fetchall()) for each in (own, database))
     return sorted(name for (name,) in held - known)
@@ -192,7 +213,7 @@ def list_unknown(path: Path) -> list[str]:
 
 def copy_bytes(path: Path) -> bytes:
     """Return a file with the same content, consistent whoever writes meanwhile."""
-    with connect(path, "rw") as database, closing(sqlite3.connect(":memory:")) as copy:
+    with connect(path, "rw", "ledger") as database, closing(sqlite3.connect(":memory:")) as copy:
         database.backup(copy)
         return copy.serialize()
 
@@ -255,7 +276,8 @@ def _read_chain(database: sqlite3.Connection) -> list[_Link]:
 
 def _compute_chain(database: sqlite3.Connection, answers: Mapping[int, str | None]) -> list[_Link]:
     """Return the chain of the rows. answers: SHA-256 of each answer, by position."""
-    tables = ("budget", "accounting", "kept", "configuration")
+    tables = ["budget", "accounting", "kept", "configuration"]
+    tables += ["account"] if _has_table(database, "account") else []
     terms = [
         sorted(database.execute(f"SELECT * FROM {table} NOT INDEXED").fetchall(), key=repr)
         for table in tables

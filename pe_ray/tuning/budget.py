@@ -47,6 +47,15 @@ def shared_releases(search: Search) -> tuple[Release, ...]:
     return tuple(found)
 
 
+def reserved_releases(search: Search) -> tuple[Release, ...] | None:
+    """Return what a search may charge, as an account is asked for it.
+
+    None: what an adaptive ledger allows. Else only the final run is charged; its settings may still
+    change, and then it reserves for them.
+    """
+    return plan_releases(search.config) if accounting_of(search) == "fixed" else None
+
+
 def mu_left(search: Search, charged: tuple[Release, ...] | None = None) -> float:
     """Return the mu of what is left after `charged` (default: what all trials share)."""
     spent = shared_releases(search) if charged is None else charged

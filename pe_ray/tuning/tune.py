@@ -37,6 +37,7 @@ from pe_ray.release.door import Door, open_records
 from pe_ray.release.evidence import record_config, refuse_older, require_newest
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.releases import LABEL_COUNTS
+from pe_ray.release.reservation import reserve, settle
 from pe_ray.run import Run
 from pe_ray.runtime.cluster import connect_to_ray
 from pe_ray.runtime.named_files import FEATURES, FILES, bind_files, require_same_files
@@ -56,6 +57,7 @@ from pe_ray.tuning.budget import (
     accounting_of,
     final_shape,
     mu_left,
+    reserved_releases,
     shared_releases,
 )
 from pe_ray.tuning.checks import check_parts, check_search
@@ -102,6 +104,8 @@ def tune(search: Search) -> Outcome:
         if strategy.charged and not result.exists():
             # A bad record must end this before anything is spent.
             open_records(config, prepare_run(config, directory).embedder)
+        if not result.exists():  # the final run reserves for itself
+            reserve(config, ledger, "search", reserved_releases(search))
         job = _release_shared(search, directory, ledger, folder)
         state = _find_state(search, directory)
         if not result.exists():
@@ -111,6 +115,7 @@ def tune(search: Search) -> Outcome:
         delete_tree(folder / "tune")  # of a former version
         outcome = Outcome(path=folder.parent, **json.loads(result.read_bytes()))
         _finish(job, directory, ledger, outcome.settings)
+        settle(config, ledger)
     return outcome
 
 
@@ -227,6 +232,7 @@ def _finish(job: Job, directory: RunDirectory, ledger: Ledger, settings: Mapping
         charged = (entry.release for entry in ledger.entries())
         others = tuple(release for release in charged if release.key not in own)
         releases = with_mu(final_shape(config), mu_left(search, others))
+    reserve(config, ledger, "search", releases)
     run = prepare_run(config, directory)
     complete(run, lambda: Door(run, ledger, releases))
     record_config(ledger, directory, config)

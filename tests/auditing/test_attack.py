@@ -27,7 +27,7 @@ def attacked(tree: dict[str, Any]) -> dict[str, Any]:
     tree["embedder"] |= {"size": 12, "normalize": False}
     tree["votes"] = {}
     tree["schedule"] = {"iterations": 1, "num_samples": [200, 40], "degrees": 0.5}
-    tree["privacy"] |= {"epsilon": 8.0, "label_fractions": "dp"}
+    tree["privacy"] |= {"epsilon": 8.0, "label_fractions": "dp", "account": "/no/account"}
     tree["output"]["path"] += "-of-real-data"
     return tree
 

@@ -9,8 +9,15 @@ import mpmath
 import pytest
 
 from pe_ray.release.accounting import epsilon_of, gaussian_dp
-from pe_ray.release.adaptive import adaptive_epsilon, budget_mu, mu_of, with_mu
-from pe_ray.values import Release
+from pe_ray.release.adaptive import (
+    adaptive_epsilon,
+    budget_mu,
+    cost_of,
+    largest_cost,
+    mu_of,
+    with_mu,
+)
+from pe_ray.values import Budget, Release
 
 VOTE = Release(key="v", kind="votes", iteration=1, votes_per_unit=1, sigma=1.0)
 
@@ -85,3 +92,18 @@ def test_a_budget_in_shares_is_never_overspent(epsilon: float) -> None:
 def test_no_noise_and_too_much_epsilon_are_infinite() -> None:
     assert math.isinf(adaptive_epsilon([replace(VOTE, sigma=0.0)], 1e-5))
     assert math.isinf(adaptive_epsilon([replace(VOTE, sigma=0.05)], 1e-5))  # the sampler's tails
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 1.0, 10.0])
+def test_the_largest_cost_covers_what_a_budget_allows(epsilon: float) -> None:
+    """What is just within the budget is covered, of votes and of sums, and not much else."""
+    budget = Budget(epsilon=epsilon, delta=1e-6, unit="record")
+    largest, mu = largest_cost(budget), budget_mu(epsilon, 1e-6)
+    sums = replace(VOTE, kind="sums")
+    for shape in ([VOTE], [VOTE, sums], [sums] * 64, [replace(VOTE, votes_per_unit=10**6)] * 9):
+        made = with_mu(shape, mu)
+        assert adaptive_epsilon(made, 1e-6) <= epsilon
+        assert largest.covers(cost_of(made))
+    assert not largest.covers(cost_of(with_mu([VOTE], mu * 1.001)))
+    assert not largest.covers(cost_of(with_mu([sums] * 65, mu)))
+    assert largest.epsilon(1e-6) <= epsilon * 1.0001

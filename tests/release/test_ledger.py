@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from pe_ray.errors import BudgetError, FaultError, InputError
-from pe_ray.release import ledger_file
+from pe_ray.release import sqlite_files
 from pe_ray.release.accounting import epsilon_of
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_sql import Accounting
@@ -429,19 +429,19 @@ def test_a_ledger_that_another_process_holds_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     ledger = small_ledger(tmp_path / "ledger.sqlite")
-    monkeypatch.setattr(ledger_file, "_PATIENCE", 0.1)
+    monkeypatch.setattr(sqlite_files, "_PATIENCE", 0.1)
     command = [sys.executable, "-c", HOLDER, str(ledger.path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdin is not None
         assert holder.stdout is not None
         holder.stdout.readline()
-        monkeypatch.setattr(ledger_file, "BUSY_SECONDS", 0.5)
+        monkeypatch.setattr(sqlite_files, "BUSY_SECONDS", 0.5)
         for use in (ledger.spent, lambda: ledger.reserve(votes("x")), ledger.copied):
             caplog.clear()
             with pytest.raises(FaultError, match=f"held by process {holder.pid} "):
                 use()
             assert f"waiting for process {holder.pid}," in caplog.text
-        monkeypatch.setattr(ledger_file, "BUSY_SECONDS", 60.0)
+        monkeypatch.setattr(sqlite_files, "BUSY_SECONDS", 60.0)
         with ThreadPoolExecutor() as pool:
             spent = pool.submit(ledger.spent)
             while len(caplog.messages) < 2:

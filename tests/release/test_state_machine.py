@@ -19,6 +19,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from fuses import Crash, Fuse, fused_sqlite
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -41,55 +42,16 @@ CLIENT, KEY, SIGMA = st.integers(0, 1), st.sampled_from(KEYS), st.sampled_from(S
 VOTES = st.lists(st.lists(st.integers(0, BINS - 1), max_size=6), max_size=3)
 
 
-class Crash(BaseException):
-    """A process that is no more: not an Exception, so that no handler takes it for a failure."""
-
-
-class Fuse:
-    """Blows at the n-th place that asks it."""
-
-    def __init__(self, left: int | None) -> None:
-        self.left = left
-
-    def __call__(self) -> None:
-        if self.left is None:
-            return
-        if self.left == 0:
-            raise Crash
-        self.left -= 1
-
-
-class FusedConnection(sqlite3.Connection):
-    """A connection that may die before or after any statement."""
-
-    fuse = Fuse(None)
-
-    def execute(self, *arguments: Any) -> sqlite3.Cursor:
-        self.fuse()
-        done = super().execute(*arguments)
-        self.fuse()
-        return done
-
-
 @contextmanager
 def fused(left: int | None) -> Iterator[None]:
-    """sqlite, fetching and the clock of the code under test, dying after `left` steps."""
+    """sqlite and fetching of the code under test, dying after `left` steps."""
     fuse = Fuse(left)
-    connect = sqlite3.connect
-
-    def fused_connect(*arguments: Any, **named: Any) -> sqlite3.Connection:
-        connection: Any = connect(*arguments, factory=FusedConnection, **named)
-        connection.fuse = fuse
-        return connection
 
     def fetched(partial: RawVotes) -> RawVotes:
         fuse()
         return partial
 
-    with (
-        mock.patch.object(ledger_file.sqlite3, "connect", fused_connect),
-        mock.patch.object(aggregator.ray, "get", fetched),
-    ):
+    with fused_sqlite(fuse), mock.patch.object(aggregator.ray, "get", fetched):
         yield
 
 

@@ -1,4 +1,4 @@
-"""The file of a ledger: opened for one transaction, with errors that say what to do.
+"""The SQLite files that say what was spent: opened for one transaction, with errors that help.
 
 A copy is restored only where the file is damaged. What another process holds is sound, and a copy
 would forget what was spent.
@@ -29,10 +29,10 @@ class DamageError(Exception):
 
 
 @contextmanager
-def connect(path: Path, mode: Literal["rw", "rwc"]) -> Iterator[sqlite3.Connection]:
+def connect(path: Path, mode: Literal["rw", "rwc"], what: str) -> Iterator[sqlite3.Connection]:
     """Open a connection, used once since none survives a fork; closing it rolls back.
 
-    Waits for other processes that hold the file, at most BUSY_SECONDS.
+    what: the file holds, for errors. Waits for other processes that hold it, at most BUSY_SECONDS.
     """
     database = None
     waiting = threading.Timer(_PATIENCE, _name_holder, [path])
@@ -50,7 +50,7 @@ def connect(path: Path, mode: Literal["rw", "rwc"]) -> Iterator[sqlite3.Connecti
             "of the same age"
         ) from None
     except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter where a schema is damaged
-        raise _explain(error, path) from error
+        raise _explain(error, path, what) from error
     finally:
         waiting.cancel()
         if database is not None:
@@ -63,13 +63,13 @@ def _name_holder(path: Path) -> None:
         logger.warning("%s: waiting for %s, at most %g s", path, holder, BUSY_SECONDS)
 
 
-def _explain(error: Exception, path: Path) -> Exception:
+def _explain(error: Exception, path: Path, what: str) -> Exception:
     """Return the error for a user."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         holder = find_holder(path) or "a process that this machine can't see"
         return FaultError(
-            f"{path}: the ledger was held by {holder} for {BUSY_SECONDS:g} s; stop that one if it "
+            f"{path}: the {what} was held by {holder} for {BUSY_SECONDS:g} s; stop that one if it "
             "hangs"
         )
     if code == sqlite3.SQLITE_FULL:
@@ -78,4 +78,4 @@ def _explain(error: Exception, path: Path) -> Exception:
         fix = "restore a copy of the same age"
     else:
         fix = "see to its disk and permissions, then the same command continues"
-    return InputError(f"{path}: the ledger can't be used ({error}); {fix}")
+    return InputError(f"{path}: the {what} can't be used ({error}); {fix}")
