@@ -56,13 +56,12 @@ CREATE TABLE releases (
 CREATE TABLE accounting (one INTEGER PRIMARY KEY CHECK (one = 1), rule TEXT NOT NULL);
 CREATE TABLE kept (prefix TEXT PRIMARY KEY, releases TEXT NOT NULL);
 """
-_CHAIN_SCHEMA = """
+_ACCOUNT_SCHEMA = """CREATE TABLE IF NOT EXISTS account (
+  one INTEGER PRIMARY KEY CHECK (one = 1), run TEXT NOT NULL, allowance TEXT NOT NULL)"""
+_CHAIN_SCHEMA = f"""
 CREATE TABLE configuration (one INTEGER PRIMARY KEY CHECK (one = 1), sha256 TEXT NOT NULL);
 CREATE TABLE chain (position INTEGER PRIMARY KEY, answer TEXT, digest TEXT NOT NULL);
-"""
-_ACCOUNT_SCHEMA = """
-CREATE TABLE IF NOT EXISTS account (
-  one INTEGER PRIMARY KEY CHECK (one = 1), run TEXT NOT NULL, allowance TEXT NOT NULL)
+{_ACCOUNT_SCHEMA};
 """
 
 
@@ -127,7 +126,7 @@ def read_config_digest(database: sqlite3.Connection) -> str | None:
 
 def write_allowance(database: sqlite3.Connection, run: str, allowance: Cost) -> None:
     """Record the run's id in accounts, and what the releases in this file may cost in all."""
-    database.execute(_ACCOUNT_SCHEMA)
+    database.execute(_ACCOUNT_SCHEMA)  # the first files with a chain have no such table
     row = (run, json.dumps(asdict(allowance)))
     database.execute("REPLACE INTO account VALUES (1, ?, ?)", row)
 
