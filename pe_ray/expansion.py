@@ -21,7 +21,7 @@ from pe_ray.release.evidence import open_run
 from pe_ray.run import Run
 from pe_ray.runtime.cluster import connect_to_ray
 from pe_ray.runtime.named_files import require_same_files
-from pe_ray.runtime.run_directory import claim_output, others_cant_write, require_disk
+from pe_ray.runtime.run_directory import check_output, others_cant_write, require_disk
 from pe_ray.runtime.stages import Request
 from pe_ray.synthetic.export import Expansion, export, load_format
 from pe_ray.synthetic.filtering import Filters, count_dropped
@@ -92,7 +92,7 @@ def expand(
         "per_label": list(counts),
         **asdict(expansion.filters),
     }
-    held: Steps = claim_output(directory, config, NOTE, request).get("steps", [])
+    held: Steps = check_output(directory, config, NOTE, request).get("steps", [])
     steps = _grow(held, num_rows, run)
     require_disk(directory, round(num_rows * _measure_row(run, population)), "--output")
     atomic_write(directory / NOTE, json.dumps(request | {"steps": steps}).encode())

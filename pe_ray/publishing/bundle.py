@@ -37,7 +37,7 @@ from pe_ray.report.facts import Facts, gather
 from pe_ray.runtime.progress import Progress
 from pe_ray.runtime.run_directory import (
     RunDirectory,
-    claim_output,
+    check_output,
     on_disk,
     others_cant_write,
     require_disk,
@@ -93,7 +93,8 @@ def publish(
         "num_files": len(groups),
         "marked": mark,
     }
-    claim_output(directory, facts.config, _NOTE, request)
+    check_output(directory, facts.config, _NOTE, request)
+    atomic_write(directory / _NOTE, json.dumps(request).encode())
     for name in (CHECKSUMS, SIGNATURE):  # they may be of other cards
         (directory / name).unlink(missing_ok=True)
     data = _write_data(facts, source, groups, directory, mark=mark)

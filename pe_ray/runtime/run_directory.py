@@ -339,13 +339,14 @@ def require_disk(directory: Location, num_bytes: int, field: str) -> None:
         )
 
 
-def claim_output(
+def check_output(
     directory: Location, config: Config, note: str, request: dict[str, Any]
 ) -> dict[str, Any]:
-    """Tie the folder of `--output` to a request; refuse one that is unusable or holds other files.
+    """Return what the folder of `--output` is tied to: what its note holds, or the request if new.
 
-    config: of the run that it is made from. note: the hidden file that keeps the request, and what
-    its maker adds. Returns what it holds. What a killed start left behind is removed.
+    config: of the run that it is made from. note: the hidden file for the request, which the caller
+    writes, with what it adds. Refuses a folder that is unusable, or holds something else. What a
+    killed start left behind is removed.
     """
     if lies_in(str(directory), config.private.data):
         raise InputError(
@@ -363,8 +364,6 @@ def claim_output(
         raise InputError(f"--output: {directory} is not empty; give a new folder")
     for name in left:
         (directory / name).unlink(missing_ok=True)
-    if note not in held:
-        atomic_write(file, json.dumps(request).encode())
     return stored
 
 
