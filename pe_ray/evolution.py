@@ -20,6 +20,7 @@ from pe_ray.release.door import Door
 from pe_ray.release.evidence import record_config, require_newest
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_copy import update_copy
+from pe_ray.release.releases import GENERATOR
 from pe_ray.run import Run
 from pe_ray.runtime.cluster import connect_to_ray
 from pe_ray.runtime.events import Event, Listener, announce, emit, listening
@@ -112,6 +113,8 @@ def iterate(run: Run, door: Door) -> Iterator[Population]:
     """Yield S_0, S_1, ..., S_T, each when it is complete; then write the final set."""
     discard_other_scores(run)
     layouts = _lay_out(run, door)
+    if asked := run.config.private_sums:
+        run.directory.write_sums(door.sums(GENERATOR, asked.embedder, asked.statistic))
     population = draw_population(run, layouts[0], embed_next=door.awaits_votes(1))  # Alg. 1, line 1
     _tell(run, population, score_population(run, population))
     yield population

@@ -143,12 +143,14 @@ def _estimate_disk(config: Config) -> int:
     reused = config.votes.lookahead if config.votes.reuse_lookahead else 0
     draws = 2 * row * reused * max(sizes)
     learnt: int = _LEARNT_BYTES * (bool(config.teacher) + config.embedder.options.learnt)
+    sums = config.private_sums
+    noisy = 16 * sums.statistic.num_values if sums else 0  # in the ledger and for the generator
     smoothed = any(config.selection.at(t).smooth > 1 for t in range(1, len(sizes)))
     votes = (28 + 20 * smoothed) * sum(sizes)  # in the ledger and in files for readers
     rows_per_part = config.output.rows_per_part
     parts = [-(-size // part_rows(size, shape.num_bytes, rows_per_part)) for size in sizes]
     files = _PAGE_BYTES + _PART_BYTES * (sum(parts) + parts[-1])
-    return populations + embedding + draws + learnt + votes + files
+    return populations + embedding + draws + learnt + noisy + votes + files
 
 
 def _own_bytes(generator: Plugin) -> int:

@@ -39,6 +39,7 @@ from pe_ray.config.yaml_tree import (
 )
 from pe_ray.errors import InputError
 from pe_ray.files.storage import Location, parse_location
+from pe_ray.plugins import PrivateSums
 from pe_ray.plugins.options import BOUND
 from pe_ray.values import Framing, ImageShape
 
@@ -121,6 +122,24 @@ class Config(Block):
         return [plugin for number, plugin in enumerate(made) if plugin not in made[:number]]
 
     @property
+    def private_sums(self) -> PrivateSums | None:
+        """What is released before S_0 for a generator to draw from; None: nothing."""
+        num_labels = len(self.private.labels)
+        asked = (plugin.options.private_sums(num_labels) for plugin in self.generators)
+        found = [sums for sums in asked if sums is not None]
+        if len(found) > 1:
+            raise ValueError("generator: only one of a run's may draw from private sums")
+        return found[0] if found else None
+
+    def refuse_private_sums(self, what: str) -> None:
+        """Raise InputError where a generator draws from a release, which `what` doesn't make."""
+        if self.private_sums is not None:
+            raise InputError(
+                f"generator.kind: draws from sums of the private records, which {what} can't "
+                "release; give another generator"
+            )
+
+    @property
     def image_shape(self) -> ImageShape:
         """Shape of every synthetic image of the run."""
         shape: ImageShape = self.generator_at(0).options.image_shape
@@ -160,11 +179,20 @@ class Config(Block):
         self._check_places()
         if info.context != _STORED:  # what has run is read back, even if a metric failed in it
             self._check_metrics()
+        sums = self.private_sums
+        left = 1.0 if fractions != "dp" else 1 - self.privacy.label_count_share
+        if sums is not None:
+            if sums.share >= left:
+                raise ValueError(f"generator.share: must be below {left:g}")
+            left -= sums.share
         if self.teacher:
-            self.teacher.check_run(
-                num_labels=num_labels, shape=self.image_shape, privacy=self.privacy
-            )
+            self.teacher.check_run(num_labels=num_labels, shape=self.image_shape, left=left)
         if self.embedder.options.learnt:
+            if sums is not None:
+                raise ValueError(
+                    f"embedder: {self.embedder.kind} is learnt before anything is released, and "
+                    "this generator draws from a release; name another embedder"
+                )
             self.embedder.options.check_learning(
                 num_labels=num_labels,
                 shape=self.image_shape,

@@ -79,7 +79,7 @@ def _learn(file: Location, config: Config, options: LabelFeaturesOptions) -> Non
     )
     images = np.empty((num, shape.height, shape.width, shape.channels), dtype=np.uint8)
     labels = (np.arange(num) % len(config.private.labels)).astype(np.int32)
-    generator = BatchedGenerator(config, 0)
+    generator = BatchedGenerator(config.generator_at(0), config)
     for start in range(0, num, _CHUNK):
         ids = np.arange(start, min(start + _CHUNK, num), dtype=np.int64)
         made = generator.random(labels[ids], row_seeds(seed, "features", 0, ids))["image"]

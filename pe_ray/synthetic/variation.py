@@ -111,7 +111,7 @@ class PopulationWorker(PartWorker):
         self._run, self._iteration = run, iteration
         kept = run.directory.lookahead(iteration)
         self._kept = kept if iteration and read_manifest(kept) else None
-        self._generator = BatchedGenerator(run.config, iteration)
+        self._generator = BatchedGenerator(run.generator_at(iteration), run.config)
         self._embedder = embedder() if embedder else None
 
     def make(self, request: Mapping[str, Any]) -> Part:

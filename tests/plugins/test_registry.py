@@ -52,6 +52,7 @@ NEEDS_FILES: dict[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
         "image_size": 16,
         "cache": str(folder / "cache"),
     },
+    ("generator", "gaussians"): lambda folder: {"image_size": 12},
     ("generator", "unet"): lambda folder: {"checkpoint": save_unet(folder), "steps": 5},
     ("embedder", "inception"): lambda folder: {"weights": str(save_inception(folder))},
     ("embedder", "clip"): lambda folder: {"checkpoint": str(save_clip(folder))},
