@@ -243,7 +243,7 @@ def worker_seconds(config: Config, calls: Sequence[int]) -> float | None:
     seconds, each, timed = 0.0, 0.0, None
     for iteration, num in enumerate(calls):
         plugin = config.generator_at(iteration)
-        if iteration <= 1 or plugin is not timed:  # S_0 is drawn, the others are varied
+        if iteration <= 1 or plugin != timed:  # S_0 is drawn, the others are varied
             each, timed = _seconds_per_image(config, iteration), plugin
         seconds += num * each
     return seconds

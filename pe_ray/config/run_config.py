@@ -113,12 +113,17 @@ class Config(Block):
     def generator_at(self, iteration: int) -> Plugin:
         """Return what makes S_iteration from S_(iteration-1) and the lookahead of its votes."""
         given = self.generator
-        return given.at(iteration) if isinstance(given, Switch) else given
+        plugin = given.at(iteration) if isinstance(given, Switch) else given
+        options = plugin.options.at(iteration)
+        if options is plugin.options:
+            return plugin
+        return plugin.model_copy(update={"options": options})
 
     @property
     def generators(self) -> list[Plugin]:
-        """The generators of the run, each once."""
-        made = [self.generator_at(t) for t in range(self.schedule.iterations + 1)]
+        """The generators of the run, each once; those of a mixture by themselves."""
+        steps = (self.generator_at(t) for t in range(self.schedule.iterations + 1))
+        made = [plugin for step in steps for plugin in step.options.parts or (step,)]
         return [plugin for number, plugin in enumerate(made) if plugin not in made[:number]]
 
     @property
@@ -209,8 +214,8 @@ class Config(Block):
             self.generator_at(iteration).options.check_degree(degree)
         if self.selection.initial_variation_fold:
             self.generator_at(0).options.check_degree(degrees[0])
-        for iteration in range(last + 1):
-            options = self.generator_at(iteration).options
+        for plugin in self.generators:
+            options = plugin.options
             if options.framing is not None and options.framing != self.framing:
                 raise ValueError(
                     "generator.resize, generator.background: must be those of the block private, "

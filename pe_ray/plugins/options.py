@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import (
@@ -119,6 +119,15 @@ class GeneratorOptions(Options):
     def public_table(self) -> ImageTable | None:
         """Public images that the generator reads, brought to its `framing`; None: none."""
         return None
+
+    @property
+    def parts(self) -> Sequence[Any]:
+        """Plugins of the generators that it is made of; none: of itself."""
+        return ()
+
+    def at(self, iteration: int) -> GeneratorOptions:
+        """Return the options for making S_iteration and the lookahead of its votes."""
+        return self
 
     def private_sums(self, num_labels: int) -> PrivateSums | None:
         """Return what is to be released before S_0 for the generator to draw from; None: nothing.
