@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
 from pe_ray import plugins
 from pe_ray.config.kinds import Block, GeneratorPlugin, Plugin
 from pe_ray.plugins import Generator, GeneratorOptions, Rows
 from pe_ray.plugins.seeds import Seeds, row_seeds, uniforms
 from pe_ray.values import Framing, ImageShape
-
-_Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]*$")]
 
 
 class Member(Block):
@@ -32,11 +31,15 @@ class Member(Block):
     heir: str | None = None
     """Name of the member that takes them over, with `end`. It needs nothing but images."""
 
+    def to_own_degree(self, degree: float) -> float:
+        """Return the schedule's degree in its own units; rounded, as some must be whole."""
+        return round(degree * self.degree, 9)
+
 
 class MixtureOptions(GeneratorOptions):
     """Options of Mixture."""
 
-    members: dict[_Name, Member] = Field(min_length=1)
+    members: dict[str, Member] = Field(min_length=1)
     """Name (small letters and digits) -> generator; all make images of one shape."""
 
     @model_validator(mode="after")
@@ -45,6 +48,8 @@ class MixtureOptions(GeneratorOptions):
             raise ValueError("members: give at least one a share above 0")
         for name, member in self.members.items():
             options, where = member.generator.options, f"members.{name}"
+            if not re.fullmatch("[a-z][a-z0-9]*", name):
+                raise ValueError(f"{where}: name it by small letters and digits, a letter first")
             if options.parts:
                 raise ValueError(f"{where}: is a mixture itself; give its members here")
             if options.call_price is not None:
@@ -129,7 +134,7 @@ class MixtureOptions(GeneratorOptions):
     def check_degree(self, degree: float) -> None:
         for name in self.at_work:
             member = self.members[name]
-            member.generator.options.check_degree(degree * member.degree)
+            member.generator.options.check_degree(member.to_own_degree(degree))
 
 
 class Mixture:
@@ -178,7 +183,7 @@ class Mixture:
             given = {"image": rows["image"][some], "label": rows["label"][some]}
             for name in member.generator.options.columns:
                 given[name] = rows[f"{self._names[number]}_{name}"][some]
-            return self._generators[number].vary(given, degree * member.degree, seeds[some])
+            return self._generators[number].vary(given, member.to_own_degree(degree), seeds[some])
 
         return self._merge(self._successor[rows["member"]], vary)
 

@@ -163,7 +163,7 @@ def test_a_degree_is_checked_where_its_member_is_at_work(tree: dict[str, Any]) -
     tree["schedule"]["degrees"] = [1.5, 0.5]  # 1.5 is for the fonts alone
     Config.from_dict(tree)
     tree["schedule"]["degrees"] = [1.5, 1.5]
-    with pytest.raises(InputError, match="degree 1.5"):
+    with pytest.raises(InputError, match=r"degree 1\.5"):
         Config.from_dict(tree)
 
 
