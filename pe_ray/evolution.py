@@ -81,7 +81,7 @@ def _try_late_parts(config: Config) -> None:
     announce("trying what the run will use: generators, denoisers, metrics, teacher, export")
     check_generators(config)
     try_denoisers(config)
-    if label_fractions(config) is None:  # else S_0 is scored before the first release
+    if config.draws_after_release:  # else S_0 is scored before the first release
         try_metrics(config)
     try_teacher(config)
     try_export(config)

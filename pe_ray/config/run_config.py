@@ -136,6 +136,11 @@ class Config(Block):
             raise ValueError("generator: only one of a run's may draw from private sums")
         return found[0] if found else None
 
+    @property
+    def draws_after_release(self) -> bool:
+        """Whether something is released before S_0: label counts, or what a generator draws from."""
+        return self.privacy.label_fractions == "dp" or self.private_sums is not None
+
     def refuse_private_sums(self, what: str) -> None:
         """Raise InputError where a generator draws from a release, which `what` doesn't make."""
         if self.private_sums is not None:

@@ -167,6 +167,16 @@ def test_a_degree_is_checked_where_its_member_is_at_work(tree: dict[str, Any]) -
         Config.from_dict(tree)
 
 
+def test_a_member_that_cannot_be_built_costs_nothing(
+    ray_session: None, tree: dict[str, Any], tmp_path: Path
+) -> None:
+    members = {"a": {"generator": {**FONTS, "fonts": "/nowhere"}}, "b": {"generator": BLOBS}}
+    tree["generator"] = {"kind": "mixture", "members": members}
+    with pytest.raises(InputError, match=r"generator\.fonts: /nowhere"):
+        evolve(Config.from_dict(tree))
+    assert not Ledger.open(tmp_path / "run" / "ledger.sqlite").charged
+
+
 def test_the_members_files_are_those_of_the_run(tree: dict[str, Any]) -> None:
     members = {"a": {"generator": {**FONTS, "fonts": "/nowhere"}}, "b": {"generator": THIN}}
     tree["generator"] = {"kind": "mixture", "members": members}
