@@ -167,7 +167,7 @@ def _nested_sections(made: Tree, field: Tree, heading: str, path: str, seen: set
         seen.add(name)
         return _sections(made, made["$defs"][name], heading, path, seen)
     below = [*field.get("anyOf", ()), *field.get("oneOf", ())]
-    below += [field["items"]] if field.get("items") else []
+    below += [field[key] for key in ("items", "additionalProperties") if field.get(key)]
     return [part for each in below for part in _nested_sections(made, each, heading, path, seen)]
 
 

@@ -20,6 +20,7 @@ from pe_ray.release.door import Door
 from pe_ray.release.evidence import record_config, require_newest
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_copy import update_copy
+from pe_ray.release.releases import GENERATOR
 from pe_ray.release.reservation import reserve, settle
 from pe_ray.run import Run
 from pe_ray.runtime.cluster import connect_to_ray
@@ -84,7 +85,7 @@ def _try_late_parts(config: Config) -> None:
     announce("trying what the run will use: generators, denoisers, metrics, teacher, export")
     check_generators(config)
     try_denoisers(config)
-    if label_fractions(config) is None:  # else S_0 is scored before the first release
+    if config.draws_after_release:  # else S_0 is scored before the first release
         try_metrics(config)
     try_teacher(config)
     try_export(config)
@@ -116,6 +117,8 @@ def iterate(run: Run, door: Door) -> Iterator[Population]:
     """Yield S_0, S_1, ..., S_T, each when it is complete; then write the final set."""
     discard_other_scores(run)
     layouts = _lay_out(run, door)
+    if asked := run.config.private_sums:
+        run.directory.write_sums(door.sums(GENERATOR, asked.embedder, asked.statistic))
     population = draw_population(run, layouts[0], embed_next=door.awaits_votes(1))  # Alg. 1, line 1
     _tell(run, population, score_population(run, population))
     yield population

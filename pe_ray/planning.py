@@ -144,12 +144,14 @@ def _estimate_disk(config: Config) -> int:
     reused = config.votes.lookahead if config.votes.reuse_lookahead else 0
     draws = 2 * row * reused * max(sizes)
     learnt = _LEARNT_BYTES * (bool(config.teacher) + config.embedder.learnt)
+    sums = config.private_sums
+    noisy = 16 * sums.statistic.num_values if sums else 0  # in the ledger and for the generator
     smoothed = any(config.selection.at(t).smooth > 1 for t in range(1, len(sizes)))
     votes = (28 + 20 * smoothed) * sum(sizes)  # in the ledger and in files for readers
     rows_per_part = config.output.rows_per_part
     parts = [-(-size // part_rows(size, shape.num_bytes, rows_per_part)) for size in sizes]
     files = _PAGE_BYTES + _PART_BYTES * (sum(parts) + parts[-1])
-    return populations + embedding + draws + learnt + votes + files
+    return populations + embedding + draws + learnt + noisy + votes + files
 
 
 def _own_bytes(generator: Plugin) -> int:
@@ -242,7 +244,7 @@ def worker_seconds(config: Config, calls: Sequence[int]) -> float | None:
     seconds, each, timed = 0.0, 0.0, None
     for iteration, num in enumerate(calls):
         plugin = config.generator_at(iteration)
-        if iteration <= 1 or plugin is not timed:  # S_0 is drawn, the others are varied
+        if iteration <= 1 or plugin != timed:  # S_0 is drawn, the others are varied
             each, timed = _seconds_per_image(config, iteration), plugin
         seconds += num * each
     return seconds

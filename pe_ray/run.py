@@ -34,6 +34,11 @@ class Run:
         """t = 1, ..., T."""
         return range(1, self.config.schedule.iterations + 1)
 
+    def generator_at(self, iteration: int) -> Plugin:
+        """Return the generator that makes S_iteration, with the file of its released sums."""
+        plugin, file = self.config.generator_at(iteration), str(self.directory.generator_sums)
+        return plugin.model_copy(update={"options": plugin.options.with_sums(file)})
+
     def divide(self, num_rows: int, **columns: NDArray[Any]) -> list[dict[str, Any]]:
         """Return the requests for a stage's parts, each with its rows of the `columns`."""
         config = self.config

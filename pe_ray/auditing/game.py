@@ -159,6 +159,7 @@ def play(config: Config, output: Path, *, restarts: int = 1) -> Game:
 
 def _attacked(config: Config, output: Path) -> Config:
     """Return `config` with a run directory of its own and label shares known beforehand."""
+    config.refuse_private_sums("an attack")
     place = resolve_place(config.output.path, "output.path")
     if LEDGER in list_names(place):
         raise InputError(

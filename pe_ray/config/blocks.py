@@ -303,17 +303,19 @@ class TeacherConfig(Block):
         whiten = self.embedder.whiten.model_copy(update={"dims": self.features})
         return self.embedder.model_copy(update={"whiten": whiten})
 
-    def check_run(self, *, num_labels: int, shape: ImageShape, privacy: PrivacyConfig) -> None:
-        """Raise ValueError, naming the key, where a run like this can't have a teacher."""
+    def check_run(self, *, num_labels: int, shape: ImageShape, left: float) -> None:
+        """Raise ValueError, naming the key, where a run like this can't have a teacher.
+
+        left: share of the budget that other sums and counts leave.
+        """
         if num_labels < 2:
             raise ValueError("teacher: needs at least two private.labels to tell apart")
         if self.embedder is None and min(shape.height, shape.width) < _LEAST_SIDE:
             raise ValueError(f"teacher: needs images of at least {_LEAST_SIDE}x{_LEAST_SIDE}")
         if self.features * ((self.features + 1) / 2 + num_labels) > MAX_SUMS:
             raise ValueError("teacher.features: too many for so many labels; lower it")
-        most = 1 - privacy.label_count_share
-        if privacy.label_fractions == "dp" and self.share >= most:
-            raise ValueError(f"teacher.share: must be below {most:g} with label_fractions: dp")
+        if self.share >= left:
+            raise ValueError(f"teacher.share: must be below {left:g}, which other releases leave")
 
 
 class PublicMetricsConfig(Block):

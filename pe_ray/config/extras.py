@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 
 from pydantic import BaseModel
@@ -54,7 +54,12 @@ def _walk(part: BaseModel, field: str) -> Iterator[tuple[str, BaseModel]]:
     """Yield each model in `part`, with its field, from the top down."""
     yield field, part
     for name, value in part:
-        for below in value if isinstance(value, tuple) else (value,):
-            if isinstance(below, BaseModel):
-                is_plugin = name == "options"  # written flat, so no level of the path
-                yield from _walk(below, field if is_plugin else f"{field}.{name}".strip("."))
+        is_plugin = name == "options"  # written flat, so no level of the path
+        place = field if is_plugin else f"{field}.{name}".strip(".")
+        held = {place: value}
+        if isinstance(value, Mapping):
+            held = {f"{place}.{key}": below for key, below in value.items()}
+        for where, given in held.items():
+            for below in given if isinstance(given, tuple) else (given,):
+                if isinstance(below, BaseModel):
+                    yield from _walk(below, where)

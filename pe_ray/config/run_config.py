@@ -40,7 +40,7 @@ from pe_ray.config.yaml_tree import (
 )
 from pe_ray.errors import InputError
 from pe_ray.files.storage import Location, parse_location
-from pe_ray.plugins import only_known
+from pe_ray.plugins import PrivateSums, only_known
 from pe_ray.plugins.options import BOUND
 from pe_ray.values import Framing, ImageShape
 
@@ -119,12 +119,17 @@ class Config(Block):
     def generator_at(self, iteration: int) -> Plugin:
         """Return what makes S_iteration from S_(iteration-1) and the lookahead of its votes."""
         given = self.generator
-        return given.at(iteration) if isinstance(given, Switch) else given
+        plugin = given.at(iteration) if isinstance(given, Switch) else given
+        options = plugin.options.at(iteration)
+        if options is plugin.options:
+            return plugin
+        return plugin.model_copy(update={"options": options})
 
     @property
     def generators(self) -> list[Plugin]:
-        """The generators of the run, each once."""
-        made = [self.generator_at(t) for t in range(self.schedule.iterations + 1)]
+        """The generators of the run, each once; those of a mixture by themselves."""
+        steps = (self.generator_at(t) for t in range(self.schedule.iterations + 1))
+        made = [plugin for step in steps for plugin in step.options.parts or (step,)]
         return [plugin for number, plugin in enumerate(made) if plugin not in made[:number]]
 
     @property
@@ -133,6 +138,29 @@ class Config(Block):
         teacher = self.teacher.embedder if self.teacher else None
         given = {"embedder": self.embedder, "teacher.embedder": teacher}
         return {f"{name}.whiten": e.whiten for name, e in given.items() if e and e.whiten}
+
+    @property
+    def private_sums(self) -> PrivateSums | None:
+        """What is released before S_0 for a generator to draw from; None: nothing."""
+        num_labels = len(self.private.labels)
+        asked = (plugin.options.private_sums(num_labels) for plugin in self.generators)
+        found = [sums for sums in asked if sums is not None]
+        if len(found) > 1:
+            raise ValueError("generator: only one of a run's may draw from private sums")
+        return found[0] if found else None
+
+    @property
+    def draws_after_release(self) -> bool:
+        """Whether S_0 waits for a release: of label counts, or of what a generator draws from."""
+        return self.privacy.label_fractions == "dp" or self.private_sums is not None
+
+    def refuse_private_sums(self, what: str) -> None:
+        """Raise InputError where a generator draws from a release, which `what` doesn't make."""
+        if self.private_sums is not None:
+            raise InputError(
+                f"generator.kind: draws from sums of the private records, which {what} can't "
+                "release; give another generator"
+            )
 
     @property
     def image_shape(self) -> ImageShape:
@@ -174,12 +202,21 @@ class Config(Block):
         self._check_places()
         if info.context != _STORED:  # what has run is read back, even if a metric failed in it
             self._check_metrics()
+        sums = self.private_sums
+        left = 1.0 if fractions != "dp" else 1 - self.privacy.label_count_share
+        if sums is not None:
+            if sums.share >= left:
+                raise ValueError(f"generator.share: must be below {left:g}")
+            left -= sums.share
         if self.teacher:
-            self.teacher.check_run(
-                num_labels=num_labels, shape=self.image_shape, privacy=self.privacy
-            )
+            self.teacher.check_run(num_labels=num_labels, shape=self.image_shape, left=left)
         paid = self.generator_at(0).options.call_price is not None
         if self.embedder.options.learnt:
+            if sums is not None:
+                raise ValueError(
+                    f"embedder: {self.embedder.kind} is learnt before anything is released, and "
+                    "this generator draws from a release; name another embedder"
+                )
             self.embedder.options.check_learning(
                 num_labels=num_labels,
                 shape=self.image_shape,
@@ -187,6 +224,11 @@ class Config(Block):
                 paid=paid,
             )
         for field, whiten in self.whitenings.items():
+            if whiten.on_population and sums is not None:
+                raise ValueError(
+                    f"{field}.data: the population is drawn before anything is released, and this "
+                    "generator draws from a release; name public images"
+                )
             if whiten.on_population and paid:
                 raise ValueError(
                     f"{field}.data: the population takes more calls of this generator, which are "
@@ -202,8 +244,8 @@ class Config(Block):
             self.generator_at(iteration).options.check_degree(degree)
         if self.selection.initial_variation_fold:
             self.generator_at(0).options.check_degree(degrees[0])
-        for iteration in range(last + 1):
-            options = self.generator_at(iteration).options
+        for plugin in self.generators:
+            options = plugin.options
             if options.framing is not None and options.framing != self.framing:
                 raise ValueError(
                     "generator.resize, generator.background: must be those of the block private, "

@@ -8,7 +8,8 @@ package may give it a short name with an entry point (docs/architecture.md lists
 
 from pe_ray.plugins.options import EmbedderOptions, GeneratorOptions, MetricOptions, Options
 from pe_ray.plugins.plugin_digest import digest_plugin
-from pe_ray.plugins.protocols import Denoiser, Embedder, Generator, Images, Metric, Rows, Statistic
+from pe_ray.plugins.private_sums import PrivateSums, Statistic
+from pe_ray.plugins.protocols import Denoiser, Embedder, Generator, Images, Metric, Rows
 from pe_ray.plugins.registry import (
     PluginType,
     build,
@@ -31,6 +32,7 @@ __all__ = [
     "MetricOptions",
     "Options",
     "PluginType",
+    "PrivateSums",
     "Rows",
     "Statistic",
     "build",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import (
@@ -21,6 +21,7 @@ from pe_ray.values import DistanceMetric, Framing, ImageShape, Price
 
 if TYPE_CHECKING:
     from pe_ray.files.image_tables import ImageTable
+    from pe_ray.plugins.private_sums import PrivateSums
 
 BOUND = "bound"
 """Context for `model_dump` that leaves out the fields named in `unbound`."""
@@ -118,6 +119,26 @@ class GeneratorOptions(Options):
     def public_table(self) -> ImageTable | None:
         """Public images that the generator reads, brought to its `framing`; None: none."""
         return None
+
+    @property
+    def parts(self) -> Sequence[Any]:
+        """Plugins of the generators that it is made of; none: of itself."""
+        return ()
+
+    def at(self, iteration: int) -> GeneratorOptions:
+        """Return the options for making S_iteration and the lookahead of its votes."""
+        return self
+
+    def private_sums(self, num_labels: int) -> PrivateSums | None:
+        """Return what is to be released before S_0 for the generator to draw from; None: nothing.
+
+        ValueError names the key where a run with so many labels can't have it.
+        """
+        return None
+
+    def with_sums(self, file: str) -> GeneratorOptions:
+        """Return the options with the file that the released sums were written to."""
+        return self
 
     def check_degree(self, degree: float) -> None:
         """Raise ValueError where `vary` can't run at `degree`; called before a run starts."""

@@ -95,16 +95,3 @@ class Denoiser(Protocol):
     def weigh(self, noisy_votes: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
         """Return weights >= 0, [n], for counts [n] with Gaussian noise of scale `sigma`."""
         ...
-
-
-class Statistic(Protocol):
-    """What to sum over records: a public function of a record, picklable."""
-
-    @property
-    def num_values(self) -> int:
-        """Length of a record's vector."""
-
-    def map_records(
-        self, features: NDArray[np.float64], labels: NDArray[np.int32]
-    ) -> NDArray[np.float64]:
-        """Return one vector per record, [n, num_values], for features [n, d] and labels [n]."""

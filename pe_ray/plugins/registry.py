@@ -41,6 +41,8 @@ BUILT_IN: Mapping[PluginType, Mapping[str, str]] = {
         "unet": _ROOT + ".generators.unet_pipeline:UNetGenerator",
         "image_api": _ROOT + ".generators.image_api:ImageApi",
         "nearest_image": _ROOT + ".generators.nearest_image:NearestImage",
+        "mixture": _ROOT + ".generators.mixture:Mixture",
+        "gaussians": _ROOT + ".generators.gaussians:Gaussians",
     },
     "embedder": {
         "pixels": _ROOT + ".embedders.pixels:Pixels",

@@ -28,7 +28,7 @@ from pe_ray.files.storage import (
     resolve_place,
 )
 from pe_ray.release.ledger import Ledger
-from pe_ray.release.releases import LABEL_COUNTS, votes_key
+from pe_ray.release.releases import GENERATOR, LABEL_COUNTS, votes_key
 from pe_ray.run import Run
 from pe_ray.runtime.run_directory import (
     LEDGER,
@@ -117,6 +117,11 @@ def _list_proofs(
     populations = made_in(directory.path / "populations")
     if config.privacy.label_fractions == "dp" and populations:
         yield LABEL_COUNTS, directory.population(0)
+    if config.private_sums is not None:
+        sums = directory.generator_sums
+        made = [sums] if sums.name in made_in(sums.parent) else []
+        for file in (*made, *([directory.population(0)] if populations else [])):
+            yield f"{prefix}{GENERATOR}", file
     for names, place in (
         (made_in(directory.path / "histograms"), directory.histogram),
         (made_in(directory.path / "smoothed"), directory.smoothed),

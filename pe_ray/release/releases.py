@@ -28,6 +28,8 @@ Totals = NDArray[np.int64]
 
 LABEL_COUNTS = "label_counts"
 """Key of the label counts in the ledger."""
+GENERATOR = "generator"
+"""Key of the sums that a generator draws from."""
 
 
 class Counts:
@@ -146,6 +148,20 @@ class LabelCounts(Counts):
         ]
 
 
+class GeneratorSums(Sums):
+    """The sums that a generator draws from, before S_0."""
+
+    @staticmethod
+    def share(config: Config) -> float | None:
+        sums = config.private_sums
+        return sums.share if sums else 0.0
+
+    @staticmethod
+    def plan(config: Config, prefix: str = "") -> list[Release]:
+        key = f"{prefix}{GENERATOR}"
+        return [Release(key=key, kind="sums", iteration=0, votes_per_unit=1, sigma=1.0)]
+
+
 class TeacherSums(Sums):
     """The moments that a teacher is solved from, after the last vote."""
 
@@ -160,7 +176,7 @@ class TeacherSums(Sums):
         return [Release(key=key, kind="sums", iteration=last, votes_per_unit=1, sigma=1.0)]
 
 
-KINDS = (LabelCounts, Votes, TeacherSums)
+KINDS = (LabelCounts, GeneratorSums, Votes, TeacherSums)
 """What a run may release, in order."""
 
 

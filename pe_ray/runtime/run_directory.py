@@ -43,7 +43,7 @@ from pe_ray.files.storage import (
     resolve_place,
 )
 from pe_ray.runtime.named_files import FEATURES, FILES, bind_files, require_same_files
-from pe_ray.values import LabelLayout, NoisyHistogram
+from pe_ray.values import LabelLayout, NoisyHistogram, NoisySums
 
 LEDGER = "ledger.sqlite"
 _LOCK = ".lock"
@@ -99,6 +99,11 @@ class RunDirectory:
         """Feature network and weights, both from released values."""
         return self.path / "teacher"
 
+    @property
+    def generator_sums(self) -> Location:
+        """Released sums that a generator draws from."""
+        return self.path / "generator" / "sums.npz"
+
     def population(self, iteration: int) -> Location:
         return self.path / "populations" / f"iter={iteration:04d}"
 
@@ -150,8 +155,21 @@ class RunDirectory:
         )
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd")
-        if not file.exists() or file.read_bytes() != sink.getvalue():
-            write_with_digest(file, sink.getvalue())
+        _write_changed(file, sink.getvalue())
+
+    def write_sums(self, sums: NoisySums) -> None:
+        """Write released sums for the generator's workers; the ledger keeps the original.
+
+        A file that holds anything else is replaced.
+        """
+        sink = io.BytesIO()
+        np.savez(sink, allow_pickle=False, sums=sums.sums, sigma=np.array(sums.release.sigma))
+        _write_changed(self.generator_sums, sink.getvalue())
+
+
+def _write_changed(file: Location, content: bytes) -> None:
+    if not file.exists() or file.read_bytes() != content:
+        write_with_digest(file, content)
 
 
 def on_disk(path: str | Path) -> RunDirectory:

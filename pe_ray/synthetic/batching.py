@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.config import Config
+from pe_ray.config.kinds import Plugin
 from pe_ray.errors import InputError
 from pe_ray.plugins import Generator, GeneratorOptions, Rows, build
 from pe_ray.plugins.seeds import Seeds
@@ -23,10 +24,11 @@ class BatchedGenerator:
     don't depend on their batch, so this changes them by a network's rounding at most.
     """
 
-    def __init__(self, config: Config, iteration: int) -> None:
-        plugin, labels = config.generator_at(iteration), config.private.labels
+    def __init__(self, plugin: Plugin, config: Config) -> None:
         self.options: GeneratorOptions = plugin.options
-        self._generator: Generator = build("generator", plugin.kind, plugin.options, labels)
+        self._generator: Generator = build(
+            "generator", plugin.kind, plugin.options, config.private.labels
+        )
         self._batch_size = config.resources.batch_size
 
     def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:

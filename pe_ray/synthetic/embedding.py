@@ -110,7 +110,7 @@ class EmbeddingWorker(PartWorker):
         self._options = run.config.generator_at(iteration).options
         self._generator: BatchedGenerator | None = None
         if run.config.votes.lookahead:
-            self._generator = BatchedGenerator(run.config, iteration)
+            self._generator = BatchedGenerator(run.generator_at(iteration), run.config)
 
     def make(self, request: Mapping[str, Any]) -> Part:
         start, stop = request["start"], request["stop"]

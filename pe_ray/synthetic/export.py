@@ -99,7 +99,7 @@ class ExportWorker(PartWorker):
         self._options = run.config.generator_at(population.iteration).options
         self._generator: BatchedGenerator | None = None
         if expansion is not None and expansion.varied:
-            self._generator = BatchedGenerator(run.config, population.iteration)
+            self._generator = BatchedGenerator(run.generator_at(population.iteration), run.config)
         self._teacher = load_teacher(run)
 
     def make(self, request: Mapping[str, Any]) -> Part:

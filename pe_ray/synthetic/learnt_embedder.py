@@ -102,7 +102,8 @@ def _locate(config: Config, directory: RunDirectory, embedder: Plugin) -> Locati
 
 def _draw(config: Config, num: int) -> Iterator[tuple[Images, NDArray[np.int32]]]:
     """Yield `num` random images of the generator with their labels, as many of each label."""
-    generator, num_labels = BatchedGenerator(config, 0), len(config.private.labels)
+    generator = BatchedGenerator(config.generator_at(0), config)
+    num_labels = len(config.private.labels)
     for start in range(0, num, _CHUNK):
         ids = np.arange(start, min(start + _CHUNK, num), dtype=np.int64)
         labels = (ids % num_labels).astype(np.int32)

@@ -33,7 +33,7 @@ def check_generators(config: Config) -> None:
 
     InputError where one can't be built, so that nothing is spent on a run that can't go on.
     """
-    early = None if config.privacy.label_fractions == "dp" else config.generator_at(0)
+    early = None if config.draws_after_release else config.generator_at(0)
     made = (config.generator_at(t) for t in range(config.schedule.iterations + 1))
     late = [plugin for plugin in made if plugin != early]
     check_plugins(late, config.private.labels, config.resources)
@@ -111,7 +111,7 @@ class PopulationWorker(PartWorker):
         self._run, self._iteration = run, iteration
         kept = run.directory.lookahead(iteration)
         self._kept = kept if iteration and read_manifest(kept) else None
-        self._generator = BatchedGenerator(run.config, iteration)
+        self._generator = BatchedGenerator(run.generator_at(iteration), run.config)
         self._embedder = embedder() if embedder else None
 
     def make(self, request: Mapping[str, Any]) -> Part:

@@ -28,7 +28,7 @@ from pe_ray.config.yaml_tree import first_fault, read_tree
 from pe_ray.errors import InputError
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.files.storage import Location
-from pe_ray.plugins import Images, Options, Statistic
+from pe_ray.plugins import Images, Options, PrivateSums
 from pe_ray.plugins.options import BOUND
 from pe_ray.release.ledger import Ledger
 from pe_ray.values import Framing, ImageShape, Release
@@ -166,19 +166,6 @@ class Strategy:
         None: a trial's configuration names the records.
         """
         return None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrivateSums:
-    """Sums over the private records that an objective asks for, once for all trials.
-
-    statistic: maps embeddings by `embedder` and labels to vectors; each counts with norm 1 at most.
-    share: of the budget's mu^2.
-    """
-
-    embedder: Plugin
-    statistic: Statistic
-    share: float
 
 
 class Objective:

@@ -42,6 +42,7 @@ def configure(search: Search, settings: Settings, fractions: Fractions | None = 
     for key, value in settings.items():
         put(tree, key, value, f"tuning.space.{key}")
     config = Config.from_dict(tree)
+    config.refuse_private_sums("a search")
     if fractions is None:
         return config
     privacy = config.privacy.model_copy(update={"label_fractions": fractions})

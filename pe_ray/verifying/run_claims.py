@@ -21,12 +21,13 @@ from pe_ray.config.blocks import (
 )
 from pe_ray.config.kinds import Block
 from pe_ray.config.yaml_tree import digest_tree, drop_removed_keys, dump_tree, read_stored
+from pe_ray.errors import InputError
 from pe_ray.planning import label_fractions
-from pe_ray.plugins import load
+from pe_ray.plugins import GeneratorOptions, load, only_known
 from pe_ray.plugins.registry import BUILT_IN
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_sql import list_unknown
-from pe_ray.release.releases import LABEL_COUNTS, shape_releases, votes_key
+from pe_ray.release.releases import GENERATOR, LABEL_COUNTS, shape_releases, votes_key
 from pe_ray.run import Run
 from pe_ray.runtime.run_directory import LEDGER, on_disk
 from pe_ray.synthetic.population import apportion, fractions_of
@@ -45,6 +46,14 @@ _BLOCKS: Mapping[str, type[Block]] = {
 }
 """What decides how releases become populations. None of them names a model."""
 _TOLERANCE = 1e-9
+
+
+class _KnownBlocks(Config):
+    """A configuration of _BLOCKS alone. What its generator asks for is not among its releases."""
+
+    @property
+    def private_sums(self) -> None:
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +181,13 @@ def _gather(folder: Path, ledger: Ledger) -> Claims:
             and found == replace(planned, sigma=found.sigma if found else 0.0),
             f"lacks {planned.key}, or has it with another sensitivity",
         )
+    generators = _read_generators(tree["generator"])
+    own_columns = None
+    if generators is not None:
+        own_columns = frozenset(name for options in generators for name in options.columns)
+    parts = [p.options for o in generators or () for p in o.parts] + (generators or [])
+    if any(options.private_sums(len(run.labels)) for options in parts):
+        require(ledger.stored(GENERATOR) is not None, f"lacks {GENERATOR}, which S_0 is drawn from")
     fractions = label_fractions(config)
     if fractions is None:
         fractions = fractions_of(read_answer(ledger, LABEL_COUNTS))
@@ -186,7 +202,7 @@ def _gather(folder: Path, ledger: Ledger) -> Claims:
         ledger=ledger,
         layouts=layouts,
         foreign=foreign,
-        own_columns=_list_own_columns(tree["generator"]),
+        own_columns=own_columns,
     )
 
 
@@ -211,19 +227,18 @@ def _read_blocks(tree: Mapping[str, Any]) -> tuple[Config, frozenset[str]]:
         for name, block in _BLOCKS.items()
         if given.get(name) is not None
     }
-    return Config.model_construct(**made), frozenset(foreign)
+    return _KnownBlocks.model_construct(**made), frozenset(foreign)
 
 
-def _list_own_columns(generator: Mapping[str, Any]) -> frozenset[str] | None:
+def _read_generators(generator: Mapping[str, Any]) -> list[GeneratorOptions] | None:
+    """Return the options of the run's generators; None where one is foreign or can't be read."""
     stages = generator["stages"] if generator["kind"] == "switch" else [{"generator": generator}]
-    columns: set[str] = set()
+    found = []
     for stage in stages:
-        options = {name: value for name, value in stage["generator"].items() if name != "kind"}
-        kind = stage["generator"]["kind"]
-        if kind not in BUILT_IN["generator"]:
-            return None
+        options = dict(stage["generator"])
         try:
-            columns |= load("generator", kind).Options.model_validate(options).columns.keys()
-        except ValueError:  # of another version
+            with only_known():
+                found.append(load("generator", options.pop("kind")).Options.model_validate(options))
+        except (InputError, ValueError):
             return None
-    return frozenset(columns)
+    return found

@@ -17,9 +17,9 @@ _EVIDENCE = r"""
   | populations/iter=\d{4,}/(\.manifest\.json | part-\d+-\d+\.parquet)
 """
 _WITH_DIGESTS = r"""
-    scores/(source | iter=\d{4,})\.json
+    scores/(source | teacher | iter=\d{4,})\.json
   | features/\w[\w.-]*\.npz
-  | teacher/(features|weights)\.npz
+  | generator/sums\.npz | teacher/(features|weights)\.npz
 """
 _OTHERS = r"""
     files\.json | \.lock | report\.html | metrics\.jsonl
@@ -36,6 +36,7 @@ _WHY_NOT = {
     "files.json": "needs the files that it digests",
     "scores": "needs the public images that it compares with",
     "features": "holds a network",
+    "generator": "holds released sums as the generator reads them",
     "teacher": "holds a network and its weights",
     "tuning": "holds a search, whose releases the ledger counts; publish the run without it",
 }

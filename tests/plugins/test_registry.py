@@ -53,6 +53,13 @@ NEEDS_FILES: dict[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
         "image_size": 16,
         "cache": str(folder / "cache"),
     },
+    ("generator", "mixture"): lambda folder: {
+        "members": {
+            "fonts": {"generator": {"kind": "rendered_text", "image_size": 12}},
+            "blobs": {"generator": {"kind": "gaussians", "image_size": 12}},
+        }
+    },
+    ("generator", "gaussians"): lambda folder: {"image_size": 12},
     ("generator", "unet"): lambda folder: {"checkpoint": save_unet(folder), "steps": 5},
     ("embedder", "inception"): lambda folder: {"weights": str(save_inception(folder))},
     ("embedder", "clip"): lambda folder: {"checkpoint": str(save_clip(folder))},

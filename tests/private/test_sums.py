@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pe_ray.components.generators.gaussians import ClassMoments
 from pe_ray.components.moments import LabelMoments, RidgeMoments
 from pe_ray.plugins import Statistic
 from pe_ray.private.record_embeddings import EmbeddedRecords
@@ -19,6 +20,7 @@ SHORTER = 1 - 2**-10
 VALUES = st.floats(width=32)  # infinities and NaN among them
 RIDGE = RidgeMoments(num_features=4, num_labels=3)
 BY_LABEL = LabelMoments(num_labels=3, dim=2, radius=0.5, seed=1)
+OF_CLASSES = ClassMoments(num_labels=3, dim=4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +83,7 @@ def test_adding_any_unit_moves_the_sums_by_one_at_most(
     seed=st.integers(0, 2**32 - 1),
     users=st.booleans(),
     length=st.sampled_from([0.1, 1.0, 7.0]),  # features that are too long must not count more
-    statistic=st.sampled_from([RIDGE, BY_LABEL]),
+    statistic=st.sampled_from([RIDGE, BY_LABEL, OF_CLASSES]),
 )
 def test_adding_a_unit_moves_moments_by_one_at_most(
     num: int, seed: int, users: bool, length: float, statistic: Statistic

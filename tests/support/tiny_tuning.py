@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from pe_ray import plugins
 from pe_ray.config import Config
 from pe_ray.config.blocks import PrivateConfig
-from pe_ray.plugins import Images
+from pe_ray.plugins import Images, PrivateSums
 from pe_ray.tuning.budget import final_votes, mu_left
-from pe_ray.tuning.search import Floats, Mode, Objective, PrivateSums, Scorer, Search, Strategy
+from pe_ray.tuning.search import Floats, Mode, Objective, Scorer, Search, Strategy
 from pe_ray.values import ImageShape, Release
 
 

@@ -58,11 +58,10 @@ def batched(batch_size: int, **options: Any) -> tuple[BatchedGenerator, Fake]:
     kind = f"{__name__}:Fake"
     plugin = Plugin(plugin_type="generator", kind=kind, options=FakeOptions(**options))
     config: Any = SimpleNamespace(
-        generator_at=lambda iteration: plugin,
         private=SimpleNamespace(labels=("a",)),
         resources=SimpleNamespace(batch_size=batch_size),
     )
-    made = BatchedGenerator(config, 0)
+    made = BatchedGenerator(plugin, config)
     fake = made._generator
     assert isinstance(fake, Fake)
     fake.batches, fake.made = [], []

@@ -12,8 +12,8 @@ from pe_ray import plugins
 from pe_ray.components.moments import LabelMoments
 from pe_ray.config.kinds import FixedEmbedderPlugin, Plugin
 from pe_ray.errors import InputError
-from pe_ray.plugins import Embedder, Images
-from pe_ray.tuning.search import Floats, Objective, PrivateSums, Scorer, Search
+from pe_ray.plugins import Embedder, Images, PrivateSums
+from pe_ray.tuning.search import Floats, Objective, Scorer, Search
 from pe_ray.values import ImageShape
 
 
