@@ -138,7 +138,7 @@ class Config(Block):
 
     @property
     def draws_after_release(self) -> bool:
-        """Whether something is released before S_0: label counts, or what a generator draws from."""
+        """Whether label counts, or what a generator draws from, are released before S_0."""
         return self.privacy.label_fractions == "dp" or self.private_sums is not None
 
     def refuse_private_sums(self, what: str) -> None:
