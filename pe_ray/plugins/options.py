@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import (
@@ -103,6 +103,10 @@ class GeneratorOptions(Options):
     def call_price(self) -> Price | None:
         """Cost of calls and the caps on them; None: calls are free."""
         return None
+
+    def find_warnings(self) -> Sequence[str]:
+        """Return what `plan` should warn of. A service is asked at most what is free."""
+        return ()
 
     @property
     def shown_data(self) -> str | None:
