@@ -110,6 +110,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         service = self.service
+        if "endpoint_id=" in self.path:  # fal's list
+            found = [
+                {"endpoint_id": name, "metadata": {"status": end or "active"}}
+                for name, end in service.models.items()
+            ]
+            return self.reply(200, json.dumps({"models": found}).encode())
         if self.path == "/v1/models":
             models = [{"id": name, "shutdown_date": end} for name, end in service.models.items()]
             return self.reply(200, json.dumps({"object": "list", "data": models}).encode())

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pe_ray.components.generators.image_service import Call, ImageService, Refused
-from pe_ray.components.generators.service_options import CallSettings, ServiceOptions, shape_of
+from pe_ray.components.generators.service_options import (
+    LIST_SECONDS,
+    CallSettings,
+    ServiceOptions,
+    shape_of,
+)
 from pe_ray.plugins import GeneratorOptions
+
+_MODELS = "https://api.fal.ai/v1/models"
 
 
 class FalCall(CallSettings):
@@ -34,6 +42,19 @@ class FalOptions(ServiceOptions):
     def check_degree(self, degree: float) -> None:
         if not 0 < degree <= 1:
             raise ValueError(f"degree {degree:g}: fal needs one above 0, up to 1")
+
+    def list_models(self) -> Mapping[str, str | None]:
+        import httpx2
+
+        asked = {"endpoint_id": sorted({self.random.model, self.vary.model})}
+        answer = httpx2.get(_MODELS, params=asked, timeout=LIST_SECONDS)
+        if answer.status_code == 404:
+            return {}
+        listed = answer.raise_for_status().json()["models"]
+        states = {model["endpoint_id"]: model["metadata"]["status"] for model in listed}
+        return {
+            name: None if state == "active" else f"is {state}" for name, state in states.items()
+        }
 
 
 class Fal(ImageService):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from pe_ray.components.generators.image_service import Call, ImageService, connect, read_key
-from pe_ray.components.generators.service_options import CallSettings, ServiceOptions, shape_of
-from pe_ray.errors import InputError
+from pe_ray.components.generators.service_options import (
+    LIST_SECONDS,
+    CallSettings,
+    ServiceOptions,
+    shape_of,
+)
 from pe_ray.plugins import GeneratorOptions
 
 _STRENGTHS = (
@@ -19,13 +23,12 @@ _STRENGTHS = (
     "Redraw this image with strong changes, keeping its subject and style. It shows: {prompt}",
     "Draw another image that only resembles this one. It shows: {prompt}",
 )
-_LIST_SECONDS = 10.0  # to wait for the list of models
 
 
 class ImageCall(CallSettings):
     """How images are asked for."""
 
-    own_fields = frozenset({"model", "prompt", "size", "n", "image", "seed", "strength"})
+    own_fields = frozenset({"model", "prompt", "size", "n", "image", "seed"})
 
     send_seed: bool = False
     """Send `seed`, made from the row's, for servers that take one (vLLM-Omni, Dynamo). OpenAI and
@@ -60,22 +63,11 @@ class ImageApiOptions(ServiceOptions):
         if not 0 <= degree <= 1:
             raise ValueError(f"degree {degree:g}: image_api needs one from 0 to 1")
 
-    def find_warnings(self) -> Sequence[str]:
-        """Name each model that the service's own list lacks or gives an end. A free call."""
-        try:
-            key = read_key(self.api_key_env)
-            with connect(self.base_url, key and f"Bearer {key}", _LIST_SECONDS) as client:
-                listed = {model.id: model for model in client.models.list()}
-        except Exception as error:  # whatever a service answers, a plan is made
-            why = error if isinstance(error, InputError) else type(error).__name__
-            return [f"models not checked at {self.base_url}: {why}"]
-        warnings = []
-        for name in sorted({self.random.model, self.vary.model}):
-            end = getattr(listed.get(name), "shutdown_date", None)  # in OpenAI's own list
-            if end or name not in listed:
-                what = f"says that {name!r} ends on {end}" if end else f"lists no model {name!r}"
-                warnings.append(f"{self.base_url} {what}")
-        return warnings
+    def list_models(self) -> Mapping[str, str | None]:
+        key = read_key(self.api_key_env)
+        with connect(self.base_url, key and f"Bearer {key}", LIST_SECONDS) as client:
+            ends = {m.id: getattr(m, "shutdown_date", None) for m in client.models.list()}
+        return {name: end and f"will be shut down on {end}" for name, end in ends.items()}
 
 
 class ImageApi(ImageService):

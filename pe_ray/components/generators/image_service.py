@@ -17,7 +17,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -118,19 +118,23 @@ class ImageService(ABC):
     ) -> Rows:
         """Ask for each row's image, `concurrency` at once. An error stops all."""
         stop = threading.Event()
-        with ThreadPoolExecutor(self._options.concurrency) as pool:
-            asked = [
-                pool.submit(self._ask, self._prompts[label], int(seed), image, degree, stop)
-                for label, seed, image in zip(labels, seeds, varied, strict=True)
-            ]
+        errors: list[BaseException] = []
+
+        def ask(label: int, seed: int, image: Any) -> Any:
             try:
-                done, _ = wait(asked, return_when=FIRST_EXCEPTION)
-                for future in done:
-                    future.result()
-                return {"image": np.stack([future.result() for future in asked])}
+                return self._ask(self._prompts[label], int(seed), image, degree, stop)
+            except BaseException as error:
+                errors.append(error)
+                stop.set()
+
+        with ThreadPoolExecutor(self._options.concurrency) as pool:
+            try:
+                made = list(pool.map(ask, labels, seeds, varied))
             finally:
                 stop.set()
-                pool.shutdown(cancel_futures=True)
+        if errors:
+            raise errors[0]
+        return {"image": np.stack(made)}
 
     def _ask(
         self,
@@ -312,17 +316,23 @@ class ImageService(ABC):
 
 
 def connect(base_url: str, authorization: str, timeout: float, retries: int = 0) -> OpenAI:
-    """Return a client that follows no redirect and sends no other key than this."""
+    """Return a client that follows no redirect and sends no other key than this, if any."""
     import openai
 
-    headers: Any = {"Authorization": authorization or openai.Omit()}
+    def set_key(request: httpx2.Request) -> None:
+        request.headers.pop("Authorization", None)
+        if authorization:
+            request.headers["Authorization"] = authorization
+
+    http = openai.DefaultHttpxClient(
+        follow_redirects=False, timeout=timeout, event_hooks={"request": [set_key]}
+    )
     return openai.OpenAI(
         base_url=base_url,
-        api_key="in the header",
-        default_headers=headers,
-        timeout=timeout,
+        api_key="set later",
         max_retries=retries,
-        http_client=openai.DefaultHttpxClient(follow_redirects=False, timeout=timeout),
+        timeout=timeout,
+        http_client=http,
     )
 
 

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pe_ray.config.places import LocalFolder
+from pe_ray.errors import InputError
 from pe_ray.plugins import GeneratorOptions, Options
 from pe_ray.values import ImageShape, Price
 
+LIST_SECONDS = 10.0  # to wait for a list of models
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
-Size = (
-    Annotated[int, Field(ge=1, le=8192)]
-    | Annotated[str, Field(pattern=r"^[1-9]\d{0,3}x[1-9]\d{0,3}$")]
-)
+
+def _check_size(given: int | str) -> int | str:
+    if not re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3})?", str(given)):
+        raise ValueError("write the side of a square in pixels, or WIDTHxHEIGHT")
+    return given
+
+
+Size = Annotated[int | str, AfterValidator(_check_size)]
 """The side of a square in pixels, or WIDTHxHEIGHT."""
 
 
 def shape_of(size: Size, channels: int = 3) -> ImageShape:
     """Return the shape that a size stands for."""
-    width, height = map(int, size.split("x")) if isinstance(size, str) else (size, size)
-    return ImageShape(height=height, width=width, channels=channels)
+    width, _, height = str(size).partition("x")
+    return ImageShape(height=int(height or width), width=int(width), channels=channels)
 
 
 def is_safe(url: str) -> bool:
@@ -76,7 +84,7 @@ class ServiceOptions(GeneratorOptions):
     store: LocalFolder = Field(min_length=1)
     """Folder of what was asked and answered; every worker has to see the same one."""
     image_size: Size
-    """Size of samples: what the service draws is cut and resized to it."""
+    """Size of samples, as `size`: what the service draws is cut and resized to it."""
     channels: Literal[1, 3] = 3
     prompt: str = Field(default="a photo of {label}", min_length=1)
     """Prompt of every label that `prompts` doesn't name; {label} stands for the label's name."""
@@ -129,3 +137,20 @@ class ServiceOptions(GeneratorOptions):
     @property
     def call_price(self) -> Price:
         return Price(**self.price.model_dump(), max_calls=self.max_calls, max_cost=self.max_cost)
+
+    def list_models(self) -> Mapping[str, str | None]:
+        """Ask for the service's models, a free call: name -> what is said of its end, if any."""
+        raise NotImplementedError
+
+    def find_warnings(self) -> Sequence[str]:
+        """Name each model that the service's own list lacks, or will."""
+        try:
+            listed = self.list_models()
+        except Exception as error:  # whatever a service answers, a plan is made
+            why = error if isinstance(error, InputError) else type(error).__name__
+            return [f"models not checked at {self.base_url}: {why}"]
+        return [
+            f"{self.base_url}: model {name!r} {state}"
+            for name in sorted({self.random.model, self.vary.model})
+            if (state := listed.get(name, "is not in the service's list"))
+        ]

@@ -318,6 +318,20 @@ def test_a_refused_variation_is_kept_if_so_configured(service: Service, tmp_path
         generator.random(LABELS, SEEDS + np.uint64(1))
 
 
+def test_fal_is_asked_for_its_models(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = fal(service, tmp_path)._options
+    monkeypatch.setattr("pe_ray.components.generators.fal._MODELS", f"{service.url}/models")
+    service.models = {"fal-ai/tiny": None, "fal-ai/tiny/image-to-image": "deprecated"}
+    (warning,) = options.find_warnings()
+    assert warning.endswith("model 'fal-ai/tiny/image-to-image' is deprecated")
+    monkeypatch.setattr("pe_ray.components.generators.fal._MODELS", "http://127.0.0.1:9/")
+    (warning,) = options.find_warnings()
+    assert warning.startswith("models not checked")
+    assert not service.calls
+
+
 @pytest.mark.parametrize("value", [None, " ", "two words", "schlüssel"])
 def test_a_key_that_cannot_be_sent_is_named_by_its_variable(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str | None
@@ -352,7 +366,7 @@ def test_a_netrc_file_is_not_read(
         ({"base_url": "http://example.org/v1"}, "base_url"),
         ({"base_url": "https://me:secret@example.org/v1"}, "base_url"),
         ({"base_url": "example.org"}, "base_url"),
-        ({"random": {"model": "m", "size": "300"}}, "random.size"),
+        ({"random": {"model": "m", "size": "wide"}}, "random.size"),
         ({"image_size": "96x64"}, "vary.size"),
         ({"random": {"model": "m", "size": 256, "parameters": {"n": 4}}}, "random.parameters"),
         ({"max_calls": None}, "max_calls"),
@@ -395,8 +409,8 @@ def test_the_plan_shows_calls_and_cost_and_makes_none(
     service.models = {"tiny": "2026-12-01"}
     assert cli.main(["plan", str(file), "--set", "generator.vary.model=old"]) == 0
     shown = capsys.readouterr().out
-    assert f"warning     {service.url} lists no model 'old'\n" in shown
-    assert "'tiny' ends on 2026-12-01" in shown
+    assert f"warning     {service.url}: model 'old' is not in the service's list\n" in shown
+    assert "model 'tiny' will be shut down on 2026-12-01\n" in shown
     assert cli.main(["plan", str(file), "--set", "generator.api_key_env=NO_KEY_HERE"]) == 0
     assert "warning     models not checked" in capsys.readouterr().out
     for cap in ("generator.max_calls=49", "generator.max_cost=1.39"):
