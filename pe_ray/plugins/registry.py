@@ -40,6 +40,7 @@ BUILT_IN: Mapping[PluginType, Mapping[str, str]] = {
         "improved_diffusion": _ROOT + ".generators.improved_diffusion:ImprovedDiffusionGenerator",
         "unet": _ROOT + ".generators.unet_pipeline:UNetGenerator",
         "image_api": _ROOT + ".generators.image_api:ImageApi",
+        "fal": _ROOT + ".generators.fal:Fal",
         "nearest_image": _ROOT + ".generators.nearest_image:NearestImage",
         "mixture": _ROOT + ".generators.mixture:Mixture",
         "gaussians": _ROOT + ".generators.gaussians:Gaussians",

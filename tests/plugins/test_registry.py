@@ -48,6 +48,11 @@ NEEDS_FILES: dict[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
     },
     ("generator", "improved_diffusion"): save_improved,
     ("generator", "image_api"): lambda folder: service().options(folder / "store"),
+    ("generator", "fal"): lambda folder: service().options(
+        folder / "store",
+        random={"model": "fal-ai/tiny", "size": 256},
+        vary={"model": "fal-ai/tiny/image-to-image", "size": 256},
+    ),
     ("generator", "nearest_image"): lambda folder: {
         "data": str(save_public(folder / "public", NAMES)),
         "image_size": 16,

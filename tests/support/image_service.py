@@ -1,5 +1,5 @@
-"""A local image service with the OpenAI images interface, the faults that real ones have, and a
-generator that calls it."""
+"""A local image service with the OpenAI images interface (and fal's, at other paths), the faults
+that real ones have, and generators that call it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pe_ray.components.generators.fal import Fal, FalOptions
 from pe_ray.components.generators.image_api import ImageApi, ImageApiOptions
 from pe_ray.plugins.seeds import row_seeds
 
@@ -50,12 +51,18 @@ class Call:
 
 @dataclass
 class Service:
-    """Calls so far, faults to come (one each, in order), and what was drawn."""
+    """Calls so far, faults to come (one each, in order), and what was drawn.
+
+    models: name -> when it will be shut down. linked: what LINK leads to; blank: nothing.
+    """
 
     url: str = ""
     calls: list[Call] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     drawn: list[np.ndarray] = field(default_factory=list)
+    models: dict[str, str | None] = field(default_factory=lambda: {"tiny": None})
+    linked: bytes = b""
+    asked_for_links: list[dict[str, str]] = field(default_factory=list)
     most_at_once: int = 0
     delay: float = 0.0
     lock: Any = field(default_factory=threading.Lock)
@@ -84,8 +91,15 @@ def png(image: np.ndarray) -> bytes:
 
 
 def answer(image: np.ndarray) -> bytes:
-    encoded = base64.b64encode(png(image)).decode()
-    return json.dumps({"created": 1, "data": [{"b64_json": encoded}]}).encode()
+    return answered(b64_json=base64.b64encode(png(image)).decode())
+
+
+def answered(**data: Any) -> bytes:
+    return json.dumps({"created": 1, "data": [data]}).encode()
+
+
+def data_uri(image: np.ndarray) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -93,6 +107,20 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     service: Service
+
+    def do_GET(self) -> None:
+        service = self.service
+        if "endpoint_id=" in self.path:  # fal's list
+            found = [
+                {"endpoint_id": name, "metadata": {"status": end or "active"}}
+                for name, end in service.models.items()
+            ]
+            return self.reply(200, json.dumps({"models": found}).encode())
+        if self.path == "/v1/models":
+            models = [{"id": name, "shutdown_date": end} for name, end in service.models.items()]
+            return self.reply(200, json.dumps({"object": "list", "data": models}).encode())
+        service.asked_for_links.append(dict(self.headers))
+        return self.reply(200 if service.linked else 404, service.linked)
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -114,7 +142,11 @@ class Handler(BaseHTTPRequestHandler):
     def _call(self, body: bytes) -> Call:
         fields, image = {}, None
         if self.headers["Content-Type"] == "application/json":
-            fields = {name: str(value) for name, value in json.loads(body).items()}
+            sent = json.loads(body)
+            fields = {name: str(value) for name, value in sent.items()}
+            if "image_url" in sent:
+                content = base64.b64decode(sent["image_url"].partition(",")[2])
+                image = np.asarray(Image.open(io.BytesIO(content)))
         else:
             head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
             for part in BytesParser().parsebytes(head + body).get_payload():
@@ -124,21 +156,24 @@ class Handler(BaseHTTPRequestHandler):
                     image = np.asarray(Image.open(io.BytesIO(content)))
                 else:
                     fields[name] = content.decode()
-        endpoint = self.path.rpartition("/images/")[2]
-        return Call(endpoint, fields, image, dict(self.headers), body)
+        endpoint = self.path.removeprefix("/v1/").removeprefix("images/")
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        return Call(endpoint, fields, image, headers, body)
 
     def _answer(self, call: Call) -> None:
-        if self.headers.get("Authorization") != f"Bearer {KEY}":
+        is_fal = "/" in call.endpoint
+        if self.headers.get("Authorization") != f"{'Key' if is_fal else 'Bearer'} {KEY}":
             text = json.dumps({"error": {"message": f"bad key {KEY[:-2]}", "code": "invalid"}})
             return self.reply(401, text.encode())
-        side = int(call.fields["size"].split("x")[0])
+        width, height = map(int, call.fields.get("size", "256x256").split("x"))
         blocks = np.random.default_rng().integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        image = blocks.repeat(side // 4, axis=0).repeat(side // 4, axis=1)
+        image = blocks.repeat(height // 4, axis=0).repeat(width // 4, axis=1)
         if call.image is not None:
             image = (0.7 * call.image + 0.3 * image).astype(np.uint8)
         with self.service.lock:
             self.service.drawn.append(image)
-        self.reply(200, answer(image))
+        fal = {"images": [{"url": data_uri(image)}], "has_nsfw_concepts": [False]}
+        self.reply(200, json.dumps(fal).encode() if is_fal else answer(image))
 
     def reply(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)
@@ -152,9 +187,14 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def status(code: int, error_code: str = "", message: str = "", **headers: str) -> Fault:
+    return error(code, {"error": {"code": error_code, "message": message}}, **headers)
+
+
+def error(code: int, body: Any, **headers: str) -> Fault:
+    """An answer with this status and this JSON."""
+
     def fault(handler: Handler) -> bool:
-        body = json.dumps({"error": {"code": error_code, "message": message}}).encode()
-        handler.reply(code, body, **headers)
+        handler.reply(code, json.dumps(body).encode(), **headers)
         return True
 
     return fault
@@ -210,6 +250,15 @@ def serving() -> Iterator[Service]:
 
 def digest(image: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+def fal(service: Service, store: Path, **changes: Any) -> Fal:
+    model = "fal-ai/tiny"
+    calls = {
+        "random": {"model": model, "size": 256},
+        "vary": {"model": f"{model}/image-to-image", "size": 256},
+    }
+    return Fal(FalOptions(**service.options(store, **calls, **changes)), NAMES)
 
 
 def made(service: Service, store: Path, **changes: Any) -> ImageApi:

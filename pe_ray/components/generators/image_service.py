@@ -1,230 +1,347 @@
-"""Calls to an image service over HTTP: what to send, what came of it, and when to try again.
+"""Generators behind paid services: asking, waiting, trying again, and what came of it.
 
-Retries are written out here: whether a failed attempt may have been paid for decides what is
-counted, and neither a client library's retries nor a retry package can tell.
+The HTTP is the openai client's, without its retries: whether a failed attempt may have been paid
+for decides what is counted, so each attempt is made here. A service's own module says what is sent
+and where an answer has its image (fal.py is the shortest).
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
 import random
+import re
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import requests
-import urllib3
-from urllib3.exceptions import ConnectTimeoutError, InvalidHeader, NewConnectionError
+import numpy as np
+from numpy.typing import NDArray
 
+from pe_ray.components.generators.generator_checks import fill_prompts
 from pe_ray.components.generators.paid_calls import Outcome, PaidCalls
+from pe_ray.components.generators.service_options import ServiceOptions, is_safe, shape_of
 from pe_ray.errors import InputError
+from pe_ray.files import images
+from pe_ray.files.png import encode_png
+from pe_ray.plugins import Rows
+from pe_ray.plugins.seeds import Seeds
+from pe_ray.values import Framing, ImageShape
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    import httpx2
+    from openai import OpenAI
 
 _FIRST_WAIT = 1.0  # seconds before the second attempt; doubled for each further one
 _LONGEST_WAIT = 60.0
 _LONGEST_HOLD = 3600.0  # if a service asks to wait for longer, the run ends
+_REFUSED = re.compile(  # OpenAI, Azure (also nested), fal, Stability; LiteLLM names its exception
+    rb'"(?:code|type|name)"\s*:\s*"[^"]*(?:content_?policy|content_?filter|moderation'
+    rb"|ResponsibleAIPolicy)|ContentPolicyViolationError",
+    re.IGNORECASE,
+)
+_UNPAID = re.compile(rb'"(?:code|type)"\s*:\s*"(?:insufficient_quota|billing_hard_limit_reached)"')
+_KEY_PIECE = 6  # characters of a key that no message may show
+_LONGEST_MESSAGE = 300
 
 
-class Unusable(Exception):
+class Refused(Exception):
+    """An answer, paid for, that says that the content policy refused."""
+
+
+class _Unusable(Exception):
     """An answer that holds no image."""
 
 
-class Stopped(Exception):
+class _Stopped(Exception):
     """Another call of the batch failed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceRequest:
-    """A request for one image. image: PNG bytes to vary, None to draw from a prompt.
+class Call(NamedTuple):
+    """A call for one image: JSON, or a form if a PNG file is uploaded as its field `image`."""
 
-    row_seed is part of the key and is not sent: no service of this kind takes one.
+    path: str
+    fields: Mapping[str, Any]
+    upload: bytes = b""
+
+
+class ImageService(ABC):
+    """A generator behind a service, which gets prompts and synthetic images, nothing else.
+
+    A row's image depends on its seed alone: a call's key is everything sent and the row's seed, and
+    the store keeps the first answer to a key as its only one.
     """
 
-    endpoint: Literal["generations", "variations", "edits"]
-    fields: Mapping[str, str | int | float | bool]
-    image: bytes | None
-    row_seed: int
-    price: float
+    scheme: ClassVar[str] = "Bearer"
+    """What the header Authorization puts before the key."""
 
-    def key(self, base_url: str) -> str:
-        """Return SHA-256 (hex) of all that the answer depends on, and of the row's seed."""
-        image = None if self.image is None else hashlib.sha256(self.image).hexdigest()
-        parts = [base_url, self.endpoint, sorted(self.fields.items()), image, self.row_seed]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    def __init__(self, options: ServiceOptions, label_names: Sequence[str]) -> None:
+        self._options = options
+        self._prompts = fill_prompts(options.prompt, options.prompts, label_names)
+        self._key = read_key(options.api_key_env)
+        authorization = f"{self.scheme} {self._key}" if self._key else ""
+        self._client = connect(options.base_url, authorization, options.timeout)
+        self._links = connect(options.base_url, "", options.timeout, options.attempts - 1)
+        self._calls = PaidCalls(
+            Path(options.store), max_calls=options.max_calls, max_cost=options.max_cost
+        )
 
+    @abstractmethod
+    def draw(self, prompt: str, seed: int) -> Call:
+        """Return the call for a random draw; seed: 31 bits."""
 
-@dataclass(frozen=True, slots=True)
-class _Reply:
-    """What came of one attempt: an answer's body, or why there is none.
+    @abstractmethod
+    def redraw(self, prompt: str, seed: int, image: bytes, degree: float) -> Call:
+        """Return the call for a variation of an image: PNG, RGB, of the size in `vary`."""
 
-    wait: seconds that the service asks to wait.
-    """
+    @abstractmethod
+    def find_image(self, answer: Any) -> str:
+        """Return what decoded JSON has for an image: base64, a data URI or a link."""
 
-    outcome: Outcome
-    content: bytes = b""
-    reason: str = ""
-    wait: float | None = None
+    def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:
+        """Ask for a draw with each label's prompt."""
+        return self._ask_all(labels, seeds, [None] * len(seeds))
 
+    def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
+        """Ask for a variation of each row's image."""
+        return self._ask_all(rows["label"], seeds, rows["image"], degree)
 
-@dataclass(kw_only=True)
-class ImageService:
-    """A service, asked through a store: what is answered there is never asked again."""
+    def _ask_all(
+        self, labels: NDArray[np.int32], seeds: Seeds, varied: Iterable[Any], degree: float = 0.0
+    ) -> Rows:
+        """Ask for each row's image, `concurrency` at once. An error stops all."""
+        stop = threading.Event()
+        errors: list[BaseException] = []
 
-    calls: PaidCalls
-    base_url: str
-    api_key_env: str | None
-    timeout: float
-    attempts: int
-    requests_per_minute: float | None
+        def ask(label: int, seed: int, image: Any) -> Any:
+            try:
+                return self._ask(self._prompts[label], int(seed), image, degree, stop)
+            except BaseException as error:
+                errors.append(error)
+                stop.set()
 
-    def __post_init__(self) -> None:
-        self._api_key = _read_key(self.api_key_env) if self.api_key_env else None
-        self._interval = 60.0 / self.requests_per_minute if self.requests_per_minute else 0.0
+        with ThreadPoolExecutor(self._options.concurrency) as pool:
+            try:
+                made = list(pool.map(ask, labels, seeds, varied))
+            finally:
+                stop.set()
+        if errors:
+            raise errors[0]
+        return {"image": np.stack(made)}
 
-    def ask(
+    def _ask(
         self,
-        request: ServiceRequest,
-        decode: Callable[[bytes], T],
+        prompt: str,
+        row_seed: int,
+        varied: NDArray[np.uint8] | None,
+        degree: float,
         stop: threading.Event,
-        *,
-        keep_refusals: bool,
-    ) -> T | None:
-        """Return what `decode` makes of the answer; None if it was refused and refusals are kept.
-
-        `decode` gets bytes that are stored already, and raises Unusable if they hold no image. The
-        service is asked again then, as after a failure that may pass, `attempts` times in all.
-        """
-        key = request.key(self.base_url)
-        with self.calls.claim(key):
-            for failed in range(1, self.attempts + 1):
-                stored = self.calls.find(key)
-                reply = _Reply(*stored) if stored else self._attempt(request, key, stop)
-                if reply.outcome == "answered":
-                    try:
-                        return decode(reply.content)
-                    except Unusable as error:
-                        reply = _Reply("bad", reason=str(error))
-                if reply.outcome == "refused":
-                    if keep_refusals:
-                        self.calls.settle(key, "refused", reply.content)
-                        return None
-                    self.calls.settle(key, "free")
-                    raise InputError(
-                        f"generator.prompt: the service's content policy refused {request.endpoint}"
-                        f" for the prompt {request.fields.get('prompt')!r} "
-                        f"({reply.content.decode()}); change the prompt, or for variations set "
-                        "generator.on_refusal: keep"
-                    )
-                self.calls.settle(key, reply.outcome)
-                if failed < self.attempts:
-                    self._back_off(reply, failed, stop)
-        raise InputError(
-            f"generator: the service failed {failed} times in a row for one image (last: "
-            f"{reply.reason}); run the same command later to go on (what was answered is kept)"
-        )
-
-    def _attempt(self, request: ServiceRequest, key: str, stop: threading.Event) -> _Reply:
-        """Make one call. Its answer is stored, and it is forgotten if it was turned down."""
-        _sleep(self.calls.take_turn(self._interval), stop)
-        self.calls.enter(key, request.price)
-        try:
-            reply = self._post(request)
-        except InputError:
-            self.calls.settle(key, "free")
-            raise
-        if reply.outcome == "answered":
-            self.calls.settle(key, "answered", reply.content)
-        return reply
-
-    def _post(self, request: ServiceRequest) -> _Reply:
-        sent: dict[str, Any] = {"json": dict(request.fields)}
-        if request.image is not None:
-            fields = request.fields.items()
-            form = {k: v if isinstance(v, str) else json.dumps(v) for k, v in fields}
-            sent = {"data": form, "files": {"image": ("image.png", request.image, "image/png")}}
-        try:
-            response = requests.post(
-                f"{self.base_url}/images/{request.endpoint}",
-                auth=self._add_key,
-                timeout=self.timeout,
-                allow_redirects=False,
-                **sent,
-            )
-        except requests.exceptions.RequestException as error:
-            cause = getattr(next(iter(error.args), None), "reason", None)
-            unsent = isinstance(cause, NewConnectionError | ConnectTimeoutError)
-            # Its text may quote headers or a proxy's password; its type is enough.
-            return _Reply("free" if unsent else "unknown", reason=type(error).__name__)
-        return self._read(response)
-
-    def _add_key(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Add the key. As this is the request's `auth`, no key of a .netrc file is sent."""
-        if self._api_key:
-            request.headers["Authorization"] = f"Bearer {self._api_key}"
-        return request
-
-    def _read(self, response: requests.Response) -> _Reply:
-        """Return the reply in an HTTP answer; InputError if asking again would not help."""
-        status = response.status_code
-        if status == 200:
-            return _Reply("answered", response.content)
-        if status in (401, 403):  # a body may quote part of the key: it isn't shown
-            what = f"the key in {self.api_key_env}" if self.api_key_env else "a call without a key"
-            raise InputError(
-                f"generator.api_key_env: the service at {self.base_url} refused {what} ({status}); "
-                "give one that may make images"
-            )
-        code, message = self._read_error(response.content)
-        if status == 400 and any(word in code for word in ("content_policy", "moderation")):
-            return _Reply("refused", code.encode())
-        if status == 429 and code not in ("insufficient_quota", "billing_hard_limit_reached"):
-            return _Reply("free", reason="429", wait=_retry_after(response))
-        if status >= 500 or status == 408:
-            return _Reply("unknown", reason=str(status), wait=_retry_after(response))
-        raise InputError(
-            f"generator: the service at {self.base_url} turned a call down ({status}"
-            f"{': ' if message else ''}{message}); correct the options that it names"
-        )
-
-    def _read_error(self, body: bytes) -> tuple[str, str]:
-        """Return the code and the message of an error in the OpenAI format, or blanks."""
-        try:
-            error = json.loads(body)["error"]
-            code, message = str(error.get("code") or ""), str(error.get("message") or "")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return "", ""
-        message = " ".join(message.split())[:200]
-        return code, message.replace(self._api_key, "(key)") if self._api_key else message
-
-    def _back_off(self, reply: _Reply, failed: int, stop: threading.Event) -> None:
-        """Wait before the next attempt, longer each time.
-
-        If the service says how long, the next turn of every worker waits so long instead.
-        """
-        if reply.wait is None:
-            longest = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** (failed - 1))
-            _sleep(longest * random.uniform(0.5, 1.0), stop)
-        elif reply.wait > _LONGEST_HOLD:
-            raise InputError(
-                f"generator: the service asks to wait {reply.wait:,.0f} s; run the same command "
-                "then (what was answered is kept)"
-            )
+    ) -> NDArray[np.uint8]:
+        options, seed = self._options, row_seed >> 33
+        if varied is None:
+            price, shape = options.price.random, shape_of(options.random.size)
+            call = self.draw(prompt, seed)
         else:
-            self.calls.hold(reply.wait)
+            price, shape = options.price.vary, shape_of(options.vary.size)
+            rgb = np.broadcast_to(_fit(varied, shape), (shape.height, shape.width, 3))
+            call = self.redraw(prompt, seed, encode_png(rgb), degree)
+        parts = [options.base_url, call.path, sorted(call.fields.items()), row_seed]
+        key = hashlib.sha256(json.dumps(parts).encode() + call.upload).hexdigest()
+        keep = varied is not None and options.on_refusal == "keep"
+        with self._calls.claim(key):
+            state, content = self._calls.find(key) or self._pay(call, key, price, stop)
+            if state == "answered":
+                try:
+                    return _fit(self._decode(key, content, shape), options.image_shape)
+                except Refused as error:
+                    content = str(error).encode()
+                except _Unusable as error:
+                    self._calls.settle(key, "bad")
+                    raise InputError(
+                        f"generator: the service at {options.base_url} answered with {error}; "
+                        "correct the options (the call was paid for, so it isn't made again)"
+                    ) from None
+            else:
+                self._calls.settle(key, "refused" if keep else "free", content)
+        if keep and varied is not None:
+            return varied
+        raise InputError(
+            f"generator.prompt: the service's content policy refused {call.path} for the prompt "
+            f"{prompt!r} ({content.decode()}); change the prompt, or for variations set "
+            "generator.on_refusal: keep"
+        )
+
+    def _pay(
+        self, call: Call, key: str, price: float, stop: threading.Event
+    ) -> tuple[Outcome, bytes]:
+        """Return the answer, stored already, or the reason of a refusal, which is not."""
+        import httpx2
+        import openai
+
+        attempts, per_minute = self._options.attempts, self._options.requests_per_minute
+        for failed in range(1, attempts + 1):
+            _sleep(self._calls.take_turn(60.0 / per_minute if per_minute else 0.0), stop)
+            self._calls.enter(key, price)
+            outcome: Outcome
+            try:
+                answer = self._post(call)
+            except openai.APIStatusError as error:
+                outcome, reason = self._judge(key, error.response)
+                wait = _retry_after(error.response)
+            except openai.APIConnectionError as error:
+                # Its text may quote headers or a proxy's password; its type is enough.
+                reason, wait = type(error.__cause__).__name__, None
+                unsent = isinstance(error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout)
+                outcome = "free" if unsent else "unknown"
+            else:
+                self._calls.settle(key, "answered", answer)
+                return "answered", answer
+            if outcome == "refused":
+                return outcome, reason.encode()
+            self._calls.settle(key, outcome)
+            if failed < attempts:
+                self._back_off(wait, failed, stop)
+        raise InputError(
+            f"generator: the service failed {attempts} times in a row for one image (last: "
+            f"{reason}); run the same command later to go on (what was answered is kept)"
+        )
+
+    def _post(self, call: Call) -> bytes:
+        import httpx2
+
+        form: Any = {}
+        if call.upload:
+            form["files"] = {"image": ("image.png", call.upload, "image/png")}
+            form["options"] = {"headers": {"Content-Type": "multipart/form-data"}}
+        body, kind = dict(call.fields), httpx2.Response
+        response: httpx2.Response = self._client.post(call.path, cast_to=kind, body=body, **form)
+        return response.content
+
+    def _judge(self, key: str, response: httpx2.Response) -> tuple[Outcome, str]:
+        """Return what an error means and says; raise InputError if asking again can't help."""
+        status, body = response.status_code, response.content
+        message = f"{status}: {self._read_message(body)}"
+        if 400 <= status < 500 and _REFUSED.search(body):
+            return "refused", message
+        if status == 429 and not _UNPAID.search(body):
+            return "free", message
+        if status >= 500 or status == 408:
+            return "unknown", message
+        self._calls.settle(key, "free")
+        field = f".api_key_env ({self._options.api_key_env})" if status in (401, 403) else ""
+        raise InputError(
+            f"generator{field}: the service at {self._options.base_url} turned a call down "
+            f"({message}); correct what it names"
+        ) from None  # the client's error quotes the key's piece
+
+    def _decode(self, key: str, content: bytes, shape: ImageShape) -> NDArray[np.uint8]:
+        """Return the image of a stored answer. What a link leads to is stored in its place."""
+        try:
+            found = ""
+            if content.lstrip().startswith(b"{"):
+                found = self.find_image(json.loads(content))
+            if found.startswith(("http://", "https://")):
+                content, found = self._fetch(found), ""
+                self._calls.settle(key, "answered", content)
+            # Perhaps a data URI; line breaks are passed over.
+            encoded = base64.b64decode(found.rpartition(",")[2]) if found else content
+            image = images.decode_image(encoded, self._options.channels)
+        except InputError:
+            raise
+        except (images.Unusable, ValueError, LookupError, TypeError, AttributeError):
+            message = self._read_message(content)
+            raise _Unusable(f"no image that can be read ({message})") from None
+        if image.shape[:2] != (shape.height, shape.width):
+            given, wanted = image.shape[1::-1], (shape.width, shape.height)
+            raise _Unusable("an image of {}x{}, not {}x{}".format(*given, *wanted))
+        return image
+
+    def _fetch(self, link: str) -> bytes:
+        """Return what a link in an answer leads to, without a key. That costs nothing."""
+        import httpx2
+        import openai
+
+        if not is_safe(link):
+            raise _Unusable("a link that is not https")
+        try:
+            return self._links.get(link, cast_to=httpx2.Response).content
+        except openai.APIError as error:
+            status = getattr(error, "status_code", 500)
+            if status < 500 and status not in (408, 429):
+                raise _Unusable(f"a link that leads to nothing ({status})") from None
+            raise InputError(
+                f"generator: a link in an answer can't be fetched ({type(error).__name__}); run "
+                "the same command later to go on (the answer is kept)"
+            ) from None
+
+    def _back_off(self, wait: float | None, failed: int, stop: threading.Event) -> None:
+        """Wait longer each time, or let every worker's next call wait as long as is asked."""
+        if wait is None:
+            longest = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** (failed - 1))
+            return _sleep(longest * random.uniform(0.5, 1.0), stop)
+        if wait > _LONGEST_HOLD:
+            raise InputError(
+                f"generator: the service asks to wait {wait:,.0f} s; run the same command then "
+                "(what was answered is kept)"
+            )
+        self._calls.hold(wait)
+
+    def _read_message(self, body: bytes) -> str:
+        """Return what an error says in one of the usual forms, or how the body begins.
+
+        Services quote keys: words that hold a piece of the key are left out.
+        """
+        try:
+            found = text = body.decode()
+            found = json.loads(text)
+        except UnicodeDecodeError:
+            return f"{len(body):,} bytes"
+        except ValueError:
+            pass
+        for name in ("error", "detail", "errors", "message", "msg"):
+            found = found[0] if isinstance(found, list) and found else found
+            found = (found.get(name) or found) if isinstance(found, Mapping) else found
+        words = (found if isinstance(found, str) else json.dumps(found)).split()
+        key = self._key
+        pieces = {key[at : at + _KEY_PIECE] for at in range(len(key) - _KEY_PIECE + 1)}
+        shown = ["(key)" if any(piece in word for piece in pieces) else word for word in words]
+        return " ".join(shown)[:_LONGEST_MESSAGE]
 
 
-def _sleep(seconds: float, stop: threading.Event) -> None:
-    if stop.wait(seconds):
-        raise Stopped
+def connect(base_url: str, authorization: str, timeout: float, retries: int = 0) -> OpenAI:
+    """Return a client that follows no redirect and sends no other key than this, if any."""
+    import openai
+
+    def set_key(request: httpx2.Request) -> None:
+        request.headers.pop("Authorization", None)
+        if authorization:
+            request.headers["Authorization"] = authorization
+
+    http = openai.DefaultHttpxClient(
+        follow_redirects=False, timeout=timeout, event_hooks={"request": [set_key]}
+    )
+    return openai.OpenAI(
+        base_url=base_url,
+        api_key="set later",
+        max_retries=retries,
+        timeout=timeout,
+        http_client=http,
+    )
 
 
-def _read_key(variable: str) -> str:
+def read_key(variable: str | None) -> str:
+    """Return the key in an environment variable; blank if there is to be none."""
+    if variable is None:
+        return ""
     key = os.environ.get(variable, "").strip()
-    if not (key and key.isascii() and key.isprintable() and " " not in key):
+    if not re.fullmatch("[!-~]+", key):
         raise InputError(
             f"generator.api_key_env: the environment variable {variable} holds no key where Ray's "
             "workers run; set it there before Ray starts"
@@ -232,10 +349,23 @@ def _read_key(variable: str) -> str:
     return key
 
 
-def _retry_after(response: requests.Response) -> float | None:
+def _fit(image: NDArray[np.uint8], shape: ImageShape) -> NDArray[np.uint8]:
+    """Cut and resize an image to the height and width of `shape`."""
+    target = ImageShape(height=shape.height, width=shape.width, channels=image.shape[2])
+    return images.fit_image(image, Framing(shape=target))
+
+
+def _retry_after(response: httpx2.Response) -> float | None:
     """Return the seconds in Retry-After, a number or a date; None without one."""
-    value = response.headers.get("Retry-After")
+    value = response.headers.get("Retry-After", "")
     try:
-        return None if value is None else urllib3.Retry().parse_retry_after(value)
-    except InvalidHeader:
+        if value.replace(".", "", 1).isdigit():
+            return float(value)
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
         return None
+
+
+def _sleep(seconds: float, stop: threading.Event) -> None:
+    if stop.wait(seconds):
+        raise _Stopped

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
+import base64
 import threading
 import time
+import traceback
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,12 @@ from image_service import (
     VARIED,
     Service,
     answer,
+    answered,
     body,
+    data_uri,
     digest,
+    error,
+    fal,
     half_a_body,
     made,
     png,
@@ -101,9 +106,6 @@ def test_calls_are_made_at_once_but_no_more_than_asked(service: Service, tmp_pat
         (status(503), 1),
         (half_a_body, 1),
         (silent(1.0), 1),
-        (body(b"<html>busy</html>"), 1),
-        (body(b'{"data": []}'), 1),
-        (body(b'{"data": [{"b64_json": "bm90IGFuIGltYWdl"}]}'), 1),
     ],
 )
 def test_what_may_pass_is_tried_again_and_counted(
@@ -116,12 +118,11 @@ def test_what_may_pass_is_tried_again_and_counted(
     assert spent(tmp_path)[0] == 1 + 2 * paid
 
 
-@pytest.mark.parametrize("date", [False, True])
+@pytest.mark.parametrize("after", [lambda: "1", lambda: formatdate(time.time() + 2, usegmt=True)])
 def test_the_service_says_how_long_to_wait_and_all_workers_do(
-    service: Service, tmp_path: Path, date: bool
+    service: Service, tmp_path: Path, after: Any
 ) -> None:
-    after = formatdate(time.time() + 2, usegmt=True) if date else "1"
-    service.faults = [status(429, Retry_After=after)]
+    service.faults = [lambda handler: status(429, Retry_After=after())(handler)]
     other = made(service, tmp_path)
     made(service, tmp_path).random(LABELS[:1], SEEDS[:1])
     other.random(LABELS[1:2], SEEDS[1:2])
@@ -130,29 +131,46 @@ def test_the_service_says_how_long_to_wait_and_all_workers_do(
     assert len(service.calls) == 3
 
 
+VERIFY = "Your organization must be verified to use this model"
+FAL = {"loc": ["body", "prompt"], "msg": "flagged", "type": "content_policy_violation"}
+AZURE = {"code": "x", "innererror": {"code": "ResponsibleAIPolicyViolation"}, "message": "filtered"}
+LITELLM = {"code": "400", "type": None, "message": "litellm.ContentPolicyViolationError: no"}
+
+
 @pytest.mark.parametrize(
-    ("fault", "message"),
+    ("fault", "field", "message"),
     [
-        (status(401, "", f"Incorrect key: {KEY}"), r"api_key_env: .*PE_RAY_TEST_KEY \(401\)"),
-        (status(403), r"api_key_env: .*PE_RAY_TEST_KEY \(403\)"),
-        (status(429, "insufficient_quota", "no credit left"), "no credit left"),
-        (status(400, "invalid", f"size? {KEY}"), r"\(400: size\? \(key\)\)"),
-        (status(404, "model_not_found", "no such model"), "404: no such model"),
-        (status(302, Location="http://127.0.0.1:9/elsewhere"), "302"),
-        (status(429, Retry_After="7200"), "7,200 s"),
-        (status(400, "moderation_blocked"), r"generator\.prompt: .*generations .*photo of cat"),
+        (status(401, "", f"Incorrect key: {KEY}"), ".api_key_env (PE_RAY_TEST_KEY)", "(key)"),
+        (status(403, "", VERIFY), ".api_key_env (PE_RAY_TEST_KEY)", VERIFY),
+        (status(429, "insufficient_quota", "no credit left"), "", "429: no credit left"),
+        (status(400, "invalid", f"size? {KEY}"), "", "400: size? (key)"),
+        (error(404, {"error": "no such model"}), "", "404: no such model"),
+        (error(422, {"detail": "size too small"}), "", "422: size too small"),
+        (error(422, {"detail": [{"loc": [], "msg": "strength?"}]}), "", "422: strength?"),
+        (error(400, {"name": "bad_request", "errors": ["size?"]}), "", "400: size?"),
+        (status(302, Location="http://127.0.0.1:9/elsewhere"), "", "302"),
+        (status(429, Retry_After="7200"), "", "7,200 s"),
+        (status(400, "moderation_blocked", "unsafe"), ".prompt", "unsafe"),
+        (status(400, "content_filter", "filtered"), ".prompt", "filtered"),
+        (error(400, {"error": AZURE}), ".prompt", "filtered"),
+        (error(400, {"error": LITELLM}), ".prompt", "ContentPolicyViolationError"),
+        (error(403, {"name": "content_moderation", "errors": ["no"]}), ".prompt", "403: no"),
+        (error(422, {"detail": [FAL]}), ".prompt", "422: flagged"),
     ],
 )
 def test_what_will_not_pass_is_one_error_and_free(
-    service: Service, tmp_path: Path, fault: Any, message: str
+    service: Service, tmp_path: Path, fault: Any, field: str, message: str
 ) -> None:
     service.faults = [fault]
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError) as caught:
         made(service, tmp_path, concurrency=1).random(LABELS, SEEDS)
+    text = str(caught.value)
+    assert text.startswith(f"generator{field}: ")
+    assert message in text
     assert len(service.calls) == 1
     assert spent(tmp_path)[0] == 0
-    assert "\n" not in str(caught.value)
-    assert KEY[:12] not in str(caught.value)
+    assert "\n" not in text
+    assert KEY[:12] not in "".join(traceback.format_exception(caught.value))
     assert made(service, tmp_path).random(LABELS, SEEDS)["image"].shape[0] == 4
 
 
@@ -160,18 +178,100 @@ def test_what_will_not_pass_is_one_error_and_free(
     ("content", "message"),
     [
         (answer(np.zeros((512, 512, 3), np.uint8)), "512x512"),
-        (answer(np.zeros((256, 128, 3), np.uint8)), "256x128"),
-        (b'{"data": [{"url": "http://x/y.png"}]}', "response_format: b64_json"),
+        (answer(np.zeros((256, 128, 3), np.uint8)), "128x256"),
+        (answered(url="http://example.org/y.png"), "https"),
+        (answered(url="gone"), ""),
+        (b"<html>busy</html>", "busy"),
+        (b'{"error": "no GPU"}', "no GPU"),
+        (b'{"data": []}', ""),
+        (b'{"data": [{"b64_json": "bm90IGFuIGltYWdl"}]}', ""),
+        (b"\x89PNG\r\n\x1a\n", "8 bytes"),
     ],
 )
-def test_wrong_sizes_and_links_end_the_run_at_the_first(
+def test_what_cannot_be_used_ends_the_run_after_one_paid_call(
     service: Service, tmp_path: Path, content: bytes, message: str
 ) -> None:
     service.faults = [body(content)] * 3
-    with pytest.raises(InputError, match=re.escape(message)):
+    with pytest.raises(InputError, match=r"generator: .*answered with .*" + message):
         made(service, tmp_path, concurrency=1).random(LABELS, SEEDS)
     assert len(service.calls) == 1
-    assert spent(tmp_path)[0] == 1  # it was paid for
+    assert spent(tmp_path)[0] == 1
+    service.faults = []
+    made(service, tmp_path).random(LABELS, SEEDS)
+    assert spent(tmp_path)[0] == 5  # it is asked again after the options were corrected
+
+
+def test_data_uris_and_line_breaks_are_decoded(service: Service, tmp_path: Path) -> None:
+    image = np.full((256, 256, 3), 7, np.uint8)
+    lines = base64.encodebytes(png(image)).decode()
+    forms = [{"b64_json": lines}, {"b64_json": data_uri(image)}, {"url": data_uri(image)}]
+    service.faults = [*(body(answered(**form)) for form in forms), body(png(image))]
+    drawn = made(service, tmp_path, concurrency=1).random(LABELS, SEEDS)["image"]
+    assert np.array_equal(drawn, np.stack([image] * 4))
+
+
+def test_links_are_fetched_once_without_a_key(service: Service, tmp_path: Path) -> None:
+    image = np.full((256, 256, 3), 7, np.uint8)
+    link = body(answered(b64_json=None, url=service.url.replace("/v1", "/image.png")))
+    service.faults, service.linked = [link], png(image)
+    for _ in range(2):
+        drawn = made(service, tmp_path).random(LABELS[:1], SEEDS[:1])["image"]
+        assert np.array_equal(drawn[0], image)
+    assert len(service.calls) == len(service.asked_for_links) == 1
+    assert KEY not in repr(service.asked_for_links)
+    service.faults, service.linked = [link], b""
+    with pytest.raises(InputError, match=r"generator: .*404"):
+        made(service, tmp_path).random(LABELS[:1], SEEDS[1:2])
+    away = body(answered(url="http://127.0.0.1:9/image.png"))
+    service.faults = [away]
+    with pytest.raises(InputError, match=r"generator: .*link"):
+        made(service, tmp_path, attempts=1).random(LABELS[:1], SEEDS[2:3])
+    with pytest.raises(
+        InputError, match=r"generator: .*link"
+    ):  # the answer is kept, not paid again
+        made(service, tmp_path, attempts=1).random(LABELS[:1], SEEDS[2:3])
+    assert len(service.calls) == 3
+
+
+def test_seed_strength_and_any_size_are_sent(service: Service, tmp_path: Path) -> None:
+    call = {"model": "tiny", "size": "384x256", "send_seed": True}
+    vary = call | {"endpoint": "edits", "send_strength": True}
+    generator = made(service, tmp_path, image_size="96x64", random=call, vary=vary)
+    drawn = generator.random(LABELS, SEEDS) | {"label": LABELS}
+    assert drawn["image"].shape == (4, 64, 96, 3)
+    assert {call.fields["seed"] for call in service.calls} == {str(int(s) >> 33) for s in SEEDS}
+    service.calls.clear()
+    generator.vary(drawn, 0.4, VARIED)
+    sent = service.calls[0]
+    assert sent.image is not None
+    assert sent.image.shape == (256, 384, 3)
+    assert (sent.fields["size"], sent.fields["strength"]) == ("384x256", "0.4")
+    assert sent.fields["prompt"] in ("a photo of cat", "a photo of dog")
+
+
+def test_fal(service: Service, tmp_path: Path) -> None:
+    generator = fal(service, tmp_path, concurrency=1, on_refusal="keep")
+    drawn = generator.random(LABELS, SEEDS) | {"label": LABELS}
+    assert np.array_equal(drawn["image"], np.stack(service.drawn))
+    first = service.calls[0]
+    assert first.endpoint == "fal-ai/tiny"
+    assert first.headers["authorization"] == f"Key {KEY}"
+    assert first.fields["image_size"] == str({"width": 256, "height": 256})
+    assert first.fields["seed"] == str(int(SEEDS[0]) >> 33)
+    painted = {"images": [{"url": data_uri(drawn["image"][0])}], "has_nsfw_concepts": [True]}
+    service.faults = [error(422, {"detail": [FAL]}), error(200, painted)]
+    varied = generator.vary(drawn, 0.4, VARIED)["image"]
+    assert np.array_equal(varied[:2], drawn["image"][:2])
+    assert np.array_equal(varied[2:], np.stack(service.drawn[4:]))
+    last = service.calls[-1]
+    assert (last.endpoint, last.fields["strength"]) == ("fal-ai/tiny/image-to-image", "0.4")
+    assert last.image is not None
+    assert np.array_equal(last.image, drawn["image"][3])
+    assert np.array_equal(
+        fal(service, tmp_path, on_refusal="keep").vary(drawn, 0.4, VARIED)["image"], varied
+    )
+    assert len(service.calls) == 8
+    assert spent(tmp_path)[0] == 7  # a painted answer was paid for, a refused call was not
 
 
 def test_attempts_end(service: Service, tmp_path: Path) -> None:
@@ -183,7 +283,7 @@ def test_attempts_end(service: Service, tmp_path: Path) -> None:
 
 def test_a_service_that_is_not_there_costs_nothing(service: Service, tmp_path: Path) -> None:
     options = {"base_url": "http://127.0.0.1:9/v1", "attempts": 2}
-    with pytest.raises(InputError, match=r"2 times .*ConnectionError"):
+    with pytest.raises(InputError, match=r"2 times .*ConnectError"):
         made(service, tmp_path, **options).random(LABELS, SEEDS)
     assert spent(tmp_path)[0] == 0
 
@@ -218,6 +318,20 @@ def test_a_refused_variation_is_kept_if_so_configured(service: Service, tmp_path
         generator.random(LABELS, SEEDS + np.uint64(1))
 
 
+def test_fal_is_asked_for_its_models(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = fal(service, tmp_path)._options
+    monkeypatch.setattr("pe_ray.components.generators.fal._MODELS", f"{service.url}/models")
+    service.models = {"fal-ai/tiny": None, "fal-ai/tiny/image-to-image": "deprecated"}
+    (warning,) = options.find_warnings()
+    assert warning.endswith("model 'fal-ai/tiny/image-to-image' is deprecated")
+    monkeypatch.setattr("pe_ray.components.generators.fal._MODELS", "http://127.0.0.1:9/")
+    (warning,) = options.find_warnings()
+    assert warning.startswith("models not checked")
+    assert not service.calls
+
+
 @pytest.mark.parametrize("value", [None, " ", "two words", "schlüssel"])
 def test_a_key_that_cannot_be_sent_is_named_by_its_variable(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str | None
@@ -239,11 +353,11 @@ def test_a_netrc_file_is_not_read(
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
     made(service, tmp_path / "store").random(LABELS, SEEDS)
-    assert service.calls[0].headers["Authorization"] == f"Bearer {KEY}"
+    assert service.calls[0].headers["authorization"] == f"Bearer {KEY}"
     service.calls.clear()
     with pytest.raises(InputError, match="api_key_env"):
         made(service, tmp_path / "other", api_key_env=None).random(LABELS, SEEDS)
-    assert "Authorization" not in service.calls[0].headers
+    assert "authorization" not in service.calls[0].headers
 
 
 @pytest.mark.parametrize(
@@ -252,7 +366,8 @@ def test_a_netrc_file_is_not_read(
         ({"base_url": "http://example.org/v1"}, "base_url"),
         ({"base_url": "https://me:secret@example.org/v1"}, "base_url"),
         ({"base_url": "example.org"}, "base_url"),
-        ({"random": {"model": "m", "size": 300}}, "random.size"),
+        ({"random": {"model": "m", "size": "wide"}}, "random.size"),
+        ({"image_size": "96x64"}, "vary.size"),
         ({"random": {"model": "m", "size": 256, "parameters": {"n": 4}}}, "random.parameters"),
         ({"max_calls": None}, "max_calls"),
         ({"prompts": {"bird": "x"}}, "prompts: 'bird'"),
@@ -290,6 +405,14 @@ def test_the_plan_shows_calls_and_cost_and_makes_none(
     assert "NOT ENOUGH" in capsys.readouterr().out
     assert not service.calls
     assert not (tmp_path / "store").exists()
+    assert "warning" not in shown
+    service.models = {"tiny": "2026-12-01"}
+    assert cli.main(["plan", str(file), "--set", "generator.vary.model=old"]) == 0
+    shown = capsys.readouterr().out
+    assert f"warning     {service.url}: model 'old' is not in the service's list\n" in shown
+    assert "model 'tiny' will be shut down on 2026-12-01\n" in shown
+    assert cli.main(["plan", str(file), "--set", "generator.api_key_env=NO_KEY_HERE"]) == 0
+    assert "warning     models not checked" in capsys.readouterr().out
     for cap in ("generator.max_calls=49", "generator.max_cost=1.39"):
         assert cli.main(["run", str(file), "--set", cap]) == 2
         assert "the run takes 50 and 1.40" in capsys.readouterr().err

@@ -151,13 +151,15 @@ Service.options = lambda self, store, **changes: options(self, store, concurrenc
     assert spent(tmp_path)[0] == 4 + lost
 
 
-def test_an_unusable_answer_that_was_stored_is_asked_again(
+def test_an_unusable_answer_that_was_stored_ends_a_run_and_is_asked_again(
     service: Service, tmp_path: Path
 ) -> None:
     """Its worker died before it decoded the answer."""
     made(service, tmp_path).random(LABELS[:1], SEEDS[:1])
     with sqlite3.connect(tmp_path / "calls.sqlite") as database:
         database.execute("UPDATE calls SET content = ?", (b"<html>",))
+    with pytest.raises(InputError, match=r"generator: .*html"):
+        made(service, tmp_path).random(LABELS[:1], SEEDS[:1])
     made(service, tmp_path).random(LABELS[:1], SEEDS[:1])
     assert spent(tmp_path)[0] == 2
     assert len(service.calls) == 2
