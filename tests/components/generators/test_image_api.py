@@ -345,13 +345,15 @@ def test_a_key_that_cannot_be_sent_is_named_by_its_variable(
     assert value in (None, " ") or value not in str(caught.value)
 
 
-def test_a_netrc_file_is_not_read(
+def test_no_other_key_of_the_machine_is_sent(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login somebody password secret\n")
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-another-key")
+    monkeypatch.setenv("OPENAI_ADMIN_KEY", "sk-admin-key")
     made(service, tmp_path / "store").random(LABELS, SEEDS)
     assert service.calls[0].headers["authorization"] == f"Bearer {KEY}"
     service.calls.clear()
