@@ -12,7 +12,7 @@ from pe_ray.files.storage import expand_home
 
 EXTRAS = {
     "embedders": {"cleanfid", "safetensors", "torch", "torchvision", "transformers"},
-    "diffusion": {"diffusers", "safetensors", "torch", "transformers"},
+    "diffusion": {"accelerate", "diffusers", "peft", "safetensors", "torch", "transformers"},
     "tune": {"optuna"},
 }
 """Extra in pyproject.toml -> the modules that it brings and that parts of a configuration name."""

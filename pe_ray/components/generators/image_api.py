@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, field_validator, model_validator
 
-from pe_ray.components.generators.generator_checks import fill_prompts
+from pe_ray.components.generators.generator_checks import EDITS, fill_prompts, pick_edit
 from pe_ray.components.generators.image_service import (
     ImageService,
     ServiceRequest,
@@ -33,13 +33,6 @@ from pe_ray.plugins.seeds import Seeds
 from pe_ray.values import Framing, ImageShape, Price
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_STRENGTHS = (
-    "Redraw this image with changes that are hardly visible. It shows: {prompt}",
-    "Redraw this image with small changes, same subject and composition. It shows: {prompt}",
-    "Redraw this image with clear changes to details, colours and pose. It shows: {prompt}",
-    "Redraw this image with strong changes, keeping its subject and style. It shows: {prompt}",
-    "Draw another image that only resembles this one. It shows: {prompt}",
-)
 
 
 class CallSettings(Options):
@@ -67,7 +60,7 @@ class VaryCall(CallSettings):
 
     endpoint: Literal["variations", "edits"]
     """variations takes an image alone, so the degree has no effect; edits a prompt as well."""
-    strengths: tuple[str, ...] = Field(default=_STRENGTHS, min_length=1)
+    strengths: tuple[str, ...] = Field(default=EDITS, min_length=1)
     """`edits` only: prompts from the weakest to the strongest change, {prompt} standing for the
     label's prompt. Of k prompts, a degree in [0, 1] picks number floor(k degree), 1 the last."""
 
@@ -200,8 +193,7 @@ class ImageApi:
     def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
         """Ask `variations` or `edits` of each row's image."""
         settings = self._options.vary
-        strengths = settings.strengths
-        strength = strengths[min(int(len(strengths) * degree), len(strengths) - 1)]
+        strength = pick_edit(settings.strengths, degree)
 
         def make_request(row: int) -> ServiceRequest:
             fields = _fields(settings)
