@@ -34,7 +34,7 @@ def _qwen_tokenizer() -> Any:
     )
 
 
-def _t5() -> tuple[Any, Any]:
+def _t5(width: int = 16) -> tuple[Any, Any]:
     import string
 
     from transformers import T5Config, T5EncoderModel, T5Tokenizer
@@ -42,7 +42,7 @@ def _t5() -> tuple[Any, Any]:
     pieces = ["<pad>", "</s>", "<unk>", "▁", *string.ascii_lowercase, *string.digits, ","]
     tokenizer = T5Tokenizer(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0)
     config = T5Config(
-        vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2
+        vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2
     )
     return tokenizer, T5EncoderModel(config)
 
@@ -63,7 +63,7 @@ def _flow() -> Any:
 def make_sd3(folder: Path) -> Any:
     from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
-    clip, (t5_tokenizer, t5) = make_clip_tokenizer(folder / "tokenizer"), _t5()
+    clip, (t5_tokenizer, t5) = make_clip_tokenizer(folder / "tokenizer"), _t5(width=32)
     transformer = SD3Transformer2DModel(
         sample_size=16,
         patch_size=2,
@@ -72,15 +72,11 @@ def make_sd3(folder: Path) -> Any:
         num_layers=1,
         attention_head_dim=8,
         num_attention_heads=2,
-        joint_attention_dim=16 * 2,
+        joint_attention_dim=32,
         caption_projection_dim=16,
         pooled_projection_dim=32,
         pos_embed_max_size=32,
     )
-    t5.config.d_model = 32
-    from transformers import T5Config, T5EncoderModel
-
-    t5 = T5EncoderModel(T5Config(**{**t5.config.to_dict(), "d_model": 32}))
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=_flow(),

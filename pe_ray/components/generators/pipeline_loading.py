@@ -239,9 +239,10 @@ def _load_networks(
     networks = {}
     for part, (library, kind) in _parts(index).items():
         module = {"diffusers": diffusers, "transformers": transformers}.get(library)
-        network: Any = getattr(module, kind, None)
-        if not (isinstance(network, type) and issubclass(network, torch.nn.Module)):
+        found = getattr(module, kind, None)
+        if not (isinstance(found, type) and issubclass(found, torch.nn.Module)):
             continue
+        network: Any = found
         given: dict[str, Any] = {"dtype" if library == "transformers" else "torch_dtype": dtype}
         if options.weights is not None and part in ("transformer", "unet"):
             with loading_errors("generator.weights", options.weights):
