@@ -71,10 +71,9 @@ def make_vae(**options: Any) -> Any:
         block_out_channels=(8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=4,
         norm_num_groups=4,
         layers_per_block=1,
-        **options,
+        **{"latent_channels": 4, **options},
     )
 
 

@@ -67,8 +67,8 @@ def make_sd3(folder: Path) -> Any:
     transformer = SD3Transformer2DModel(
         sample_size=16,
         patch_size=2,
-        in_channels=4,
-        out_channels=4,
+        in_channels=16,  # as diffusers' inpainting asks
+        out_channels=16,
         num_layers=1,
         attention_head_dim=8,
         num_attention_heads=2,
@@ -80,7 +80,7 @@ def make_sd3(folder: Path) -> Any:
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=_flow(),
-        vae=make_vae(shift_factor=0.1),
+        vae=make_vae(latent_channels=16, shift_factor=0.1),
         text_encoder=make_clip_encoder(len(clip), projected=True),
         tokenizer=clip,
         text_encoder_2=make_clip_encoder(len(clip), projected=True),

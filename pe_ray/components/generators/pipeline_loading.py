@@ -35,8 +35,10 @@ class LoraFile(Options):
 
 
 class Placement(Options):
-    """How the networks are held in memory and computed. Each option changes pixels by rounding, and
-    `quantize` by more."""
+    """How the networks are held in memory and computed.
+
+    All change pixels by rounding, `quantize` and `vae_tiling` by more.
+    """
 
     quantize: Literal["bitsandbytes_4bit", "bitsandbytes_8bit", "torchao_int8"] | None = None
     """Hold the weights of the denoiser and the text encoders in fewer bits, by the package of that

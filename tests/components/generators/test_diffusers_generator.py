@@ -1,4 +1,4 @@
-"""Stable Diffusion on tiny random checkpoints: rows, prompts, sharing, and what is refused."""
+"""Diffusers on tiny Stable Diffusion: rows, prompts, sharing, and what is refused."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from pe_ray.components.generators.diffusers_generator import Diffusers, Diffuser
 from pe_ray.files.parts import list_parts
 from pe_ray.plugins import Rows
 from pe_ray.plugins.seeds import row_seeds
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 Checkpoint = Callable[[str], str]
 

@@ -19,6 +19,8 @@ from tiny_diffusion import generator
 
 from pe_ray import InputError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Checkpoint = Callable[[str], str]
 
 
