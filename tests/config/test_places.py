@@ -11,7 +11,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from pe_ray import Config, InputError, plugins
-from pe_ray.components.generators.stable_diffusion import VarySettings
+from pe_ray.components.generators.diffusers_generator import VarySettings
 from pe_ray.config.blocks import MetricsConfig, OutputConfig, PrivateConfig, PublicMetricsConfig
 from pe_ray.config.kinds import EmbedderPlugin, GeneratorPlugin
 from pe_ray.config.places import apart, lies_in, refuse_credentials

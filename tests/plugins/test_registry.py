@@ -38,14 +38,19 @@ def service() -> Service:
     return running.enter_context(serving())
 
 
-NEEDS_FILES: dict[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
-    ("generator", "stable_diffusion"): lambda folder: {
+def _save_diffusers(folder: Path) -> dict[str, Any]:
+    return {
         "checkpoint": save_pipeline(folder / "checkpoint", "sd"),
         "prompts": {"1": "a one"},
         "image_size": 32,
         "random": {"steps": 2},
         "vary": {"steps": 4},
-    },
+    }
+
+
+NEEDS_FILES: dict[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
+    ("generator", "diffusers"): _save_diffusers,
+    ("generator", "stable_diffusion"): _save_diffusers,
     ("generator", "improved_diffusion"): save_improved,
     ("generator", "image_api"): lambda folder: service().options(folder / "store"),
     ("generator", "fal"): lambda folder: service().options(
@@ -117,7 +122,7 @@ def test_generators(kind: str, tmp_path: Path) -> None:
     order = np.array([4, 0, 6])
     some = {name: values[order] for name, values in drawn.items()}
     again = generator.vary(some, degree, seeds[order])
-    networks = ("stable_diffusion", "improved_diffusion", "unet")
+    networks = ("diffusers", "stable_diffusion", "improved_diffusion", "unet")
     rounding = NETWORK_LEVELS if kind in networks else 0
     assert np.abs(again["image"].astype(int) - varied["image"][order]).max() <= rounding
     for name in options.columns:

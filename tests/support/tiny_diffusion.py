@@ -7,14 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pe_ray.components.generators.stable_diffusion import StableDiffusion, StableDiffusionOptions
+from pe_ray.components.generators.diffusers_generator import Diffusers, DiffusersOptions
 
 NAMES = ("cat", "dog", "owl")
 MAX_TOKENS = 24
 SCALE = 4  # image pixels per latent, a side
 
 
-def _tokenizer(folder: Path) -> Any:
+def make_clip_tokenizer(folder: Path) -> Any:
     """A CLIP tokenizer of letters, digits and spaces alone: one token a character."""
     from transformers import CLIPTokenizer
 
@@ -28,7 +28,7 @@ def _tokenizer(folder: Path) -> Any:
     )
 
 
-def _text_encoder(vocabulary: int, *, projected: bool) -> Any:
+def make_clip_encoder(vocabulary: int, *, projected: bool) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -64,16 +64,16 @@ def _unet(**options: Any) -> Any:
     return UNet2DConditionModel(**{**defaults, **options})
 
 
-def _vae() -> Any:
+def make_vae(**options: Any) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
         block_out_channels=(8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=4,
         norm_num_groups=4,
         layers_per_block=1,
+        **{"latent_channels": 4, **options},
     )
 
 
@@ -89,7 +89,7 @@ def save_pipeline(folder: Path, kind: str, seed: int = 0) -> str:
     from transformers import CLIPConfig, CLIPImageProcessor
 
     torch.manual_seed(seed)
-    tokenizer = _tokenizer(folder / "tokenizer")
+    tokenizer = make_clip_tokenizer(folder / "tokenizer")
     noise = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     schedulers = {
         "ancestral": diffusers.EulerAncestralDiscreteScheduler,
@@ -98,8 +98,8 @@ def save_pipeline(folder: Path, kind: str, seed: int = 0) -> str:
         "xl": diffusers.EulerDiscreteScheduler,
     }
     parts: dict[str, Any] = {
-        "vae": _vae(),
-        "text_encoder": _text_encoder(len(tokenizer), projected=False),
+        "vae": make_vae(),
+        "text_encoder": make_clip_encoder(len(tokenizer), projected=False),
         "tokenizer": tokenizer,
         "scheduler": schedulers.get(kind, diffusers.DDIMScheduler)(**noise),
     }
@@ -112,7 +112,7 @@ def save_pipeline(folder: Path, kind: str, seed: int = 0) -> str:
         )
         made = diffusers.StableDiffusionXLPipeline(
             **parts,
-            text_encoder_2=_text_encoder(len(tokenizer), projected=True),
+            text_encoder_2=make_clip_encoder(len(tokenizer), projected=True),
             tokenizer_2=tokenizer,
             unet=unet,
         )
@@ -147,8 +147,6 @@ def save_pipeline(folder: Path, kind: str, seed: int = 0) -> str:
     return str(folder)
 
 
-def generator(checkpoint: str, **options: Any) -> StableDiffusion:
+def generator(checkpoint: str, **options: Any) -> Diffusers:
     small = {"image_size": 32, "random": {"steps": 3}, "vary": {"steps": 4}}
-    return StableDiffusion(
-        StableDiffusionOptions(checkpoint=checkpoint, **{**small, **options}), NAMES
-    )
+    return Diffusers(DiffusersOptions(checkpoint=checkpoint, **{**small, **options}), NAMES)

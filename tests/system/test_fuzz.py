@@ -18,10 +18,10 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from pe_ray.components.generators.diffusers_pipelines import load_pipeline
 from PIL import Image
 from whole_slices import list_slices
 
-from pe_ray.components.generators.diffusers_pipelines import load_pipeline
 from pe_ray.components.weights import loading_errors, read_weights
 from pe_ray.config import Config
 from pe_ray.config.blocks import PrivateConfig

@@ -1,4 +1,4 @@
-"""What several generators check, and prompts by label."""
+"""What several generators check, prompts by label, and edits by degree."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ from numpy.typing import NDArray
 
 from pe_ray.components.weights import Precision
 from pe_ray.errors import InputError
+
+EDITS = (
+    "Redraw this image with changes that are hardly visible. It shows: {prompt}",
+    "Redraw this image with small changes, same subject and composition. It shows: {prompt}",
+    "Redraw this image with clear changes to details, colours and pose. It shows: {prompt}",
+    "Redraw this image with strong changes, keeping its subject and style. It shows: {prompt}",
+    "Draw another image that only resembles this one. It shows: {prompt}",
+)
+"""Instructions to change an image, from the weakest to the strongest."""
 
 
 def refuse_unknown_labels(option: str, given: Iterable[str], label_names: Sequence[str]) -> None:
@@ -23,6 +32,11 @@ def fill_prompts(prompt: str, prompts: Mapping[str, str], label_names: Sequence[
     """Return each label's prompt: its own, or `prompt` with its name for {label}."""
     refuse_unknown_labels("prompts", prompts, label_names)
     return [prompts.get(name, prompt.replace("{label}", name)) for name in label_names]
+
+
+def pick_edit(edits: Sequence[str], degree: float) -> str:
+    """Return the edit number floor(k degree) of k, counted from 0; the last for degree 1."""
+    return edits[min(int(len(edits) * degree), len(edits) - 1)]
 
 
 def refuse_overflow(images: NDArray[np.floating[Any]], precision: Precision) -> None:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from pe_ray.components.generators.generator_checks import EDITS, pick_edit
 from pe_ray.components.generators.image_service import Call, ImageService, connect, read_key
 from pe_ray.components.generators.service_options import (
     LIST_SECONDS,
@@ -15,14 +16,6 @@ from pe_ray.components.generators.service_options import (
     shape_of,
 )
 from pe_ray.plugins import GeneratorOptions
-
-_STRENGTHS = (
-    "Redraw this image with changes that are hardly visible. It shows: {prompt}",
-    "Redraw this image with small changes, same subject and composition. It shows: {prompt}",
-    "Redraw this image with clear changes to details, colours and pose. It shows: {prompt}",
-    "Redraw this image with strong changes, keeping its subject and style. It shows: {prompt}",
-    "Draw another image that only resembles this one. It shows: {prompt}",
-)
 
 
 class ImageCall(CallSettings):
@@ -40,7 +33,7 @@ class VaryCall(ImageCall):
 
     endpoint: Literal["variations", "edits"]
     """variations takes an image alone, so the degree has no effect; edits a prompt as well."""
-    strengths: tuple[str, ...] = Field(default=_STRENGTHS, min_length=1)
+    strengths: tuple[str, ...] = Field(default=EDITS, min_length=1)
     """`edits` only: prompts from the weakest to the strongest change, {prompt} standing for the
     label's prompt. Of k prompts, a degree in [0, 1] picks number floor(k degree), 1 the last."""
     send_strength: bool = False
@@ -89,8 +82,7 @@ class ImageApi(ImageService):
         """Ask `variations` or `edits`."""
         settings = self._options.vary
         fields = _fields(settings, seed)
-        ladder = settings.strengths
-        words = ladder[min(int(len(ladder) * degree), len(ladder) - 1)]
+        words = pick_edit(settings.strengths, degree)
         if settings.send_strength:
             fields["strength"], words = degree, "{prompt}"
         if settings.endpoint == "edits":

@@ -19,6 +19,8 @@ from tiny_diffusion import generator
 
 from pe_ray import InputError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Checkpoint = Callable[[str], str]
 
 
@@ -99,7 +101,7 @@ def _batch_noise(folder: Path) -> None:
         (_pickled, "unet.*safetensors"),
         (_cut, "unet"),
         (_with_code, "own_unet"),
-        (_renamed("FluxPipeline"), "FluxPipeline"),
+        (_renamed("OwnPipeline"), "OwnPipeline"),
         (_reweighed("unet", "missing"), r"unet.*down_blocks\.0\.attentions\.0"),
         (_reweighed("vae", "missing"), r"vae.*decoder\.mid_block\.attentions\.0"),
         (_reweighed("text_encoder", "missing"), r"text_encoder.*mlp\.fc2"),
@@ -122,10 +124,10 @@ def test_a_damaged_checkpoint_is_refused_by_name(
 HUB = """
 import sys
 from pe_ray import InputError
-from pe_ray.components.generators.stable_diffusion import StableDiffusion, StableDiffusionOptions
+from pe_ray.components.generators.diffusers_generator import Diffusers, DiffusersOptions
 for name in sys.argv[1:]:
     try:
-        StableDiffusion(StableDiffusionOptions(checkpoint=name), ["0"])
+        Diffusers(DiffusersOptions(checkpoint=name), ["0"])
     except InputError as error:
         print(error)
 """

@@ -1,4 +1,4 @@
-"""Stable Diffusion on tiny random checkpoints: rows, prompts, sharing, and what is refused."""
+"""Diffusers on tiny Stable Diffusion: rows, prompts, sharing, and what is refused."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from pydantic import ValidationError
 from tiny_diffusion import generator
 
 from pe_ray import Config, InputError, evolve, expand
-from pe_ray.components.generators.stable_diffusion import StableDiffusion, StableDiffusionOptions
+from pe_ray.components.generators.diffusers_generator import Diffusers, DiffusersOptions
 from pe_ray.files.parts import list_parts
 from pe_ray.plugins import Rows
 from pe_ray.plugins.seeds import row_seeds
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 Checkpoint = Callable[[str], str]
 
@@ -25,7 +27,7 @@ DRAWS, STEPS = row_seeds(1, "random", 0, IDS), row_seeds(1, "variation", 1, IDS)
 ROUNDING = 1  # of 255 levels, in fp32
 
 
-def drawn(made: StableDiffusion, which: slice | list[int] = slice(None)) -> Rows:
+def drawn(made: Diffusers, which: slice | list[int] = slice(None)) -> Rows:
     return {**made.random(LABELS[which], DRAWS[which]), "label": LABELS[which]}
 
 
@@ -137,7 +139,7 @@ def test_a_safety_checker_is_not_loaded(checkpoint: Checkpoint) -> None:
 )
 def test_bad_options(options: dict[str, Any], field: str) -> None:
     with pytest.raises(ValidationError, match=field):
-        StableDiffusionOptions(checkpoint="owner/name", **options)
+        DiffusersOptions(checkpoint="owner/name", **options)
 
 
 @pytest.mark.parametrize(
