@@ -139,6 +139,11 @@ def _load(
         networks = _load_networks(index, option, folder, options)
         with loading_errors(option, name):
             pipeline = kind.from_pretrained(folder, **given, **networks)
+    if pipeline.scheduler.config.get("stochastic_sampling"):  # pipelines give it no generators
+        raise InputError(
+            f"{option}: {name} has a scheduler with stochastic_sampling, whose noise no row's seed "
+            "decides; set it to false in scheduler/scheduler_config.json"
+        )
     for number, lora in enumerate(options.lora):
         _add_lora(pipeline, lora, f"lora{number}")
     if options.lora:

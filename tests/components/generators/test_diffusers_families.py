@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -141,6 +143,14 @@ def test_what_a_model_can_not_do_is_refused_by_option(
         options = {**options, "vary": {"checkpoint": checkpoint("sd")}}
     with pytest.raises(InputError, match=rf"^generator.*{field}"):
         small(family(name), **options)
+
+
+def test_noise_that_no_seed_decides_is_refused(family: Checkpoint, tmp_path: Path) -> None:
+    folder = shutil.copytree(family("flux"), tmp_path / "copy")
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "stochastic_sampling": True}))
+    with pytest.raises(InputError, match=r"^generator\.checkpoint.*stochastic_sampling"):
+        small(str(folder))
 
 
 def test_a_lora_is_added_by_its_scale(checkpoint: Checkpoint, tmp_path: Path) -> None:
