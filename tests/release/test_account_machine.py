@@ -136,15 +136,16 @@ class Runs(RuleBasedStateMachine):
         """Start a new run, or one again; until it charged something, with other terms."""
         live = self.live()
         run = live[which] if which < len(live) else None
+        former = dict(run.__dict__) if run else {}
         if run is None or not self.read(run):
             budget = Budget(epsilon=epsilon, delta=1e-5, unit="record")
             releases = with_mu(SHAPE, budget_mu(epsilon, 1e-5))
             path = run.path if run else self.folder / f"{len(self.runs)}.sqlite"
-            made = Run(path=path, budget=budget, accounting=accounting, releases=releases)
+            started = Run(path=path, budget=budget, accounting=accounting, releases=releases)
             if run:
-                run.__dict__.update(made.__dict__)
+                run.__dict__.update(started.__dict__)
             else:
-                run = made
+                run = started
                 self.runs.append(run)
         before = self.held()
         print_of = f"{run.budget.epsilon} {run.accounting}"
@@ -156,6 +157,9 @@ class Runs(RuleBasedStateMachine):
                 planned = run.releases if run.accounting == "fixed" else None
                 reserve(self.config_of(run, spender), ledger, "run", planned)
         except Crash:
+            written = run.path.exists() and run.path.stat().st_size
+            if former and written and Ledger.open(run.path).fingerprint != print_of:
+                run.__dict__.update(former)  # it died before the new terms were written
             return
         except BudgetError:
             assert self.held() == before
