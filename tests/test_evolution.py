@@ -234,7 +234,7 @@ def test_a_teacher_labels_the_final_set_its_expansion_and_the_audit(
     total = sum(spent) + sum((release.sensitivity / release.sigma) ** 2 for release in votes)
     assert [share / total for share in spent] == pytest.approx([0.05, 0.4], rel=1e-3)
     assert ledger.spent() <= 30
-    labels_of = Teacher(run / "teacher", 12).predict
+    labels_of = Teacher(open_run(run)).predict
     made = {}
     for name, folder in (("final", run / "synthetic"), ("more", expand(run, 250, tmp_path / "x"))):
         table = pq.read_table(folder, partitioning=None)

@@ -17,9 +17,10 @@ from pe_ray.tuning.search import search_of
 CHECKED_BY_THEIR_BLOCK = {
     *("num_samples", "degrees", "noise", "label_fractions", "start", "end", "low", "high"),
     *("box", "size", "aspect", "rotation", "shear", "offset", "stroke", "softness", "gain"),
+    "image_size",
 }
-FREE = {"threshold", "where", "audit_where", "parameters"}
-"""Votes may be added to; the others are values of columns and of a service."""
+FREE = {"threshold", "where", "audit_where", "parameters", "scale"}
+"""Votes may be added to, a LoRA subtracted; others are values of columns and of a service."""
 
 
 def unbounded(node: Any, name: str = "") -> set[str]:

@@ -18,10 +18,10 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from pe_ray.components.generators.diffusers_pipelines import load_pipeline
 from PIL import Image
 from whole_slices import list_slices
 
+from pe_ray.components.generators.pipeline_loading import PipelineOptions, load_pipeline
 from pe_ray.components.weights import loading_errors, read_weights
 from pe_ray.config import Config
 from pe_ray.config.blocks import PrivateConfig
@@ -262,14 +262,7 @@ def test_checkpoint_indexes(scratch: Path, content: bytes, family: Any, part: An
     for text in (content, known):
         (folder / "model_index.json").write_bytes(text)
         with pytest.raises(InputError, match=r"^generator\.checkpoint"):
-            load_pipeline(
-                "Text2Image",
-                "generator.checkpoint",
-                str(folder),
-                None,
-                precision="fp32",
-                compiled=False,
-            )
+            load_pipeline("Text2Image", PipelineOptions(checkpoint=str(folder)))
 
 
 manifests = st.fixed_dictionaries(
