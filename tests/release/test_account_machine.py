@@ -298,9 +298,9 @@ def of(max_examples: int) -> settings:
 
 
 TestRuns = Runs.TestCase
-TestRuns.settings = of(12)
+TestRuns.settings = of(8)
 TestBySum = BySum.TestCase
-TestBySum.settings = of(6)
+TestBySum.settings = of(4)
 
 
 @pytest.mark.slow
