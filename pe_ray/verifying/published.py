@@ -166,7 +166,7 @@ def check_data(checks: Checks, folder: Path, claims: Claims) -> None:
         "images have the columns, the labels and one mark", _list_data_steps(folder, claims)
     )
     checks.pass_over("images", "the evidence holds none, and the generator makes them")
-    checks.pass_over("labels of an expansion", "the order of its rows is not replayed")
+    checks.pass_over("labels, if it is an expansion", "the order of its rows is not replayed")
 
 
 def _list_data_steps(folder: Path, claims: Claims) -> Iterator[Step]:
