@@ -121,7 +121,7 @@ def _make_parser() -> argparse.ArgumentParser:
         told = added.add_mutually_exclusive_group()
         for short, long, level, what in (
             ("-q", "--quiet", logging.WARNING, "log warnings alone"),
-            ("-v", "--verbose", logging.DEBUG, "log what Ray and its workers print, too"),
+            ("-v", "--verbose", logging.DEBUG, "log what Ray does, too"),
         ):
             told.add_argument(
                 *(short, long), dest="level", action="store_const", const=level, help=what

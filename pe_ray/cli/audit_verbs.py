@@ -42,12 +42,12 @@ def add_verbs(verb: AddVerb) -> None:
         help="compare records that voted with held-out ones (metrics.audit_data, audit_where)",
     )
     audit.add_argument(
-        "--num-records", type=int, default=5000, metavar="N", help="of either (default: 5000)"
+        "--num-records", type=int, metavar="N", help="of either, with --privacy (default: 5000)"
     )
     audit.add_argument(
         "--no-lookahead",
         action="store_true",
-        help="follow votes without the variations of votes.lookahead, which cost a run's time",
+        help="with --privacy: don't draw the variations of votes.lookahead again, at a run's cost",
     )
     audit.add_argument("--set", action="append", default=[], metavar="resources.key=value")
     add_trust(audit)
@@ -75,6 +75,9 @@ def _audit(options: argparse.Namespace) -> None:
     from pe_ray.private.evaluation import audit
     from pe_ray.release.evidence import open_run
 
+    given = (options.num_records is not None, options.no_lookahead, options.set, options.address)
+    if any(given) and not options.privacy:
+        raise InputError("--privacy: the other options belong to it; give it, or leave them out")
     run = open_run(options.run)
     if options.privacy:
         config = run.config.model_copy(update={"resources": read_resources(options.set)})
@@ -91,9 +94,10 @@ def _audit(options: argparse.Namespace) -> None:
 
 
 def _print_score(run: Run, options: argparse.Namespace) -> None:
-    from pe_ray.auditing.privacy_score import score_privacy
+    from pe_ray.auditing.privacy_score import NUM_UNITS, score_privacy
 
-    score = score_privacy(run, options.num_records, lookahead=not options.no_lookahead)
+    num_units = NUM_UNITS if options.num_records is None else options.num_records
+    score = score_privacy(run, num_units, lookahead=not options.no_lookahead)
     if options.json:
         print_json(score)
         return

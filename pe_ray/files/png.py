@@ -30,13 +30,14 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, _COLOUR_TYPES[channels], 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         (
-            _chunk(b"IHDR", header),
-            _chunk(b"IDAT", packer.compress(rows.tobytes()) + packer.flush()),
-            _chunk(b"IEND", b""),
+            make_chunk(b"IHDR", header),
+            make_chunk(b"IDAT", packer.compress(rows.tobytes()) + packer.flush()),
+            make_chunk(b"IEND", b""),
         )
     )
 
 
-def _chunk(kind: bytes, content: bytes) -> bytes:
+def make_chunk(kind: bytes, content: bytes) -> bytes:
+    """Return a chunk of a PNG: length, kind, content, checksum."""
     checksum = zlib.crc32(kind + content)
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)

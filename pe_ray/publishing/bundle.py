@@ -44,9 +44,8 @@ from pe_ray.runtime.run_directory import (
 )
 from pe_ray.synthetic.export_formats import LabelledImages, Parquet
 from pe_ray.synthetic.filtering import count_dropped
+from pe_ray.verifying.published import CHECKSUMS, SIGNATURE
 
-CHECKSUMS = "checksums.sha256"
-SIGNATURE = f"{CHECKSUMS}.sig"
 _NOTE = ".publish.json"
 _FILE_BYTES = 64 << 20  # of pixels and marks; PNGs take less
 _LINEAGE = ["id", "label", "parent", "degree"]

@@ -6,9 +6,9 @@ chunk `iTXt` with the keyword `XML:com.adobe.xmp`.
 
 from __future__ import annotations
 
-import zlib
+from pe_ray.files.png import make_chunk
+from pe_ray.verifying.published import SOURCE_TYPE
 
-SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 _PACKET = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
     '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
@@ -19,13 +19,7 @@ _PACKET = (
 )
 _HEADER_BYTES = 33  # a PNG's signature and its first chunk, IHDR
 
-
-def _make_chunk(kind: bytes, content: bytes) -> bytes:
-    length, checksum = len(content), zlib.crc32(kind + content)
-    return length.to_bytes(4, "big") + kind + content + checksum.to_bytes(4, "big")
-
-
-MARK = _make_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + _PACKET.encode())
+MARK = make_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + _PACKET.encode())
 """The chunk: keyword, not compressed, no language, no translated keyword, packet."""
 
 

@@ -6,8 +6,7 @@ import subprocess
 from pathlib import Path
 
 from pe_ray.errors import InputError
-
-NAMESPACE = "pe_ray"
+from pe_ray.verifying.published import NAMESPACE
 
 
 def sign(key: str | Path, content: bytes) -> bytes:

@@ -233,8 +233,8 @@ class Account:
         new = _find_new(database, data)
         if new and database.execute("SELECT 1 FROM data").fetchone():
             raise InputError(
-                f"private.data: {len(new):,} of {len(data):,} files are not those of the data set "
-                f"that {self.path} is for (content, or private.user_column); give the account of "
+                "private.data: has files that are not those of the data set that "
+                f"{self.path} is for (content, or private.user_column); give the account of "
                 f"theirs, or let `pe-ray account {self.path} --data CONFIG` count them in"
             )
         others = [other for other in _read_entries(database) if other.run != entry.run]

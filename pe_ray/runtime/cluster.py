@@ -64,9 +64,12 @@ def connect_to_ray(resources: ResourcesConfig, node_label: str | None = None) ->
 
 
 def _log_options() -> dict[str, Any]:
-    """Return how much Ray and its workers print here: much where DEBUG is logged, else errors."""
+    """Return how much Ray prints here: what it does where DEBUG is logged, else errors.
+
+    Guarantee: never what workers print. Libraries may quote private records in their warnings.
+    """
     wordy = logger.isEnabledFor(logging.DEBUG)
-    return {"log_to_driver": wordy, "logging_level": logging.INFO if wordy else logging.ERROR}
+    return {"log_to_driver": False, "logging_level": logging.INFO if wordy else logging.ERROR}
 
 
 def _start(resources: ResourcesConfig, folder: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pe_ray.errors import InputError
 from pe_ray.runtime.run_directory import LEDGER
-from pe_ray.verifying.checks import Check, Checks
+from pe_ray.verifying.findings import Check, Checks
 from pe_ray.verifying.lineage import check_lineage
 from pe_ray.verifying.published import CHECKSUMS, check_cards, check_data, check_sums
 from pe_ray.verifying.run_claims import Claims, check_claims

@@ -21,7 +21,7 @@ from pe_ray.synthetic.population import Offspring, Population, initial_offspring
 from pe_ray.synthetic.selection import select_parents
 from pe_ray.synthetic.smoothing import Votes, read_smoothed, unsmoothed
 from pe_ray.values import NoisyHistogram
-from pe_ray.verifying.checks import Checks, NotChecked, Step, require
+from pe_ray.verifying.findings import Checks, NotChecked, Step, require
 from pe_ray.verifying.run_claims import Claims, read_answer
 from pe_ray.verifying.stage_files import (
     Pixels,

@@ -15,21 +15,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pe_ray.verifying.checks import Checks, NotChecked, Step, require
+from pe_ray.verifying.findings import Checks, NotChecked, Step, require
 from pe_ray.verifying.run_claims import Claims
 from pe_ray.verifying.run_names import list_files
 from pe_ray.verifying.stage_files import read_images, require_labels
 
 CHECKSUMS = "checksums.sha256"
 SIGNATURE = "checksums.sha256.sig"
-_NAMESPACE = "pe_ray"
+NAMESPACE = "pe_ray"
 _KNOWN = re.compile(
     r"README\.md|croissant\.json|privacy_card\.json|\.publish\.json"
     r"|data/train-\d{5,}-of-\d{5,}\.parquet|evidence/.+"
 )
 _CARDS = ("README.md", "croissant.json", "privacy_card.json")
 _FIGURES = re.compile(r"epsilon (?:= )?([\d.e+-]*\d), delta (?:= )?([\d.e+-]*\d)")
-_MARK = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 _MARK_NAMES = {"XML:com.adobe.xmp", "xmp"}
 """What Pillow calls the mark of a PNG."""
 
@@ -71,7 +71,7 @@ def _check_signature(folder: Path, allowed_signers: str | Path | None) -> str:
     if not signature.exists():
         require(allowed_signers is None, "is missing: the folder isn't signed")
         raise NotChecked("isn't there: the folder isn't signed")
-    given = ["-n", _NAMESPACE, "-s", str(signature)]
+    given = ["-n", NAMESPACE, "-s", str(signature)]
     content = (folder / CHECKSUMS).read_bytes()
     try:
         if allowed_signers is None:
@@ -201,7 +201,7 @@ def _check_images(file: Path, claims: Claims, first: int, expanded: bool, marks:
         require(image.info.keys() <= _MARK_NAMES, "its images hold more than pixels and the mark")
         marks.add(str(sorted(image.info.items())))
     require(
-        len(marks) == 1 and (_MARK in "".join(marks) or marks == {"[]"}),
+        len(marks) == 1 and (SOURCE_TYPE in "".join(marks) or marks == {"[]"}),
         "its images are not all marked, or not all with the same mark",
     )
     if claims.run.config.teacher is None and not expanded:

@@ -32,8 +32,8 @@ from pe_ray.run import Run
 from pe_ray.runtime.run_directory import LEDGER, on_disk
 from pe_ray.synthetic.population import apportion, fractions_of
 from pe_ray.values import LabelLayout, NoisyHistogram
-from pe_ray.verifying.checks import Checks, NotChecked, require
 from pe_ray.verifying.closed_forms import bracket_epsilon
+from pe_ray.verifying.findings import Checks, NotChecked, require
 
 CONFIG = "config.yaml"
 _BLOCKS: Mapping[str, type[Block]] = {

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from pe_ray.files.digests import locate_digest, read_with_digest
-from pe_ray.verifying.checks import Checks, NotChecked, Step, require
+from pe_ray.verifying.findings import Checks, NotChecked, Step, require
 
 _EVIDENCE = r"""
     config\.yaml | ledger\.sqlite

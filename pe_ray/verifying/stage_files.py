@@ -18,7 +18,7 @@ from PIL import Image
 from pe_ray.files.parts import MANIFEST, Part, load_manifest, read_part
 from pe_ray.files.storage import Location, list_names
 from pe_ray.values import LabelLayout
-from pe_ray.verifying.checks import Differs, Step, require
+from pe_ray.verifying.findings import Differs, Step, require
 
 Pixels = NDArray[np.uint64]
 """Digests of images' pixels, [n, 2]."""
