@@ -149,3 +149,11 @@ def test_what_can_not_be_scored(
     shutil.rmtree(run / "populations" / "iter=0001")
     assert cli.main(["audit", str(run), "--privacy"]) == 2
     assert "not finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--num-records", "50"], ["--no-lookahead"]])
+def test_options_of_the_score_are_not_ignored_without_it(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["audit", "no-such-run", *options]) == 2
+    assert "pe-ray: --privacy: " in capsys.readouterr().err

@@ -61,3 +61,23 @@ def test_the_command_line_logs_as_it_is_told(
     assert error.startswith("pe-ray: ")
     logged = [json.loads(line) for line in lines]
     assert [line["event"] for line in logged[:1]] == ([] if option == "--quiet" else ["phase"])
+
+
+@pytest.mark.slow
+def test_what_workers_print_stays_with_them() -> None:
+    """Libraries quote what they read in warnings, and private tasks read private records."""
+    script = """
+import logging, time, ray
+from pe_ray.config.blocks import ResourcesConfig
+from pe_ray.runtime.cluster import connect_to_ray
+from pe_ray.runtime.events import log_to_stderr
+
+log_to_stderr(logging.DEBUG)
+with connect_to_ray(ResourcesConfig()):
+    ray.get(ray.remote(lambda: print("a private value", flush=True)).remote())
+    time.sleep(5)  # lines of workers take a while
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "starting Ray" in done.stderr
+    assert "a private value" not in done.stdout + done.stderr
