@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.config.extras import require_extras
-from pe_ray.config.places import lies_in
+from pe_ray.config.places import apart, lies_in
 from pe_ray.errors import InputError
 from pe_ray.files.image_batches import read_batches
 from pe_ray.files.image_shards import list_shards, split_shards
@@ -42,7 +42,8 @@ def label_images(
 
     images: as private.data. Rows are in their order. Columns: label (int64, with the label names as
     `datasets` reads them) and score (float32). Ten bytes a row are held here, images only by
-    workers. Raises InputError where the run has no finished teacher, or an image can't be read.
+    workers. Raises InputError where the run has no finished teacher, an image can't be read, or the
+    images are the private ones: labels of those are no post-processing.
     """
     run = open_run(run_path)
     teacher = run.config.teacher
@@ -52,6 +53,11 @@ def label_images(
         )
     config = run.config.model_copy(update={"resources": resources or ResourcesConfig()})
     run = replace(run, config=config)
+    if not apart(str(images), {}, config.private):
+        raise InputError(
+            f"IMAGES: {images} holds the run's private records, and labels of those would say more "
+            "of them than was released; give other images"
+        )
     require_extras(teacher, "teacher")
     require_teacher(run)
     table = ImageTable(

@@ -71,6 +71,7 @@ def test_any_images_are_labelled_as_the_final_set_is(
     public, output = tmp_path / "public", tmp_path / "labels"
     for wrong, place, message in (
         ("/nowhere", output, "IMAGES: /nowhere does not exist"),
+        (taught["private"]["data"], output, "IMAGES: .* private records"),
         (str(public), tmp_path, "--output: .* is a folder"),
         (str(public), public / "labels", "--output: .* lies in"),
     ):
