@@ -46,7 +46,7 @@ from pe_ray.synthetic.population import Population, read_layout
 from pe_ray.synthetic.population_files import read_parents
 from pe_ray.values import Release
 
-Statistic = Literal["histograms", "reached", "parents"]
+Observation = Literal["histograms", "reached", "parents"]
 Scores = NDArray[np.float64]
 
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 1.0)
@@ -58,7 +58,7 @@ _LEAST_GUESSES = 10
 class Bound:
     """A lower bound on epsilon: by which statistic and by which method (see bounds.py)."""
 
-    statistic: Statistic
+    statistic: Observation
     method: Literal["one_run", "independent"]
     epsilon: float
 
@@ -212,7 +212,7 @@ def _count_children(parents: Population, offspring: Population) -> NDArray[np.in
     return np.bincount(named[named >= 0], minlength=parents.layout.num_samples)
 
 
-def score_canaries(game: Game, statistic: Statistic) -> Scores:
+def score_canaries(game: Game, statistic: Observation) -> Scores:
     """Score what speaks for each canary's having been included, [m]; above 0: guess it was.
 
     histograms: sum over releases and the canary's claimed bins of (noisy count - 1/2) / sigma^2,
@@ -232,7 +232,7 @@ def score_canaries(game: Game, statistic: Statistic) -> Scores:
 
 
 def judge(
-    game: Game, confidence: float, scores: Mapping[Statistic, Scores] | None = None
+    game: Game, confidence: float, scores: Mapping[Observation, Scores] | None = None
 ) -> Verdict:
     """Bound epsilon by all statistics (or the attacker's `scores`), which share the error.
 
@@ -241,7 +241,7 @@ def judge(
     noise of their own, approximately for several, whose selection ties canaries together.
     """
     if scores is None:
-        names: list[Statistic] = ["histograms", "parents"]
+        names: list[Observation] = ["histograms", "parents"]
         names += ["reached"] if game.unit == "user" else []
         scores = {name: score_canaries(game, name) for name in names}
     # A sample's children depend on all other samples' votes, so "parents" is not independent.

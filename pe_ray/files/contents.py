@@ -119,7 +119,7 @@ def read_states(place: Path) -> dict[str, State]:
     return _keep_files(paths)
 
 
-def read_entries(place: Path, *, folders: bool) -> dict[str, State]:
+def stat_entries(place: Path, *, folders: bool) -> dict[str, State]:
     """Return name -> state of what lies directly in a folder; folders: whether of those too.
 
     Of a file, the same as `read_states`.
@@ -143,7 +143,7 @@ def read_named_states(options: Mapping[str, Any]) -> dict[str, dict[str, State]]
         place = find_place(text)
         if isinstance(place, Path) and not holds_own_work(place):
             images = names_images(field)
-            found[text] = read_entries(place, folders=True) if images else read_states(place)
+            found[text] = stat_entries(place, folders=True) if images else read_states(place)
     return found
 
 

@@ -74,11 +74,11 @@ def count_images(table: ImageTable, shards: Sequence[TableSlice]) -> list[int]:
 def read_batches(
     table: ImageTable, part: TableSlice, framing: Framing, wanted: NDArray[np.int64] | None = None
 ) -> Iterator[ImageBatch]:
-    """Decode the rows that `read_stored` yields.
+    """Decode the rows that `read_stored_rows` yields.
 
     Guarantee: errors of a private table carry no content (see ImageTable).
     """
-    for stored in read_stored(table, part, wanted):
+    for stored in read_stored_rows(table, part, wanted):
         yield ImageBatch(
             images=_decode(table, part, stored, framing),
             labels=_match_labels(table, part, stored),
@@ -88,7 +88,7 @@ def read_batches(
         )
 
 
-def read_stored(
+def read_stored_rows(
     table: ImageTable, part: TableSlice, wanted: NDArray[np.int64] | None = None
 ) -> Iterator[StoredBatch]:
     """Read the rows of a slice that pass `where`, in order, at most 64 at a time; decode none.

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pe_ray.files.contents import digest_place, find_place, holds_own_work, read_entries
+from pe_ray.files.contents import digest_place, find_place, holds_own_work, stat_entries
 from pe_ray.plugins.options import BOUND, Options
 from pe_ray.plugins.registry import PluginType, load
 
@@ -77,7 +77,7 @@ def _with_contents(tree: Any) -> Any:
         return [_with_contents(below) for below in tree]
     place = find_place(tree) if isinstance(tree, str) else None
     if isinstance(place, Path) and holds_own_work(place):
-        return {"folder": str(place.resolve()), "entries": read_entries(place, folders=False)}
+        return {"folder": str(place.resolve()), "entries": stat_entries(place, folders=False)}
     digest = None if place is None else digest_place(place)
     # The name stays, since an embedder may tell by it what the file is.
     return tree if place is None or digest is None else {"name": place.name, "content": digest}

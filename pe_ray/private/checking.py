@@ -21,7 +21,7 @@ from pe_ray import plugins
 from pe_ray.config import Config
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.errors import InputError
-from pe_ray.files.image_batches import StoredBatch, explain_label, find_labels, read_stored
+from pe_ray.files.image_batches import StoredBatch, explain_label, find_labels, read_stored_rows
 from pe_ray.files.image_shards import (
     FoundShards,
     count_passed_over,
@@ -233,7 +233,7 @@ def _inspect_slice(
     tally, users = _Tally(), [np.zeros(0, dtype="S32")]
     try:
         with exit_on_stall(stall_seconds):
-            for stored in read_stored(table, part):
+            for stored in read_stored_rows(table, part):
                 _inspect_rows(part, table, framing, stored, tally)
                 found = [digest_user(user) for user in stored.users if explain_user(user) is None]
                 users.append(np.unique(np.array(found, dtype="S32")))

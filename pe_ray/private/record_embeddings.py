@@ -248,7 +248,7 @@ def join_users(users: Sequence[NDArray[np.bytes_] | None]) -> NDArray[np.bytes_]
     return np.concatenate(present) if present else None
 
 
-def cache_folder(config: PrivateConfig) -> Path | None:
+def locate_cache(config: PrivateConfig) -> Path | None:
     """Return where this process keeps private embeddings; None if it keeps none.
 
     Guarantee: depends on configuration and environment only.
@@ -267,7 +267,7 @@ def make_cache_folder(config: PrivateConfig) -> str:
 
     Guarantee: refuses a folder that others can read.
     """
-    folder = cache_folder(config)
+    folder = locate_cache(config)
     if folder is None:
         return "none"
     _make_private(folder)
@@ -279,7 +279,7 @@ def check_cache_folder(config: PrivateConfig) -> None:
 
     Guarantee: depends on configuration, environment and the folder only.
     """
-    folder = cache_folder(config)
+    folder = locate_cache(config)
     if folder is not None:
         require_creatable(folder.resolve(), "private.cache")
         if folder.exists():
@@ -304,7 +304,7 @@ def _refuse_readable(folder: Path, mode: int) -> None:
 def _cache_file(
     part: TableSlice, config: PrivateConfig, framing: Framing, embedder: Plugin
 ) -> Path | None:
-    folder, source = cache_folder(config), part.source
+    folder, source = locate_cache(config), part.source
     if folder is None or source is None or not source.is_file():
         return None
     if part.layout == file_lists.NAME:  # the images that it names may have changed

@@ -24,7 +24,7 @@ from pe_ray.files.parts import Part, commit, list_parts, read_manifest, read_par
 from pe_ray.files.storage import Location, atomic_write, name_left_aside, resolve_place
 from pe_ray.publishing.about import read_about
 from pe_ray.publishing.cards import (
-    DataFile,
+    PublishedFile,
     PublishedSet,
     describe_data,
     describe_privacy,
@@ -154,7 +154,7 @@ def _find_set(facts: Facts, expansion: str | Location | None) -> Location:
 
 def _write_data(
     facts: Facts, source: Location, groups: list[list[Part]], directory: Path, *, mark: bool
-) -> tuple[DataFile, ...]:
+) -> tuple[PublishedFile, ...]:
     """Write the images as data/train-*.parquet, one file in memory at a time."""
     num_rows = groups[-1][-1].stop
     num_bytes = sum(part.num_bytes for group in groups for part in group)
@@ -166,7 +166,7 @@ def _write_data(
             content = _join(facts, source, group, mark=mark)
             atomic_write(directory / name, content)
             digest = hashlib.sha256(content).hexdigest()
-            written.append(DataFile(name=name, num_bytes=len(content), sha256=digest))
+            written.append(PublishedFile(name=name, num_bytes=len(content), sha256=digest))
             progress.add(group[-1].stop - group[0].start)
     return tuple(written)
 

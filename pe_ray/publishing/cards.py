@@ -24,7 +24,7 @@ Tree = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DataFile:
+class PublishedFile:
     """One parquet file of the set. name: relative to its folder."""
 
     name: str
@@ -42,7 +42,7 @@ class PublishedSet:
 
     facts: Facts
     about: About
-    data: tuple[DataFile, ...]
+    data: tuple[PublishedFile, ...]
     num_images: int
     expanded: bool
     marked: bool

@@ -140,7 +140,7 @@ def open_records(
 
     Guarantee: see `private.record_embeddings.open_records`.
     """
-    cache, place = private_records.cache_folder(config.private), parse_location(config.output.path)
+    cache, place = private_records.locate_cache(config.private), parse_location(config.output.path)
     if cache and isinstance(place, Path) and cache.resolve().is_relative_to(place.resolve()):
         raise InputError(
             f"private.cache: {cache} lies in output.path, which is publishable; name another folder"

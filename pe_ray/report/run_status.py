@@ -17,7 +17,7 @@ from pe_ray.release.releases import shape_releases
 from pe_ray.report.facts import Facts, gather
 from pe_ray.runtime.run_directory import in_use
 
-Stage = dict[str, Any]
+StageStatus = dict[str, Any]
 """stage, iteration, state and the rows, which are None for a release.
 
 The state is done, waiting, or that of the run for the first stage that is not done.
@@ -48,7 +48,7 @@ def read_status(path: str | Location) -> dict[str, Any]:
     }
 
 
-def _list_stages(facts: Facts) -> Iterator[Stage]:
+def _list_stages(facts: Facts) -> Iterator[StageStatus]:
     """Yield the stages in order, each done or waiting."""
     run, sizes = facts.run, facts.config.schedule.sizes
     committed = {e.release.key for e in facts.entries if e.state == "committed"}
@@ -66,7 +66,7 @@ def _list_stages(facts: Facts) -> Iterator[Stage]:
     yield _describe("final_set", None, _count_rows(run.synthetic, sizes[-1]), sizes[-1])
 
 
-def _describe(stage: str, iteration: int | None, done: int, rows: int | None = None) -> Stage:
+def _describe(stage: str, iteration: int | None, done: int, rows: int | None = None) -> StageStatus:
     """Describe a stage with `done` of its `rows`; without rows, a release that is done or not."""
     return {
         "stage": stage,

@@ -62,7 +62,7 @@ def require_same_files(run: Location, config: Config, bound: Mapping[str, Any]) 
     _refuse_other_files(run, _read_files(run), _digest_named(config, bound))
 
 
-def digest_files(config: Config, tree: Mapping[str, Any]) -> dict[str, str]:
+def digest_named_files(config: Config, tree: Mapping[str, Any]) -> dict[str, str]:
     """Return text -> digest of each file and folder that `tree`, a part of `config`, names."""
     return {text: digest for _, text, digest in _digest_named(config, tree)}
 

@@ -18,7 +18,7 @@ from pe_ray.config import Config
 from pe_ray.config.blocks import SelectionSettings
 from pe_ray.plugins import Denoiser, load
 from pe_ray.run import Run
-from pe_ray.synthetic.smoothing import Votes, smooth_votes
+from pe_ray.synthetic.smoothing import NoisyVotes, smooth_votes
 from pe_ray.values import LabelLayout, NoisyHistogram
 
 if TYPE_CHECKING:  # `pe-ray verify` imports this module where there is no Ray
@@ -37,14 +37,14 @@ def denoise(run: Run, embedding: Embedding, histogram: NoisyHistogram) -> Weight
     return weigh(settings, smooth_votes(run, embedding, histogram), embedding.layout)
 
 
-def weigh(settings: SelectionSettings, votes: Votes, layout: LabelLayout) -> Weights:
+def weigh(settings: SelectionSettings, votes: NoisyVotes, layout: LabelLayout) -> Weights:
     """Return the weights of all samples from their smoothed votes, float64 [num_samples]."""
     labels = weigh_labels(settings, votes, layout)
     return np.concatenate([fall_back(weights, noisy) for noisy, weights in labels])
 
 
 def weigh_labels(
-    settings: SelectionSettings, votes: Votes, layout: LabelLayout
+    settings: SelectionSettings, votes: NoisyVotes, layout: LabelLayout
 ) -> Iterator[tuple[Weights, Weights]]:
     """Yield the votes of each label that has samples, and what the denoiser makes of them."""
     denoiser = make_denoiser(settings)

@@ -26,7 +26,7 @@ from pe_ray.files.image_shards import find_shards, summarize
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.files.storage import Location, atomic_write, delete_tree, list_names
 from pe_ray.run import Run
-from pe_ray.runtime.named_files import digest_files
+from pe_ray.runtime.named_files import digest_named_files
 from pe_ray.runtime.stages import run_in_worker
 from pe_ray.runtime.watchdog import note_progress
 from pe_ray.synthetic.learnt_embedder import public_whitening
@@ -61,7 +61,7 @@ def discard_other_scores(run: Run) -> None:
 def _describe_source(config: Config) -> bytes:
     """Return what decides the scores: `metrics.public`, and digests of the files that it names."""
     bound = {"metrics": config.model_dump(mode="json", include={"metrics": {"public"}})["metrics"]}
-    source = {**bound, "files": digest_files(config, bound)}
+    source = {**bound, "files": digest_named_files(config, bound)}
     return json.dumps(source, indent=1).encode()
 
 

@@ -38,20 +38,20 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Votes:
+class NoisyVotes:
     """Votes to be denoised: float64 [num_samples], and the scale of each label's noise."""
 
     votes: NDArray[np.float64]
     sigmas: tuple[float, ...]
 
 
-def unsmoothed(histogram: NoisyHistogram, layout: LabelLayout) -> Votes:
+def unsmoothed(histogram: NoisyHistogram, layout: LabelLayout) -> NoisyVotes:
     """Return the released votes as they are."""
     sigmas = (histogram.release.sigma,) * len(layout.counts)
-    return Votes(votes=histogram.noisy_votes.astype(np.float64), sigmas=sigmas)
+    return NoisyVotes(votes=histogram.noisy_votes.astype(np.float64), sigmas=sigmas)
 
 
-def smooth_votes(run: Run, embedding: Embedding, histogram: NoisyHistogram) -> Votes:
+def smooth_votes(run: Run, embedding: Embedding, histogram: NoisyHistogram) -> NoisyVotes:
     """Average the votes as `selection.smooth` says; the result is kept in the run directory.
 
     One Ray task of one CPU for each label. It holds the label's embeddings twice.
@@ -77,7 +77,7 @@ def smooth_votes(run: Run, embedding: Embedding, histogram: NoisyHistogram) -> V
         noisy = histogram.noisy_votes[start:stop].astype(np.float64)
         tasks.append(task.remote(parts, start, noisy, sigma, most, metric, stall_seconds))
     votes, sigmas = zip(*ray.get(tasks), strict=True)
-    smoothed = Votes(votes=np.concatenate(votes), sigmas=tuple(sigmas))
+    smoothed = NoisyVotes(votes=np.concatenate(votes), sigmas=tuple(sigmas))
     _write(file, smoothed, layout)
     values = {"rows": layout.num_samples, "seconds": time.monotonic() - started}
     emit(Event(kind="stage", name="smoothing", iteration=iteration, values=values))
@@ -130,7 +130,7 @@ def _smooth_label(
         return smooth(noisy, nearest, sigma, most)
 
 
-def read_smoothed(file: Location) -> Votes | None:
+def read_smoothed(file: Location) -> NoisyVotes | None:
     """Return what `smooth_votes` kept in `file`, None where there is none.
 
     DamagedFileError where it holds something else.
@@ -143,10 +143,10 @@ def read_smoothed(file: Location) -> Votes | None:
         sigmas = json.loads(table.schema.metadata[b"sigmas"])
     except (pa.ArrowException, OSError, ValueError, KeyError):  # of a version without digests
         raise DamagedFileError(str(file)) from None
-    return Votes(votes=table["votes"].to_numpy(), sigmas=tuple(sigmas))
+    return NoisyVotes(votes=table["votes"].to_numpy(), sigmas=tuple(sigmas))
 
 
-def _write(file: Location, votes: Votes, layout: LabelLayout) -> None:
+def _write(file: Location, votes: NoisyVotes, layout: LabelLayout) -> None:
     count = layout.num_samples
     columns = {"id": np.arange(count), "label": layout.labels(0, count), "votes": votes.votes}
     table = pa.table(columns).replace_schema_metadata({"sigmas": json.dumps(votes.sigmas)})

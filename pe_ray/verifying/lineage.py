@@ -19,15 +19,15 @@ from pe_ray.release.releases import votes_key
 from pe_ray.synthetic.denoising import weigh
 from pe_ray.synthetic.population import Offspring, Population, initial_offspring
 from pe_ray.synthetic.selection import select_parents
-from pe_ray.synthetic.smoothing import Votes, read_smoothed, unsmoothed
+from pe_ray.synthetic.smoothing import NoisyVotes, read_smoothed, unsmoothed
 from pe_ray.values import NoisyHistogram
 from pe_ray.verifying.findings import Checks, NotChecked, Step, require
-from pe_ray.verifying.run_claims import Claims, read_answer
+from pe_ray.verifying.run_claims import Claims, read_histogram
 from pe_ray.verifying.stage_files import (
-    Pixels,
+    Digests,
+    decode_images,
     digest_pixels,
     list_stage_steps,
-    read_images,
     require_columns,
     require_labels,
     require_rows,
@@ -53,7 +53,7 @@ def check_lineage(checks: Checks, claims: Claims, *, images: bool) -> None:
     )
     if smoothed:
         checks.pass_over("which votes were averaged", "near samples are found with the embedder")
-    pixels: list[Pixels] = []
+    pixels: list[Digests] = []
     checks.make(
         "populations have the labels, degrees and parents that follow from releases and seeds",
         _list_population_steps(claims, images, pixels),
@@ -68,7 +68,7 @@ def check_lineage(checks: Checks, claims: Claims, *, images: bool) -> None:
 
 
 def _read_votes(claims: Claims, iteration: int) -> NoisyHistogram:
-    return read_answer(claims.ledger, votes_key(iteration))
+    return read_histogram(claims.ledger, votes_key(iteration))
 
 
 def _check_histogram(claims: Claims, iteration: int) -> None:
@@ -87,7 +87,7 @@ def _is_smoothed(claims: Claims, iteration: int) -> bool:
     return settings.smooth > 1 and _read_votes(claims, iteration).release.sigma > 0
 
 
-def _check_smoothed(claims: Claims, iteration: int) -> Votes:
+def _check_smoothed(claims: Claims, iteration: int) -> NoisyVotes:
     """Return smoothed votes: of each label, sums of m released ones over m, a power of two."""
     file, layout = claims.run.directory.smoothed(iteration), claims.layouts[iteration - 1]
     if not file.exists():
@@ -114,10 +114,10 @@ def _check_smoothed(claims: Claims, iteration: int) -> Votes:
     return votes
 
 
-def _list_population_steps(claims: Claims, images: bool, pixels: list[Pixels]) -> Iterator[Step]:
+def _list_population_steps(claims: Claims, images: bool, pixels: list[Digests]) -> Iterator[Step]:
     """Yield the steps for S_0, ..., S_T; `pixels` gets those of the latest, part by part."""
     directory = claims.run.directory
-    before: list[Pixels] = []
+    before: list[Digests] = []
     for iteration in range(len(claims.layouts)):
         rows = _Rows(claims, iteration, images, before)
         if rows.unknown:
@@ -149,10 +149,10 @@ class _Rows:
     unknown: why the parents can't be replayed; empty where they can.
     """
 
-    def __init__(self, claims: Claims, iteration: int, images: bool, before: list[Pixels]) -> None:
+    def __init__(self, claims: Claims, iteration: int, images: bool, before: list[Digests]) -> None:
         self._layout, self._own = claims.layouts[iteration], claims.own_columns
         self._images = images
-        self.unknown, self.pixels = "", list[Pixels]()
+        self.unknown, self.pixels = "", list[Digests]()
         config = claims.run.config
         if iteration == 0:
             made = initial_offspring(self._layout, config.selection.initial_variation_fold)
@@ -195,7 +195,7 @@ class _Rows:
                 )
 
 
-def _join(pixels: list[Pixels], num_rows: int) -> Pixels | None:
+def _join(pixels: list[Digests], num_rows: int) -> Digests | None:
     """Return the pixels of all rows, None where a part is missing."""
     joined = np.concatenate(pixels) if pixels else np.empty((0, 2), dtype=np.uint64)
     return joined if len(joined) == num_rows else None
@@ -220,12 +220,12 @@ def _replay_selection(claims: Claims, iteration: int) -> tuple[Offspring, str]:
     return select_parents(claims.run, population, weights, claims.layouts[iteration]), unknown
 
 
-def _list_final_steps(claims: Claims, pixels: list[Pixels]) -> Iterator[Step]:
+def _list_final_steps(claims: Claims, pixels: list[Digests]) -> Iterator[Step]:
     layout, names = claims.layouts[-1], claims.run.labels
     expected = _join(pixels, layout.num_samples)
 
     def look(part: Part, table: pa.Table) -> None:
-        images = list(read_images(table, names))
+        images = list(decode_images(table, names))
         require(not any(image.info for image in images), "its images hold more than pixels")
         if claims.run.config.teacher is None:
             require_labels(table, layout.labels(part.start, part.stop))

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from pe_ray.verifying.findings import Checks, NotChecked, Step, require
 from pe_ray.verifying.run_claims import Claims
-from pe_ray.verifying.run_names import list_files
-from pe_ray.verifying.stage_files import read_images, require_labels
+from pe_ray.verifying.run_names import list_names
+from pe_ray.verifying.stage_files import decode_images, require_labels
 
 CHECKSUMS = "checksums.sha256"
 SIGNATURE = "checksums.sha256.sig"
@@ -52,7 +52,7 @@ def _list_sum_steps(folder: Path) -> Iterator[Step]:
             listed[match[2]] = match[1]
 
     yield str(folder / CHECKSUMS), read
-    held = set(list_files(folder)) - {CHECKSUMS, SIGNATURE}
+    held = set(list_names(folder)) - {CHECKSUMS, SIGNATURE}
     for name in sorted(held | listed.keys()):
         yield str(folder / name), partial(_check_sum, folder / name, name, listed.get(name))
 
@@ -197,7 +197,7 @@ def _count_rows(file: Path) -> int | None:
 def _check_images(file: Path, claims: Claims, first: int, expanded: bool, marks: set[str]) -> None:
     """Check the rows of the set from `first` on; `marks` gets what images carry."""
     table = pq.read_table(file, partitioning=None)
-    for image in read_images(table, claims.run.labels):
+    for image in decode_images(table, claims.run.labels):
         require(image.info.keys() <= _MARK_NAMES, "its images hold more than pixels and the mark")
         marks.add(str(sorted(image.info.items())))
     require(

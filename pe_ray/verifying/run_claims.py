@@ -109,7 +109,7 @@ def check_claims(checks: Checks, folder: Path) -> Claims | None:
     return made[0] if made else None
 
 
-def read_answer(ledger: Ledger, key: str) -> NoisyHistogram:
+def read_histogram(ledger: Ledger, key: str) -> NoisyHistogram:
     """Return the histogram that was released under `key`; no kind of release is loaded for it."""
     (release,) = [entry.release for entry in ledger.entries() if entry.release.key == key]
     noisy = ledger.stored(key)
@@ -190,12 +190,12 @@ def _gather(folder: Path, ledger: Ledger) -> Claims:
         require(ledger.stored(GENERATOR) is not None, f"lacks {GENERATOR}, which S_0 is drawn from")
     fractions = label_fractions(config)
     if fractions is None:
-        fractions = fractions_of(read_answer(ledger, LABEL_COUNTS))
+        fractions = fractions_of(read_histogram(ledger, LABEL_COUNTS))
     layouts = tuple(apportion(size, fractions) for size in config.schedule.sizes)
     require(len(fractions) == len(run.labels), f"{LABEL_COUNTS} counts other labels")
     for iteration, layout in zip(run.iterations, layouts, strict=False):
         key = votes_key(iteration)
-        num_bins = len(read_answer(ledger, key).noisy_votes)
+        num_bins = len(read_histogram(ledger, key).noisy_votes)
         require(num_bins == layout.num_samples, f"{key} has votes for other samples")
     return Claims(
         run=run,

@@ -50,7 +50,7 @@ def check_names(checks: Checks, folder: Path, last: int | None, *, images: bool)
     """
     forms = (_EVIDENCE, _WITH_DIGESTS, _OTHERS) if images else (_EVIDENCE,)
     known = re.compile("|".join(forms), re.VERBOSE)
-    names = [name for name in list_files(folder) if not name.startswith("tuning/") or not images]
+    names = [name for name in list_names(folder) if not name.startswith("tuning/") or not images]
     checks.make(
         "no file is there that should not be",
         [(str(folder / name), partial(_check_name, folder, name, known, last)) for name in names],
@@ -67,7 +67,7 @@ def check_names(checks: Checks, folder: Path, last: int | None, *, images: bool)
             checks.pass_over(f"content of {name}", why)
 
 
-def list_files(folder: Path) -> Iterator[str]:
+def list_names(folder: Path) -> Iterator[str]:
     """Yield the paths of all files below `folder`, and of links, from there on, in order."""
     found = []
     for parent, folders, files in os.walk(folder):

@@ -20,7 +20,7 @@ from pe_ray.files.storage import Location, list_names
 from pe_ray.values import LabelLayout
 from pe_ray.verifying.findings import Differs, Step, require
 
-Pixels = NDArray[np.uint64]
+Digests = NDArray[np.uint64]
 """Digests of images' pixels, [n, 2]."""
 
 _STATED = {"num_rows", "parts", "digest", "rows_made", "seconds"}
@@ -101,7 +101,7 @@ def require_labels(table: pa.Table, labels: NDArray[np.int32]) -> None:
     )
 
 
-def read_images(table: pa.Table, names: Sequence[str]) -> Iterator[Image.Image]:
+def decode_images(table: pa.Table, names: Sequence[str]) -> Iterator[Image.Image]:
     """Yield the images of a part of a final set; Differs where its schema isn't that of one.
 
     names: of the labels.
@@ -118,7 +118,7 @@ def read_images(table: pa.Table, names: Sequence[str]) -> Iterator[Image.Image]:
         yield Image.open(io.BytesIO(cell))
 
 
-def digest_pixels(images: Sequence[Any]) -> Pixels:
+def digest_pixels(images: Sequence[Any]) -> Digests:
     """Return digests of images: anything whose bytes are rows of pixels."""
     digests = (hashlib.blake2b(image, digest_size=16).digest() for image in images)
     return np.frombuffer(b"".join(digests), dtype=np.uint64).reshape(-1, 2)

@@ -16,7 +16,7 @@ from weighed import save_weights
 
 from pe_ray import Config, InputError, evolve, expand
 from pe_ray.release.ledger import Ledger
-from pe_ray.runtime.named_files import digest_files
+from pe_ray.runtime.named_files import digest_named_files
 from pe_ray.runtime.run_directory import claim_directory, write_config
 
 FONT = "DejaVuSans.ttf"
@@ -183,7 +183,7 @@ def test_nothing_of_the_private_data_is_recorded(tree: dict[str, Any], tmp_path:
     start(config)
     recorded = json.loads((tmp_path / "run" / "files.json").read_bytes())
     assert [*recorded] == [str(public)]
-    assert digest_files(config, config.model_dump(mode="json")).keys() == {str(public)}
+    assert digest_named_files(config, config.model_dump(mode="json")).keys() == {str(public)}
 
 
 def test_a_mistake_that_named_the_private_data_leaves_no_digest(
@@ -207,6 +207,6 @@ def test_a_link_into_the_private_data_is_not_followed(tree: dict[str, Any], tmp_
     tree["generator"] = {"kind": "nearest_image", "data": str(public), "image_size": 12}
     tree["schedule"]["degrees"] = [2, 1]
     config = Config.from_dict(tree)
-    assert digest_files(config, config.bound()).keys() == {str(public)}
+    assert digest_named_files(config, config.bound()).keys() == {str(public)}
     (public / "0" / "more").symlink_to(records / "1")
-    assert digest_files(config, config.bound()) == {}
+    assert digest_named_files(config, config.bound()) == {}
