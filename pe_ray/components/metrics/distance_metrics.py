@@ -11,9 +11,9 @@ from pydantic import Field, model_validator
 from pe_ray import plugins
 from pe_ray.components.metrics.distances import (
     Sample,
+    compare_manifolds,
     frechet_distance,
     kernel_distance,
-    precision_and_recall,
 )
 from pe_ray.config.kinds import FixedEmbedderPlugin
 from pe_ray.errors import InputError
@@ -122,15 +122,17 @@ class PrecisionRecallOptions(_DistanceOptions):
 
 
 class PrecisionRecall(_DistanceMetric):
-    """Improved precision and recall (Kynkaanniemi et al. 2019) in an embedding.
+    """Improved precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al.
+    2020) in an embedding.
 
-    Scores: `precision/KIND` (are the synthetic images likely ones?) and `recall/KIND` (are all
-    likely images reached?).
+    Scores: `precision/KIND` and `density/KIND` (are the synthetic images likely ones?),
+    `recall/KIND` and `coverage/KIND` (are all likely images reached?). They change with the number
+    of images: compare equal numbers only.
     """
 
     Options: ClassVar[type[plugins.Options]] = PrecisionRecallOptions
     name = "precision_recall"
 
     def _compare(self, synthetic: Sample, reference: Sample) -> dict[str, float]:
-        precision, recall = precision_and_recall(synthetic, reference, self._options.neighbors)
-        return {f"precision/{self._kind}": precision, f"recall/{self._kind}": recall}
+        found = compare_manifolds(synthetic, reference, self._options.neighbors)
+        return {f"{name}/{self._kind}": value for name, value in found.items()}

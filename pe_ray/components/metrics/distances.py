@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 Sample = NDArray[np.float32] | NDArray[np.float64]
 Block = NDArray[np.float64]
+Counts = NDArray[np.int64]
 
 _ROWS = 2048
 
@@ -73,21 +74,30 @@ def _kernel_diagonal(sample: Sample) -> float:
     return sum(float((((rows**2).sum(axis=1) / dim + 1.0) ** 3).sum()) for rows in _blocks(sample))
 
 
-def precision_and_recall(
-    synthetic: Sample, reference: Sample, neighbors: int
-) -> tuple[float, float]:
-    """Return improved precision and recall (Kynkaanniemi et al. 2019, eq. 1 and 2).
+def compare_manifolds(synthetic: Sample, reference: Sample, neighbors: int) -> dict[str, float]:
+    """Return improved precision and recall, density and coverage.
 
     A sample's manifold is the union of balls around its points, each reaching to the point's
-    `neighbors`-th nearest other point of the sample. Precision: share of synthetic points in the
-    reference's manifold; recall: share of reference points in the synthetic one. Each sample
-    needs more than `neighbors` points.
+    `neighbors`-th nearest other point of the sample. Each sample needs more than `neighbors`
+    points.
+
+    precision: share of synthetic points in the reference's manifold; recall: share of reference
+    points in the synthetic one (Kynkaanniemi et al. 2019, eq. 1 and 2). density: balls of the
+    reference that a synthetic point lies in, in the mean, over `neighbors`; may exceed 1. coverage:
+    share of the reference's balls with a synthetic point in them (Naeem et al. 2020, eq. 3 and 4).
     """
-    return _cover(synthetic, reference, neighbors), _cover(reference, synthetic, neighbors)
+    per_synthetic, per_ball = _count_inside(synthetic, reference, neighbors)
+    per_reference, _ = _count_inside(reference, synthetic, neighbors)
+    return {
+        "precision": float((per_synthetic > 0).mean()),
+        "recall": float((per_reference > 0).mean()),
+        "density": float(per_synthetic.mean() / neighbors),
+        "coverage": float((per_ball > 0).mean()),
+    }
 
 
-def _cover(points: Sample, centres: Sample, neighbors: int) -> float:
-    """Return the share of points that lie in the manifold of `centres`."""
+def _count_inside(points: Sample, centres: Sample, neighbors: int) -> tuple[Counts, Counts]:
+    """Count the balls around `centres` that each point is in, [n], and the points in each, [m]."""
     from sklearn.metrics.pairwise import euclidean_distances
     from sklearn.neighbors import NearestNeighbors
 
@@ -97,11 +107,12 @@ def _cover(points: Sample, centres: Sample, neighbors: int) -> float:
     # Distances come from products: rounding must not put a copy of the centre of a ball of radius
     # 0 outside it.
     reach = radii + 1e-12 * (columns**2).sum(axis=1)
-    inside = [
-        (euclidean_distances(rows, columns, squared=True) <= reach).any(axis=1)
-        for rows in _blocks(points)
-    ]
-    return float(np.concatenate(inside).mean())
+    per_point, per_ball = [], np.zeros(len(columns), dtype=np.int64)
+    for rows in _blocks(points):
+        inside = euclidean_distances(rows, columns, squared=True) <= reach
+        per_point.append(inside.sum(axis=1))
+        per_ball += inside.sum(axis=0)
+    return np.concatenate(per_point), per_ball
 
 
 def _blocks(sample: Sample) -> Iterator[Block]:

@@ -19,13 +19,14 @@ def test_a_score_names_its_embedding(tmp_path: Path) -> None:
     inception = {"kind": "inception", "weights": str(save_inception(tmp_path))}
     pixels = {"kind": "pixels", "size": 3}
     images, reference = random_images(8), random_images(9, seed=1)
+    manifolds = ("precision", "recall", "density", "coverage")
     for kind, embedder, names in (
         ("frechet", inception, {"fid"}),
         ("frechet", pixels, {"frechet_distance/pixels"}),
         ("kid", inception, {"kid"}),
         ("kid", pixels, {"kernel_distance/pixels"}),
-        ("precision_recall", inception, {"precision/inception", "recall/inception"}),
-        ("precision_recall", pixels, {"precision/pixels", "recall/pixels"}),
+        ("precision_recall", inception, {f"{name}/inception" for name in manifolds}),
+        ("precision_recall", pixels, {f"{name}/pixels" for name in manifolds}),
     ):
         assert set(score(kind, images, reference, embedder=embedder)) == names
 

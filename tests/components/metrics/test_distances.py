@@ -13,9 +13,9 @@ from scipy.linalg import sqrtm
 
 from pe_ray.components.metrics import distances
 from pe_ray.components.metrics.distances import (
+    compare_manifolds,
     frechet_distance,
     kernel_distance,
-    precision_and_recall,
 )
 
 Sample = NDArray[np.float64]
@@ -111,39 +111,60 @@ def test_kernel_distance_is_unbiased() -> None:
     assert (found < 0).any()
 
 
-def _brute_precision(synthetic: Sample, reference: Sample, neighbors: int) -> float:
+def _brute_inside(points: Sample, centres: Sample, neighbors: int) -> NDArray[np.bool_]:
+    """Tell whether each point lies in the ball around each centre."""
+
     def radius(index: int) -> float:
-        apart = [np.linalg.norm(reference[index] - x) for x in np.delete(reference, index, axis=0)]
+        apart = [np.linalg.norm(centres[index] - x) for x in np.delete(centres, index, axis=0)]
         return float(sorted(apart)[neighbors - 1])
 
-    radii = [radius(index) for index in range(len(reference))]
-    inside = [
-        any(np.linalg.norm(x - y) <= r for y, r in zip(reference, radii, strict=True))
-        for x in synthetic
-    ]
-    return float(np.mean(inside))
+    radii = [radius(index) for index in range(len(centres))]
+    balls = list(zip(centres, radii, strict=True))
+    return np.array([[bool(np.linalg.norm(x - y) <= r) for y, r in balls] for x in points])
 
 
 @pytest.mark.parametrize("neighbors", [1, 3, 5])
 @pytest.mark.parametrize(("num", "other"), [(6, 6), (20, 31), (40, 8)])
-def test_precision_and_recall_against_every_pair(num: int, other: int, neighbors: int) -> None:
+def test_manifolds_against_every_pair(num: int, other: int, neighbors: int) -> None:
     synthetic, reference = normal(num, 3, seed=0) * 0.7, normal(other, 3, seed=1)
-    precision, recall = precision_and_recall(synthetic, reference, neighbors)
-    assert precision == _brute_precision(synthetic, reference, neighbors)
-    assert recall == _brute_precision(reference, synthetic, neighbors)
+    inside = _brute_inside(synthetic, reference, neighbors)
+    assert compare_manifolds(synthetic, reference, neighbors) == {
+        "precision": inside.any(axis=1).mean(),
+        "recall": _brute_inside(reference, synthetic, neighbors).any(axis=1).mean(),
+        "density": pytest.approx(inside.sum() / (neighbors * num), rel=1e-12),
+        "coverage": inside.any(axis=0).mean(),
+    }
 
 
-def test_precision_and_recall_of_a_part_and_of_copies() -> None:
+def test_manifolds_of_a_part_and_of_copies() -> None:
     reference = np.concatenate([normal(30, 2, seed=0), normal(30, 2, seed=1) + 100])
-    assert precision_and_recall(reference[:30] + 1e-6, reference, 3) == (1.0, 0.5)
-    assert precision_and_recall(reference + 1000, reference, 3) == (0.0, 0.0)
+    part = compare_manifolds(reference[:30] + 1e-6, reference, 3)
+    assert (part["precision"], part["recall"], part["coverage"]) == (1.0, 0.5, 0.5)
+    assert set(compare_manifolds(reference + 1000, reference, 3).values()) == {0.0}
     # Balls of radius 0, around points whose squared norm no product gives exactly.
     copies = np.repeat(normal(9, 50, seed=2) * 1e3, 5, axis=0)
-    assert precision_and_recall(copies, copies[::-1], 3) == (1.0, 1.0)
+    found = compare_manifolds(copies, copies[::-1], 3)
+    assert found == {"precision": 1.0, "recall": 1.0, "density": 5 / 3, "coverage": 1.0}
+
+
+def test_density_tells_typical_points_from_outliers() -> None:
+    """One far outlier makes one wide ball: it spoils precision, and density little."""
+    reference = np.concatenate([normal(200, 2, seed=0), [[30.0, 0.0]]])
+    between = normal(200, 2, seed=1) * 0.1 + [15.0, 0.0]
+    found = compare_manifolds(between, reference, 3)
+    assert found["precision"] == 1.0
+    assert (
+        found["density"] < 0.4 < 0.8 < compare_manifolds(reference[:200], reference, 3)["density"]
+    )
+
+
+def _sum_of_manifolds(first: Sample, second: Sample) -> float:
+    return sum(compare_manifolds(first, second, 2).values())
 
 
 @pytest.mark.parametrize(
-    "distance", [frechet_distance, kernel_distance, lambda a, b: precision_and_recall(a, b, 2)]
+    "distance",
+    [frechet_distance, kernel_distance, _sum_of_manifolds],
 )
 def test_blocks_do_not_matter(
     distance: Callable[[Sample, Sample], float], monkeypatch: pytest.MonkeyPatch
