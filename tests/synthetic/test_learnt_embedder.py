@@ -13,8 +13,9 @@ from small_runs import run_in
 from tiny_public import save_parquet
 from undisturbed import content
 
-from pe_ray import Config, InputError, evolve
+from pe_ray import Config, InputError
 from pe_ray.components.embedders.label_features import LearntFeatures, LearntFeaturesOptions
+from pe_ray.evolution import evolve
 from pe_ray.plugins import load
 from pe_ray.release import door
 from pe_ray.release.ledger import Ledger

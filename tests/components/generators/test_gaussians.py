@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pe_ray import Config, InputError, evolve, expand
+from pe_ray import Config, InputError
 from pe_ray.auditing.game import play
 from pe_ray.components.generators.gaussians import (
     ClassMoments,
@@ -19,6 +19,8 @@ from pe_ray.components.generators.gaussians import (
     GaussiansOptions,
     shrink,
 )
+from pe_ray.evolution import evolve
+from pe_ray.expansion import expand
 from pe_ray.files.parts import list_parts
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.release.evidence import open_run, require_newest
