@@ -69,7 +69,7 @@ class ImageSet(_Folder):
         return pd.DataFrame({"image": list(images), "label": names})
 
     def to_dataset(self) -> Any:
-        """Return a `datasets.Dataset` with the features `image` and `label`, a ClassLabel."""
+        """Return a `datasets.Dataset` of `image` and `label`, a ClassLabel; needs that package."""
         import datasets
 
         from pe_ray.files.png import encode_png
@@ -82,7 +82,7 @@ class ImageSet(_Folder):
         )
 
     def to_torch(self) -> Any:
-        """Return a `TensorDataset`: images, uint8 [n, c, h, w], and labels, int64 [n]."""
+        """Return a `TensorDataset`: images, uint8 [n, c, h, w], labels, int64 [n]; needs torch."""
         import torch
 
         images, labels = self._read()
@@ -90,7 +90,7 @@ class ImageSet(_Folder):
         return torch.utils.data.TensorDataset(pixels, torch.from_numpy(labels).long())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Result(_Folder):
     """The run in the folder `path`, finished or not: what `evolve` and `tune` return.
 
