@@ -141,10 +141,10 @@ def print_growth(found: list[tuple[int, float, float]]) -> None:
 def measure_expansion(folder: Path, samples: int) -> None:
     evolve(config(folder, 20_000, {"image_size": 12}))
     watch, started = Watch(), time.perf_counter()
-    output = expand(folder / "run", samples, folder / "more")
+    expand(folder / "run", samples, folder / "more")
     seconds = time.perf_counter() - started
     watch.stop()
-    size = folder_bytes(output)
+    size = folder_bytes(folder / "more")
     print(f"expansion to {samples:,}: {seconds:.1f} s, {samples / seconds:,.0f} samples/s")
     print(f"{size / 2**20:,.0f} MiB of parquet, {size / seconds / 1e6:.1f} MB/s")
     print(f"{watch.cpu_seconds() / samples * 1e6:.0f} CPU microseconds a sample")

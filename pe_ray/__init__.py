@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pe_ray.config import Config
 from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.errors import BudgetError, FaultError, InputError, RecordError
-from pe_ray.files.storage import Location
-from pe_ray.runtime.events import Event, Listener, log_to_stderr
+from pe_ray.files.storage import GivenPath, Location
+from pe_ray.result import ImageSet, Result
+from pe_ray.runtime.events import Event, Listener, listening, log_to_stderr
+
+if TYPE_CHECKING:
+    from pe_ray.tuning.search import Search
 
 __version__ = "0.1.0"
 __all__ = [
@@ -18,47 +21,77 @@ __all__ = [
     "Config",
     "Event",
     "FaultError",
+    "ImageSet",
     "InputError",
     "RecordError",
     "ResourcesConfig",
+    "Result",
+    "Search",
     "evolve",
     "expand",
     "label_images",
     "save_images",
+    "tune",
 ]
 
 
-def evolve(config: Config, on_event: Listener | None = None) -> Location:
-    """Run Private Evolution, or continue it; return the run directory (see pe_ray.evolution).
+def __getattr__(name: str) -> Any:
+    """Import `Search` when it is asked for: it loads the accounting, which takes seconds."""
+    if name != "Search":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pe_ray.tuning.search import Search
+
+    return Search
+
+
+def evolve(config: Config, on_event: Listener | None = None) -> Result:
+    """Run Private Evolution, or continue it; return the run (see pe_ray.evolution).
 
     on_event: is called with each `Event` of the run. Lines of the log go to standard error where
     the program has set up no logging.
     """
     from pe_ray.evolution import evolve as run
 
+    if not isinstance(config, Config):
+        raise InputError(f"config: {_WRONG.format(type(config).__name__, 'Config', 'Config')}")
     log_to_stderr()
-    return run(config, on_event)
+    return Result(run(config, on_event), config.resources)
+
+
+def tune(search: Search, on_event: Listener | None = None) -> Result:
+    """Search hyperparameters inside the privacy budget, then run; return the final run.
+
+    search: as `Search.from_yaml(PATH)` reads it (docs/tuning.md). The run's `search` says how it
+    ended. on_event: is called with each `Event` of this process, not with those of trials.
+    """
+    from pe_ray.tuning.search import Search
+    from pe_ray.tuning.tune import tune as run
+
+    if not isinstance(search, Search):
+        raise InputError(f"search: {_WRONG.format(type(search).__name__, 'Search', 'Search')}")
+    log_to_stderr()
+    with listening(on_event):
+        return Result(run(search).path, search.config.resources)
+
+
+_WRONG = "is a {}; give a {}, as {}.from_yaml(PATH) or from_dict(TREE) makes it"
 
 
 def expand(
-    run: str | Location,
+    run: GivenPath,
     num_samples: int | None,
-    output: str | Location,
+    output: GivenPath,
     resources: ResourcesConfig | None = None,
     form: str = "parquet",
     *,
     per_label: Mapping[str, int] | None = None,
     drop_failed: bool = False,
     drop_near_duplicates: float = 0.0,
-) -> Location:
-    """Stream further variations of a run's final population (see pe_ray.expansion)."""
-    from pe_ray.expansion import expand as stream
-
-    return stream(
-        run,
+) -> ImageSet:
+    """Stream further variations of a run's final set (see `Result.expand`)."""
+    return Result(run, resources).expand(
         num_samples,
         output,
-        resources,
         form,
         per_label=per_label,
         drop_failed=drop_failed,
@@ -67,9 +100,9 @@ def expand(
 
 
 def label_images(
-    run: str | Location,
-    images: str | Location,
-    output: str | Location,
+    run: GivenPath,
+    images: GivenPath,
+    output: GivenPath,
     resources: ResourcesConfig | None = None,
     image_column: str = "image",
 ) -> Location:
@@ -81,7 +114,7 @@ def label_images(
 
 def save_images(
     images: Any,
-    path: str | os.PathLike[str] | Location,
+    path: GivenPath,
     labels: Sequence[str] | Sequence[int] | None = None,
     users: Sequence[str] | Sequence[int] | None = None,
 ) -> Location:

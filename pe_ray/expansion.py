@@ -15,7 +15,7 @@ from pe_ray.errors import InputError
 from pe_ray.files.image_batches import evenly_spaced
 from pe_ray.files.parts import part_rows, require_whole
 from pe_ray.files.png import encode_png
-from pe_ray.files.storage import Location, atomic_write, resolve_place
+from pe_ray.files.storage import GivenPath, Location, atomic_write, resolve_place
 from pe_ray.plugins.spelling import did_you_mean
 from pe_ray.release.evidence import open_run
 from pe_ray.run import Run
@@ -42,9 +42,9 @@ Steps = list[list[int]]
 
 @others_cant_write()
 def expand(
-    run_path: str | Location,
+    run_path: GivenPath,
     num_samples: int | None,
-    output: str | Location,
+    output: GivenPath,
     resources: ResourcesConfig | None = None,
     form: str = "parquet",
     *,

@@ -19,7 +19,7 @@ from pe_ray.errors import InputError
 from pe_ray.files.image_batches import read_batches
 from pe_ray.files.image_shards import list_shards, split_shards
 from pe_ray.files.image_tables import ImageTable, TableSlice
-from pe_ray.files.storage import Location, atomic_write, require_writable, resolve_place
+from pe_ray.files.storage import GivenPath, Location, atomic_write, require_writable, resolve_place
 from pe_ray.release.evidence import open_run
 from pe_ray.run import Run
 from pe_ray.runtime.cluster import connect_to_ray
@@ -32,9 +32,9 @@ Labelled = tuple[NDArray[np.int32], NDArray[np.float32]]
 
 
 def label_images(
-    run_path: str | Location,
-    images: str | Location,
-    output: str | Location,
+    run_path: GivenPath,
+    images: GivenPath,
+    output: GivenPath,
     resources: ResourcesConfig | None = None,
     image_column: str = "image",
 ) -> Location:

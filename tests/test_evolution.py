@@ -20,7 +20,9 @@ from PIL import Image
 from tiny_networks import save_clip
 from verified import differing
 
-from pe_ray import Config, InputError, evolution, evolve, expand, plugins
+from pe_ray import Config, InputError, evolution, plugins
+from pe_ray.evolution import evolve
+from pe_ray.expansion import expand
 from pe_ray.files.parts import read_manifest
 from pe_ray.private.evaluation import audit
 from pe_ray.release.evidence import open_run

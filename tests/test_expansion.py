@@ -11,7 +11,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pe_ray import Config, InputError, cli, evolve, expand, expansion
+from pe_ray import Config, InputError, cli, expansion
+from pe_ray.evolution import evolve
+from pe_ray.expansion import expand
 from pe_ray.files.parts import MANIFEST, list_parts, read_manifest
 from pe_ray.files.storage import PROBE, name_left_aside
 

@@ -12,8 +12,9 @@ import pytest
 from sklearn.datasets import load_digits
 from tiny_public import save_public
 
-from pe_ray import Config, InputError, evolve, label_images, save_images
+from pe_ray import Config, InputError, label_images, save_images
 from pe_ray.config.blocks import ResourcesConfig
+from pe_ray.evolution import evolve
 from pe_ray.report import write_report
 
 ONE = ResourcesConfig(num_cpus=2, workers=1)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pe_ray import Config
-from pe_ray.planning import plan
+from pe_ray.planning import plan, worker_seconds
 
 
 @pytest.mark.parametrize("neighbors", [1, 3])
@@ -22,3 +22,10 @@ def test_lifted_samples_take_all_votes_that_are_cast(tree: dict[str, Any], neigh
 def test_without_noise_every_sample_stands_out(tree: dict[str, Any]) -> None:
     tree["privacy"]["epsilon"] = math.inf
     assert plan(Config.from_dict(tree)).count_lifted(1) == math.inf
+
+
+def test_what_a_generator_does_once_is_not_counted_for_each_image(tree: dict[str, Any]) -> None:
+    tree["generator"]["kind"] = "outside:SlowStart"
+    seconds = worker_seconds(Config.from_dict(tree), (40, 1000, 1000))
+    assert seconds is not None
+    assert 0 < seconds < 500

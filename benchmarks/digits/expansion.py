@@ -31,7 +31,7 @@ def main() -> None:
         output = expand(run, SAMPLES, Path(folder) / "more")
         seconds = time.perf_counter() - started
         watch.stop()
-        size = sum(file.stat().st_size for file in output.iterdir())
+        size = sum(file.stat().st_size for file in output.path.iterdir())
         print(
             f"{SAMPLES:,} samples in {seconds:.1f} s: {SAMPLES / seconds:,.0f} a second, ", end=""
         )

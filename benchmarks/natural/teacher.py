@@ -92,7 +92,7 @@ def main() -> None:
     right = np.array(made["label"]) == truth
     surest = np.argsort(-np.array(made["score"]))[: len(right) // 10]
     shown = {
-        "run": run.name,
+        "run": run.path.name,
         "accuracy": round(float(right.mean()), 4),
         "of the surest tenth": round(float(right[surest].mean()), 4),
         "run_seconds": round(trained - started),

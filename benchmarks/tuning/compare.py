@@ -20,12 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pe_ray import Config, evolve
+from pe_ray import Config, Search, evolve, tune
 from pe_ray.files.storage import expand_home
-from pe_ray.private.evaluation import audit
-from pe_ray.release.ledger import Ledger
-from pe_ray.tuning.search import search_of
-from pe_ray.tuning.tune import tune
 
 STRATEGIES = ("untuned", "public", "proxy", "compose")
 DEGREES = [0.5, {"start": 0.6, "end": 0.3}, {"start": 0.4, "end": 0.15}]
@@ -113,21 +109,20 @@ def main() -> None:
                 started = time.perf_counter()
                 tree = settings(options.data.resolve(), folder, options.num_samples, seed)
                 tree["output"] = {"path": str(folder / f"{name}-{seed}")}
-                chosen: dict[str, Any] = {}
                 if name == "untuned":
-                    path = evolve(Config.from_dict(tree))
+                    run = evolve(Config.from_dict(tree))
                 else:
                     tree = copy.deepcopy(tree)
                     tree["tuning"] = tuning(
                         name, options.data.resolve(), folder, options.trials, seed
                     )
-                    outcome = tune(search_of(tree))
-                    path, chosen = outcome.path, outcome.settings
-                accuracy = next(iter(audit(path).values()))
+                    run = tune(Search.from_dict(tree))
+                chosen = run.search["settings"] if run.search else {}
+                accuracy = next(iter(run.audit().values()))
                 accuracies[name].append(accuracy)
-                spent = Ledger.open(path / "ledger.sqlite").spent()
                 print(
-                    f"{name:<10}seed {seed}: accuracy {accuracy:.4f}, epsilon {spent:.4f}, "
+                    f"{name:<10}seed {seed}: accuracy {accuracy:.4f}, "
+                    f"epsilon {run.ledger['epsilon']:.4f}, "
                     f"{time.perf_counter() - started:.0f} s {json.dumps(chosen)}",
                     flush=True,
                 )

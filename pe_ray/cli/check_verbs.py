@@ -76,9 +76,9 @@ def add_verbs(verb: AddVerb) -> None:
 def _check(options: argparse.Namespace) -> None:
     search = None
     if "tuning" in read_tree(options.config, options.set):
-        from pe_ray.tuning.search import read_search
+        from pe_ray.tuning.search import Search
 
-        search = read_search(options.config, options.set)
+        search = Search.from_yaml(options.config, options.set)
         config = use_address(search.config, options.address)
         search = replace(search, config=config)
     else:

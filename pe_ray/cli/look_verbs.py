@@ -65,36 +65,17 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _ledger(options: argparse.Namespace) -> None:
-    from pe_ray.release.ledger import Ledger
+    from pe_ray.release.ledger import Ledger, describe_ledger
     from pe_ray.runtime.run_directory import find_ledger
 
-    ledger = Ledger.open(find_ledger(options.run))
-    budget, spent = ledger.budget, ledger.spent()
-    releases = [
-        {
-            **entry.release.as_tree(),
-            "state": entry.state,
-            "reserved_at": entry.reserved_at,
-            "committed_at": entry.committed_at,
-        }
-        for entry in ledger.entries()
-    ]
+    told = describe_ledger(Ledger.open(find_ledger(options.run)))
     if options.json:
-        print_json(
-            {
-                "epsilon": spent,
-                "delta": budget.delta,
-                "unit": budget.unit,
-                "budget_epsilon": budget.epsilon,
-                "accounting": ledger.accounting,
-                "releases": releases,
-            }
-        )
+        print_json(told)
         return
-    print(f"spent       {state_claim(spent, budget.delta, budget.unit)}")
-    print(f"budget      epsilon {budget.epsilon:g}")
-    print(f"accounting  {ledger.accounting}")
-    for release in releases:
+    print(f"spent       {state_claim(told['epsilon'], told['delta'], told['unit'])}")
+    print(f"budget      epsilon {told['budget_epsilon']:g}")
+    print(f"accounting  {told['accounting']}")
+    for release in told["releases"]:
         print(
             "{key:<12}sigma {sigma:g}, sensitivity {sensitivity:g}, {state} {reserved_at}".format(
                 **release

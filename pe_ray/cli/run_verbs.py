@@ -85,9 +85,9 @@ def _plan(options: argparse.Namespace) -> None:
 
     if "tuning" in read_tree(options.config, options.set):
         from pe_ray.cli.tune_verbs import print_cost
-        from pe_ray.tuning.search import read_search
+        from pe_ray.tuning.search import Search
 
-        print_cost(read_search(options.config, options.set), options.json)
+        print_cost(Search.from_yaml(options.config, options.set), options.json)
         return
     config = Config.from_yaml(options.config, options.set)
     ledger_folder(config)

@@ -35,10 +35,10 @@ def _tune(options: argparse.Namespace) -> None:
 
     from pe_ray.release.ledger import Ledger
     from pe_ray.report import write_report
-    from pe_ray.tuning.search import read_search
+    from pe_ray.tuning.search import Search
     from pe_ray.tuning.tune import tune
 
-    search = read_search(options.config, options.set)
+    search = Search.from_yaml(options.config, options.set)
     search = replace(search, config=use_address(search.config, options.address))
     started = time.monotonic()
     outcome = tune(search)

@@ -19,7 +19,7 @@ from pydantic import (
     WrapValidator,
 )
 
-from pe_ray.files.storage import parse_location
+from pe_ray.files.storage import ObjectPath, parse_location
 
 _USER_INFO = re.compile(r"^[a-z][a-z0-9+.-]*://[^/?#\s]*@", re.IGNORECASE)
 _SECRET_QUERY = re.compile(
@@ -49,6 +49,7 @@ class _HomePath(str):
 
 
 def _expand_home(text: Any, read: ValidatorFunctionWrapHandler) -> str:
+    text = str(text) if isinstance(text, os.PathLike | ObjectPath) else text
     path = _HomePath(os.path.expanduser(read(text)))
     path.written = getattr(text, "written", read(text))
     return path

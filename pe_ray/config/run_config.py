@@ -39,7 +39,7 @@ from pe_ray.config.yaml_tree import (
     set_override,
 )
 from pe_ray.errors import InputError
-from pe_ray.files.storage import Location, parse_location
+from pe_ray.files.storage import GivenPath, Location, parse_location
 from pe_ray.plugins import PrivateSums, only_known
 from pe_ray.plugins.options import BOUND
 from pe_ray.values import Framing, ImageShape
@@ -69,7 +69,7 @@ class Config(Block):
     output: OutputConfig
 
     @classmethod
-    def from_yaml(cls, path: str | Location, overrides: Sequence[str] = ()) -> Config:
+    def from_yaml(cls, path: GivenPath, overrides: Sequence[str] = ()) -> Config:
         """Read a YAML file; `overrides` are `block.key=value` with a YAML value."""
         return cls._from_file(read_tree(path, overrides))
 

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from pe_ray.config.places import may_hold_secret
 from pe_ray.errors import InputError
-from pe_ray.files.storage import Location, resolve_place
+from pe_ray.files.storage import GivenPath, Location, resolve_place
 
 _REMOVED: Mapping[str, Mapping[str, Any]] = {
     "schedule": {"expand_degree": None},
@@ -27,7 +27,7 @@ _REMOVED: Mapping[str, Mapping[str, Any]] = {
 """Block or kind -> keys that an earlier version had, with the defaults that it wrote."""
 
 
-def read_tree(path: str | Location, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def read_tree(path: GivenPath, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Return the plain values of a user's file, with `overrides` (`block.key=value`) in place."""
     tree = _read(path, _UserLoader)
     for override in overrides:
@@ -50,7 +50,7 @@ def digest_tree(tree: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _read(path: str | Location, loader: type[_UniqueKeys]) -> dict[str, Any]:
+def _read(path: GivenPath, loader: type[_UniqueKeys]) -> dict[str, Any]:
     try:
         text = resolve_place(path, "config").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -18,8 +17,8 @@ from pe_ray.errors import InputError
 from pe_ray.files import images as stored_images
 from pe_ray.files.layouts.columns import is_string
 from pe_ray.files.storage import (
+    GivenPath,
     Location,
-    ObjectPath,
     atomic_write,
     io_errors_as_input_errors,
     resolve_place,
@@ -32,7 +31,7 @@ _PRIVATE = 0o600
 
 def save_images(
     images: Any,
-    path: str | os.PathLike[str] | ObjectPath,
+    path: GivenPath,
     labels: Sequence[str] | Sequence[int] | None = None,
     users: Sequence[str] | Sequence[int] | None = None,
 ) -> Location:

@@ -106,6 +106,8 @@ class ObjectPath:
 
 
 Location = Path | ObjectPath
+GivenPath = str | os.PathLike[str] | ObjectPath
+"""A path, or the URI of an object, as users give it."""
 
 
 @lru_cache(maxsize=16)
@@ -117,7 +119,7 @@ def _store(scheme: str, bucket: str, query: str) -> Any:
     return FileSystem.from_uri(f"{scheme}://{bucket}?{'&'.join(filter(None, options))}")[0]
 
 
-def parse_location(text: str | os.PathLike[str] | ObjectPath) -> Location:
+def parse_location(text: GivenPath) -> Location:
     """Parse `text` as a local path, or as the URI of one or of an object.
 
     Raises ValueError for a URI that can't be used; its text does not quote the URI, which may hold
@@ -170,12 +172,14 @@ def find_cache() -> Path:
     return Path(given) if given else find_home() / ".cache"
 
 
-def resolve_place(text: str | os.PathLike[str] | ObjectPath, field: str) -> Location:
+def resolve_place(text: GivenPath, field: str) -> Location:
     """Parse and resolve a place that the user gave; InputError names the field."""
     try:
         return parse_location(text).resolve()
     except ValueError as error:
         raise InputError(f"{field}: {error}") from None
+    except TypeError:
+        raise InputError(f"{field}: is a {type(text).__name__}; give a path") from None
 
 
 @contextmanager

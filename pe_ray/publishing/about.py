@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 
 from pe_ray.config.yaml_tree import first_fault, read_tree
 from pe_ray.errors import InputError
-from pe_ray.files.storage import Location
+from pe_ray.files.storage import GivenPath
 from pe_ray.plugins import Options
 
 Sector = Literal["Technology", "Healthcare", "Education", "Government", "Energy", "Finance"]
@@ -48,7 +48,7 @@ class About(Options):
     """How the private data were collected, and who else holds them."""
 
 
-def read_about(path: str | Location | None) -> About:
+def read_about(path: GivenPath | None) -> About:
     """Read the file of `--about`; InputError names a key that isn't known or can't be used."""
     tree = {} if path is None else read_tree(path)
     try:

@@ -21,7 +21,7 @@ from pe_ray.expansion import NOTE as EXPANSION_NOTE
 from pe_ray.files.digests import read_with_digest, write_with_digest
 from pe_ray.files.images import list_stored
 from pe_ray.files.parts import Part, commit, list_parts, read_manifest, read_part, write_part
-from pe_ray.files.storage import Location, atomic_write, name_left_aside, resolve_place
+from pe_ray.files.storage import GivenPath, Location, atomic_write, name_left_aside, resolve_place
 from pe_ray.publishing.about import read_about
 from pe_ray.publishing.cards import (
     PublishedFile,
@@ -53,9 +53,9 @@ _LINEAGE = ["id", "label", "parent", "degree"]
 
 @others_cant_write()
 def publish(
-    run_path: str | Location,
+    run_path: GivenPath,
     output: str | Path,
-    expansion: str | Location | None = None,
+    expansion: GivenPath | None = None,
     *,
     about: str | Path | None = None,
     key: str | Path | None = None,
@@ -132,7 +132,7 @@ def _require_publishable(facts: Facts) -> None:
         )
 
 
-def _find_set(facts: Facts, expansion: str | Location | None) -> Location:
+def _find_set(facts: Facts, expansion: GivenPath | None) -> Location:
     """Return the folder of the images: the run's final set, or the expansion if it is one of it."""
     if expansion is None:
         return facts.run.synthetic

@@ -22,6 +22,7 @@ from pe_ray.config.yaml_tree import digest_tree, read_stored
 from pe_ray.errors import DamagedFileError, InputError
 from pe_ray.files.digests import read_with_digest
 from pe_ray.files.storage import (
+    GivenPath,
     Location,
     io_errors_as_input_errors,
     list_names,
@@ -40,7 +41,7 @@ from pe_ray.runtime.run_directory import (
 )
 
 
-def open_run(path: str | Location) -> Run:
+def open_run(path: GivenPath) -> Run:
     """Open an existing run directory, with `resources` at their defaults.
 
     The ledger of a run in a store is the copy that lies in the store. Raises InputError where

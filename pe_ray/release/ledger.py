@@ -234,6 +234,27 @@ class Ledger:
             )
 
 
+def describe_ledger(ledger: Ledger) -> dict[str, Any]:
+    """Return what `pe-ray ledger --json` prints: all that was charged, and its epsilon."""
+    budget = ledger.budget
+    return {
+        "epsilon": ledger.spent(),
+        "delta": budget.delta,
+        "unit": budget.unit,
+        "budget_epsilon": budget.epsilon,
+        "accounting": ledger.accounting,
+        "releases": [
+            {
+                **entry.release.as_tree(),
+                "state": entry.state,
+                "reserved_at": entry.reserved_at,
+                "committed_at": entry.committed_at,
+            }
+            for entry in ledger.entries()
+        ],
+    }
+
+
 def _flatten(terms: Terms) -> dict[str, Any]:
     values = asdict(terms)
     return {**values.pop("budget"), **values}

@@ -5,12 +5,12 @@ The package imports its modules late, as `run_status` needs neither Ray nor temp
 
 from __future__ import annotations
 
-from pe_ray.files.storage import Location, atomic_write
+from pe_ray.files.storage import GivenPath, Location, atomic_write
 from pe_ray.runtime.run_directory import others_cant_write
 
 
 @others_cant_write()
-def write_report(path: str | Location) -> Location:
+def write_report(path: GivenPath) -> Location:
     """Write samples/, metrics.jsonl, tensorboard/ and report.html of a run; return the page's path.
 
     A run in progress has a report too: its page says how far the run is. DamagedFileError where

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pe_ray.config import Config
 from pe_ray.errors import DamagedFileError
 from pe_ray.files.parts import read_manifest
-from pe_ray.files.storage import Location, open_seekable
+from pe_ray.files.storage import GivenPath, open_seekable
 from pe_ray.release.evidence import open_run
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_sql import LedgerEntry
@@ -64,7 +64,7 @@ class Facts:
         raise DamagedFileError(str(file))
 
 
-def gather(path: str | Location) -> Facts:
+def gather(path: GivenPath) -> Facts:
     """Read the run at `path`, finished or not."""
     opened = open_run(path)
     run, config = opened.directory, opened.config

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pe_ray.files.parts import count_rows_found, read_manifest
-from pe_ray.files.storage import Location
+from pe_ray.files.storage import GivenPath, Location
 from pe_ray.release.releases import shape_releases
 from pe_ray.report.facts import Facts, gather
 from pe_ray.runtime.run_directory import in_use
@@ -24,7 +24,7 @@ The state is done, waiting, or that of the run for the first stage that is not d
 """
 
 
-def read_status(path: str | Location) -> dict[str, Any]:
+def read_status(path: GivenPath) -> dict[str, Any]:
     """Return what `--json` prints of the run in `path`; InputError where there is none.
 
     Its state is finished, running or stopped; begun where a lock can't be seen, in a store.

@@ -30,6 +30,7 @@ from pe_ray.files.digests import write_with_digest
 from pe_ray.files.locks import find_holder, is_locked, locked
 from pe_ray.files.storage import (
     PROBE,
+    GivenPath,
     Location,
     ObjectPath,
     atomic_write,
@@ -385,7 +386,7 @@ def check_output(
     return stored
 
 
-def find_ledger(path: str | Location) -> Path:
+def find_ledger(path: GivenPath) -> Path:
     """Return the ledger of an existing run, or of a search that has no final run yet."""
     place = resolve_place(path, "run")
     with io_errors_as_input_errors("run", place):

@@ -54,28 +54,32 @@ class ExportFormat(Protocol):
         ...
 
 
+def make_table(images: LabelledImages) -> pa.Table:
+    """Return columns image ({bytes: PNG, path: null}) and label, as HF datasets reads them."""
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"_type": "ClassLabel", "names": list(images.names)},
+    }
+    columns = {
+        "image": pa.StructArray.from_arrays(
+            [pa.array(images.pngs, pa.binary()), pa.nulls(len(images.pngs), pa.string())],
+            ["bytes", "path"],
+        ),
+        "label": pa.array(images.labels, type=pa.int64()),
+    }
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    return pa.table(columns).replace_schema_metadata(metadata)
+
+
 class Parquet:
-    """Columns image ({bytes: PNG, path: null}) and label, as HF datasets reads them by itself."""
+    """The columns of `make_table`."""
 
     suffix = "parquet"
 
     @staticmethod
     def write(directory: Location, images: LabelledImages) -> bytes:
-        features = {
-            "image": {"_type": "Image"},
-            "label": {"_type": "ClassLabel", "names": list(images.names)},
-        }
-        columns = {
-            "image": pa.StructArray.from_arrays(
-                [pa.array(images.pngs, pa.binary()), pa.nulls(len(images.pngs), pa.string())],
-                ["bytes", "path"],
-            ),
-            "label": pa.array(images.labels, type=pa.int64()),
-        }
-        metadata = {"huggingface": json.dumps({"info": {"features": features}})}
         sink = io.BytesIO()
-        table = pa.table(columns).replace_schema_metadata(metadata)
-        pq.write_table(table, sink, compression="none")
+        pq.write_table(make_table(images), sink, compression="none")
         return sink.getvalue()
 
 

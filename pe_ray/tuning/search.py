@@ -27,7 +27,7 @@ from pe_ray.config.places import apart, refuse_credentials
 from pe_ray.config.yaml_tree import first_fault, read_tree
 from pe_ray.errors import InputError
 from pe_ray.files.image_tables import ImageTable
-from pe_ray.files.storage import Location
+from pe_ray.files.storage import GivenPath
 from pe_ray.plugins import Images, Options, PrivateSums
 from pe_ray.plugins.options import BOUND
 from pe_ray.release.ledger import Ledger
@@ -104,6 +104,39 @@ class Search:
     tuning: TuningConfig
     strategy: Strategy
     objective: Objective
+
+    @classmethod
+    def from_yaml(cls, path: GivenPath, overrides: Sequence[str] = ()) -> Search:
+        """Read a YAML file with a `tuning` block; `overrides` are `block.key=value`."""
+        return cls.from_dict(read_tree(path, overrides))
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> Search:
+        """Validate a tree of plain values; InputError where its parts don't fit."""
+        if "tuning" not in tree:
+            raise InputError("config: has no `tuning` block; see docs/tuning.md")
+        rest = {key: value for key, value in tree.items() if key != "tuning"}
+        config = Config.from_dict(rest)
+        try:
+            refuse_credentials(tree["tuning"], "tuning")
+            tuning = TuningConfig.model_validate(tree["tuning"])
+        except ValidationError as error:
+            raise first_fault(error, tree["tuning"], "tuning.") from None
+        except ValueError as error:
+            raise InputError(f"config: {error}") from None
+        search = cls(
+            tree=rest,
+            config=config,
+            tuning=tuning,
+            strategy=_make("tuning_strategy", tuning.strategy),
+            objective=_make("tuning_objective", tuning.objective),
+        )
+        if not math.isfinite(config.privacy.epsilon):
+            raise InputError("privacy.epsilon: a search inside a budget needs a finite one")
+        require_public(tuning.public_data, "tuning.public_data", config.private)
+        search.strategy.check(search)
+        search.objective.check(search)
+        return search
 
     def values(self) -> dict[str, Any]:
         """Return the plain values that the search publishes."""
@@ -235,39 +268,6 @@ def public_tables(search: Search) -> list[tuple[ImageTable, Framing]]:
         tables.append(public_table(stand_in, "tuning.public_data"))
     distinct = {table.block: table for table in tables}
     return [(table, search.config.framing) for table in distinct.values()]
-
-
-def read_search(path: str | Location, overrides: Sequence[str] = ()) -> Search:
-    """Read the search that a YAML file and `overrides` describe; InputError names a fault."""
-    return search_of(read_tree(path, overrides))
-
-
-def search_of(tree: Mapping[str, Any]) -> Search:
-    """Return the search that plain values describe; InputError where its parts don't fit."""
-    if "tuning" not in tree:
-        raise InputError("config: has no `tuning` block; see docs/tuning.md")
-    rest = {key: value for key, value in tree.items() if key != "tuning"}
-    config = Config.from_dict(rest)
-    try:
-        refuse_credentials(tree["tuning"], "tuning")
-        tuning = TuningConfig.model_validate(tree["tuning"])
-    except ValidationError as error:
-        raise first_fault(error, tree["tuning"], "tuning.") from None
-    except ValueError as error:
-        raise InputError(f"config: {error}") from None
-    search = Search(
-        tree=rest,
-        config=config,
-        tuning=tuning,
-        strategy=_make("tuning_strategy", tuning.strategy),
-        objective=_make("tuning_objective", tuning.objective),
-    )
-    if not math.isfinite(config.privacy.epsilon):
-        raise InputError("privacy.epsilon: a search inside a budget needs a finite one")
-    require_public(tuning.public_data, "tuning.public_data", config.private)
-    search.strategy.check(search)
-    search.objective.check(search)
-    return search
 
 
 def _make(plugin_type: plugins.PluginType, plugin: Plugin) -> Any:

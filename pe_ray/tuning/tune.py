@@ -61,7 +61,7 @@ from pe_ray.tuning.budget import (
     shared_releases,
 )
 from pe_ray.tuning.checks import check_parts, check_search
-from pe_ray.tuning.search import Search, search_of
+from pe_ray.tuning.search import Search
 from pe_ray.tuning.space import configure
 from pe_ray.tuning.trial import Job
 
@@ -169,7 +169,7 @@ def _bind(search: Search, directory: RunDirectory, folder: Path) -> bool:
 
 def _read_bound(file: Location) -> dict[str, Any]:
     with only_known():
-        return search_of(read_stored(file)).bound()
+        return Search.from_dict(read_stored(file)).bound()
 
 
 def _release_shared(search: Search, directory: RunDirectory, ledger: Ledger, folder: Path) -> Job:

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.datasets import load_digits
 
-from pe_ray import Config, cli, evolve
+from pe_ray import Config, cli
 from pe_ray.auditing.privacy_score import score_privacy
+from pe_ray.evolution import evolve
 from pe_ray.release.evidence import open_run
 
 CHANNELS = {"counts", "survival", "children", "lineage", "images", "together"}

@@ -31,7 +31,10 @@ def write(tree: dict[str, Any], folder: Path) -> str:
 @pytest.mark.parametrize(
     ("imports", "absent"),
     [
-        ("from pe_ray import Config, evolve", "torch ray faiss diffusers transformers sklearn"),
+        (
+            "from pe_ray import Config, Result, evolve, tune",
+            "torch ray faiss diffusers transformers sklearn pandas scipy dp_accounting",
+        ),
         ("import pe_ray.cli, pe_ray.release.ledger", "torch ray faiss matplotlib sklearn"),
         ("import pe_ray.report.page, pe_ray.report.comparison", "torch ray faiss sklearn"),
         ("import pe_ray.planning, pe_ray.cli.inputs", "torch ray faiss matplotlib sklearn"),

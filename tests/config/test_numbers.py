@@ -12,7 +12,7 @@ from docs.generate import schema
 from pe_ray import Config, InputError
 from pe_ray.config.yaml_tree import put
 from pe_ray.plugins import MetricOptions
-from pe_ray.tuning.search import search_of
+from pe_ray.tuning.search import Search
 
 CHECKED_BY_THEIR_BLOCK = {
     *("num_samples", "degrees", "noise", "label_fractions", "start", "end", "low", "high"),
@@ -179,10 +179,10 @@ def test_a_searchs_metric_needs_two_labels_as_well(one_label: dict[str, Any], ki
         "space": {"votes.neighbors": [1, 2]},
         "objective": {"kind": "public", "metric": "kid", "mode": "min", "reference": reference},
     }
-    search_of(one_label)
+    Search.from_dict(one_label)
     one_label["tuning"]["objective"]["metric"] = kind
     with pytest.raises(InputError, match=rf"^tuning\.objective\.metric: {kind} needs .*2 labels"):
-        search_of(one_label)
+        Search.from_dict(one_label)
 
 
 @pytest.mark.parametrize(
@@ -201,10 +201,10 @@ def test_an_unknown_key_of_a_search_gets_the_nearest_known_one(
         "space": {"votes.neighbors": [1, 2]},
         "objective": {"kind": "moments"},
     }
-    search_of(tree)
+    Search.from_dict(tree)
     put(tree["tuning"], key, 2, "test")
     with pytest.raises(InputError, match=rf"^config: tuning\..*{key}: .*\b{nearest}\?"):
-        search_of(tree)
+        Search.from_dict(tree)
 
 
 def test_a_metric_from_outside_states_its_needs_or_none() -> None:

@@ -18,7 +18,7 @@ from pe_ray.config.places import apart, lies_in, refuse_credentials
 from pe_ray.config.run_config import read_resources
 from pe_ray.config.yaml_tree import dump_tree, put, read_tree, set_override
 from pe_ray.plugins.registry import BUILT_IN
-from pe_ray.tuning.search import search_of
+from pe_ray.tuning.search import Search
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_secret_is_refused_by_name_or_form_and_not_quoted(
 def test_a_search_holds_no_secret(tree: dict[str, Any]) -> None:
     tuning = {"space": {"generator.random.parameters.api_key": ["hunter2", "hunter3"]}}
     with pytest.raises(InputError, match=r"^config: tuning\.space\.\S+: holds cred") as caught:
-        search_of(tree | {"tuning": tuning})
+        Search.from_dict(tree | {"tuning": tuning})
     assert "hunter" not in str(caught.value)
 
 

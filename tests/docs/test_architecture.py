@@ -18,7 +18,7 @@ from pe_ray.release.releases import kind_of
 from pe_ray.synthetic.denoising import make_denoiser
 from pe_ray.synthetic.export import load_format
 from pe_ray.synthetic.export_formats import LabelledImages
-from pe_ray.tuning.search import search_of
+from pe_ray.tuning.search import Search
 from pe_ray.values import ImageShape, Release
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "architecture.md"
@@ -102,7 +102,7 @@ def test_a_strategy_and_an_objective(tree: dict[str, Any], tmp_path: Path) -> No
         "objective": {"kind": kind("tuning_objective"), "target": 0.0},
         "space": {"votes.neighbors": [1, 2]},
     }
-    search = search_of(tree)
+    search = Search.from_dict(tree)
     trial = search.strategy.configure_trial(search, search.config)
     assert trial.private.data == str(tmp_path)
     assert trial.private.labels == search.config.private.labels

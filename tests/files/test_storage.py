@@ -28,9 +28,11 @@ from moto.server import ThreadedMotoServer
 from pyarrow.fs import FileSelector
 from whole_slices import list_slices
 
-from pe_ray import Config, InputError, cli, evolution, evolve, expand, save_images
+from pe_ray import Config, InputError, cli, evolution, save_images
 from pe_ray.components.generators.cached_images import CachedImages
 from pe_ray.errors import DamagedFileError
+from pe_ray.evolution import evolve
+from pe_ray.expansion import expand
 from pe_ray.files.contents import digest_place
 from pe_ray.files.digests import read_with_digest, write_with_digest
 from pe_ray.files.image_batches import read_images

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pe_ray import Config, InputError, evolve
+from pe_ray import Config, InputError
 from pe_ray.components.embedders.pixels import Pixels
 from pe_ray.components.metrics.distances import frechet_distance
+from pe_ray.evolution import evolve
 from pe_ray.private.evaluation import audit
 from pe_ray.release.evidence import open_run
 from pe_ray.synthetic.population_files import read_population

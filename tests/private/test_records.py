@@ -21,11 +21,12 @@ from PIL import Image
 from weighed import Weighed, save_weights
 from whole_slices import list_slices, read_slice
 
-from pe_ray import Config, evolve
+from pe_ray import Config
 from pe_ray.components.embedders.pixels import Pixels
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.config.kinds import Plugin
 from pe_ray.errors import InputError, RecordError
+from pe_ray.evolution import evolve
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.private.record_embeddings import PrivateRecords, embed_slice, open_records
 from pe_ray.private.records import read_records

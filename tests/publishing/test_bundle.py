@@ -23,7 +23,9 @@ import yaml
 from fake_hub import serve_hub
 from PIL import Image
 
-from pe_ray import Config, InputError, evolve, expand
+from pe_ray import Config, InputError
+from pe_ray.evolution import evolve
+from pe_ray.expansion import expand
 from pe_ray.files.parts import commit, list_parts, write_part
 from pe_ray.files.storage import name_left_aside
 from pe_ray.publishing.about import About

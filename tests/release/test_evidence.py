@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import yaml
 
-from pe_ray import Config, InputError, cli, evolve, expand
-from pe_ray.evolution import iterate
+from pe_ray import Config, InputError, cli
+from pe_ray.evolution import evolve, iterate
+from pe_ray.expansion import expand
 from pe_ray.files.digests import locate_digest
 from pe_ray.planning import plan_releases
 from pe_ray.plugins import registry

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pe_ray import Config, evolve
+from pe_ray import Config
+from pe_ray.evolution import evolve
 
 TREE = {
     "private": {"data": "sklearn:digits", "labels": [str(digit) for digit in range(10)]},

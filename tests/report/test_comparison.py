@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pe_ray import Config, InputError, cli, evolve
+from pe_ray import Config, InputError, cli
+from pe_ray.evolution import evolve
 from pe_ray.report.comparison import compare, tabulate
 
 

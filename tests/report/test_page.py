@@ -17,7 +17,8 @@ from typing import Any
 import matplotlib
 from verified import differing
 
-from pe_ray import Config, evolve
+from pe_ray import Config
+from pe_ray.evolution import evolve
 from pe_ray.files.parts import MANIFEST, list_parts, read_manifest
 from pe_ray.release.accounting import epsilon_of
 from pe_ray.release.ledger import Ledger

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pe_ray import Config, InputError, cli, evolve
+from pe_ray import Config, InputError, cli
+from pe_ray.evolution import evolve
 from pe_ray.files.parts import MANIFEST
 from pe_ray.release.ledger_sql import begin
 from pe_ray.report.run_status import read_status

@@ -14,7 +14,9 @@ from tiny_public import save_public
 from undisturbed import charged, content
 from weighed import save_weights
 
-from pe_ray import Config, InputError, evolve, expand
+from pe_ray import Config, InputError
+from pe_ray.evolution import evolve
+from pe_ray.expansion import expand
 from pe_ray.release.ledger import Ledger
 from pe_ray.runtime.named_files import digest_named_files
 from pe_ray.runtime.run_directory import claim_directory, write_config

@@ -13,7 +13,9 @@ import pytest
 from tiny_public import save_parquet
 from undisturbed import content
 
-from pe_ray import Config, InputError, evolve, expand
+from pe_ray import Config, InputError
+from pe_ray.evolution import evolve
+from pe_ray.expansion import expand
 from pe_ray.release.ledger import Ledger
 from pe_ray.runtime import run_directory
 from pe_ray.runtime.run_directory import claim_directory, write_config

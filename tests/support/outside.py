@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -9,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pe_ray.plugins import EmbedderOptions, Images, Options
+from pe_ray.components.generators.rendered_text import RenderedText
+from pe_ray.plugins import EmbedderOptions, Images, Options, Rows
+from pe_ray.plugins.seeds import Seeds
 from pe_ray.release.releases import Counts, Sums
 from pe_ray.synthetic.export_formats import LabelledImages
 from pe_ray.values import DistanceMetric, ImageShape, Release
@@ -67,3 +70,13 @@ class Corners(Counts):
 
 class Lattice(Sums):
     """Sums under another name than theirs: refused, as they would be accounted as counts."""
+
+
+class SlowStart(RenderedText):
+    """A generator whose first call takes a second, as where it finds neighbours first."""
+
+    def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
+        if not getattr(self, "_ready", False):
+            time.sleep(1.0)
+        self._ready = True
+        return super().vary(rows, degree, seeds)

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pe_ray import Config, evolution, evolve
+from pe_ray import Config, evolution
+from pe_ray.evolution import evolve
 from pe_ray.files.parts import MANIFEST
 from pe_ray.release.ledger import Ledger
 

@@ -13,12 +13,13 @@ from small_runs import run_in
 from tiny_public import save_parquet
 from undisturbed import content
 
-from pe_ray import Config, InputError, evolve
+from pe_ray import Config, InputError
 from pe_ray.components.embedders.label_features import LearntFeatures, LearntFeaturesOptions
+from pe_ray.evolution import evolve
 from pe_ray.plugins import load
 from pe_ray.release import door
 from pe_ray.release.ledger import Ledger
-from pe_ray.tuning.search import search_of
+from pe_ray.tuning.search import Search
 
 
 @pytest.fixture
@@ -165,9 +166,9 @@ def test_moments_of_a_search_need_an_embedder_that_all_trials_share(
         "objective": {"kind": "moments"},
     }
     with pytest.raises(InputError, match=r"tuning\.objective\.embedder: needed"):
-        search_of(learning)
+        Search.from_dict(learning)
     learning["tuning"]["objective"]["embedder"] = {"kind": "pixels"}
-    search_of(learning)
+    Search.from_dict(learning)
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it(

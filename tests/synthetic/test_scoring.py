@@ -16,8 +16,9 @@ import pytest
 from small_runs import run_in
 from undisturbed import charged, content
 
-from pe_ray import Config, InputError, evolve, plugins
+from pe_ray import Config, InputError, plugins
 from pe_ray.components.metrics.distances import frechet_distance
+from pe_ray.evolution import evolve
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.release.ledger import Ledger
 from pe_ray.report import write_report

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pe_ray import Config, evolve
+from pe_ray import Config
+from pe_ray.evolution import evolve
 from pe_ray.planning import plan_releases
 from pe_ray.synthetic.population import apportion
 from pe_ray.synthetic.smoothing import read_smoothed, smooth

@@ -16,8 +16,10 @@ import pytest
 from undisturbed import content
 from verified import differing
 
-from pe_ray import Config, InputError, evolve, expand
+from pe_ray import Config, InputError
 from pe_ray.errors import DamagedFileError
+from pe_ray.evolution import evolve
+from pe_ray.expansion import expand
 from pe_ray.files.parts import MANIFEST
 from pe_ray.private.evaluation import audit
 from pe_ray.release.evidence import open_run

@@ -67,7 +67,7 @@ def resources(name: str) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all((MANIFESTS / name).read_text()))
 
 
-@pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])
+@pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml", "loader.yaml"])
 def test_the_manifests_fit_their_schemas(name: str) -> None:
     """The custom resources against the fields that KubeRay documents (no registry here has its
     CRD), whatever is Kubernetes' own against the schema of Kubernetes.
@@ -106,6 +106,21 @@ def test_the_manifests_are_closed_to_the_outside() -> None:
         if "persistentVolumeClaim" in volume
     }
     assert wanted == {claim["metadata"]["name"] for claim in claims}
+
+
+def test_only_the_loader_writes_private_records_and_only_workers_read_them() -> None:
+    def mounts(pod: dict[str, Any]) -> list[dict[str, Any]]:
+        (container,) = pod["spec"]["containers"]
+        return [mount for mount in container["volumeMounts"] if "private" in mount["mountPath"]]
+
+    (cluster, *_), (loader,) = resources("raycluster.yaml"), resources("loader.yaml")
+    (workers,) = cluster["spec"]["workerGroupSpecs"]
+    assert mounts(cluster["spec"]["headGroupSpec"]["template"]) == []
+    assert [mount["readOnly"] for mount in mounts(workers["template"])] == [True]
+    assert workers["labels"] == {"records": "private"}
+    assert [mount.get("readOnly", False) for mount in mounts(loader)] == [False]
+    (job,) = resources("rayjob.yaml")
+    assert "private.node_label=records=private" in job["spec"]["entrypoint"]
 
 
 def test_one_version_of_ray_everywhere() -> None:

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.datasets import load_sample_images
 
-from pe_ray import Config, evolve, label_images, save_images
+from pe_ray import Config, label_images, save_images
+from pe_ray.evolution import evolve
 
 
 def crops(num: int, columns: slice, seed: int) -> tuple[list[np.ndarray], list[str]]:

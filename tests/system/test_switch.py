@@ -11,8 +11,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pe_ray import Config, InputError, evolve, expand
+from pe_ray import Config, InputError
 from pe_ray.cli import main
+from pe_ray.evolution import evolve
+from pe_ray.expansion import expand
 from pe_ray.files.parts import list_parts
 from pe_ray.planning import plan, worker_seconds
 from pe_ray.private.evaluation import audit

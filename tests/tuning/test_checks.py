@@ -24,7 +24,7 @@ from pe_ray.runtime.run_directory import claim_directory, on_disk, write_config
 from pe_ray.tuning import tune as tune_module
 from pe_ray.tuning.budget import accounting_of, shared_releases
 from pe_ray.tuning.checks import check_search
-from pe_ray.tuning.search import search_of
+from pe_ray.tuning.search import Search
 from pe_ray.tuning.space import ray_space
 from pe_ray.tuning.trial import Job, trial_config
 from pe_ray.tuning.tune import check_directory, tune
@@ -56,7 +56,7 @@ def test_a_bad_record_ends_a_search_before_anything_is_spent(
     pq.write_table(pa.table({"image": [b"none"], "label": ["3"]}), file)
     searched["private"] |= {"data": str(file), "cache": str(tmp_path / "cache")}
     with pytest.raises(InputError, match="shard 0, row 0"):
-        tune(search_of(searched))
+        tune(Search.from_dict(searched))
     assert Ledger.open(final(searched) / "ledger.sqlite").spent() == 0.0
     for path in final(searched).rglob("*"):
         assert path.is_dir() or b"row 0" not in path.read_bytes()
@@ -100,7 +100,7 @@ def test_bad_input_is_refused_before_anything_is_spent(
         searched["generator"] = service(changes["generator"], tmp_path)
     searched["tuning"] |= {key: value for key, value in changes.items() if key != "generator"}
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
-        tune(search_of(searched))
+        tune(Search.from_dict(searched))
     assert not final(searched).exists()
 
 
@@ -108,12 +108,12 @@ def test_a_folder_with_a_population_is_no_searchs_place(
     ray_session: None, searched: dict[str, Any]
 ) -> None:
     """A run that was killed before its first votes: its ledger was never charged."""
-    config = search_of(searched).config
+    config = Search.from_dict(searched).config
     with claim_directory(config) as run:
         Ledger.create(run.ledger, config.privacy.budget, config.fingerprint)
         write_config(run, config)
     with pytest.raises(InputError, match="belongs to another configuration"):
-        tune(search_of(searched))
+        tune(Search.from_dict(searched))
 
 
 def test_a_search_is_not_continued_with_other_files(
@@ -125,23 +125,23 @@ def test_a_search_is_not_continued_with_other_files(
     searched["embedder"] = {"kind": "weighed:Weighed", "checkpoint": str(first)}
     searched["tuning"]["space"] = {"embedder.checkpoint": [str(first), str(second)]}
     with pytest.raises(InputError, match=r"^private\.where: keeps no record"):
-        tune(search_of(searched))
+        tune(Search.from_dict(searched))
     save_weights(second, 1)
     with pytest.raises(InputError, match=r"^private\.where: keeps no record"):
-        tune(search_of(searched))  # nothing was made yet
+        tune(Search.from_dict(searched))  # nothing was made yet
     trial = final(searched) / "tuning" / "trials" / "one"
     trial.mkdir(parents=True)
     (trial / "trial.json").write_text("{}")
     save_weights(second, 2)
     with pytest.raises(InputError, match=r"^tuning\.space\.embedder\.checkpoint: .*b "):
-        tune(search_of(searched))
+        tune(Search.from_dict(searched))
     assert not Ledger.open(final(searched) / "ledger.sqlite").charged
 
 
 def test_trials_prove_what_the_ledger_must_hold(
     ray_session: None, searched: dict[str, Any]
 ) -> None:
-    search = search_of(searched)
+    search = Search.from_dict(searched)
     tuning = final(searched) / "tuning"
     settings = {"votes.neighbors": 1, "selection.denoise": "threshold"}
     config = trial_config(Job(search=search, folder=tuning / "trials"), settings)
@@ -188,10 +188,10 @@ def test_a_searchs_first_mistake_is_mended_in_place(
         ],
     }
     with pytest.raises(InputError, match=r"generator\.fonts: /nowhere"):
-        tune(search_of(searched))
+        tune(Search.from_dict(searched))
     assert not Ledger.open(final(searched) / "ledger.sqlite").charged
     searched["generator"] = kind
-    assert tune(search_of(searched)).trials
+    assert tune(Search.from_dict(searched)).trials
 
 
 @pytest.mark.parametrize(
@@ -227,16 +227,16 @@ def test_what_trials_need_is_tried_before_anything_is_spent(
     if metrics:
         searched["metrics"] = {"public": metrics}
     with pytest.raises(InputError, match=message):
-        tune(search_of(searched))
+        tune(Search.from_dict(searched))
     assert not Ledger.open(final(searched) / "ledger.sqlite").charged
 
 
 def test_a_range_is_tried_between_its_ends(searched: dict[str, Any]) -> None:
     searched["tuning"]["space"] = {"selection.smooth": {"low": 1, "high": 8}}
     with pytest.raises(InputError, match=r"tuning\.space: with .*selection\.smooth"):
-        tune(search_of(searched))
+        tune(Search.from_dict(searched))
     searched["tuning"]["space"]["selection.smooth"]["integer"] = True
-    check_search(search_of(searched))
+    check_search(Search.from_dict(searched))
 
 
 def test_a_logarithmic_range_of_whole_numbers_is_drawn_evenly_in_its_logarithm(
@@ -244,7 +244,7 @@ def test_a_logarithmic_range_of_whole_numbers_is_drawn_evenly_in_its_logarithm(
 ) -> None:
     wide = {"low": 1, "high": 999, "log": True, "integer": True}
     searched["tuning"]["space"] = {"selection.smooth": wide}
-    search = search_of(searched)
+    search = Search.from_dict(searched)
     drawn = [ray_space(search)["selection.smooth"].sample() for _ in range(3000)]
     assert all(isinstance(number, int) and 1 <= number <= 999 for number in drawn)
     for top in (9, 99):  # a third each of 1..9, 10..99, 100..999; five standard deviations
@@ -256,10 +256,10 @@ def test_a_search_is_bound_to_what_a_run_is_bound_to(
     searched: dict[str, Any], tmp_path: Path
 ) -> None:
     searched["private"]["cache"] = str(tmp_path / "cache")
-    first = search_of(searched).fingerprint
+    first = Search.from_dict(searched).fingerprint
     searched["metrics"] = {"audit": [{"kind": "classifier"}]}
     searched["private"]["cache"] = str(tmp_path / "elsewhere")
-    assert search_of(searched).fingerprint == first
+    assert Search.from_dict(searched).fingerprint == first
 
 
 @pytest.mark.slow
@@ -274,7 +274,7 @@ def test_the_ledger_of_an_unfinished_search_can_be_read(
 
     monkeypatch.setattr(tune_module, "_finish", dies)
     with pytest.raises(KeyboardInterrupt):
-        tune(search_of(searched))
+        tune(Search.from_dict(searched))
     capsys.readouterr()
     assert cli.main(["ledger", str(final(searched)), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["epsilon"] > 0

@@ -13,7 +13,7 @@ from tiny_search import STAND_IN, final
 
 from pe_ray import InputError, cli
 from pe_ray.release.ledger import Ledger
-from pe_ray.tuning.search import search_of
+from pe_ray.tuning.search import Search
 from pe_ray.tuning.trial import Job, run_trial
 from pe_ray.tuning.tune import tune
 
@@ -39,7 +39,7 @@ def test_they_are_planned_and_run(
     plan = json.loads(capsys.readouterr().out)
     assert plan["strategy"] == "tiny_tuning:Folder"
     assert plan["search_share"] == pytest.approx(0.5, abs=0.01)
-    outcome = tune(search_of(added))
+    outcome = tune(Search.from_dict(added))
     entries = Ledger.open(outcome.path / "ledger.sqlite").entries()
     assert [entry.release.kind for entry in entries] == ["sums", "votes"]
     assert len(outcome.trials) == 1
@@ -48,7 +48,7 @@ def test_they_are_planned_and_run(
 
 def test_a_score_that_is_no_number_is_the_worst(ray_session: None, added: dict[str, Any]) -> None:
     """The best trial must not depend on the order in which trials end."""
-    job = Job(search=search_of(added), folder=final(added) / "trials")
+    job = Job(search=Search.from_dict(added), folder=final(added) / "trials")
     (report,) = run_trial(job, {"votes.neighbors": 1})
     assert report["score"] == float("inf")
 
@@ -57,7 +57,7 @@ def test_free_trials_never_vote_with_the_private_records(
     ray_session: None, added: dict[str, Any]
 ) -> None:
     added["tuning"]["strategy"] = "tiny_tuning:Careless"
-    job = Job(search=search_of(added), folder=final(added) / "trials")
+    job = Job(search=Search.from_dict(added), folder=final(added) / "trials")
     with pytest.raises(InputError, match=r"tuning\.strategy: these are the private records"):
         next(run_trial(job, {"votes.neighbors": 1}))
 
@@ -74,4 +74,4 @@ def test_options_belong_to_the_strategy(added: dict[str, Any]) -> None:
         ("strategy", "tiny_tuning:Oil", r"tuning\.strategy"),
     ):
         with pytest.raises(InputError, match=field):
-            search_of(added | {"tuning": added["tuning"] | {key: value}})
+            Search.from_dict(added | {"tuning": added["tuning"] | {key: value}})

@@ -33,7 +33,7 @@ from pe_ray.report import write_report
 from pe_ray.report.run_status import read_status
 from pe_ray.tuning import trial
 from pe_ray.tuning.budget import final_shape
-from pe_ray.tuning.search import search_of
+from pe_ray.tuning.search import Search
 from pe_ray.tuning.trial import Job, TrialActor, trial_config
 from pe_ray.tuning.tune import tune
 
@@ -61,7 +61,7 @@ def test_compose_charges_trials_and_the_final_run_in_one_ledger(
         "num_trials": 2,
     }
     searched["teacher"] = {"features": 4, "epochs": 1}
-    outcome = tune(search_of(searched))
+    outcome = tune(Search.from_dict(searched))
     ledger = Ledger.open(outcome.path / "ledger.sqlite")
     assert ledger.accounting == "adaptive"
     keys = [entry.release.key for entry in ledger.entries()]
@@ -74,7 +74,7 @@ def test_compose_charges_trials_and_the_final_run_in_one_ledger(
     assert 9.9 < ledger.spent() <= 10.0
     assert read_manifest(outcome.path / "synthetic") is not None
     assert not (outcome.path / "tuning" / "tune").exists()  # it says how long votes took
-    again = tune(search_of(searched))  # finds everything done
+    again = tune(Search.from_dict(searched))  # finds everything done
     assert again == outcome
     assert [entry.release.key for entry in ledger.entries()] == keys
     (outcome.path / "tuning" / "result.json").unlink()  # as where Ray Tune's state is lost
@@ -82,7 +82,7 @@ def test_compose_charges_trials_and_the_final_run_in_one_ledger(
     planted.mkdir(parents=True)
     for name in ("tuner.pkl", "trainable.pkl", "experiment_state-1.json"):
         (planted / name).write_bytes(pickle.dumps(Touch(marker)))
-    assert tune(search_of(searched)) == outcome
+    assert tune(Search.from_dict(searched)) == outcome
     assert [entry.release.key for entry in ledger.entries()] == keys
     assert not marker.exists()
     assert not list((private_cache.parent / "tune").iterdir())
@@ -90,7 +90,7 @@ def test_compose_charges_trials_and_the_final_run_in_one_ledger(
     assert "accounting  adaptive" in capsys.readouterr().out
     searched["tuning"]["num_trials"] = 3
     with pytest.raises(InputError, match=r"tuning.num_trials: differs"):
-        tune(search_of(searched))
+        tune(Search.from_dict(searched))
 
 
 @pytest.mark.parametrize("unit", ["record", "user"])
@@ -112,7 +112,7 @@ def test_free_trials_have_the_noise_of_the_final_runs_votes(
         objective = {"kind": "public", "mode": "min", "metric": metric}
         reference = searched["tuning"]["public_data"]
         searched["tuning"]["objective"] = objective | {"reference": reference}
-    search = search_of(searched)
+    search = Search.from_dict(searched)
     job = Job(search=search, folder=tmp_path, ledger=None)
     config = trial_config(job, {})
     free = search.strategy.trial_releases(search, config, "")
@@ -132,7 +132,7 @@ def test_the_ledger_ends_a_search_that_would_overspend(
     ray_session: None, searched: dict[str, Any]
 ) -> None:
     searched["tuning"] |= {"strategy": {"kind": "compose", "full_trials": 1}, "num_trials": 4}
-    outcome = tune(search_of(searched))
+    outcome = tune(Search.from_dict(searched))
     states = sorted(trial["state"] for trial in outcome.trials)
     assert states == ["complete", "refused"]
     refused = next(trial for trial in outcome.trials if trial["state"] == "refused")
@@ -156,7 +156,7 @@ def test_proxy_pays_for_one_run_and_the_final_one(
         "strategy": {"kind": "proxy", "proxy_voters": 60},
         "search": "optuna",
     }
-    outcome = tune(search_of(searched))
+    outcome = tune(Search.from_dict(searched))
     ledger = Ledger.open(outcome.path / "ledger.sqlite")
     keys = [entry.release.key for entry in ledger.entries()]
     assert keys == ["moments", "proxy/votes/0001", "proxy/votes/0002", "votes/0001", "votes/0002"]
@@ -179,18 +179,18 @@ def test_public_trials_never_open_the_private_records(
         "objective": objective | {"reference": public},
     }
     with pytest.raises(InputError, match=r"private.data: /nowhere does not exist"):
-        tune(search_of(searched))
+        tune(Search.from_dict(searched))
     result = json.loads((final(searched) / "tuning" / "result.json").read_bytes())
     assert all(trial["state"] == "complete" for trial in result["trials"])
     assert Ledger.open(final(searched) / "ledger.sqlite").entries() == ()
     searched["private"]["data"] = "sklearn:digits"
     with pytest.raises(InputError, match="these are the private records"):
-        search_of(searched)
+        Search.from_dict(searched)
     for private, public in (("/data", "/data/./train"), ("/data/all.parquet", "/data")):
         searched["private"]["data"] = private
         searched["tuning"]["public_data"]["data"] = public
         with pytest.raises(InputError, match="these are the private records"):
-            search_of(searched)
+            Search.from_dict(searched)
 
 
 def test_why_private_records_cannot_be_used_is_not_kept(
@@ -210,7 +210,7 @@ def test_why_private_records_cannot_be_used_is_not_kept(
 
         monkeypatch.setattr(trial, "run_trial", fail)
         ledger = tmp_path / "ledger.sqlite" if charged else None
-        job = Job(search=search_of(searched), folder=tmp_path, ledger=ledger)
+        job = Job(search=Search.from_dict(searched), folder=tmp_path, ledger=ledger)
         report = TrialActor(job, {"votes.neighbors": 1}).step()
         assert (report["state"], report["reason"]) == ("failed", reason)
 
@@ -295,7 +295,7 @@ def test_a_canary_record_leaves_no_trace(
         "objective": {"kind": "moments", "dim": 2},
         "num_trials": 2,
     }
-    outcome = tune(search_of(searched))
+    outcome = tune(Search.from_dict(searched))
     out, err = capfd.readouterr()
     written = [path.read_bytes() for path in outcome.path.rglob("*") if path.is_file()]
     assert len(written) > 10

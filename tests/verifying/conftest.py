@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from pe_ray import Config, evolve
+from pe_ray import Config
+from pe_ray.evolution import evolve
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 from verified import differing
 
-from pe_ray import InputError, cli, expand
+from pe_ray import InputError, cli
+from pe_ray.expansion import expand
 from pe_ray.publishing.bundle import publish
 from pe_ray.verifying import verify
 

@@ -11,8 +11,10 @@ import pytest
 from pydantic import ValidationError
 from tiny_diffusion import generator
 
-from pe_ray import Config, InputError, evolve, expand
+from pe_ray import Config, InputError
 from pe_ray.components.generators.diffusers_generator import Diffusers, DiffusersOptions
+from pe_ray.evolution import evolve
+from pe_ray.expansion import expand
 from pe_ray.files.parts import list_parts
 from pe_ray.plugins import Rows
 from pe_ray.plugins.seeds import row_seeds

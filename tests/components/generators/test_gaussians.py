@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pe_ray import Config, InputError, evolve, expand
+from pe_ray import Config, InputError
 from pe_ray.auditing.game import play
 from pe_ray.components.generators.gaussians import (
     ClassMoments,
@@ -19,13 +19,15 @@ from pe_ray.components.generators.gaussians import (
     GaussiansOptions,
     shrink,
 )
+from pe_ray.evolution import evolve
+from pe_ray.expansion import expand
 from pe_ray.files.parts import list_parts
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.release.evidence import open_run, require_newest
 from pe_ray.release.ledger import Ledger
 from pe_ray.synthetic.population_files import read_population
 from pe_ray.tuning.checks import check_search
-from pe_ray.tuning.search import search_of
+from pe_ray.tuning.search import Search
 
 MOMENTS = ClassMoments(num_labels=2, dim=4)
 
@@ -218,4 +220,4 @@ def test_a_search_and_an_attack_refuse_a_release_that_they_do_not_plan(
     gaussian_run["tuning"] = {"strategy": "compose", "space": {"votes.neighbors": [1, 2]}}
     gaussian_run["tuning"] |= {"objective": {"kind": "moments", "dim": 1}, "num_trials": 2}
     with pytest.raises(InputError, match=r"generator\.kind: .* search"):
-        check_search(search_of(gaussian_run))
+        check_search(Search.from_dict(gaussian_run))

@@ -35,7 +35,9 @@ from image_service import (
 )
 from PIL import Image
 
-from pe_ray import Config, InputError, cli, evolve, expand
+from pe_ray import Config, InputError, cli
+from pe_ray.evolution import evolve
+from pe_ray.expansion import expand
 from pe_ray.planning import plan
 from pe_ray.plugins.seeds import row_seeds
 

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pe_ray import Config, InputError, evolve, expand
+from pe_ray import Config, InputError
 from pe_ray.components.generators.mixture import Mixture, MixtureOptions
 from pe_ray.config.extras import require_paths
+from pe_ray.evolution import evolve
+from pe_ray.expansion import expand
 from pe_ray.files.parts import list_parts
 from pe_ray.plugins import load
 from pe_ray.plugins.seeds import row_seeds

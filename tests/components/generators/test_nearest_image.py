@@ -15,9 +15,10 @@ from tiny_public import pictures, save_parquet, save_public
 from weighed import save_weights
 from whole_slices import list_slices, read_slice
 
-from pe_ray import Config, InputError, evolve
+from pe_ray import Config, InputError
 from pe_ray.components.embedders.pixels import Pixels, PixelsOptions
 from pe_ray.components.generators.nearest_image import NearestImage, NearestImageOptions
+from pe_ray.evolution import evolve
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.synthetic.population_files import read_population
 

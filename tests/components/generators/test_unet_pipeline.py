@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_unets import LABELS, NAMES, SEEDS, save_unet
 
-from pe_ray import Config, InputError, evolve
+from pe_ray import Config, InputError
 from pe_ray.components.generators.unet_pipeline import UNetGenerator, UNetOptions, UNetPipeline
+from pe_ray.evolution import evolve
 from pe_ray.plugins.seeds import normals
 
 
