@@ -1,9 +1,9 @@
 """The command line; each module adds its verbs.
 
-Exit status: 0 on success; 2 on bad input (one line: what, where, fix); 1 on a failure, or where
-Ctrl-C or SIGTERM stopped the command. The same command continues then. 1 without a word where the
-reader of its output is gone. A process that ends by no doing of its own, as by SIGKILL, or by Ray
-where its own processes are gone, is told of by another process.
+Exit status: 0 on success; 2 on bad input (a line for each fault: what, where, fix); 1 on a failure,
+or where Ctrl-C or SIGTERM stopped the command. The same command continues then. 1 without a word
+where the reader of its output is gone. A process that ends by no doing of its own, as by SIGKILL,
+or by Ray where its own processes are gone, is told of by another process.
 """
 
 from __future__ import annotations
@@ -58,7 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return 1
     except (InputError, FaultError) as error:
-        print(f"pe-ray: {' '.join(str(error).split())}", file=sys.stderr)
+        for fault in (
+            error.args if isinstance(error, InputError) and len(error.args) > 1 else [error]
+        ):
+            print(f"pe-ray: {' '.join(str(fault).split())}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except (KeyboardInterrupt, SystemExit) as stop:
         by = ""

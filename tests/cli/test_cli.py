@@ -144,6 +144,29 @@ def test_bad_input_is_one_line_and_status_2(
     assert field in error
 
 
+def test_every_fault_of_a_configuration_is_a_line(
+    tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree["privacy"]["epsilom"] = tree["privacy"].pop("epsilon")
+    tree["schedule"]["degrees"] = {"strat": 0.5, "end": "x"}
+    tree["private"]["labels"] = list(range(10))
+    tree["votes"] = {"neighbors": 0}
+    del tree["embedder"]
+    assert cli.main(["plan", write(tree, tmp_path)]) == 2
+    found = [line.split(": ")[:3] for line in capsys.readouterr().err.splitlines()]
+    assert sorted(found) == [
+        ["pe-ray", "config", key]
+        for key in (
+            "embedder",
+            "private.labels.0",
+            "privacy.epsilom",
+            "schedule.degrees.end",
+            "schedule.degrees.strat",
+            "votes.neighbors",
+        )
+    ]
+
+
 @pytest.mark.parametrize("verb", ["status", "report", "ledger", "audit", "compare", "expand"])
 def test_a_configuration_given_as_a_run_is_one_line(
     tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
