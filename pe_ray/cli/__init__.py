@@ -29,6 +29,7 @@ from pe_ray.cli import (
     look_verbs,
     publish_verbs,
     run_verbs,
+    start_verbs,
     tune_verbs,
     verify_verbs,
 )
@@ -118,9 +119,15 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pe-ray {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    def add_verb(name: str, command: Command, text: str) -> argparse.ArgumentParser:
-        added = verbs.add_parser(name, help=text, description=text)
-        added.set_defaults(command=command)
+    def add_verb(name: str, command: Command, text: str, example: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=f"example:\n  pe-ray {name} {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.set_defaults(command=command, verbs=verbs.choices)
         told = added.add_mutually_exclusive_group()
         for short, long, level, what in (
             ("-q", "--quiet", logging.WARNING, "log warnings alone"),
@@ -134,6 +141,7 @@ def _make_parser() -> argparse.ArgumentParser:
         return added
 
     for module in (
+        start_verbs,
         run_verbs,
         check_verbs,
         tune_verbs,

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import argparse
 
-from pe_ray.cli.printing import AddVerb, add_json, add_trust, print_json, state_claim
+from pe_ray.cli.printing import AddVerb, add_json, add_run, add_trust, print_json, state_claim
 
 
 def add_verbs(verb: AddVerb) -> None:
     """Add status, report, compare and ledger."""
-    status = verb("status", _status, "Print what a run has done, what is left and what was spent.")
-    report = verb("report", _report, "Write RUN/report.html, samples and metrics.")
-    compare = verb("compare", _compare, "Print guarantees, settings and metrics of several runs.")
-    ledger = verb("ledger", _ledger, "Print what was released and the (epsilon, delta) spent.")
+    status = verb(
+        "status",
+        _status,
+        "Print what a run has done, what is left and what was spent.",
+        "runs/digits",
+    )
+    report = verb("report", _report, "Write RUN/report.html, samples and metrics.", "runs/digits")
+    compare = verb(
+        "compare",
+        _compare,
+        "Print guarantees, settings and metrics of several runs.",
+        "runs/a runs/b",
+    )
+    ledger = verb(
+        "ledger", _ledger, "Print what was released and the (epsilon, delta) spent.", "runs/digits"
+    )
     for added in (status, report, ledger):
-        added.add_argument("run", metavar="RUN")
+        add_run(added)
     for added in (status, compare, ledger):
         add_json(added)
     for added in (status, report, compare):
         add_trust(added)
-    compare.add_argument("runs", nargs="+", metavar="RUN")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
 
 
 def _status(options: argparse.Namespace) -> None:

@@ -12,6 +12,8 @@ from pe_ray.cli.printing import (
     add_address,
     add_config,
     add_json,
+    add_resources,
+    add_run,
     add_trust,
     parse_count,
     print_json,
@@ -27,18 +29,35 @@ from pe_ray.runtime.events import announce
 
 def add_verbs(verb: AddVerb) -> None:
     """Add plan, run, expand and label."""
-    plan = verb("plan", _plan, "Validate a configuration and print what a run would cost.")
-    run = verb("run", _run, "Start a run, or continue it after any interruption.")
-    expand = verb("expand", _expand, "Write further variations of a run's final population.")
-    label = verb("label", _label, "Write a run's teacher's labels and scores of any images.")
-    label.add_argument("run", metavar="RUN")
+    plan = verb(
+        "plan",
+        _plan,
+        "Validate a configuration and print what a run would cost.",
+        "digits.yaml --set privacy.epsilon=2",
+    )
+    run = verb("run", _run, "Start a run, or continue it after any interruption.", "digits.yaml")
+    expand = verb(
+        "expand",
+        _expand,
+        "Write further variations of a run's final population.",
+        "runs/digits --num-samples 1e6 --output more",
+    )
+    label = verb(
+        "label",
+        _label,
+        "Write a run's teacher's labels and scores of any images.",
+        "runs/digits data/others --output labels.parquet",
+    )
+    add_run(label)
     label.add_argument("images", metavar="IMAGES", help="file or folder, as private.data")
     label.add_argument("--output", required=True, metavar="FILE", help="parquet file to write")
-    label.add_argument("--image-column", default="image", metavar="NAME")
+    label.add_argument(
+        "--image-column", default="image", metavar="NAME", help="as private.image_column"
+    )
     for added in (plan, run):
         add_config(added)
     add_json(plan)
-    expand.add_argument("run", metavar="RUN")
+    add_run(expand)
     expand.add_argument(
         "--num-samples",
         type=parse_count,
@@ -68,9 +87,12 @@ def add_verbs(verb: AddVerb) -> None:
     )
     expand.add_argument("--output", required=True, metavar="DIR", help="folder for the samples")
     for added in (expand, label):
-        added.add_argument("--set", action="append", default=[], metavar="resources.key=value")
+        add_resources(added)
     expand.add_argument(
-        "--format", default="parquet", help="parquet (default), webdataset, folder or module:Class"
+        "--format",
+        default="parquet",
+        metavar="KIND",
+        help="parquet (default), webdataset, folder or module:Class",
     )
     for added in (expand, label):
         add_trust(added)

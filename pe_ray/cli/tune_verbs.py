@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 def add_verbs(verb: AddVerb) -> None:
     """Add tune."""
-    tune = verb("tune", _tune, "Search hyperparameters inside the privacy budget, then run.")
+    tune = verb(
+        "tune", _tune, "Search hyperparameters inside the privacy budget, then run.", "search.yaml"
+    )
     add_config(tune)
     add_json(tune)
     add_address(tune)

@@ -78,12 +78,16 @@ def set_override(tree: dict[str, Any], override: str) -> None:
     shown = re.split(r"[^\w.]", override)[0] if may_hold_secret(override) else override
     if not equals or not name.rpartition(".")[2]:
         raise InputError(f"--set {shown}: write it as block.key=value")
+    put(tree, name, read_value(text, f"--set {shown}"), f"--set {shown}")
+
+
+def read_value(text: str, source: str) -> Any:
+    """Return the plain value that `text` is as YAML; source: who gave it, for the InputError."""
     try:
-        value = _parse(text, _UserLoader)
+        return _parse(text, _UserLoader)
     except yaml.YAMLError as error:
-        reason = "not YAML" if shown != override else getattr(error, "problem", None) or "not YAML"
-        raise InputError(f"--set {shown}: not a value: {reason}") from None
-    put(tree, name, value, f"--set {shown}")
+        reason = "" if may_hold_secret(text) else getattr(error, "problem", None)
+        raise InputError(f"{source}: not a value: {reason or 'not YAML'}") from None
 
 
 def put(tree: dict[str, Any], name: str, value: Any, source: str) -> None:

@@ -32,7 +32,7 @@ def audit(run: Run) -> dict[str, float]:
     """
     config, population = run.config, final_population(run)
     if not config.metrics.audit:
-        raise InputError("metrics.audit: names no metric, so there is nothing to score")
+        raise InputError("metrics.audit: names no metric; give one there, or --metric frechet")
     require_extras(config)
     require_whole(run.directory.synthetic)
     rows = read_population(

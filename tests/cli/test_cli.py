@@ -85,6 +85,13 @@ def test_run_ledger_report_audit(
     assert cli.main(["audit", run, "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert 0 <= scores["accuracy_train_synthetic"] <= 1
+    more = ["--metric", "frechet", "--metric", "{kind: classifier, size: 6}", "--json"]
+    assert cli.main(["audit", run, *more]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert set(scores) == {"frechet_distance/pixels", "accuracy_train_synthetic"}
+    for wrong in ("frechett", "{kind: classifier, sze: 6}", "[", "{kind: kid}"):
+        assert cli.main(["audit", run, "--metric", wrong]) == 2
+        assert "--metric" in capsys.readouterr().err or wrong == "{kind: kid}"
     assert before == {path for path in Path(run).rglob("*")}
 
 
