@@ -16,6 +16,11 @@ class InputError(ValueError):
     def __str__(self) -> str:
         return "\n".join(map(str, self.args))
 
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Each fault by itself."""
+        return tuple(map(str, self.args)) if len(self.args) > 1 else (str(self),)
+
 
 class DamagedFileError(InputError):
     """A file of a run holds something else than what was written, and can be made again.

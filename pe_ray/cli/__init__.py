@@ -59,10 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return 1
     except (InputError, FaultError) as error:
-        for fault in (
-            error.args if isinstance(error, InputError) and len(error.args) > 1 else [error]
-        ):
-            print(f"pe-ray: {' '.join(str(fault).split())}", file=sys.stderr)
+        for fault in error.faults if isinstance(error, InputError) else [str(error)]:
+            print(f"pe-ray: {' '.join(fault.split())}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except (KeyboardInterrupt, SystemExit) as stop:
         by = ""

@@ -21,11 +21,12 @@ from pe_ray.cli.printing import (
     add_run,
     add_trust,
     print_json,
+    say_score,
     state_claim,
     use_address,
 )
 from pe_ray.config import Config
-from pe_ray.config.kinds import MetricPlugin, Plugin, check_metric
+from pe_ray.config.kinds import MetricPlugin, Plugin, better_scores, check_metric
 from pe_ray.config.run_config import read_resources
 from pe_ray.config.yaml_tree import name_faults, read_value
 from pe_ray.errors import InputError
@@ -113,8 +114,9 @@ def _audit(options: argparse.Namespace) -> None:
         print_json(scores)
         return
     print(PRIVATE, file=sys.stderr)
+    better = better_scores(run.config.metrics.audit, scores)
     for name, score in scores.items():
-        print(f"{name:<28}{score:.4f}")
+        print(f"{name:<28}{say_score(score, better.get(name))}")
 
 
 def _read_metric(text: str, config: Config) -> Plugin:

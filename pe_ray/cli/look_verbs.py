@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from typing import Any
 
-from pe_ray.cli.printing import AddVerb, add_json, add_run, add_trust, print_json, state_claim
+from pe_ray.cli.printing import (
+    AddVerb,
+    add_json,
+    add_run,
+    add_trust,
+    print_json,
+    say_score,
+    state_claim,
+)
 
 
 def add_verbs(verb: AddVerb) -> None:
@@ -36,22 +46,47 @@ def add_verbs(verb: AddVerb) -> None:
 
 def _status(options: argparse.Namespace) -> None:
     from pe_ray.report.run_status import read_status
+    from pe_ray.tuning.outcomes import read_search
 
-    status = read_status(options.run)
+    search = read_search(options.run)
+    if search is None or search["state"] == "finished":
+        status = read_status(options.run)
+    else:  # the final run has begun nothing yet
+        status = {"run": options.run, **search, "stages": [], "scores": {}, "left": None}
     if options.json:
-        print_json(status)
+        print_json(status if search is None else {**status, "search": search})
         return
     print(f"state       {status['state']}")
+    if search is not None:
+        _print_search(search)
     for stage in status["stages"]:
         if stage["state"] != "waiting":
             iteration = "" if stage["iteration"] is None else f" {stage['iteration']}"
             rows = " {rows_done:,} of {rows:,} rows".format(**stage) if stage["rows"] else ""
             print(f"{stage['state']:<12}{stage['stage']}{iteration}{rows}")
-    print(f"left        {status['left']['rows']:,} rows, {status['left']['releases']} releases")
+    for name, score in status["scores"].items():
+        print(f"score       {name}: {say_score(score, status['better'].get(name))}")
+    if status["left"]:
+        print(f"left        {status['left']['rows']:,} rows, {status['left']['releases']} releases")
     print(f"spent       {state_claim(**status['spent'])}")
     print(f"budget      epsilon {status['budget_epsilon']:g}")
     if status["state"] == "stopped":
-        print("continue    repeat the same `pe-ray run` command")
+        print(f"continue    repeat the same `pe-ray {'tune' if search else 'run'}` command")
+
+
+def _print_search(search: Mapping[str, Any]) -> None:
+    from pe_ray.tuning.outcomes import describe_trial
+
+    trials, better = search["trials"], search["better"]
+    complete = sum(trial["state"] == "complete" for trial in trials)
+    print(
+        f"search      {search['strategy']}: {complete} of {search['num_trials']} trials are "
+        f"complete, {len(trials) - complete} begun"
+    )
+    for trial in trials:
+        print(f"trial       {describe_trial(trial, better)}")
+    if search["best"]:
+        print(f"best        {describe_trial(search['best'], better)}")
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -93,6 +93,19 @@ def state_claim(epsilon: float, delta: float, unit: str) -> str:
     return f"epsilon {epsilon:.6g}, delta {delta:g}, adding or removing one {unit}"
 
 
+def say_score(score: float, better: str | None) -> str:
+    """Return a score with what is better, where that is known."""
+    return f"{score:.4g}" + (f" ({better} is better)" if better else "")
+
+
+def say_time(seconds: float) -> str:
+    """Return a time in words."""
+    for name, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {name}"
+    return f"{seconds:,.1f} seconds"
+
+
 def print_json(tree: Any) -> None:
     """Print JSON without the non-standard Infinity: an infinite epsilon is the string "inf"."""
 

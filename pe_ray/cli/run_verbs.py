@@ -17,6 +17,8 @@ from pe_ray.cli.printing import (
     add_trust,
     parse_count,
     print_json,
+    say_score,
+    say_time,
     state_claim,
     use_address,
 )
@@ -101,7 +103,7 @@ def add_verbs(verb: AddVerb) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from pe_ray.planning import plan, worker_seconds
+    from pe_ray.planning import plan, plan_workers, worker_seconds
     from pe_ray.release.releases import kind_of
     from pe_ray.runtime.run_directory import ledger_folder
 
@@ -116,6 +118,8 @@ def _plan(options: argparse.Namespace) -> None:
     files = plan_inputs(config)
     made, sizes = plan(config), config.schedule.sizes
     seconds = worker_seconds(config, made.calls)
+    workers = plan_workers(config.resources)
+    wall = seconds / workers if seconds is not None and workers else None
     warnings = [warning for each in config.generators for warning in each.options.find_warnings()]
     if options.json:
         print_json(
@@ -129,6 +133,8 @@ def _plan(options: argparse.Namespace) -> None:
                 "images": {"populations": sum(sizes)},
                 "disk_bytes": made.disk_bytes,
                 "worker_seconds": seconds,
+                "workers": workers,
+                "wall_seconds": wall,
                 "bills": [asdict(bill) for bill in made.bills],
                 "warnings": warnings,
                 "data": [asdict(read) for read in files],
@@ -156,7 +162,10 @@ def _plan(options: argparse.Namespace) -> None:
     for warning in warnings:
         print(f"warning     {warning}")
     if seconds is not None:
-        print(f"time        {seconds:,.1f} worker seconds of generation, on this machine's CPU")
+        shared = f"at least {say_time(wall)} on {workers} workers, " if wall is not None else ""
+        print(
+            f"time        {shared}{seconds:,.1f} worker seconds of generation on this machine's CPU"
+        )
     elif made.bills:
         print("time        not estimated: the service decides, and a call to it costs")
     else:
@@ -169,6 +178,7 @@ def _run(options: argparse.Namespace) -> None:
     from pe_ray.evolution import evolve
     from pe_ray.release.ledger import Ledger
     from pe_ray.report import write_report
+    from pe_ray.report.run_status import read_status
     from pe_ray.runtime.run_directory import find_ledger
 
     started = time.monotonic()
@@ -178,6 +188,9 @@ def _run(options: argparse.Namespace) -> None:
     budget = ledger.budget
     print(f"report      {page}")
     print(f"synthetic   {path / 'synthetic'}")
+    status = read_status(path)
+    for name, score in status["scores"].items():
+        print(f"score       {name}: {say_score(score, status['better'].get(name))}")
     print(f"spent       {state_claim(ledger.spent(), budget.delta, budget.unit)} (from the ledger)")
     print(f"time        {time.monotonic() - started:.1f} s")
 

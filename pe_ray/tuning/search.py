@@ -252,12 +252,12 @@ def search_of(tree: Mapping[str, Any]) -> Search:
     try:
         config = Config.from_dict(rest)
     except InputError as error:
-        faults += error.args
+        faults += error.faults
     try:
         refuse_credentials(tree["tuning"], "tuning")
         tuning = TuningConfig.model_validate(tree["tuning"])
     except ValidationError as error:
-        faults += name_faults(error, tree["tuning"], "config: tuning.").args
+        faults += name_faults(error, tree["tuning"], "config: tuning.").faults
     except ValueError as error:
         faults.append(f"config: {error}")
     if config is None or tuning is None:
