@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pe_ray import Config
-from pe_ray.planning import plan
+from pe_ray.config.blocks import ResourcesConfig
+from pe_ray.planning import plan, plan_workers
 
 
 @pytest.mark.parametrize("neighbors", [1, 3])
@@ -22,3 +23,16 @@ def test_lifted_samples_take_all_votes_that_are_cast(tree: dict[str, Any], neigh
 def test_without_noise_every_sample_stands_out(tree: dict[str, Any]) -> None:
     tree["privacy"]["epsilon"] = math.inf
     assert plan(Config.from_dict(tree)).count_lifted(1) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("resources", "workers"),
+    [
+        ({"num_cpus": 8, "cpus_per_worker": 2}, 4),
+        ({"num_cpus": 1, "cpus_per_worker": 2}, 1),
+        ({"workers": 3, "address": "auto"}, 3),
+        ({"address": "auto"}, None),
+    ],
+)
+def test_workers_are_those_of_the_resources(resources: dict[str, Any], workers: int | None) -> None:
+    assert plan_workers(ResourcesConfig(**resources)) == workers
