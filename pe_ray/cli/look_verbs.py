@@ -15,6 +15,7 @@ from pe_ray.cli.printing import (
     say_score,
     state_claim,
 )
+from pe_ray.files.storage import expand_home
 
 
 def add_verbs(verb: AddVerb) -> None:
@@ -42,6 +43,9 @@ def add_verbs(verb: AddVerb) -> None:
     for added in (status, report, compare):
         add_trust(added)
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
+    compare.add_argument(
+        "--html", metavar="FILE", type=expand_home, help="write a page with pictures, too"
+    )
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -96,17 +100,23 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from pe_ray.report.comparison import compare, tabulate
+    from pe_ray.report.comparison import compare, tabulate, write_comparison
 
+    if options.html is not None:
+        write_comparison(options.runs, options.html)
     runs = compare(options.runs)
     if options.json:
         print_json({"runs": runs})
         return
-    rows = tabulate(runs)
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+    results, settings = tabulate(runs)
+    rows = [*results, *([["SETTINGS THAT DIFFER"], *settings] if settings else [])]
+    width = max(len(row[0]) for row in rows)
+    widths = [max(map(len, column)) for column in zip(*results, *settings, strict=True)][1:]
+    for name, *cells in rows:
+        padded = (cell.ljust(wide) for cell, wide in zip(cells, widths, strict=False))
+        print("  ".join([name.ljust(width), *padded]).rstrip())
+    if options.html is not None:
+        print(f"page: {options.html}")
     if len({(run["unit"], run["delta"]) for run in runs}) > 1:
         print("units or deltas differ: these epsilons can't be compared")
 
