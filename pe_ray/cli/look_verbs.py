@@ -55,8 +55,9 @@ def _status(options: argparse.Namespace) -> None:
     search = read_search(options.run)
     if search is None or search["state"] == "finished":
         status = read_status(options.run)
-    else:  # the final run has begun nothing yet
-        status = {"run": options.run, **search, "stages": [], "scores": {}, "left": None}
+    else:  # its final run is not complete
+        kept = {name: search[name] for name in ("state", "spent", "budget_epsilon")}
+        status = {"run": options.run, **kept, "stages": [], "scores": {}, "left": None}
     if options.json:
         print_json(status if search is None else {**status, "search": search})
         return
