@@ -134,7 +134,9 @@ class PrecisionRecall(_DistanceMetric):
     """
 
     Options: ClassVar[type[plugins.Options]] = PrecisionRecallOptions
-    better: ClassVar[Mapping[str, str]] = {"precision": "higher", "recall": "higher"}
+    better: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("precision", "recall", "density", "coverage"), "higher"
+    )
     name = "precision_recall"
 
     def _compare(self, synthetic: Sample, reference: Sample) -> dict[str, float]:
