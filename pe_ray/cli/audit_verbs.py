@@ -121,11 +121,11 @@ def _audit(options: argparse.Namespace) -> None:
 
 def _read_metric(text: str, config: Config) -> Plugin:
     """Return the metric of one --metric; InputError where the run can't be scored by it."""
-    value = read_value(text, f"--metric {text}")
+    value = read_value(text, "--metric")
     try:
         metric: Plugin = TypeAdapter(MetricPlugin).validate_python(value)
     except ValidationError as error:
-        raise name_faults(error, value, f"--metric {text}: ") from None
+        raise name_faults(error, value, "--metric: ") from None
     labels, sizes = config.private.labels, config.schedule.sizes
     check_metric("--metric", metric, num_labels=len(labels), num_images=sizes[-1])
     return metric

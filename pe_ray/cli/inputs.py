@@ -33,7 +33,7 @@ def plan_inputs(
 
     private, resources = config.private, config.resources
     tables = [(private_table(private), private.node_label)]
-    if config.metrics.audit_data or config.metrics.audit_where:
+    if config.metrics.audit_data:
         tables.append((audited_table(config), private.node_label))
     tables += [(table, None) for table, _ in [*public_tables(config), *public]]
     files: list[PlannedFiles] = []

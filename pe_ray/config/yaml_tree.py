@@ -82,11 +82,12 @@ def set_override(tree: dict[str, Any], override: str) -> None:
 
 
 def read_value(text: str, source: str) -> Any:
-    """Return the plain value that `text` is as YAML; source: who gave it, for the InputError."""
+    """Return the plain value that `text` is as YAML; source: what it is of, for the InputError."""
     try:
         return _parse(text, _UserLoader)
     except yaml.YAMLError as error:
-        reason = "" if may_hold_secret(text) else getattr(error, "problem", None)
+        secret = may_hold_secret(f"{source}={text}")
+        reason = None if secret else getattr(error, "problem", None)
         raise InputError(f"{source}: not a value: {reason or 'not YAML'}") from None
 
 

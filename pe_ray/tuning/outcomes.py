@@ -47,7 +47,7 @@ def choose_best(found: list[Report], mode: Mode) -> Report:
 
 
 def read_search(path: str | Location) -> dict[str, Any] | None:
-    """Return what `status --json` prints of the search in `path`; None where there is none.
+    """Return what `status --json` prints of the search in `path`; None where it shows none.
 
     state: finished once its final run is complete. best: of the trials so far, None before the
     first score.
@@ -56,8 +56,14 @@ def read_search(path: str | Location) -> dict[str, Any] | None:
     folder = place / "tuning"
     if not isinstance(folder, Path) or not (folder / "config.yaml").exists():
         return None
-    with only_known():
-        search = search_of(read_stored(folder / "config.yaml"))
+    finished = (folder.parent / "config.yaml").exists()
+    try:
+        with only_known():
+            search = search_of(read_stored(folder / "config.yaml"))
+    except InputError:
+        if not finished:
+            raise
+        return None  # of a former version, or with others' plugins; its result is a run
     ledger, result = Ledger.open(find_ledger(path)), folder / "result.json"
     running = bool(in_use(on_disk(folder.parent)))
     if result.exists():
@@ -69,7 +75,6 @@ def read_search(path: str | Location) -> dict[str, Any] | None:
             if report["state"] != "complete":
                 report["state"] = "running" if running else "stopped"
     mode, budget = search.objective.mode, ledger.budget
-    finished = (folder.parent / "config.yaml").exists()
     return {
         "state": "finished" if finished else "running" if running else "stopped",
         "strategy": search.tuning.strategy.kind,
