@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from pe_ray.files.image_tables import ImageTable
     from pe_ray.planning import PlannedFiles
     from pe_ray.values import Framing
+
+_ANSWER_SECONDS = 5.0
 
 
 def plan_inputs(
@@ -56,6 +59,18 @@ def plan_inputs(
     if faults:
         raise InputError(*dict.fromkeys(faults))
     return files
+
+
+def find_address_warnings(address: str | None) -> list[str]:
+    """Return a warning where nothing answers at the address of a Ray cluster, host:port."""
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdecimal():
+        return []
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        return [f"resources.address: {address} does not answer here ({type(error).__name__})"]
+    return []
 
 
 def print_inputs(files: Sequence[PlannedFiles]) -> None:

@@ -6,7 +6,7 @@ import argparse
 import time
 from dataclasses import asdict
 
-from pe_ray.cli.inputs import plan_inputs, print_inputs
+from pe_ray.cli.inputs import find_address_warnings, plan_inputs, print_inputs
 from pe_ray.cli.printing import (
     AddVerb,
     add_address,
@@ -121,6 +121,7 @@ def _plan(options: argparse.Namespace) -> None:
     workers = plan_workers(config.resources)
     wall = seconds / workers if seconds is not None and workers else None
     warnings = [warning for each in config.generators for warning in each.options.find_warnings()]
+    warnings += find_address_warnings(config.resources.address)
     if options.json:
         print_json(
             {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import socket
 import subprocess
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 import yaml
 
 from pe_ray import Config, cli, save_images
-from pe_ray.cli.inputs import plan_inputs
+from pe_ray.cli.inputs import find_address_warnings, plan_inputs
 from pe_ray.planning import plan
 
 VERBS: dict[str, argparse.ArgumentParser] = cli._make_parser().parse_args(["completion"]).verbs
@@ -91,3 +92,12 @@ def test_a_starter_is_a_run_once_it_is_filled_in(
     config = Config.from_yaml(file)
     assert {read.files for read in plan_inputs(config)} == {1}
     assert plan(config).epsilon == pytest.approx(1, rel=1e-2)
+
+
+def test_an_address_where_nothing_answers_is_warned_of() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        assert find_address_warnings(address) == []
+    (warning,) = find_address_warnings(address)
+    assert warning.startswith(f"resources.address: {address} ")
+    assert find_address_warnings("auto") == find_address_warnings(None) == []
