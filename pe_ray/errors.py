@@ -1,14 +1,25 @@
 """Errors a user can act on.
 
-Each is one line that says where, what is wrong and how to correct it. No error quotes a private
-value. The command line turns them into exit status 2.
+Each fault is one line that says where, what is wrong and how to correct it. No error quotes a
+private value. The command line turns them into exit status 2.
 """
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Something the user gave (configuration, data, path, budget) can't be used."""
+    """Something the user gave (configuration, data, path, budget) can't be used.
+
+    Its arguments are the faults, one line each; a configuration may have several.
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Each fault by itself."""
+        return tuple(map(str, self.args)) if len(self.args) > 1 else (str(self),)
 
 
 class DamagedFileError(InputError):

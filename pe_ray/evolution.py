@@ -136,7 +136,7 @@ def iterate(run: Run, door: Door) -> Iterator[Population]:
         features, moments = learn_features(run, population), moments_layout(run)
         sums = door.sums("teacher", features, moments)
         solve_teacher(run, sums)
-        score_teacher(run)
+        score_teacher(run, population)
     export(run, population, run.directory.synthetic)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -231,6 +232,14 @@ def require_affordable(made: Plan) -> None:
                 f"calls and a cost of {bill.max_cost:,.2f}, but the run takes {bill.calls:,} and "
                 f"{bill.cost:,.2f}; raise them or plan less (nothing was spent)"
             )
+
+
+def plan_workers(resources: ResourcesConfig) -> int | None:
+    """Return how many workers a run will have; None where only its cluster knows."""
+    if resources.workers or resources.address:
+        return resources.workers
+    num_cpus = resources.num_cpus or len(os.sched_getaffinity(0))
+    return max(1, int(num_cpus / resources.cpus_per_worker))
 
 
 def worker_seconds(config: Config, calls: Sequence[int]) -> float | None:

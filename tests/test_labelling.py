@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,17 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 from tiny_public import save_public
 
 from pe_ray import Config, InputError, label_images, save_images
+from pe_ray.components.metrics.accuracy_metrics import ClassifierAccuracy
 from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.evolution import evolve
+from pe_ray.files.image_batches import read_images
 from pe_ray.report import write_report
+from pe_ray.synthetic.scoring import reference_table
 
 ONE = ResourcesConfig(num_cpus=2, workers=1)
 
@@ -60,6 +65,14 @@ def test_any_images_are_labelled_as_the_final_set_is(
     rows = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["public/accuracy_teacher"] == pytest.approx(right.mean())
     assert f"{100 * right.mean():.1f} %" in Path(page).read_text()
+    # The final set has the teacher's labels, so what is said of it is scored with them.
+    images_made, labels_made = _read_final(Path(run))
+    scorer = ClassifierAccuracy(ClassifierAccuracy.Options())
+    config = Config.from_dict(taught)
+    assert config.metrics.public is not None
+    held_out = read_images(reference_table(config, config.metrics.public), config.framing)
+    (expected,) = scorer.score(images_made, labels_made, *held_out).values()
+    assert rows[-1]["public/accuracy_train_synthetic/final_set"] == pytest.approx(expected)
 
     # What it was whitened on is bound, and made again the same where it is lost.
     for file in (Path(run) / "features").glob("*.npz"):
@@ -92,3 +105,9 @@ def test_a_run_without_a_teacher_labels_nothing(
     run = evolve(Config.from_dict(short))
     with pytest.raises(InputError, match=r"run .*: has no teacher"):
         label_images(run, "sklearn:digits", str(tmp_path / "labels"))
+
+
+def _read_final(run: Path) -> tuple[np.ndarray, np.ndarray]:
+    rows = pq.read_table(run / "synthetic")
+    images = [np.asarray(Image.open(io.BytesIO(i["bytes"]))) for i in rows["image"].to_pylist()]
+    return np.stack(images)[..., None], np.array(rows["label"])

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pe_ray import Config
-from pe_ray.planning import plan, worker_seconds
+from pe_ray.config.blocks import ResourcesConfig
+from pe_ray.planning import plan, plan_workers, worker_seconds
 
 
 @pytest.mark.parametrize("neighbors", [1, 3])
@@ -29,3 +30,16 @@ def test_what_a_generator_does_once_is_not_counted_for_each_image(tree: dict[str
     seconds = worker_seconds(Config.from_dict(tree), (40, 1000, 1000))
     assert seconds is not None
     assert 0 < seconds < 500
+
+
+@pytest.mark.parametrize(
+    ("resources", "workers"),
+    [
+        ({"num_cpus": 8, "cpus_per_worker": 2}, 4),
+        ({"num_cpus": 1, "cpus_per_worker": 2}, 1),
+        ({"workers": 3, "address": "auto"}, 3),
+        ({"address": "auto"}, None),
+    ],
+)
+def test_workers_are_those_of_the_resources(resources: dict[str, Any], workers: int | None) -> None:
+    assert plan_workers(ResourcesConfig(**resources)) == workers

@@ -1,9 +1,9 @@
 """The command line; each module adds its verbs.
 
-Exit status: 0 on success; 2 on bad input (one line: what, where, fix); 1 on a failure, or where
-Ctrl-C or SIGTERM stopped the command. The same command continues then. 1 without a word where the
-reader of its output is gone. A process that ends by no doing of its own, as by SIGKILL, or by Ray
-where its own processes are gone, is told of by another process.
+Exit status: 0 on success; 2 on bad input (a line for each fault: what, where, fix); 1 on a failure,
+or where Ctrl-C or SIGTERM stopped the command. The same command continues then. 1 without a word
+where the reader of its output is gone. A process that ends by no doing of its own, as by SIGKILL,
+or by Ray where its own processes are gone, is told of by another process.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pe_ray.cli import (
     look_verbs,
     publish_verbs,
     run_verbs,
+    start_verbs,
     tune_verbs,
     verify_verbs,
 )
@@ -58,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return 1
     except (InputError, FaultError) as error:
-        print(f"pe-ray: {' '.join(str(error).split())}", file=sys.stderr)
+        for fault in error.faults if isinstance(error, InputError) else [str(error)]:
+            print(f"pe-ray: {' '.join(fault.split())}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except (KeyboardInterrupt, SystemExit) as stop:
         by = ""
@@ -115,9 +117,15 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pe-ray {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    def add_verb(name: str, command: Command, text: str) -> argparse.ArgumentParser:
-        added = verbs.add_parser(name, help=text, description=text)
-        added.set_defaults(command=command)
+    def add_verb(name: str, command: Command, text: str, example: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=f"example:\n  pe-ray {name} {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.set_defaults(command=command, verbs=verbs.choices)
         told = added.add_mutually_exclusive_group()
         for short, long, level, what in (
             ("-q", "--quiet", logging.WARNING, "log warnings alone"),
@@ -131,6 +139,7 @@ def _make_parser() -> argparse.ArgumentParser:
         return added
 
     for module in (
+        start_verbs,
         run_verbs,
         check_verbs,
         tune_verbs,

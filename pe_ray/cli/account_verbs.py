@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 def add_verbs(verb: AddVerb) -> None:
     """Add account."""
     account = verb(
-        "account", _account, "Print what all runs on a data set spent of its privacy budget."
+        "account",
+        _account,
+        "Print what all runs on a data set spent of its privacy budget.",
+        "patients.account --policy policy.yaml",
     )
     account.add_argument("file", metavar="FILE", help="the configurations' privacy.account")
     change = account.add_mutually_exclusive_group()

@@ -9,19 +9,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter, ValidationError
+
 from pe_ray.cli.printing import (
     PRIVATE,
     AddVerb,
     add_address,
     add_config,
     add_json,
+    add_resources,
+    add_run,
     add_trust,
     print_json,
+    say_score,
     state_claim,
     use_address,
 )
 from pe_ray.config import Config
+from pe_ray.config.kinds import MetricPlugin, Plugin, better_scores, check_metric
 from pe_ray.config.run_config import read_resources
+from pe_ray.config.yaml_tree import name_faults, read_value
 from pe_ray.errors import InputError
 from pe_ray.files.storage import expand_home
 
@@ -33,9 +40,20 @@ if TYPE_CHECKING:
 def add_verbs(verb: AddVerb) -> None:
     """Add audit and attack."""
     audit = verb(
-        "audit", _audit, "Score a finished run on private records; keep the output secret."
+        "audit",
+        _audit,
+        "Score a finished run on private records; keep the output secret.",
+        "runs/digits --metric frechet --metric classifier",
     )
-    audit.add_argument("run", metavar="RUN")
+    add_run(audit)
+    audit.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="KIND",
+        help="score by this instead of metrics.audit: frechet, classifier, ..., or "
+        "'{kind: KIND, option: value}'; may be repeated",
+    )
     audit.add_argument(
         "--privacy",
         action="store_true",
@@ -49,12 +67,13 @@ def add_verbs(verb: AddVerb) -> None:
         action="store_true",
         help="with --privacy: don't draw the variations of votes.lookahead again, at a run's cost",
     )
-    audit.add_argument("--set", action="append", default=[], metavar="resources.key=value")
+    add_resources(audit)
     add_trust(audit)
     attack = verb(
         "attack",
         _attack,
         "Run CONFIG on canaries instead of private data; measure what it reveals about them.",
+        "digits.yaml --output attacks/digits",
     )
     add_config(attack)
     attack.add_argument(
@@ -78,7 +97,13 @@ def _audit(options: argparse.Namespace) -> None:
     given = (options.num_records is not None, options.no_lookahead, options.set, options.address)
     if any(given) and not options.privacy:
         raise InputError("--privacy: the other options belong to it; give it, or leave them out")
+    if options.metric and options.privacy:
+        raise InputError("--metric: doesn't go with --privacy; give one of the two")
     run = open_run(options.run)
+    if options.metric:
+        audited = tuple(_read_metric(text, run.config) for text in options.metric)
+        metrics = run.config.metrics.model_copy(update={"audit": audited})
+        run = replace(run, config=run.config.model_copy(update={"metrics": metrics}))
     if options.privacy:
         config = run.config.model_copy(update={"resources": read_resources(options.set)})
         run = replace(run, config=use_address(config, options.address))
@@ -89,8 +114,21 @@ def _audit(options: argparse.Namespace) -> None:
         print_json(scores)
         return
     print(PRIVATE, file=sys.stderr)
+    better = better_scores(run.config.metrics.audit, scores)
     for name, score in scores.items():
-        print(f"{name:<28}{score:.4f}")
+        print(f"{name:<28}{say_score(score, better.get(name))}")
+
+
+def _read_metric(text: str, config: Config) -> Plugin:
+    """Return the metric of one --metric; InputError where the run can't be scored by it."""
+    value = read_value(text, "--metric")
+    try:
+        metric: Plugin = TypeAdapter(MetricPlugin).validate_python(value)
+    except ValidationError as error:
+        raise name_faults(error, value, "--metric: ") from None
+    labels, sizes = config.private.labels, config.schedule.sizes
+    check_metric("--metric", metric, num_labels=len(labels), num_images=sizes[-1])
+    return metric
 
 
 def _print_score(run: Run, options: argparse.Namespace) -> None:

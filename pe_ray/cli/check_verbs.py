@@ -67,6 +67,7 @@ def add_verbs(verb: AddVerb) -> None:
         "check",
         _check,
         "Read all that a run would read and try all that it needs; keep the output secret.",
+        "digits.yaml",
     )
     add_config(check)
     add_json(check)

@@ -11,8 +11,8 @@ from typing import Any
 from pe_ray.config import Config
 
 Command = Callable[[argparse.Namespace], None]
-AddVerb = Callable[[str, Command, str], argparse.ArgumentParser]
-"""(name, command, help) -> the parser of a new verb."""
+AddVerb = Callable[[str, Command, str, str], argparse.ArgumentParser]
+"""(name, command, help, example of its arguments) -> the parser of a new verb."""
 
 PRIVATE = "PRIVATE: computed on private records without noise; do not publish"
 
@@ -26,6 +26,22 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="block.key=value",
         help="replace one value of CONFIG; may be repeated",
+    )
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add RUN."""
+    parser.add_argument("run", metavar="RUN", help="run directory, the run's output.path")
+
+
+def add_resources(parser: argparse.ArgumentParser) -> None:
+    """Add --set, for resources alone."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="resources.key=value",
+        help="what this may use, as in a configuration; may be repeated",
     )
 
 
@@ -45,7 +61,10 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 def add_address(parser: argparse.ArgumentParser) -> None:
     """Add --address."""
-    parser.add_argument("--address", help="address of a Ray cluster")
+    parser.add_argument(
+        "--address",
+        help="of a Ray cluster (auto: the one on this machine); default: resources.address",
+    )
 
 
 def use_address(config: Config, address: str | None) -> Config:
@@ -72,6 +91,19 @@ def state_claim(epsilon: float, delta: float, unit: str) -> str:
     if math.isinf(epsilon):
         return "epsilon inf: no noise, NOT private"
     return f"epsilon {epsilon:.6g}, delta {delta:g}, adding or removing one {unit}"
+
+
+def say_score(score: float, better: str | None) -> str:
+    """Return a score with what is better, where that is known."""
+    return f"{score:.4g}" + (f" ({better} is better)" if better else "")
+
+
+def say_time(seconds: float) -> str:
+    """Return a time in words."""
+    for name, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {name}"
+    return f"{seconds:,.1f} seconds"
 
 
 def print_json(tree: Any) -> None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 
-from pe_ray.cli.printing import AddVerb, add_trust
+from pe_ray.cli.printing import AddVerb, add_run, add_trust
 
 
 def add_verbs(verb: AddVerb) -> None:
     """Add publish."""
-    publish = verb("publish", _publish, "Write a run as a data set with cards and checksums.")
-    publish.add_argument("run", metavar="RUN")
-    publish.add_argument("--output", required=True, metavar="DIR", help="local folder")
+    publish = verb(
+        "publish",
+        _publish,
+        "Write a run as a data set with cards and checksums.",
+        "runs/digits --output published/digits",
+    )
+    add_run(publish)
+    publish.add_argument("--output", required=True, metavar="DIR", help="local folder to write")
     publish.add_argument(
         "--expansion", metavar="DIR", help="output of `pe-ray expand RUN`; default: the final set"
     )

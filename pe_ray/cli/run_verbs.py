@@ -6,15 +6,19 @@ import argparse
 import time
 from dataclasses import asdict
 
-from pe_ray.cli.inputs import plan_inputs, print_inputs
+from pe_ray.cli.inputs import find_address_warnings, plan_inputs, print_inputs
 from pe_ray.cli.printing import (
     AddVerb,
     add_address,
     add_config,
     add_json,
+    add_resources,
+    add_run,
     add_trust,
     parse_count,
     print_json,
+    say_score,
+    say_time,
     state_claim,
     use_address,
 )
@@ -27,18 +31,35 @@ from pe_ray.runtime.events import announce
 
 def add_verbs(verb: AddVerb) -> None:
     """Add plan, run, expand and label."""
-    plan = verb("plan", _plan, "Validate a configuration and print what a run would cost.")
-    run = verb("run", _run, "Start a run, or continue it after any interruption.")
-    expand = verb("expand", _expand, "Write further variations of a run's final population.")
-    label = verb("label", _label, "Write a run's teacher's labels and scores of any images.")
-    label.add_argument("run", metavar="RUN")
+    plan = verb(
+        "plan",
+        _plan,
+        "Validate a configuration and print what a run would cost.",
+        "digits.yaml --set privacy.epsilon=2",
+    )
+    run = verb("run", _run, "Start a run, or continue it after any interruption.", "digits.yaml")
+    expand = verb(
+        "expand",
+        _expand,
+        "Write further variations of a run's final population.",
+        "runs/digits --num-samples 1e6 --output more",
+    )
+    label = verb(
+        "label",
+        _label,
+        "Write a run's teacher's labels and scores of any images.",
+        "runs/digits data/others --output labels.parquet",
+    )
+    add_run(label)
     label.add_argument("images", metavar="IMAGES", help="file or folder, as private.data")
     label.add_argument("--output", required=True, metavar="FILE", help="parquet file to write")
-    label.add_argument("--image-column", default="image", metavar="NAME")
+    label.add_argument(
+        "--image-column", default="image", metavar="NAME", help="as private.image_column"
+    )
     for added in (plan, run):
         add_config(added)
     add_json(plan)
-    expand.add_argument("run", metavar="RUN")
+    add_run(expand)
     expand.add_argument(
         "--num-samples",
         type=parse_count,
@@ -68,9 +89,12 @@ def add_verbs(verb: AddVerb) -> None:
     )
     expand.add_argument("--output", required=True, metavar="DIR", help="folder for the samples")
     for added in (expand, label):
-        added.add_argument("--set", action="append", default=[], metavar="resources.key=value")
+        add_resources(added)
     expand.add_argument(
-        "--format", default="parquet", help="parquet (default), webdataset, folder or module:Class"
+        "--format",
+        default="parquet",
+        metavar="KIND",
+        help="parquet (default), webdataset, folder or module:Class",
     )
     for added in (expand, label):
         add_trust(added)
@@ -79,7 +103,7 @@ def add_verbs(verb: AddVerb) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from pe_ray.planning import plan, worker_seconds
+    from pe_ray.planning import plan, plan_workers, worker_seconds
     from pe_ray.release.releases import kind_of
     from pe_ray.runtime.run_directory import ledger_folder
 
@@ -94,7 +118,10 @@ def _plan(options: argparse.Namespace) -> None:
     files = plan_inputs(config)
     made, sizes = plan(config), config.schedule.sizes
     seconds = worker_seconds(config, made.calls)
+    workers = plan_workers(config.resources)
+    wall = seconds / workers if seconds is not None and workers else None
     warnings = [warning for each in config.generators for warning in each.options.find_warnings()]
+    warnings += find_address_warnings(config.resources.address)
     if options.json:
         print_json(
             {
@@ -107,6 +134,8 @@ def _plan(options: argparse.Namespace) -> None:
                 "images": {"populations": sum(sizes)},
                 "disk_bytes": made.disk_bytes,
                 "worker_seconds": seconds,
+                "workers": workers,
+                "wall_seconds": wall,
                 "bills": [asdict(bill) for bill in made.bills],
                 "warnings": warnings,
                 "data": [asdict(read) for read in files],
@@ -134,7 +163,10 @@ def _plan(options: argparse.Namespace) -> None:
     for warning in warnings:
         print(f"warning     {warning}")
     if seconds is not None:
-        print(f"time        {seconds:,.1f} worker seconds of generation, on this machine's CPU")
+        shared = f"at least {say_time(wall)} on {workers} workers, " if wall is not None else ""
+        print(
+            f"time        {shared}{seconds:,.1f} worker seconds of generation on this machine's CPU"
+        )
     elif made.bills:
         print("time        not estimated: the service decides, and a call to it costs")
     else:
@@ -147,6 +179,7 @@ def _run(options: argparse.Namespace) -> None:
     from pe_ray.evolution import evolve
     from pe_ray.release.ledger import Ledger
     from pe_ray.report import write_report
+    from pe_ray.report.run_status import read_status
     from pe_ray.runtime.run_directory import find_ledger
 
     started = time.monotonic()
@@ -156,6 +189,9 @@ def _run(options: argparse.Namespace) -> None:
     budget = ledger.budget
     print(f"report      {page}")
     print(f"synthetic   {path / 'synthetic'}")
+    status = read_status(path)
+    for name, score in status["scores"].items():
+        print(f"score       {name}: {say_score(score, status['better'].get(name))}")
     print(f"spent       {state_claim(ledger.spent(), budget.delta, budget.unit)} (from the ledger)")
     print(f"time        {time.monotonic() - started:.1f} s")
 

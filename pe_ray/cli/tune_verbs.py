@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pe_ray.cli.inputs import plan_inputs, print_inputs
 from pe_ray.cli.printing import (
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 def add_verbs(verb: AddVerb) -> None:
     """Add tune."""
-    tune = verb("tune", _tune, "Search hyperparameters inside the privacy budget, then run.")
+    tune = verb(
+        "tune", _tune, "Search hyperparameters inside the privacy budget, then run.", "search.yaml"
+    )
     add_config(tune)
     add_json(tune)
     add_address(tune)
@@ -35,6 +37,7 @@ def _tune(options: argparse.Namespace) -> None:
 
     from pe_ray.release.ledger import Ledger
     from pe_ray.report import write_report
+    from pe_ray.tuning.outcomes import describe_trial
     from pe_ray.tuning.search import Search
     from pe_ray.tuning.tune import tune
 
@@ -59,9 +62,11 @@ def _tune(options: argparse.Namespace) -> None:
             }
         )
         return
+    better = {"min": "lower", "max": "higher"}[search.objective.mode]
     for trial in outcome.trials:
-        print(f"trial       {_describe_trial(trial)}")
-    print(f"best        {json.dumps(outcome.settings)}, score {outcome.score:.6g}")
+        print(f"trial       {describe_trial(trial, better)}")
+    best = f"score {outcome.score:.6g} ({better} is better)"
+    print(f"best        {json.dumps(outcome.settings)}, {best}")
     print(f"report      {page}")
     print(f"synthetic   {outcome.path / 'synthetic'}")
     spent = state_claim(epsilon, budget.delta, budget.unit)
@@ -90,9 +95,3 @@ def print_cost(search: Search, as_json: bool) -> None:
         f"final run   epsilon {cost['final_epsilon']:.4g}, sigma {cost['final_sigma']:.4g}: "
         f"{cost['noise']:.2f} times the noise without a search"
     )
-
-
-def _describe_trial(record: dict[str, Any]) -> str:
-    scores = record["scores"]
-    score = f"{scores[max(scores, key=int)]:.6g}" if scores else "none"
-    return f"{record['state']:<9} score {score}, {json.dumps(record['settings'])}"

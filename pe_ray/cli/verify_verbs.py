@@ -15,6 +15,7 @@ def add_verbs(verb: AddVerb) -> None:
         "verify",
         _verify,
         "Check a finished run, or a published folder; needs no Ray, torch or private data.",
+        "published/digits",
     )
     verify.add_argument("folder", metavar="PATH", help="run directory, or output of `publish`")
     verify.add_argument(

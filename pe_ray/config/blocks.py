@@ -335,7 +335,9 @@ class PublicMetricsConfig(Block):
     """Score S_0, S_every, S_(2 every), ... and the last."""
     max_images: int = Field(default=10_000, ge=2)
     """Images scored at most, of either side (evenly spaced rows)."""
-    metrics: tuple[MetricPlugin, ...] = Field(min_length=1)
+    metrics: tuple[MetricPlugin, ...] = Field(
+        default=("frechet", "precision_recall"), min_length=1, validate_default=True
+    )
     """What is scored."""
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 
 from pydantic import BaseModel
 
+from pe_ray.config.places import HomePath
 from pe_ray.errors import InputError
-from pe_ray.files.storage import expand_home
+from pe_ray.files.storage import expand_home, require_creatable
 
 EXTRAS = {
     "embedders": {"cleanfid", "safetensors", "torch", "torchvision", "transformers"},
@@ -41,14 +43,30 @@ def require_extras(part: BaseModel, field: str = "") -> None:
 
 
 def require_paths(part: BaseModel) -> None:
-    """Raise InputError where `part` of a configuration names a file that is not on this machine.
+    """Raise InputError where `part` of a configuration names files or folders that can't be used.
 
-    Asks every model in it that states `local_paths`.
+    Files must be on this machine: those in a model's `local_paths`, and those whose name begins as
+    no id does. Folders must be there, or such that they can be made.
     """
+    faults: list[str] = []
     for place, model in _walk(part, ""):
-        for option, path in getattr(model, "local_paths", {}).items():
+        named = dict(getattr(model, "local_paths", {}))
+        for option, value in model:
+            field = f"{place}.{option}".strip(".")
+            if not isinstance(value, HomePath) or value == "none":
+                continue
+            if value.use == "folder":
+                try:
+                    require_creatable(Path(value), field)
+                except InputError as error:
+                    faults += error.faults
+            elif value.use == "file" and value.startswith((".", "/")):
+                named[option] = value
+        for option, path in named.items():
             if not expand_home(path).exists():
-                raise InputError(f"{place}.{option}: {path} does not exist on this machine")
+                faults.append(f"{place}.{option}: {path} does not exist on this machine")
+    if faults:
+        raise InputError(*faults)
 
 
 def _walk(part: BaseModel, field: str) -> Iterator[tuple[str, BaseModel]]:

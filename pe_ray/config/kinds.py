@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
@@ -151,6 +151,15 @@ def check_metric(field: str, metric: Plugin, *, num_labels: int, num_images: int
                 f"{field}: {metric.kind} needs at least {least} {what}, and there are {given}; "
                 "leave it out, or give more"
             )
+
+
+def better_scores(metrics: Iterable[Plugin], names: Iterable[str]) -> dict[str, str]:
+    """Return `lower` or `higher`, whichever is better, of the scores whose metric says so."""
+    stated = {"accuracy_teacher": "higher"}
+    for metric in metrics:
+        stated |= getattr(plugins.load("metric", metric.kind), "better", {})
+    heads = {name: name.removeprefix("public/").partition("/")[0] for name in names}
+    return {name: stated[head] for name, head in heads.items() if head in stated}
 
 
 class Stage(Block):

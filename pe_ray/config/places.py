@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -42,15 +42,19 @@ _USERS_NAMES = {"where", "audit_where", "prompts", "texts", "classes"}
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 
-class _HomePath(str):
-    """A path with the home folder in place of ~."""
+class HomePath(str):
+    """A path with the home folder in place of ~.
+
+    use: `data` where it may be the URI of a store, `folder` where it is made if it isn't there.
+    """
 
     written: str
+    use: Literal["file", "data", "folder"] = "file"
 
 
-def _expand_home(text: Any, read: ValidatorFunctionWrapHandler) -> str:
+def _expand_home(text: Any, read: ValidatorFunctionWrapHandler) -> HomePath:
     text = str(text) if isinstance(text, os.PathLike | ObjectPath) else text
-    path = _HomePath(os.path.expanduser(read(text)))
+    path = HomePath(os.path.expanduser(read(text)))
     path.written = getattr(text, "written", read(text))
     return path
 
@@ -59,14 +63,16 @@ def _as_written(path: str) -> str:
     return str(getattr(path, "written", path))
 
 
-def _require_place(place: str) -> str:
+def _require_place(place: HomePath) -> HomePath:
     parse_location(place)
+    place.use = "data"
     return place
 
 
-def _require_local(place: str) -> str:
+def _require_local(place: HomePath) -> HomePath:
     if not isinstance(parse_location(place), Path):
         raise ValueError("must be a local folder")
+    place.use = "folder"
     return place
 
 

@@ -33,7 +33,7 @@ from pe_ray.config.kinds import (
 from pe_ray.config.places import apart, lies_in, refuse_credentials
 from pe_ray.config.yaml_tree import (
     drop_removed_keys,
-    first_fault,
+    name_faults,
     read_stored,
     read_tree,
     set_override,
@@ -41,7 +41,7 @@ from pe_ray.config.yaml_tree import (
 from pe_ray.errors import InputError
 from pe_ray.files.storage import GivenPath, Location, parse_location
 from pe_ray.plugins import PrivateSums, only_known
-from pe_ray.plugins.options import BOUND
+from pe_ray.plugins.options import BOUND, as_validation_error
 from pe_ray.values import Framing, ImageShape
 
 _STORED = "stored"
@@ -89,7 +89,7 @@ class Config(Block):
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> Config:
-        """Validate a tree of plain values; InputError names the first wrong key."""
+        """Validate a tree of plain values; InputError names all wrong keys."""
         return cls._validate(tree)
 
     @classmethod
@@ -97,7 +97,7 @@ class Config(Block):
         try:
             return cls.model_validate(tree, context=context)
         except ValidationError as error:
-            raise first_fault(error, tree) from None
+            raise name_faults(error, tree) from None
         except RecursionError:
             raise InputError("config: refers to itself; correct its YAML anchors") from None
 
@@ -183,33 +183,65 @@ class Config(Block):
 
     @model_validator(mode="after")
     def _check(self, info: ValidationInfo) -> Self:
-        num_labels, sizes = len(self.private.labels), self.schedule.sizes
+        checks = [
+            self._check_user,
+            self._check_samples,
+            self._check_fractions,
+            self._check_overrides,
+            self._check_generators,
+            self._check_places,
+            self._check_shares,
+            self._check_learning,
+        ]
+        if info.context != _STORED:  # what has run is read back, even if a metric failed in it
+            checks.append(self._check_metrics)
+        faults: dict[str, None] = {}
+        for check in checks:
+            try:
+                check()
+            except ValueError as error:
+                faults[str(error)] = None
+        if faults:
+            found = [((), "value_error", fault, None) for fault in faults]
+            raise as_validation_error("Config", found)
+        return self
+
+    def _check_user(self) -> None:
         if self.privacy.unit == "user" and self.private.user_column is None:
             raise ValueError("private.user_column: needed for privacy.unit: user")
+
+    def _check_samples(self) -> None:
+        num_labels, sizes = len(self.private.labels), self.schedule.sizes
         if min(sizes) < num_labels:
             raise ValueError(f"schedule.num_samples: give at least {num_labels}, one a label")
-        fractions = self.privacy.label_fractions
-        if isinstance(fractions, tuple) and len(fractions) != num_labels:
-            raise ValueError(f"privacy.label_fractions: give {num_labels} numbers, one a label")
-        for iteration in self.selection.overrides:
-            if not 1 <= iteration <= self.schedule.iterations:
-                raise ValueError(f"selection.overrides: there is no iteration {iteration}")
         if self.votes.neighbors > min(sizes[:-1]):
             raise ValueError(
                 f"votes.neighbors: more than the samples voted on (num_samples: {min(sizes[:-1])})"
             )
-        self._check_generators()
-        self._check_places()
-        if info.context != _STORED:  # what has run is read back, even if a metric failed in it
-            self._check_metrics()
-        sums = self.private_sums
-        left = 1.0 if fractions != "dp" else 1 - self.privacy.label_count_share
+
+    def _check_fractions(self) -> None:
+        num_labels, fractions = len(self.private.labels), self.privacy.label_fractions
+        if isinstance(fractions, tuple) and len(fractions) != num_labels:
+            raise ValueError(f"privacy.label_fractions: give {num_labels} numbers, one a label")
+
+    def _check_overrides(self) -> None:
+        for iteration in self.selection.overrides:
+            if not 1 <= iteration <= self.schedule.iterations:
+                raise ValueError(f"selection.overrides: there is no iteration {iteration}")
+
+    def _check_shares(self) -> None:
+        num_labels, sums = len(self.private.labels), self.private_sums
+        counted = self.privacy.label_fractions == "dp"
+        left = 1 - self.privacy.label_count_share if counted else 1.0
         if sums is not None:
             if sums.share >= left:
                 raise ValueError(f"generator.share: must be below {left:g}")
             left -= sums.share
         if self.teacher:
             self.teacher.check_run(num_labels=num_labels, shape=self.image_shape, left=left)
+
+    def _check_learning(self) -> None:
+        sums = self.private_sums
         paid = self.generator_at(0).options.call_price is not None
         if self.embedder.options.learnt:
             if sums is not None:
@@ -218,7 +250,7 @@ class Config(Block):
                     "this generator draws from a release; name another embedder"
                 )
             self.embedder.options.check_learning(
-                num_labels=num_labels,
+                num_labels=len(self.private.labels),
                 shape=self.image_shape,
                 metric=self.votes.metric,
                 paid=paid,
@@ -234,7 +266,6 @@ class Config(Block):
                     f"{field}.data: the population takes more calls of this generator, which are "
                     "paid for; name public images"
                 )
-        return self
 
     def _check_generators(self) -> None:
         last, degrees = self.schedule.iterations, self.schedule.degree_list
@@ -319,6 +350,6 @@ def read_resources(overrides: Sequence[str]) -> ResourcesConfig:
         refuse_credentials(tree)
         return ResourcesConfig.model_validate(tree.get("resources", {}))
     except ValidationError as error:
-        raise first_fault(error, tree.get("resources"), "resources.") from None
+        raise name_faults(error, tree.get("resources"), "config: resources.") from None
     except ValueError as error:
         raise InputError(f"config: {error}") from None

@@ -78,12 +78,17 @@ def set_override(tree: dict[str, Any], override: str) -> None:
     shown = re.split(r"[^\w.]", override)[0] if may_hold_secret(override) else override
     if not equals or not name.rpartition(".")[2]:
         raise InputError(f"--set {shown}: write it as block.key=value")
+    put(tree, name, read_value(text, f"--set {shown}"), f"--set {shown}")
+
+
+def read_value(text: str, source: str) -> Any:
+    """Return the plain value that `text` is as YAML; source: what it is of, for the InputError."""
     try:
-        value = _parse(text, _UserLoader)
+        return _parse(text, _UserLoader)
     except yaml.YAMLError as error:
-        reason = "not YAML" if shown != override else getattr(error, "problem", None) or "not YAML"
-        raise InputError(f"--set {shown}: not a value: {reason}") from None
-    put(tree, name, value, f"--set {shown}")
+        secret = may_hold_secret(f"{source}={text}")
+        reason = None if secret else getattr(error, "problem", None)
+        raise InputError(f"{source}: not a value: {reason or 'not YAML'}") from None
 
 
 def put(tree: dict[str, Any], name: str, value: Any, source: str) -> None:
@@ -127,29 +132,33 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [path]
 
 
-def first_fault(error: ValidationError, tree: Any, prefix: str = "") -> InputError:
-    """Return the first fault of a `tree` of plain values; prefix: the dotted blocks around it.
+def name_faults(error: ValidationError, tree: Any, prefix: str = "config: ") -> InputError:
+    """Return all faults of a `tree` of plain values.
 
+    prefix: what comes before a dotted key, the blocks around `tree` included.
     Of the branches of a union, the one that fits furthest is reported.
     """
-    faults = [(_keys(tree, fault), fault) for fault in error.errors(include_url=False)]
-    top = faults[0][0]
-    keys, fault = max(
-        (pair for pair in faults if pair[0][: len(top)] == top),
-        key=lambda pair: len(pair[0]) + _starts_with_key(pair[1]["msg"]),
-    )
-    where = f"{prefix}{'.'.join(keys)}".rstrip(".")
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "string_type" and isinstance(fault["input"], int | float):
-        message += f'; write it in quotes: "{json.dumps(fault["input"])}"'
-    if where:
-        where += "." if _starts_with_key(message) else ": "
-    return InputError(f"config: {where}{message}")
+    found: dict[tuple[str, ...], tuple[str, str]] = {}
+    for fault in error.errors(include_url=False):
+        message = fault["msg"].removeprefix("Value error, ")
+        message = message.removeprefix("Input ").replace("should ", "must ", 1)
+        if fault["type"] == "string_type" and isinstance(fault["input"], int | float):
+            message += f'; write it in quotes: "{json.dumps(fault["input"])}"'
+        keys = _keys(tree, fault)
+        if named := re.match(r"([\w.]+): ", message):  # by a block's own check
+            keys, message = [*keys, *named[1].split(".")], message[named.end() :]
+        found.setdefault(tuple(keys), (fault["type"], message))
+    lines: dict[Any, str] = {}
+    for place, (kind, message) in found.items():
+        if not any(_is_below(other, place) for other in found):
+            # Of items of a list with the same fault, one stands for all.
+            group = (*place[:-1], kind) if place and place[-1].isdecimal() else place
+            lines.setdefault(group, f"{prefix}{'.'.join(place)}{': ' if place else ''}{message}")
+    return InputError(*lines.values())
 
 
-def _starts_with_key(message: str) -> bool:
-    """Return whether a fault is of a block's own check, which names the key."""
-    return re.match(r"(Value error, )?[\w.]+: ", message) is not None
+def _is_below(keys: tuple[str, ...], above: tuple[str, ...]) -> bool:
+    return len(keys) > len(above) > 0 and keys[: len(above)] == above
 
 
 def _keys(tree: Any, fault: ErrorDetails) -> list[str]:

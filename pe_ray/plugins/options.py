@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import (
@@ -15,8 +15,9 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic_core import ErrorDetails, PydanticCustomError
 
-from pe_ray.plugins.spelling import did_you_mean
+from pe_ray.plugins.spelling import closest, did_you_mean
 from pe_ray.values import DistanceMetric, Framing, ImageShape, Price
 
 if TYPE_CHECKING:
@@ -60,17 +61,50 @@ class Options(BaseModel):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _name_unknown_keys(cls, tree: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Report an unknown key before other faults: a missing one may be that one, misspelt."""
+    def _explain_keys(cls, tree: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Say more of keys that are unknown, missing (unless misspelt) or empty."""
         try:
             return handler(tree)
         except ValidationError as error:
-            for fault in error.errors():
-                if fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1:
-                    name = str(fault["loc"][0])
-                    hint = did_you_mean(name, cls.model_fields)
-                    raise ValueError(f"{name}: there is no such key{hint}") from None
-            raise
+            faults = error.errors(include_url=False)
+            unknown = {_own_key(f) for f in faults if f["type"] == "extra_forbidden"} - {None}
+            misspelt = {closest(str(name), cls.model_fields) for name in unknown}
+            told = [f for f in faults if f["type"] != "missing" or _own_key(f) not in misspelt]
+            raise as_validation_error(
+                cls.__name__, [(f["loc"], f["type"], cls._explain(f), f["input"]) for f in told]
+            ) from None
+
+    @classmethod
+    def _explain(cls, fault: ErrorDetails) -> str:
+        name, kind = _own_key(fault), fault["type"]
+        if name is not None and kind == "extra_forbidden":
+            return f"there is no such key{did_you_mean(str(name), cls.model_fields)}"
+        is_empty = fault["input"] is None and kind != "value_error"
+        if name not in cls.model_fields or not (is_empty or kind == "missing"):
+            return fault["msg"]
+        field = cls.model_fields[str(name)]
+        what = "is missing" if kind == "missing" else "is empty"
+        fix = "give it" if field.is_required() else "give it, or leave it out"
+        meaning = " ".join((field.description or "").split()).rstrip(".")
+        return f"{what}; {fix}{f' ({meaning})' if meaning else ''}"
+
+
+def _own_key(fault: ErrorDetails) -> int | str | None:
+    """Return the key that a fault of a model is about; None: it is about something below."""
+    return fault["loc"][0] if len(fault["loc"]) == 1 else None
+
+
+def as_validation_error(
+    title: str, faults: Iterable[tuple[tuple[int | str, ...], str, str, Any]]
+) -> ValidationError:
+    """Return the error of several faults: each its place, type, message and the value there."""
+    return ValidationError.from_exception_data(
+        title,
+        [
+            {"type": PydanticCustomError(kind, message), "loc": place, "input": value}
+            for place, kind, message, value in faults
+        ],
+    )
 
 
 class MetricOptions(Options):

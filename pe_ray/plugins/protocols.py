@@ -70,6 +70,8 @@ class Metric(Protocol):
     """Scores labelled synthetic images against labelled reference images.
 
     A run passes released images and a public reference. Only `pe-ray audit` passes private ones.
+    A class may say what a good score is: `better = {NAME: "lower"}` or `"higher"`, where NAME is a
+    score's name up to its first slash.
     """
 
     Options: ClassVar[type[Options]]

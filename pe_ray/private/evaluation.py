@@ -32,7 +32,7 @@ def audit(run: Run) -> dict[str, float]:
     """
     config, population = run.config, final_population(run)
     if not config.metrics.audit:
-        raise InputError("metrics.audit: names no metric, so there is nothing to score")
+        raise InputError("metrics.audit: names no metric; give one there, or --metric frechet")
     require_extras(config)
     require_whole(run.directory.synthetic)
     rows = read_population(
@@ -43,7 +43,7 @@ def audit(run: Run) -> dict[str, float]:
     teacher = load_teacher(run)
     if teacher is not None:
         rows["label"] = teacher.predict(rows["image"])
-    images, labels = read_images(_audited_table(config), config.framing)
+    images, labels = read_images(audited_table(config), config.framing)
     scores: dict[str, float] = {}
     for metric in config.metrics.audit:
         scorer = plugins.load("metric", metric.kind)(metric.options)
@@ -64,7 +64,7 @@ def held_out_records(config: Config) -> PrivateConfig:
     return private.model_copy(update={"data": data, "where": where})
 
 
-def _audited_table(config: Config) -> ImageTable:
+def audited_table(config: Config) -> ImageTable:
     """Return the records to score on; errors name the keys that chose them."""
     table = replace(private_table(config.private), user_column=None)
     metrics = config.metrics

@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from pe_ray.config.yaml_tree import first_fault, read_tree
-from pe_ray.errors import InputError
+from pe_ray.config.yaml_tree import name_faults, read_tree
 from pe_ray.files.storage import GivenPath
 from pe_ray.plugins import Options
 
@@ -49,10 +48,9 @@ class About(Options):
 
 
 def read_about(path: GivenPath | None) -> About:
-    """Read the file of `--about`; InputError names a key that isn't known or can't be used."""
+    """Read the file of `--about`; InputError names all wrong keys."""
     tree = {} if path is None else read_tree(path)
     try:
         return About.model_validate(tree)
     except ValidationError as error:
-        fault = str(first_fault(error, tree)).removeprefix("config: ")
-        raise InputError(f"--about {path}: {fault}") from None
+        raise name_faults(error, tree, f"--about {path}: ") from None

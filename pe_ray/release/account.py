@@ -38,7 +38,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from pe_ray.config.kinds import Block
-from pe_ray.config.yaml_tree import first_fault, read_tree
+from pe_ray.config.yaml_tree import name_faults, read_tree
 from pe_ray.errors import BudgetError, InputError
 from pe_ray.release.accounting import MIN_DELTA, gaussian_epsilon, gaussian_mu
 from pe_ray.release.adaptive import Cost, add_costs
@@ -93,12 +93,12 @@ def _add_decimals(values: Iterable[float]) -> float:
 
 
 def read_policy(path: str) -> Policy:
-    """Read a policy from a YAML file; InputError names the first wrong key."""
+    """Read a policy from a YAML file; InputError names all wrong keys."""
     tree = read_tree(path)
     try:
         return Policy.model_validate(tree)
     except ValidationError as error:
-        raise first_fault(error, tree, "policy.") from None
+        raise name_faults(error, tree, "config: policy.") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,7 @@ from pe_ray.report.samples import (
     join_images,
     pick_evenly,
 )
-from pe_ray.report.score_tables import Row, list_metrics
+from pe_ray.report.score_tables import Row, last_scores, list_metrics, name_better
 from pe_ray.synthetic.population import fractions_of
 
 _VOTE_CHARTS = ("survivors", "effective_parents", "top_tenth_share")
@@ -107,17 +107,28 @@ def _draw_by_iteration(rows: Sequence[Row], name: str) -> Markup:
     return draw_chart(points, "iteration", name.replace("_", " "))
 
 
+def bound_certainty(epsilon: float, delta: float) -> float:
+    """Return how often a guess whether a unit was in the data can be right, with even odds before.
+
+    (e^epsilon + delta) / (e^epsilon + 1): Kairouz, Oh, Viswanath 2015, theorem 2.1.
+    """
+    return (1 + delta * math.exp(-epsilon)) / (1 + math.exp(-epsilon))
+
+
 def render_run(facts: Facts, samples: Samples, rows: Sequence[Row]) -> str:
     """Return report.html; samples: of each population in `facts`; rows: its scores."""
     curve, metrics = compute_privacy_curve(facts), list_metrics(rows)
     voted = [row for row in rows if "survivors" in row]
-    counted = facts.ledger.released(LABEL_COUNTS)
+    counted, scores = facts.ledger.released(LABEL_COUNTS), last_scores(facts)
     return render(
         "run.html",
         facts=facts,
         config=facts.config,
         budget=facts.budget,
         private=not math.isinf(facts.spent),
+        certainty=bound_certainty(facts.spent, facts.budget.delta),
+        scores=scores,
+        better=name_better(facts.config, [*metrics, *scores]),
         settings=yaml.safe_dump(
             facts.config.tree(), sort_keys=False, allow_unicode=True, default_flow_style=None
         ),

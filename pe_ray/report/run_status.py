@@ -27,9 +27,13 @@ The state is done, waiting, or that of the run for the first stage that is not d
 def read_status(path: GivenPath) -> dict[str, Any]:
     """Return what `--json` prints of the run in `path`; InputError where there is none.
 
+    scores: the last on public images; better: which of them are good, where that is known.
     Its state is finished, running or stopped; begun where a lock can't be seen, in a store.
     """
+    from pe_ray.report.score_tables import last_scores, name_better
+
     facts = gather(path)
+    scores = last_scores(facts)
     stages = list(_list_stages(facts))
     left = [stage for stage in stages if stage["state"] != "done"]
     state = "finished"
@@ -43,6 +47,8 @@ def read_status(path: GivenPath) -> dict[str, Any]:
         "state": state,
         "stages": stages,
         "left": {"rows": rows, "releases": releases},
+        "scores": scores,
+        "better": name_better(facts.config, scores),
         "spent": {"epsilon": facts.spent, "delta": facts.budget.delta, "unit": facts.budget.unit},
         "budget_epsilon": facts.budget.epsilon,
     }

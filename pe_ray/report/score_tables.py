@@ -9,11 +9,13 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from pe_ray.config import Config
+from pe_ray.config.kinds import better_scores
 from pe_ray.files.storage import Location, atomic_write, list_names
 from pe_ray.report.facts import Facts
 from pe_ray.synthetic.denoising import weigh_labels
@@ -48,7 +50,11 @@ def list_scores(facts: Facts) -> list[Row]:
 
 
 def describe_votes(facts: Facts, histogram: NoisyHistogram, layout: LabelLayout) -> Row:
-    """Return one row; effective parents: inverse Simpson index of each label's weights, summed."""
+    """Return one row.
+
+    above_noise: samples with over two sigma of noisy votes; noise alone gives so many to 2.3 %.
+    effective_parents: inverse Simpson index of each label's weights, summed.
+    """
     release = histogram.release
     settings = facts.config.selection.at(release.iteration)
     votes = read_smoothed(facts.run.smoothed(release.iteration)) or unsmoothed(histogram, layout)
@@ -61,6 +67,7 @@ def describe_votes(facts: Facts, histogram: NoisyHistogram, layout: LabelLayout)
         "num_samples": layout.num_samples,
         "sigma": release.sigma,
         "noisy_votes": int(histogram.noisy_votes.sum()),
+        "above_noise": int((histogram.noisy_votes > 2 * release.sigma).sum()),
         "survivors": int((weights > 0).sum()),
         "effective_parents": round(effective, 2),
         "top_tenth_share": round(float(heaviest / total), 4) if total > 0 else None,
@@ -74,6 +81,22 @@ def write_scores(facts: Facts) -> list[Row]:
     atomic_write(facts.run.path / "metrics.jsonl", lines.encode())
     _write_tensorboard(facts.run.path / "tensorboard", rows)
     return rows
+
+
+def last_scores(facts: Facts) -> dict[str, float]:
+    """Return the quality metrics of the last population that was scored, and of the teacher."""
+    for iteration in reversed(range(len(facts.layouts))):
+        scores = read_scores(facts.run.scores(iteration))
+        if scores:
+            is_last = iteration == facts.config.schedule.iterations
+            return scores | ((is_last and read_scores(facts.run.teacher_scores)) or {})
+    return {}
+
+
+def name_better(config: Config, names: Iterable[str]) -> dict[str, str]:
+    """Return `lower` or `higher` for the quality metrics of a run that say which is better."""
+    public = config.metrics.public
+    return better_scores(public.metrics if public else (), names)
 
 
 def list_metrics(rows: Sequence[Row]) -> list[str]:

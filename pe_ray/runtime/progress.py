@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import time
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -37,14 +38,16 @@ class _Log(io.StringIO):
 class Progress:
     """Shows the rows done of one stage, rows per second and the time left.
 
-    stage: its name, with the iteration last where it has one, as in `population 3`.
+    stage: its name, with the iteration last where it has one, as in `population 3`. warm_up: parts
+    made before speed and time left are told, as workers load what they need first.
 
     Guarantee: is told only sizes that the configuration fixes, never anything about private
     records.
     """
 
-    def __init__(self, stage: str, num_rows: int, num_done: int = 0) -> None:
-        self._stage = stage
+    def __init__(self, stage: str, num_rows: int, num_done: int = 0, warm_up: int = 0) -> None:
+        self._stage, self._warm_up = stage, warm_up
+        self._found, self._started = num_done, time.monotonic()
         shown: dict[str, Any] = {}
         if not (sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)):
             shown = {
@@ -55,7 +58,13 @@ class Progress:
                 "leave": False,
             }
         self._bar = tqdm(
-            desc=stage, total=num_rows, initial=num_done, unit=" rows", miniters=1, **shown
+            desc=stage,
+            total=num_rows,
+            initial=num_done,
+            unit=" rows",
+            miniters=1,
+            smoothing=0,
+            **shown,
         )
         self._gauges = _make_gauges(stage)
         self._export()
@@ -72,7 +81,7 @@ class Progress:
         self._bar.close()
         if error is not None:
             return
-        made, seconds = self._bar.n - self._bar.initial, self._bar.format_dict["elapsed"]
+        made, seconds = self._bar.n - self._found, time.monotonic() - self._started
         self._emit(
             "stage",
             rows=self._bar.total,
@@ -83,7 +92,12 @@ class Progress:
 
     def add(self, num_rows: int) -> None:
         """Count `num_rows` more as done."""
+        if self._warm_up:
+            self._bar.initial += num_rows  # so that it shows no speed
         self._bar.update(num_rows)
+        if self._warm_up:
+            self._warm_up -= 1
+            self._bar.start_t = time.time()
         self._export()
         self._emit("part", rows=self._bar.n, total=self._bar.total)
 

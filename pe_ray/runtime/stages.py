@@ -165,7 +165,7 @@ def run_stage(stage: Stage, resources: ResourcesConfig) -> None:
     made = found()
     before = _num_rows(made)
     if len(made) < len(ranges):
-        with Progress(stage.name, num_rows, _num_rows(made)) as progress:
+        with Progress(stage.name, num_rows, before, num_workers(resources)) as progress:
             failures = 0
             while missing := [req for req in stage.requests if req["start"] not in made]:
                 try:

@@ -32,7 +32,7 @@ from pe_ray.runtime.watchdog import note_progress
 from pe_ray.synthetic.learnt_embedder import public_whitening
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.population_files import read_population
-from pe_ray.synthetic.teacher import load_teacher
+from pe_ray.synthetic.teacher import Teacher, load_teacher
 from pe_ray.values import Framing
 
 logger = logging.getLogger(__name__)
@@ -88,27 +88,40 @@ def score_population(run: Run, population: Population) -> dict[str, float]:
     return scores
 
 
-def score_teacher(run: Run) -> None:
-    """Measure how often the teacher is right on the public images, if they have labels."""
+def score_teacher(run: Run, population: Population) -> None:
+    """Measure how often the teacher is right on the public images, if they have labels.
+
+    Metrics that read labels score S_T with the teacher's, too: that is the final set.
+    """
     public, file = run.config.metrics.public, run.directory.teacher_scores
     if public is None or public.label_column is None:
         return
     with suppress(DamagedFileError):
         if read_scores(file) is not None:
             return
-    score = run_in_worker(_measure_teacher, run, public, resources=run.config.resources)
-    write_with_digest(file, json.dumps({"public/accuracy_teacher": score}).encode())
-    logger.info("the teacher labels %.4g of the public images right", score)
+    resources = run.config.resources
+    scores = run_in_worker(_measure_teacher, run, public, population, resources=resources)
+    write_with_digest(file, json.dumps(scores).encode())
+    for name, score in scores.items():
+        logger.info("%s of the teacher's labels: %.4g", name, score)
 
 
-def _measure_teacher(run: Run, public: PublicMetricsConfig) -> float:
+def _measure_teacher(
+    run: Run, public: PublicMetricsConfig, population: Population
+) -> dict[str, float]:
     teacher, table = load_teacher(run), reference_table(run.config, public)
     assert teacher is not None
     right = []
     for batch in read_spaced(table, run.config.framing, public.max_images):
         right.append(teacher.predict(batch.images) == batch.labels)
         note_progress()
-    return float(np.concatenate(right).mean())
+    scores = {"public/accuracy_teacher": float(np.concatenate(right).mean())}
+    reading = [m for m in public.metrics if getattr(m.options, "least_labels", 0)]
+    if reading:
+        final = public.model_copy(update={"metrics": tuple(reading)})
+        made = _compute_scores(run.config, final, population, teacher)
+        scores |= {f"{name}/final_set": s for name, s in made.items() if math.isfinite(s)}
+    return scores
 
 
 def try_metrics(config: Config) -> None:
@@ -138,14 +151,18 @@ def _try_scores(config: Config, public: PublicMetricsConfig) -> dict[str, float]
 
 
 def _compute_scores(
-    config: Config, public: PublicMetricsConfig, population: Population
+    config: Config,
+    public: PublicMetricsConfig,
+    population: Population,
+    teacher: Teacher | None = None,
 ) -> dict[str, float]:
     ids = evenly_spaced(population.layout.num_samples, public.max_images)
     options = config.generator_at(population.iteration).options
     rows = read_population(population.directory, ids, options)
     table = reference_table(config, public)
     reference = read_images(table, config.framing, public.max_images)
-    return _score(public, rows["image"], rows["label"], *reference)
+    labels = rows["label"] if teacher is None else teacher.predict(rows["image"])
+    return _score(public, rows["image"], labels, *reference)
 
 
 def _score(public: PublicMetricsConfig, *images_and_labels: NDArray[Any]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pe_ray.errors import FaultError, InputError
+from pe_ray.errors import FaultError
 from pe_ray.tuning.search import Range, Search
 from pe_ray.tuning.space import distinct_points, ray_space, settings_of, trial_id
 from pe_ray.tuning.trial import Job, TrialActor
@@ -172,20 +172,3 @@ def _make_scheduler(search: Search) -> TrialScheduler | None:
     domain = search.tuning.space.get("schedule.iterations", own)
     longest = int(domain.high if isinstance(domain, Range) else max(domain))
     return ASHAScheduler(time_attr="iteration", max_t=longest, grace_period=1, reduction_factor=2)
-
-
-def choose_best(found: list[dict[str, Any]], mode: str) -> dict[str, Any]:
-    """Return the best complete trial; without one, the best of those that came furthest."""
-    scored = [report for report in found if report["scores"]]
-    if not scored:
-        reasons = sorted({report["reason"] for report in found if "reason" in report})
-        raise InputError(f"tuning: no trial has a score: {'; '.join(reasons) or 'none was made'}")
-
-    def rank(report: dict[str, Any]) -> tuple[Any, ...]:
-        last = max(map(int, report["scores"]))
-        score = report["scores"][str(last)]
-        behind = 0 if report["state"] == "complete" else 1
-        settings = json.dumps(report["settings"], sort_keys=True)
-        return (behind, -last * behind, score if mode == "min" else -score, settings)
-
-    return min(scored, key=rank)

@@ -24,7 +24,7 @@ from pe_ray.config import Config
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.config.kinds import Block, ObjectivePlugin, Plugin, StrategyPlugin
 from pe_ray.config.places import apart, refuse_credentials
-from pe_ray.config.yaml_tree import first_fault, read_tree
+from pe_ray.config.yaml_tree import name_faults, read_tree
 from pe_ray.errors import InputError
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.files.storage import GivenPath
@@ -116,14 +116,21 @@ class Search:
         if "tuning" not in tree:
             raise InputError("config: has no `tuning` block; see docs/tuning.md")
         rest = {key: value for key, value in tree.items() if key != "tuning"}
-        config = Config.from_dict(rest)
+        config = tuning = None
+        faults: list[str] = []
+        try:
+            config = Config.from_dict(rest)
+        except InputError as error:
+            faults += error.faults
         try:
             refuse_credentials(tree["tuning"], "tuning")
             tuning = TuningConfig.model_validate(tree["tuning"])
         except ValidationError as error:
-            raise first_fault(error, tree["tuning"], "tuning.") from None
+            faults += name_faults(error, tree["tuning"], "config: tuning.").faults
         except ValueError as error:
-            raise InputError(f"config: {error}") from None
+            faults.append(f"config: {error}")
+        if config is None or tuning is None:
+            raise InputError(*faults)
         search = cls(
             tree=rest,
             config=config,

@@ -23,6 +23,7 @@ from pe_ray.release.ledger import Ledger
 from pe_ray.runtime.run_directory import lock_directory, on_disk, write_config
 from pe_ray.synthetic.learnt_embedder import prepare_run
 from pe_ray.synthetic.population_files import read_population
+from pe_ray.tuning.outcomes import note_trial
 from pe_ray.tuning.search import Floats, Fractions, Search, require_public
 from pe_ray.tuning.space import Settings, configure, trial_id
 from pe_ray.values import Budget
@@ -84,6 +85,8 @@ def run_trial(job: Job, settings: Settings) -> Iterator[dict[str, Any]]:
             path = directory.ledger.with_name(_FREE_LEDGER)
             ledger = Ledger.create(path, budget, config.fingerprint)
         write_config(directory, config)
+        report: dict[str, Any] = {"settings": dict(settings), "state": "begun", "scores": {}}
+        note_trial(directory.ledger.parent, report)
         run = prepare_run(config, directory)
         releases = search.strategy.trial_releases(search, config, prefix)
         door = Door(run, ledger, releases, source=job.source, prefix=prefix)
@@ -100,6 +103,8 @@ def run_trial(job: Job, settings: Settings) -> Iterator[dict[str, Any]]:
             if math.isnan(score):  # the best must not depend on the order that trials end in
                 score = _worst_score(search)
             scores = {**scores, str(number): score}
+            report |= {"state": "complete" if done else "begun", "scores": scores}
+            note_trial(directory.ledger.parent, report)
             yield {"iteration": number, "score": score, "scores": scores, "done": done}
 
 

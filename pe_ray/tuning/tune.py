@@ -61,6 +61,7 @@ from pe_ray.tuning.budget import (
     shared_releases,
 )
 from pe_ray.tuning.checks import check_parts, check_search
+from pe_ray.tuning.outcomes import choose_best
 from pe_ray.tuning.search import Search
 from pe_ray.tuning.space import configure
 from pe_ray.tuning.trial import Job
@@ -207,7 +208,7 @@ def _make_state(state: Path) -> None:
 
 def _search(job: Job, ledger: Ledger, state: Path) -> dict[str, Any]:
     """Run the trials; return settings and score of the best, and how every trial ended."""
-    from pe_ray.tuning.ray_tune import choose_best, run_trials
+    from pe_ray.tuning.ray_tune import run_trials
 
     _make_state(state)
     search, folder = job.search, job.folder.parent

@@ -88,6 +88,13 @@ def test_run_ledger_report_audit(
     assert cli.main(["audit", run, "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert 0 <= scores["accuracy_train_synthetic"] <= 1
+    more = ["--metric", "frechet", "--metric", "{kind: classifier, size: 6}", "--json"]
+    assert cli.main(["audit", run, *more]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert set(scores) == {"frechet_distance/pixels", "accuracy_train_synthetic"}
+    for wrong in ("frechett", "{kind: classifier, sze: 6}", "[", "{kind: kid}"):
+        assert cli.main(["audit", run, "--metric", wrong]) == 2
+        assert "--metric" in capsys.readouterr().err or wrong == "{kind: kid}"
     assert before == {path for path in Path(run).rglob("*")}
 
 
@@ -145,6 +152,29 @@ def test_bad_input_is_one_line_and_status_2(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("pe-ray: ")
     assert field in error
+
+
+def test_every_fault_of_a_configuration_is_a_line(
+    tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree["privacy"]["epsilom"] = tree["privacy"].pop("epsilon")
+    tree["schedule"]["degrees"] = {"strat": 0.5, "end": "x"}
+    tree["private"]["labels"] = list(range(10))
+    tree["votes"] = {"neighbors": 0}
+    del tree["embedder"]
+    assert cli.main(["plan", write(tree, tmp_path)]) == 2
+    found = [line.split(": ")[:3] for line in capsys.readouterr().err.splitlines()]
+    assert sorted(found) == [
+        ["pe-ray", "config", key]
+        for key in (
+            "embedder",
+            "private.labels.0",
+            "privacy.epsilom",
+            "schedule.degrees.end",
+            "schedule.degrees.strat",
+            "votes.neighbors",
+        )
+    ]
 
 
 @pytest.mark.parametrize("verb", ["status", "report", "ledger", "audit", "compare", "expand"])

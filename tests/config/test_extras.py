@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from pe_ray import Config, InputError, evolve, plugins
-from pe_ray.config.extras import EXTRAS, require_extras
+from pe_ray.config.extras import EXTRAS, require_extras, require_paths
 from pe_ray.plugins import PluginType
 
 REPOSITORY = Path(__file__).parents[2]
@@ -91,3 +91,32 @@ def test_the_project_declares_these_extras() -> None:
         assert {name.replace("_", "") for name in modules} <= packages
     base = {name.split(">")[0] for name in project["dependencies"]}
     assert not base & {"torch", "torchvision", "diffusers", "transformers", "clean-fid"}
+
+
+def test_every_path_that_cannot_be_used_is_named_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    made = config(
+        tmp_path / "run",
+        private={
+            "data": "sklearn:digits",
+            "labels": [str(digit) for digit in range(10)],
+            "cache": str(tmp_path / "file" / "cache"),
+        },
+        generator={
+            "kind": "diffusers",
+            "checkpoint": "an/id",  # of a hub
+            "image_size": 64,
+            "lora": [{"file": "lora.safetensors"}],
+            "vary": {"checkpoint": "./nothing"},
+        },
+        embedder={"kind": "onnx", "file": "net.onnx", "size": 8},
+    )
+    with pytest.raises(InputError) as caught:
+        require_paths(made)
+    assert {fault.split(": ")[0] for fault in caught.value.faults} == {
+        "private.cache",
+        "generator.lora.file",
+        "generator.vary.checkpoint",
+        "embedder.file",
+    }
+    require_paths(config(tmp_path / "run"))

@@ -201,3 +201,18 @@ def test_a_configuration_that_version_0_1_0_wrote_opens() -> None:
     assert config.metrics.audit[1].options.embedder.kind == "pixels"
     with pytest.raises(InputError, match="there is no such key"):
         Config.from_yaml(file)
+
+
+def test_faults_between_blocks_are_named_together(tree: dict[str, Any]) -> None:
+    tree["privacy"] |= {"unit": "user", "label_fractions": [0.5, 0.5]}
+    tree["schedule"]["num_samples"] = 9
+    tree["metrics"]["public"] = {"data": tree["private"]["data"], "metrics": ["frechet"]}
+    with pytest.raises(InputError) as caught:
+        Config.from_dict(tree)
+    fields = {str(fault).split(": ")[1] for fault in caught.value.args}
+    assert fields >= {
+        "private.user_column",
+        "privacy.label_fractions",
+        "schedule.num_samples",
+        "metrics.public.data",
+    }

@@ -108,6 +108,12 @@ def test_a_number_that_may_be_octal_is_refused_by_key_and_value(tmp_path: Path, 
         set_override({}, f"privacy.epsilon={text}")
 
 
+def test_a_secret_that_is_no_value_is_not_quoted() -> None:
+    with pytest.raises(InputError) as caught:
+        set_override({}, "generator.api_key=01234567")
+    assert "01234567" not in str(caught.value)
+
+
 def test_plain_numbers_and_switches_of_a_file_mean_what_they_say(
     tree: dict[str, Any], tmp_path: Path
 ) -> None:

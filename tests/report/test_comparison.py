@@ -36,7 +36,8 @@ def other(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_each_run_has_its_own_guarantee_and_settings(finished: Path, other: Path) -> None:
     runs = compare([str(finished), str(other)])
-    lines = {line[0]: line[1:] for line in tabulate(runs)}
+    results, settings = tabulate(runs)
+    lines = {line[0]: line[1:] for line in [*results, *settings]}
     assert lines["run"] == [str(finished), str(other)]
     assert [float(cell) for cell in lines["epsilon"]] == pytest.approx(
         [run["epsilon"] for run in runs], rel=1e-5
@@ -74,3 +75,19 @@ def test_the_last_value_of_each_metric_is_printed(
 def test_what_is_no_run_is_refused(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"^run {tmp_path}: "):
         compare([str(finished), str(tmp_path)])
+
+
+def test_a_page_shows_pictures_and_results_before_settings(
+    finished: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "runs.html"
+    assert cli.main(["compare", str(finished), str(other), "--html", str(file)]) == 0
+    printed, page = capsys.readouterr().out, file.read_text()
+    assert printed.index("survivors") < printed.index("schedule.iterations")
+    assert page.index("<img") < page.index("survivors") < page.index("<details")
+    assert page.index("<details") < page.index("schedule.iterations")
+    assert page.count("<img") == 2 * 10  # labels of two runs
+    assert "<script" not in page
+    assert "://" not in page
+    wrong = ["compare", str(finished), "--html", f"{file}/page.html"]
+    assert cli.main(wrong) == 2

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import pytest
 from verified import differing
 
 from pe_ray import Config
+from pe_ray.config.blocks import MetricsConfig
 from pe_ray.evolution import evolve
 from pe_ray.files.parts import MANIFEST, list_parts, read_manifest
 from pe_ray.release.accounting import epsilon_of
@@ -25,7 +27,7 @@ from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_sql import begin
 from pe_ray.report import write_report
 from pe_ray.report.facts import compute_privacy_curve, gather
-from pe_ray.report.page import draw_chart, render_run
+from pe_ray.report.page import bound_certainty, draw_chart, render_run
 from pe_ray.report.score_tables import list_scores
 from pe_ray.runtime.run_directory import on_disk
 
@@ -141,6 +143,23 @@ def test_metrics_that_the_run_scored_are_shown(copied: Callable[[str], Path]) ->
     assert rows[3]["public/fid"] == 12.25
     assert rows[3]["survivors"] > 0
     assert "public/fid by iteration" in [image["alt"] for image in Elements(page).all("img")]
+
+
+def test_scores_say_which_way_is_better_and_what_is_not_known(finished: Path) -> None:
+    facts = gather(finished)
+    assert "was not scored" in render_run(facts, [], list_scores(facts))
+    public = {"data": "/public", "metrics": ["frechet"]}
+    metrics = MetricsConfig.model_validate({"public": public})
+    facts = replace(facts, config=facts.config.model_copy(update={"metrics": metrics}))
+    rows = [{"iteration": 3, "public/frechet_distance/pixels": 0.5}]
+    assert "lower is better" in Elements(render_run(facts, [], rows)).text
+
+
+def test_the_claim_in_plain_words_is_how_often_a_guess_can_be_right() -> None:
+    """By randomised response, which is as bad as a claim without delta allows."""
+    assert bound_certainty(math.log(3), 0) == pytest.approx(3 / (3 + 1))
+    assert bound_certainty(0, 0.5) == 0.75  # half of the time it shows all, else nothing
+    assert bound_certainty(math.inf, 1e-5) == 1
 
 
 def test_equal_charts_are_equal_bytes_and_change_no_setting() -> None:

@@ -25,6 +25,7 @@ def test_spread_of_even_and_single_votes(finished: Path) -> None:
     row = describe_votes(facts, histogram, layout)
     assert row["effective_parents"] == 10 + 1
     assert row["survivors"] == 11
+    assert row["above_noise"] == (votes > 2 * released.release.sigma).sum()
     assert row["noisy_votes"] == 100
     assert row["top_tenth_share"] == pytest.approx(0.55)
 

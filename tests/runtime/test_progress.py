@@ -40,6 +40,21 @@ def test_lines_give_rows_speed_and_time_left(
     assert float(facts["rows_per_second"]) > 0
 
 
+def test_speed_and_time_left_leave_out_what_workers_load_first(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_module, "LINE_SECONDS", 1e-9)
+    with caplog.at_level(logging.INFO), Progress("population 1", 1000, warm_up=2) as progress:
+        time.sleep(0.5)
+        for _ in range(3):
+            progress.add(100)
+            time.sleep(0.001)
+    *lines, _ = caplog.messages
+    assert ["? left" in line for line in lines[:3]] == [True, True, False]
+    rate = float(lines[2].split(", ")[1].removesuffix("rows/s"))
+    assert rate > 300 / 0.5  # which loading included can't be
+
+
 @pytest.mark.parametrize("level", [logging.INFO, logging.WARNING])
 def test_a_terminal_gets_a_bar_unless_it_is_to_be_quiet(
     level: int,

@@ -25,14 +25,17 @@ from tiny_search import STAND_IN, final
 from verified import differing
 
 from pe_ray import InputError, cli
+from pe_ray.config.yaml_tree import dump_tree
 from pe_ray.files.parts import read_manifest
+from pe_ray.files.storage import atomic_write
 from pe_ray.planning import plan_releases
 from pe_ray.release.adaptive import mu_of, with_mu
 from pe_ray.release.ledger import Ledger
 from pe_ray.report import write_report
 from pe_ray.report.run_status import read_status
 from pe_ray.tuning import trial
-from pe_ray.tuning.budget import final_shape
+from pe_ray.tuning.budget import accounting_of, final_shape
+from pe_ray.tuning.outcomes import note_trial
 from pe_ray.tuning.search import Search
 from pe_ray.tuning.trial import Job, TrialActor, trial_config
 from pe_ray.tuning.tune import tune
@@ -74,6 +77,14 @@ def test_compose_charges_trials_and_the_final_run_in_one_ledger(
     assert 9.9 < ledger.spent() <= 10.0
     assert read_manifest(outcome.path / "synthetic") is not None
     assert not (outcome.path / "tuning" / "tune").exists()  # it says how long votes took
+    kept = (outcome.path / "tuning" / "trials").glob("*/trial.json")
+    noted = {json.dumps(t["settings"]): t["scores"] for t in map(_read_json, kept)}
+    assert noted == {json.dumps(t["settings"]): t["scores"] for t in outcome.trials}
+    capsys.readouterr()
+    assert cli.main(["status", str(outcome.path), "--json"]) == 0
+    seen = json.loads(capsys.readouterr().out)
+    assert seen["state"] == seen["search"]["state"] == "finished"
+    assert seen["search"]["best"]["settings"] == outcome.settings
     again = tune(Search.from_dict(searched))  # finds everything done
     assert again == outcome
     assert [entry.release.key for entry in ledger.entries()] == keys
@@ -303,3 +314,40 @@ def test_a_canary_record_leaves_no_trace(
         assert canary.encode() not in text
         assert pixels[7].tobytes() not in text
         assert images[7] not in text
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads(file.read_bytes())
+    return read
+
+
+def test_a_search_that_was_stopped_shows_its_trials_and_the_best(
+    searched: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    searched["tuning"]["objective"] = {
+        "kind": "public",
+        "metric": "classifier",
+        "mode": "max",
+        "reference": {"data": "/public", "labels": searched["private"]["labels"]},
+    }
+    search, output = Search.from_dict(searched), final(searched)
+    assert cli.main(["status", str(output)]) == 2
+    folder = output / "tuning"
+    budget, accounting = search.config.privacy.budget, accounting_of(search)
+    output.mkdir()
+    Ledger.create(output / "ledger.sqlite", budget, search.fingerprint, accounting)
+    atomic_write(folder / "config.yaml", dump_tree(search.values()).encode())
+    for number, (state, scores) in enumerate(
+        [("complete", {"2": 0.5}), ("complete", {"2": 0.75}), ("begun", {})]
+    ):
+        report = {"settings": {"votes.neighbors": number}, "state": state, "scores": scores}
+        note_trial(folder / "trials" / str(number), report)
+    capsys.readouterr()
+    assert cli.main(["status", str(output), "--json"]) == 0
+    seen = json.loads(capsys.readouterr().out)["search"]
+    assert seen["better"] == "higher"
+    assert [trial["state"] for trial in seen["trials"]] == ["complete", "complete", "stopped"]
+    assert seen["best"]["settings"] == {"votes.neighbors": 1}
+    assert seen["spent"]["epsilon"] == 0
+    assert cli.main(["status", str(output)]) == 0
+    assert "higher is better" in capsys.readouterr().out

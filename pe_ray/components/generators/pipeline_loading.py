@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -32,6 +32,10 @@ class LoraFile(Options):
     """A .safetensors file, the same on every machine."""
     scale: float = 1.0
     """How much of it is added."""
+
+    @property
+    def local_paths(self) -> Mapping[str, str]:
+        return {"file": self.file}
 
 
 class Placement(Options):
@@ -76,6 +80,10 @@ class PipelineOptions(GeneratorOptions):
     compile: bool = False
     """Compile the networks that denoise: a minute or more at the start, faster calls after."""
     placement: Placement = Placement()
+
+    @property
+    def local_paths(self) -> Mapping[str, str]:
+        return {"weights": self.weights} if self.weights else {}
 
 
 def load_pipeline(task: Task, options: PipelineOptions) -> Any:

@@ -5,6 +5,7 @@ Nothing is chosen on the reference.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -46,6 +47,7 @@ class ClassifierAccuracy:
     """
 
     Options: ClassVar[type[plugins.Options]] = ClassifierOptions
+    better: ClassVar[Mapping[str, str]] = {"accuracy_train_synthetic": "higher"}
 
     def __init__(self, options: ClassifierOptions) -> None:
         self._embedder = Pixels(PixelsOptions(size=options.size))
@@ -91,6 +93,7 @@ class ConvnetAccuracy:
     """
 
     Options: ClassVar[type[plugins.Options]] = ConvnetOptions
+    better: ClassVar[Mapping[str, str]] = {"accuracy_train_synthetic": "higher"}
 
     def __init__(self, options: ConvnetOptions) -> None:
         self._options = options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -71,6 +72,7 @@ class FrechetDistance(_DistanceMetric):
     """
 
     Options: ClassVar[type[plugins.Options]] = FrechetOptions
+    better: ClassVar[Mapping[str, str]] = {"fid": "lower", "frechet_distance": "lower"}
     name = "frechet"
 
     def _compare(self, synthetic: Sample, reference: Sample) -> dict[str, float]:
@@ -94,6 +96,7 @@ class KernelDistance(_DistanceMetric):
     """
 
     Options: ClassVar[type[plugins.Options]] = KernelOptions
+    better: ClassVar[Mapping[str, str]] = {"kid": "lower", "kernel_distance": "lower"}
     name = "kid"
 
     def _compare(self, synthetic: Sample, reference: Sample) -> dict[str, float]:
@@ -131,6 +134,9 @@ class PrecisionRecall(_DistanceMetric):
     """
 
     Options: ClassVar[type[plugins.Options]] = PrecisionRecallOptions
+    better: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("precision", "recall", "density", "coverage"), "higher"
+    )
     name = "precision_recall"
 
     def _compare(self, synthetic: Sample, reference: Sample) -> dict[str, float]:

@@ -13,6 +13,7 @@ from tiny_networks import load_embedder, save_inception
 from pe_ray import InputError
 from pe_ray.components.metrics.distances import frechet_distance
 from pe_ray.config.blocks import MetricsConfig
+from pe_ray.config.kinds import better_scores
 
 
 def test_a_score_names_its_embedding(tmp_path: Path) -> None:
@@ -28,7 +29,10 @@ def test_a_score_names_its_embedding(tmp_path: Path) -> None:
         ("precision_recall", inception, {f"{name}/inception" for name in manifolds}),
         ("precision_recall", pixels, {f"{name}/pixels" for name in manifolds}),
     ):
-        assert set(score(kind, images, reference, embedder=embedder)) == names
+        found = score(kind, images, reference, embedder=embedder)
+        assert set(found) == names
+        metrics = MetricsConfig.model_validate({"audit": [{"kind": kind, "embedder": embedder}]})
+        assert set(better_scores(metrics.audit, found)) == names  # each says which way is better
 
 
 def test_fid_is_clean_fids_features_in_the_frechet_distance(tmp_path: Path) -> None:
