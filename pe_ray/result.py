@@ -6,7 +6,6 @@ The objects here hold paths, and read the files when they are asked. They are pa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -185,9 +184,10 @@ class Result(_Folder):
 
     @property
     def search(self) -> dict[str, Any] | None:
-        """How the search that made the run ended: settings, score and trials; None: no search."""
-        file = self.path / "tuning" / "result.json"
-        return json.loads(file.read_bytes()) if file.exists() else None
+        """How the search that made the run ended: its trials, the best of them; None: no search."""
+        from pe_ray.tuning.outcomes import read_search
+
+        return read_search(self.path)
 
     def report(self) -> Location:
         """Write report.html, samples and metrics of the run so far; return the page's path."""

@@ -204,7 +204,7 @@ def test_a_search_says_how_it_ended(ray_session: None, tmp_path: Path) -> None:
     events = []
     run = tune(Search.from_dict(tree), on_event=events.append)
     assert run.search is not None
-    assert run.config.votes.neighbors == run.search["settings"]["votes.neighbors"]
+    assert run.config.votes.neighbors == run.search["best"]["settings"]["votes.neighbors"]
     assert len(run.search["trials"]) == 1
     assert run.ledger["epsilon"] <= 1.0
     assert len(run.synthetic.to_numpy()[0]) == 40

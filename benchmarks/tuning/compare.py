@@ -117,7 +117,7 @@ def main() -> None:
                         name, options.data.resolve(), folder, options.trials, seed
                     )
                     run = tune(Search.from_dict(tree))
-                chosen = run.search["settings"] if run.search else {}
+                chosen = run.search["best"]["settings"] if run.search else {}
                 accuracy = next(iter(run.audit().values()))
                 accuracies[name].append(accuracy)
                 print(
