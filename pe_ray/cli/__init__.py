@@ -112,7 +112,9 @@ def _interrupt(number: int, frame: object) -> None:
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="pe-ray", description="Differentially private synthetic images by Private Evolution."
+        prog="pe-ray",
+        description="Differentially private synthetic images by Private Evolution.",
+        epilog="Begin with `pe-ray init`, then plan, check and run. `pe-ray VERB --help` says more.",
     )
     parser.add_argument("--version", action="version", version=f"pe-ray {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
