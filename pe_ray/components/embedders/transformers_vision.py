@@ -166,7 +166,7 @@ def prepare(processor: Any, images: Images, device: Any) -> dict[str, Tensor]:
 
 
 def _summarize(
-    tokens: Any, pixels: Mapping[str, Tensor], config: Any, pooling: str
+    tokens: Tensor, pixels: Mapping[str, Tensor], config: Any, pooling: str
 ) -> Tensor | None:
     """Return the class token, or the mean of all patches, of each image; None if it has none.
 

@@ -38,8 +38,6 @@ class Instructions(Options):
     )
     """From the weakest to the strongest change; {caption} stands for the parent's caption, {label}
     for the label's name. Of k instructions, a degree picks number floor(k degree), 1 the last."""
-    max_tokens: int = Field(default=96, ge=1, le=4096)
-    """Tokens of an answer at most."""
 
     @field_validator("instructions")
     @classmethod
@@ -65,6 +63,8 @@ class LanguageModelOptions(Instructions):
     """Of weights and activations."""
     temperature: float = Field(default=1.0, gt=0, le=10)
     """Of the draws, among the 50 likeliest tokens."""
+    max_tokens: int = Field(default=96, ge=1, le=4096)
+    """Tokens of an answer at most."""
 
 
 class ChatOptions(Instructions, AccountOptions):
@@ -79,7 +79,7 @@ class ChatOptions(Instructions, AccountOptions):
     model: str = Field(min_length=1)
     """Name of the service's model."""
     parameters: dict[str, str | int | float | bool] = Field(default={})
-    """Sent along as they are, e.g. {temperature: 1.2}."""
+    """Sent along as they are, e.g. {temperature: 1.2, max_completion_tokens: 96}."""
     price: float = Field(ge=0, allow_inf_nan=False)
     """The most that one call may cost."""
 
@@ -160,5 +160,5 @@ class CaptionedOptions(GeneratorOptions):
         chat = self.captions and self.captions.paraphrase
         if not isinstance(chat, ChatOptions):
             return {}
-        caps = {"max_calls": chat.max_calls, "max_cost": chat.max_cost}
-        return {"generator.captions.paraphrase": Price(random=None, vary=chat.price, **caps)}
+        due = Price(random=None, vary=chat.price, max_calls=chat.max_calls, max_cost=chat.max_cost)
+        return {"generator.captions.paraphrase": due}

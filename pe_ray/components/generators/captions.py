@@ -63,6 +63,7 @@ class Captions:
             return
         self.initial = _list_captions(self._options, label_names)
         asked = self._options.paraphrase
+        self._instructions = asked.instructions if asked else ()
         if isinstance(asked, LanguageModelOptions):
             from pe_ray.components.generators.language_model import LanguageModel
 
@@ -93,16 +94,13 @@ class Captions:
 
         One that is blank, too long or more than the model reads is dropped: the caption stays.
         """
-        assert self._options is not None
-        if self._writer is None or not isinstance(
-            self._options.paraphrase, LanguageModelOptions | ChatOptions
-        ):
+        if self._writer is None:
             changes = uniforms(_own_seeds(seeds), 2)
             return [
                 self._pick(label, place) if change < degree else caption
                 for caption, label, (change, place) in zip(captions, labels, changes, strict=True)
             ]
-        words = pick_edit(self._options.paraphrase.instructions, degree)
+        words = pick_edit(self._instructions, degree)
         instructions = [
             # The caption last: it may hold the word {label}.
             words.replace("{label}", self._names[label]).replace("{caption}", caption)

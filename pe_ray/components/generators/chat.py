@@ -33,7 +33,6 @@ class Chat:
     def _ask(self, instruction: str, seed: int, stop: threading.Event) -> str:
         options, calls = self._options, self._client.calls
         fields = {
-            "max_tokens": options.max_tokens,
             **options.parameters,
             "model": options.model,
             "messages": [{"role": "user", "content": instruction}],

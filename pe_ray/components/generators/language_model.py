@@ -59,13 +59,22 @@ class LanguageModel:
                 f"{_FIELD}: {options.checkpoint}: its tokenizer knows no word; get a whole "
                 "checkpoint"
             )
+        self._room = getattr(network.config, "max_position_embeddings", None) or np.inf
+        longest = max(len(self._encode(text)) for text in options.instructions)
+        if _fill_up(longest) + options.max_tokens > self._room:
+            raise InputError(
+                f"generator.captions.paraphrase.max_tokens: {options.checkpoint} reads and writes "
+                f"{self._room} tokens in all, so an instruction and an answer of "
+                f"{options.max_tokens} don't fit; give fewer"
+            )
 
     def write(self, instructions: Sequence[str], seeds: Seeds) -> list[str]:
-        """Return the model's answer to each instruction."""
+        """Return the model's answer to each instruction; blank where it has no room for one."""
         encoded = [self._encode(text) for text in instructions]
-        lengths = np.array([-(-len(ids) // _BUCKET) * _BUCKET for ids in encoded], dtype=np.int64)
+        lengths = np.array([_fill_up(len(ids)) for ids in encoded], dtype=np.int64)
+        fitting = lengths + self._options.max_tokens <= self._room
         answers = [""] * len(encoded)
-        for length in np.unique(lengths).tolist():
+        for length in np.unique(lengths[fitting]).tolist():
             rows = np.flatnonzero(lengths == length)
             for start in range(0, len(rows), _CHUNK):
                 some = rows[start : start + _CHUNK]
@@ -126,3 +135,8 @@ class LanguageModel:
             return kept.scatter_(1, top.indices.gather(1, chosen[:, None]), 0.0)
 
         return process
+
+
+def _fill_up(length: int) -> int:
+    """Return the tokens that an instruction of `length` is filled up to."""
+    return -(-length // _BUCKET) * _BUCKET

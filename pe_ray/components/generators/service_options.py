@@ -91,9 +91,12 @@ class ServiceOptions(CaptionedOptions, AccountOptions):
 
     @property
     def call_prices(self) -> Mapping[str, Price]:
-        vary = self.price.random if self.redraws else self.price.vary
-        caps = {"max_calls": self.max_calls, "max_cost": self.max_cost}
-        own = Price(random=self.price.random, vary=vary, **caps)
+        own = Price(
+            random=self.price.random,
+            vary=self.price.random if self.redraws else self.price.vary,
+            max_calls=self.max_calls,
+            max_cost=self.max_cost,
+        )
         return {"generator": own, **super().call_prices}
 
     def list_models(self) -> Mapping[str, str | None]:
