@@ -1,7 +1,7 @@
 """Captions: each sample's own text, which is drawn, paraphrased and selected with its image.
 
 A caption is a column of the population. Votes choose parents by their images, so captions whose
-images win votes have more descendants, at no further charge (Hou et al. 2025, "SPTI", arXiv
+images win votes have more descendants, at no further charge ("SPTI", 2025, arXiv
 2506.07555). Captions are made from public texts and from captions of released samples. So they are
 post-processing of releases, and may be published.
 """

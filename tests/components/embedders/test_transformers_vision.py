@@ -14,7 +14,7 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_sample_images
-from tiny_networks import images, load_embedder, save_clip, save_dinov2
+from tiny_networks import images, load_embedder, save_clip, save_dinov2, save_timm
 from tiny_vision import FAMILIES, SIZE, WIDTH, save_vision
 
 from pe_ray import InputError
@@ -189,10 +189,21 @@ def test_half_precision_is_near_and_not_the_same(
 
 
 @pytest.mark.slow
-def test_a_compiled_network_gives_the_same_up_to_rounding(folders: dict[str, Path]) -> None:
-    batch, checkpoint = images(3, 32, 32, 3), str(folders["dinov2"])
-    plain = load_embedder("dinov2", checkpoint=checkpoint).embed(batch)
-    compiled = load_embedder("dinov2", checkpoint=checkpoint, compile=True).embed(batch)
+@pytest.mark.parametrize("kind", ["dinov2", "timm"])
+def test_a_compiled_network_gives_the_same_up_to_rounding(
+    kind: str, traced: None, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    from torch._dynamo.utils import counters
+
+    options: dict[str, Any] = {"checkpoint": str(folders["dinov2"])}
+    if kind == "timm":
+        weights = str(save_timm(tmp_path, "test_vit"))
+        options = {"model": "test_vit", "weights": weights, "size": 32, "pooling": "mean"}
+    batch = images(3, 32, 32, 3)
+    plain = load_embedder(kind, **options).embed(batch)
+    counters.clear()
+    compiled = load_embedder(kind, **options, compile=True).embed(batch)
+    assert counters["frames"]["ok"] > 0
     assert np.abs(compiled - plain).max() < 1e-4 * np.abs(plain).max()
 
 
