@@ -16,8 +16,9 @@ from image_service import LABELS, NAMES, SEEDS, VARIED, Service, made, spent, st
 from PIL import Image
 from tiny_captions import SHADES, Shades, ShadesOptions, save_language_model
 from tiny_diffusion import generator, save_pipeline
+from verified import differing
 
-from pe_ray import Config, InputError, evolve
+from pe_ray import Config, InputError, evolve, expand
 from pe_ray.components.generators.caption_options import CaptionOptions, LanguageModelOptions
 from pe_ray.components.generators.captions import Captions
 from pe_ray.components.generators.diffusers_generator import Diffusers
@@ -103,6 +104,7 @@ def tree_of(folder: Path, **generator: Any) -> dict[str, Any]:
         "private": {"data": str(folder / "data"), "labels": ["square"]},
         "generator": {"kind": "tiny_captions:Shades", **generator},
         "embedder": {"kind": "pixels", "size": 4},
+        "votes": {"lookahead": 2, "reuse_lookahead": True},
         "schedule": {"iterations": 2, "num_samples": 60, "degrees": [0.3, 0.1]},
         "privacy": {
             **{"epsilon": "inf", "delta": 1e-5, "unit": "record"},
@@ -128,12 +130,16 @@ def test_votes_select_captions_and_a_run_continues_with_them(
     shares = [Counter(stored(run, t))["a bright square"] / 60 for t in range(3)]
     assert shares[0] < 0.5 < 0.7 < shares[2]
     assert set(stored(run, 2)) <= set(TEMPLATES)
+    assert not differing(run)
     last, ledger = stored(run, 2), Ledger.open(run / "ledger.sqlite").entries()
     shutil.rmtree(run / "populations" / "iter=0002")
     shutil.rmtree(run / "synthetic")
     evolve(Config.from_dict(tree))
     assert stored(run, 2) == last
     assert Ledger.open(run / "ledger.sqlite").entries() == ledger
+    expand(run, num_samples=90, output=tmp_path / "more")
+    tables = [pq.read_table(file) for file in sorted((tmp_path / "more").glob("*.parquet"))]
+    assert sum(len(table) for table in tables) == 90
 
 
 @pytest.fixture(scope="module")
@@ -299,14 +305,14 @@ def test_refusals_keep_the_caption_and_caps_end_the_run(service: Service, tmp_pa
 
 
 def test_the_plan_bills_paraphrases(service: Service, tmp_path: Path) -> None:
-    asked = service.chat(tmp_path / "chat", max_calls=119)
+    asked = service.chat(tmp_path / "chat", max_calls=359)
     config = Config.from_dict(tree_of(tmp_path, captions={"paraphrase": asked}))
     planned = plan(config)
     (bill,) = planned.bills
     assert (bill.field, bill.calls, bill.cost) == (
         "generator.captions.paraphrase",
-        120,
-        pytest.approx(0.12),
+        360,
+        pytest.approx(0.36),
     )
     with pytest.raises(InputError, match=r"^generator\.captions\.paraphrase\.max_calls"):
         require_affordable(planned)

@@ -93,7 +93,7 @@ def test_prompts(checkpoint: Checkpoint) -> None:
     rows = drawn(made)
     assert set(rows) == {"image", "label"}
     for label, prompt in enumerate(["one cat", "a dog", "one owl"]):
-        alone, of = drawn(generator(checkpoint("sd"), prompt=prompt)), LABELS == label
+        alone, of = drawn(generator(checkpoint("sd"), prompt=prompt)), label == LABELS
         assert apart({"image": alone["image"][of]}, {"image": rows["image"][of]}) <= ROUNDING
         assert apart({"image": alone["image"][~of]}, {"image": rows["image"][~of]}) > ROUNDING
 
