@@ -17,8 +17,8 @@ class NetworkOptions(EmbedderOptions):
     """Which numbers of the network: its own summary of an image (`pooler`), the class token
     (`cls`), the mean of all patches (`mean`), or the image's place beside texts (`projected`)."""
     layer: int | None = Field(default=None, ge=1)
-    """With `cls` or `mean`: read the output of this block, without the final norm. Default: the
-    network's output."""
+    """With `cls` or `mean`: read the output of this block, before the final norm (of the last
+    block, as the network lists it). Default: the network's output."""
     precision: Precision = "fp32"
     """Of weights and activations; embeddings are float32 whatever it is."""
     compile: bool = False

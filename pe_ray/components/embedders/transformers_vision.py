@@ -170,7 +170,7 @@ def _summarize(
 ) -> Tensor | None:
     """Return the class token, or the mean of all patches, of each image; None if it has none.
 
-    tokens: [n, tokens, width], patches last, or feature maps [n, width, height, width].
+    tokens: [n, tokens, width], patches last, or feature maps [n, width, rows, columns].
     """
     if tokens.ndim == 4:
         return tokens.mean((2, 3)) if pooling == "mean" else None
