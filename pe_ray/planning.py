@@ -37,11 +37,13 @@ _LEARNT_BYTES = 8 << 20  # a network and its projection, at most
 class Bill:
     """What a run pays to one service if every call succeeds at once and no answer is stored yet.
 
-    cost: calls times the price given for each; max_calls, max_cost: the caps, which hold for the
-    life of the service's store.
+    kind: of the generator. field: of the configuration, where the caps stand. cost: calls times the
+    price given for each; max_calls, max_cost: the caps, which hold for the life of the service's
+    store.
     """
 
     kind: str
+    field: str
     calls: int
     cost: float
     max_calls: int
@@ -162,23 +164,23 @@ def _own_bytes(generator: Plugin) -> int:
 
 
 def _bill_calls(config: Config, drawn: int, calls: Sequence[int]) -> tuple[Bill, ...]:
-    """Return what is due to each paid generator; drawn: random draws among calls[0]."""
-    due: dict[int, Bill] = {}
+    """Return what is due for each generator to each service; drawn: random draws in calls[0]."""
+    due: dict[tuple[int, str], Bill] = {}
     for iteration, num in enumerate(calls):
         plugin = config.generator_at(iteration)
-        price = plugin.options.call_price
-        if price is None:
-            continue
         random = drawn if iteration == 0 else 0
-        cost = random * price.random + (num - random) * price.vary
-        before = due.get(id(plugin))
-        due[id(plugin)] = Bill(
-            kind=plugin.kind,
-            calls=num + (before.calls if before else 0),
-            cost=cost + (before.cost if before else 0.0),
-            max_calls=price.max_calls,
-            max_cost=price.max_cost,
-        )
+        for field, price in plugin.options.call_prices.items():
+            cost = random * (price.random or 0.0) + (num - random) * price.vary
+            made = num if price.random is not None else num - random
+            before = due.get((id(plugin), field))
+            due[id(plugin), field] = Bill(
+                kind=plugin.kind,
+                field=field,
+                calls=made + (before.calls if before else 0),
+                cost=cost + (before.cost if before else 0.0),
+                max_calls=price.max_calls,
+                max_cost=price.max_cost,
+            )
     return tuple(due.values())
 
 
@@ -228,9 +230,9 @@ def require_affordable(made: Plan) -> None:
     for bill in made.bills:
         if not bill.affordable:
             raise InputError(
-                f"generator.max_calls, generator.max_cost: {bill.kind} allows {bill.max_calls:,} "
-                f"calls and a cost of {bill.max_cost:,.2f}, but the run takes {bill.calls:,} and "
-                f"{bill.cost:,.2f}; raise them or plan less (nothing was spent)"
+                f"{bill.field}.max_calls, {bill.field}.max_cost: {bill.kind} allows "
+                f"{bill.max_calls:,} calls and a cost of {bill.max_cost:,.2f}, but the run takes "
+                f"{bill.calls:,} and {bill.cost:,.2f}; raise them or plan less (nothing was spent)"
             )
 
 
@@ -247,7 +249,7 @@ def worker_seconds(config: Config, calls: Sequence[int]) -> float | None:
 
     None where workers need a GPU or a call costs money: then nothing is timed.
     """
-    paid = [config.generator_at(iteration).options.call_price for iteration in range(len(calls))]
+    paid = [config.generator_at(iteration).options.call_prices for iteration in range(len(calls))]
     if config.resources.gpus_per_worker or any(paid):
         return None
     seconds, each, timed = 0.0, 0.0, None

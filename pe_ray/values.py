@@ -47,9 +47,12 @@ class Framing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
-    """What a call of a generator costs, and how many calls and how much cost are allowed."""
+    """What a call for a generator costs, and how many calls and how much cost are allowed.
 
-    random: float
+    random: of a random draw; None: it takes no such call. vary: of a variation.
+    """
+
+    random: float | None
     vary: float
     max_calls: int
     max_cost: float

@@ -85,7 +85,7 @@ def score_privacy(
     config = run.config
     if num_units < LEAST_UNITS:
         raise InputError(f"--num-records: give at least {LEAST_UNITS}")
-    priced = any(plugin.options.call_price is not None for plugin in config.generators)
+    priced = any(plugin.options.call_prices for plugin in config.generators)
     if lookahead and config.votes.lookahead and priced:
         raise InputError("--no-lookahead: needed here, as a call of the generator costs")
     held_out_records(config)

@@ -155,8 +155,9 @@ def _plan(options: argparse.Namespace) -> None:
     print(f"images      {sum(sizes):,} in {len(sizes)} populations")
     print(f"disk        {made.disk_bytes / 2**20:,.1f} MiB at most")
     for bill in made.bills:
+        name = bill.kind if bill.field == "generator" else bill.field
         print(
-            f"cost        {bill.kind}: {bill.calls:,} calls, {bill.cost:,.2f}; caps: "
+            f"cost        {name}: {bill.calls:,} calls, {bill.cost:,.2f}; caps: "
             f"{bill.max_calls:,} calls, {bill.max_cost:,.2f}"
             + ("" if bill.affordable else ": NOT ENOUGH, the run would not start")
         )

@@ -24,6 +24,12 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def to_rgb(images: Images, device: torch.device) -> Tensor:
+    """Return grey (repeated) or RGB images as a uint8 tensor [n, 3, height, width] on `device`."""
+    pixels = torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2)
+    return pixels.expand(-1, 3, -1, -1).contiguous()
+
+
 @contextmanager
 def exact_arithmetic() -> Iterator[None]:
     """Compute without gradients and TF32, and without algorithms that are chosen by timing them.

@@ -54,6 +54,16 @@ def _explain(error: BaseException, name: str) -> str:
     return f"{reason or type(error).__name__}; get a whole checkpoint, weights in safetensors"
 
 
+def fetch_checkpoint(option: str, checkpoint: str, revision: str, patterns: list[str]) -> str:
+    """Return the checkpoint's folder; of a hub id, with its files of these names."""
+    if Path(checkpoint).is_dir():
+        return checkpoint
+    from huggingface_hub import snapshot_download
+
+    with loading_errors(option, checkpoint):
+        return str(snapshot_download(checkpoint, revision=revision, allow_patterns=patterns))
+
+
 def load_network(
     network: Any,
     option: str,
@@ -66,6 +76,7 @@ def load_network(
     """Return `network.from_pretrained(checkpoint, **given)` with all its weights from there.
 
     network: a class of diffusers or transformers; both fill missing weights with random numbers.
+    Where a `state_dict` is given, the weights are those, and `checkpoint` only names them.
     part: subfolder of the checkpoint. Raises InputError with the names of the weights that don't
     fit; those that are not the network's are left out, or refused too if `refuse_unexpected`.
     """
@@ -73,7 +84,7 @@ def load_network(
         given["subfolder"] = part
     with loading_errors(option, checkpoint, part):
         loaded, report = network.from_pretrained(
-            checkpoint,
+            None if "state_dict" in given else checkpoint,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are in the report
             **given,

@@ -77,7 +77,7 @@ class VotesConfig(Block):
     """How private records vote."""
 
     metric: DistanceMetric = "l2"
-    """Of embeddings; cosine is what `clip` and `dinov2` are meant for."""
+    """Of embeddings; cosine is what networks such as `clip` and `dinov2` are meant for."""
     neighbors: int = Field(default=1, ge=1)
     """Each record votes for this many nearest samples of its label; sensitivity sqrt(neighbors)."""
     lookahead: int = Field(default=0, ge=0, le=1024)

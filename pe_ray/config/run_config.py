@@ -242,7 +242,8 @@ class Config(Block):
 
     def _check_learning(self) -> None:
         sums = self.private_sums
-        paid = self.generator_at(0).options.call_price is not None
+        prices = self.generator_at(0).options.call_prices.values()
+        paid = any(price.random is not None for price in prices)
         if self.embedder.options.learnt:
             if sums is not None:
                 raise ValueError(

@@ -135,9 +135,9 @@ class GeneratorOptions(Options):
         return {}
 
     @property
-    def call_price(self) -> Price | None:
-        """Cost of calls and the caps on them; None: calls are free."""
-        return None
+    def call_prices(self) -> Mapping[str, Price]:
+        """Cost of calls and the caps on them, by the field that holds the caps; none: free."""
+        return {}
 
     def find_warnings(self) -> Sequence[str]:
         """Return what `plan` should warn of. A service is asked at most what is free."""

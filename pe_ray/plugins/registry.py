@@ -49,8 +49,9 @@ BUILT_IN: Mapping[PluginType, Mapping[str, str]] = {
     "embedder": {
         "pixels": _ROOT + ".embedders.pixels:Pixels",
         "inception": _ROOT + ".embedders.inception:Inception",
+        "transformers": _ROOT + ".embedders.transformers_vision:Transformers",
         "clip": _ROOT + ".embedders.transformers_vision:Clip",
-        "dinov2": _ROOT + ".embedders.transformers_vision:Dinov2",
+        "dinov2": _ROOT + ".embedders.transformers_vision:Transformers",
         "natural": _ROOT + ".embedders.timm_networks:Natural",
         "timm": _ROOT + ".embedders.timm_networks:Timm",
         "onnx": _ROOT + ".embedders.onnx_network:Onnx",

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import pytest
 from image_service import KEY, Service, serving
 
-from pe_ray.components.generators import image_service
+from pe_ray.components.generators import service_client
 
 
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     monkeypatch.setenv("PE_RAY_TEST_KEY", KEY)
-    monkeypatch.setattr(image_service, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(service_client, "_FIRST_WAIT", 0.01)
     with serving() as running:
         yield running

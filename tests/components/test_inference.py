@@ -15,6 +15,7 @@ from tiny_networks import (
     save_onnx,
     save_timm,
 )
+from tiny_vision import save_vision
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +26,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
         "inception": {"weights": str(save_inception(folder))},
         "clip": {"checkpoint": str(save_clip(folder / "clip"))},
         "dinov2": {"checkpoint": str(save_dinov2(folder / "dinov2"))},
+        "transformers": {"checkpoint": str(save_vision(folder / "siglip", "siglip"))},
         "timm": {"model": "test_vit", "weights": str(save_timm(folder, "test_vit")), "size": 32},
         "onnx": {"file": str(save_onnx(folder / "tiny.onnx")), "size": 8, "output": "mixed"},
     }
 
 
-KINDS = ["inception", "clip", "dinov2", "timm", "onnx"]
+KINDS = ["inception", "clip", "dinov2", "transformers", "timm", "onnx"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

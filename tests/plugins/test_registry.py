@@ -72,6 +72,7 @@ NEEDS_FILES: dict[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
     ("generator", "gaussians"): lambda folder: {"image_size": 12},
     ("generator", "unet"): lambda folder: {"checkpoint": save_unet(folder), "steps": 5},
     ("embedder", "inception"): lambda folder: {"weights": str(save_inception(folder))},
+    ("embedder", "transformers"): lambda folder: {"checkpoint": str(save_dinov2(folder))},
     ("embedder", "clip"): lambda folder: {"checkpoint": str(save_clip(folder))},
     ("embedder", "dinov2"): lambda folder: {"checkpoint": str(save_dinov2(folder))},
     ("embedder", "timm"): lambda folder: {

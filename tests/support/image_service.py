@@ -83,6 +83,21 @@ class Service:
         }
         return given | changes
 
+    def chat(self, store: Any, **changes: Any) -> dict[str, Any]:
+        """Options of captions that this service paraphrases."""
+        given = {
+            "kind": "chat",
+            "base_url": self.url,
+            "api_key_env": "PE_RAY_TEST_KEY",
+            "store": str(store),
+            "model": "tiny",
+            "instructions": ["Slightly: {caption}", "Wholly: {caption}"],
+            "price": 0.001,
+            "max_calls": 1000,
+            "max_cost": 100,
+        }
+        return given | changes
+
 
 def png(image: np.ndarray) -> bytes:
     sink = io.BytesIO()
@@ -161,10 +176,14 @@ class Handler(BaseHTTPRequestHandler):
         return Call(endpoint, fields, image, headers, body)
 
     def _answer(self, call: Call) -> None:
-        is_fal = "/" in call.endpoint
+        is_fal = call.endpoint.startswith("fal-ai/")
         if self.headers.get("Authorization") != f"{'Key' if is_fal else 'Bearer'} {KEY}":
             text = json.dumps({"error": {"message": f"bad key {KEY[:-2]}", "code": "invalid"}})
             return self.reply(401, text.encode())
+        if call.endpoint == "chat/completions":
+            said = json.loads(call.body)["messages"][0]["content"]
+            message = {"role": "assistant", "content": f'"{said.partition(": ")[2]}, again"\n'}
+            return self.reply(200, json.dumps({"choices": [{"message": message}]}).encode())
         width, height = map(int, call.fields.get("size", "256x256").split("x"))
         blocks = np.random.default_rng().integers(0, 256, (4, 4, 3), dtype=np.uint8)
         image = blocks.repeat(height // 4, axis=0).repeat(width // 4, axis=1)

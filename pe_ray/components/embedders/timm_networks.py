@@ -11,15 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from pe_ray.components.embedders.network_options import NetworkOptions
 from pe_ray.components.weights import loading_errors, read_weights
 from pe_ray.config.extras import require_extras
 from pe_ray.config.places import PathText
+from pe_ray.errors import InputError
 from pe_ray.plugins import EmbedderOptions, Images
 from pe_ray.values import DistanceMetric, ImageShape
 
 
-class TimmOptions(EmbedderOptions):
-    """Options of Timm."""
+class TimmOptions(NetworkOptions):
+    """Options of Timm. Layers are what timm lists as the network's features, stages or blocks."""
 
     modules: ClassVar[tuple[str, ...]] = ("timm", "torch", "torchvision")
 
@@ -39,7 +41,41 @@ class TimmOptions(EmbedderOptions):
     def dim(self, shape: ImageShape) -> int:
         require_extras(self, "embedder")
         with loading_errors("embedder.model", self.model):
-            return int(self.create(pretrained=False).head_hidden_size)
+            return self.measure(self.create(pretrained=False))
+
+    def measure(self, network: Any) -> int:
+        """Return the embedding's length; InputError where the network lacks what is asked for."""
+        if self.pooling == "pooler":
+            return int(network.head_hidden_size)
+        if self.pooling == "projected" or (
+            self.pooling == "cls" and not getattr(network, "num_prefix_tokens", 0)
+        ):
+            raise InputError(
+                f"embedder.pooling: {self.model} gives nothing for {self.pooling!r}; use another "
+                "of pooler, cls, mean"
+            )
+        layers = [layer["num_chs"] for layer in network.feature_info]
+        if self.layer is not None and self.layer > len(layers):
+            raise InputError(
+                f"embedder.layer: {self.model} has {len(layers)} layers, so there is no "
+                f"{self.layer}; give a smaller number"
+            )
+        return int(layers[(self.layer or 0) - 1])
+
+    def pool(self, network: Any, pixels: Any) -> Any:
+        """Return the network's numbers for images, [n, dim], as `pooling` and `layer` say."""
+        if self.pooling == "pooler":
+            return network(pixels)
+        tokens = {"return_prefix_tokens": True} if self.pooling == "cls" else {}
+        (found,) = network.forward_intermediates(
+            pixels,
+            indices=1 if self.layer is None else [self.layer - 1],  # 1: the last one
+            norm=self.layer is None,
+            intermediates_only=True,
+            output_fmt="NCHW",
+            **tokens,
+        )
+        return found[1][:, 0] if self.pooling == "cls" else found.mean((2, 3))
 
     def create(self, *, pretrained: bool) -> Any:
         """Return timm's network with its classifier; weights are random unless pretrained."""
@@ -79,7 +115,7 @@ class Timm:
         import torch
         from timm.data import create_transform, resolve_model_data_config
 
-        from pe_ray.components.inference import pick_device
+        from pe_ray.components.inference import DTYPES, pick_device
 
         option = "weights" if options.weights else "model"
         with loading_errors(f"embedder.{option}", options.weights or options.model):
@@ -88,10 +124,15 @@ class Timm:
             config = resolve_model_data_config(network)
             whole = {"crop_pct": 1.0, "crop_mode": "squash"}
             self._prepare: Any = create_transform(**{**config, **whole})
-            self._device = pick_device()
+            self._dim = options.measure(network)
             # In this layout a CPU takes half the time.
-            self._network: Any = network.eval().to(self._device, memory_format=torch.channels_last)
-            self._dim = int(network.head_hidden_size)
+            self._place: dict[str, Any] = {
+                "device": pick_device(),
+                "dtype": DTYPES[options.precision],
+                "memory_format": torch.channels_last,
+            }
+            self._network: Any = network.eval().to(**self._place)
+            self._pool = torch.compile(options.pool) if options.compile else options.pool
             # What doesn't fit together fails here, before any record is read.
             self.embed(np.zeros((1, 8, 8, 3), dtype=np.uint8))
 
@@ -107,7 +148,7 @@ class Timm:
 
         pictures = [Image.fromarray(np.broadcast_to(i, (*i.shape[:2], 3)).copy()) for i in images]
         pixels = torch.stack([self._prepare(picture) for picture in pictures])
-        return self._network(pixels.to(self._device, memory_format=torch.channels_last))
+        return self._pool(self._network, pixels.to(**self._place))
 
     def _create(self, options: TimmOptions) -> Any:
         return options.create(pretrained=True)

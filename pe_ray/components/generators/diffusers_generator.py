@@ -9,12 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from pe_ray.components.generators.generator_checks import (
-    EDITS,
-    fill_prompts,
-    pick_edit,
-    refuse_overflow,
-)
+from pe_ray.components.generators.caption_options import CaptionedOptions
+from pe_ray.components.generators.captions import Captions
+from pe_ray.components.generators.generator_checks import EDITS, pick_edit, refuse_overflow
 from pe_ray.components.generators.pipeline_loading import (
     PipelineOptions,
     Task,
@@ -64,13 +61,9 @@ class VarySettings(RandomSettings):
         return self
 
 
-class DiffusersOptions(PipelineOptions):
+class DiffusersOptions(CaptionedOptions, PipelineOptions):
     """Options of Diffusers."""
 
-    prompt: str = Field(default="a photo of {label}", min_length=1)
-    """Prompt of every label that `prompts` doesn't name; {label} stands for the label's name."""
-    prompts: dict[str, str] = Field(default={})
-    """Label name -> its prompt."""
     image_size: Side | tuple[Side, Side] = 512
     """Height and width in pixels, or one number for both; best the size that the checkpoint was
     trained for. Some models need multiples of 16 or 32."""
@@ -89,6 +82,8 @@ class DiffusersOptions(PipelineOptions):
     def check_degree(self, degree: float) -> None:
         if not 0 < degree <= 1:
             raise ValueError(f"degree {degree:g}: this generator needs one above 0, at most 1")
+        if self.redraws:
+            return
         if self.vary.method == "strength" and int(self.vary.steps * degree) < 1:
             raise ValueError(
                 f"degree {degree:g} does no step of generator.vary.steps = {self.vary.steps}"
@@ -108,37 +103,65 @@ class Diffusers:
     def __init__(self, options: DiffusersOptions, label_names: Sequence[str]) -> None:
         from pe_ray.components.generators.pipeline_calls import check_prompts, check_size
 
-        self._options, own = options, options.vary
-        self._prompts = fill_prompts(options.prompt, options.prompts, label_names)
+        self._options = options
         self._random = load_pipeline("Text2Image", options)
-        task: Task = "Inpainting" if own.method == "inpaint" else "Image2Image"
-        same = (options.checkpoint, options.revision)
-        if own.checkpoint is None or (own.checkpoint, own.revision) == same:
-            self._vary = share_as(task, self._random, options.placement)
-        else:
-            self._vary = load_own_pipeline(task, options, own.checkpoint, own.revision)
-        _check_method(self._vary, own.method)
-        asked = self._prompts
-        if own.method == "edit":
-            asked = [edit.replace("{prompt}", text) for text in asked for edit in own.edits]
-        for pipeline, prompts in ((self._random, self._prompts), (self._vary, asked)):
+        self._vary = self._random if options.redraws else self._load_variations()
+        self._captions = Captions(options, label_names, self._reads)
+        initial = [text for texts in self._captions.initial for text in texts]
+        for pipeline, prompts in self._list_prompts(initial):
             check_size(pipeline, options.image_shape.height, options.image_shape.width)
             check_prompts(pipeline, prompts, options.max_tokens)
 
+    def _load_variations(self) -> Any:
+        options, own = self._options, self._options.vary
+        task: Task = "Inpainting" if own.method == "inpaint" else "Image2Image"
+        same = (options.checkpoint, options.revision)
+        if own.checkpoint is None or (own.checkpoint, own.revision) == same:
+            pipeline = share_as(task, self._random, options.placement)
+        else:
+            pipeline = load_own_pipeline(task, options, own.checkpoint, own.revision)
+        _check_method(pipeline, own.method)
+        return pipeline
+
+    def _list_prompts(self, texts: Sequence[str]) -> list[tuple[Any, Sequence[str]]]:
+        """Return each pipeline, and what it is asked where images are made from these texts."""
+        own = self._options.vary
+        if self._options.redraws or own.method != "edit":
+            return [(self._random, texts), (self._vary, texts)]
+        edits = [edit.replace("{prompt}", text) for text in texts for edit in own.edits]
+        return [(self._random, texts), (self._vary, edits)]
+
+    def _reads(self, text: str) -> bool:
+        """Tell whether the pipelines read all of a text."""
+        from pe_ray.components.generators.pipeline_calls import count_excess
+
+        return all(
+            count_excess(pipeline, prompt, self._options.max_tokens)[0] <= 0
+            for pipeline, prompts in self._list_prompts([text])
+            for prompt in prompts
+        )
+
     def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:
         """Make images from text and each row's own noise."""
-        prompts = [self._prompts[label] for label in labels]
-        return {"image": self._call(self._random, self._options.random, prompts, seeds)}
+        prompts = self._captions.draw(labels, seeds)
+        return self._draw(prompts, seeds)
 
     def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
-        """Make one variation of each row by the method of `vary.method`."""
-        prompts = [self._prompts[label] for label in rows["label"]]
+        """Make one variation of each row by `vary.method`, or from a paraphrase of its caption."""
+        prompts = self._captions.vary(rows, degree, seeds)
+        if self._captions.redraw:
+            return self._draw(prompts, seeds)
         make = {
             "strength": self._vary_by_strength,
             "edit": self._vary_by_edit,
             "inpaint": self._vary_by_inpainting,
         }
-        return {"image": make[self._options.vary.method](rows["image"], prompts, degree, seeds)}
+        images = make[self._options.vary.method](rows["image"], prompts, degree, seeds)
+        return self._captions.add_to({"image": images}, prompts)
+
+    def _draw(self, prompts: list[str], seeds: Seeds) -> Rows:
+        images = self._call(self._random, self._options.random, prompts, seeds)
+        return self._captions.add_to({"image": images}, prompts)
 
     def _vary_by_strength(
         self, images: NDArray[np.uint8], prompts: list[str], degree: float, seeds: Seeds

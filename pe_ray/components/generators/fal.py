@@ -6,7 +6,8 @@ import base64
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pe_ray.components.generators.image_service import Call, ImageService, Refused
+from pe_ray.components.generators.image_service import ImageService
+from pe_ray.components.generators.service_client import Call, Refused
 from pe_ray.components.generators.service_options import (
     LIST_SECONDS,
     CallSettings,

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from pe_ray.components.generators.generator_checks import EDITS, pick_edit
-from pe_ray.components.generators.image_service import Call, ImageService, connect, read_key
+from pe_ray.components.generators.image_service import ImageService
+from pe_ray.components.generators.service_client import Call, connect, read_key
 from pe_ray.components.generators.service_options import (
     LIST_SECONDS,
     CallSettings,

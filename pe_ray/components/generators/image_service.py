@@ -1,8 +1,7 @@
-"""Generators behind paid services: asking, waiting, trying again, and what came of it.
+"""Generators behind paid services: what is asked for each row, and the image in an answer.
 
-The HTTP is the openai client's, without its retries: whether a failed attempt may have been paid
-for decides what is counted, so each attempt is made here. A service's own module says what is sent
-and where an answer has its image (fal.py is the shortest).
+A service's own module says what is sent and where an answer has its image (fal.py is the shortest).
+service_client.py does the asking.
 """
 
 from __future__ import annotations
@@ -10,66 +9,23 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
-import random
-import re
 import threading
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from email.utils import parsedate_to_datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_ray.components.generators.generator_checks import fill_prompts
-from pe_ray.components.generators.paid_calls import Outcome, PaidCalls
-from pe_ray.components.generators.service_options import ServiceOptions, is_safe, shape_of
+from pe_ray.components.generators.captions import Captions
+from pe_ray.components.generators.service_client import Call, Refused, ServiceClient, Unusable
+from pe_ray.components.generators.service_options import ServiceOptions, shape_of
 from pe_ray.errors import InputError
 from pe_ray.files import images
 from pe_ray.files.png import encode_png
 from pe_ray.plugins import Rows
 from pe_ray.plugins.seeds import Seeds
 from pe_ray.values import Framing, ImageShape
-
-if TYPE_CHECKING:
-    import httpx2
-    from openai import OpenAI
-
-_FIRST_WAIT = 1.0  # seconds before the second attempt; doubled for each further one
-_LONGEST_WAIT = 60.0
-_LONGEST_HOLD = 3600.0  # if a service asks to wait for longer, the run ends
-_REFUSED = re.compile(  # OpenAI, Azure (also nested), fal, Stability; LiteLLM names its exception
-    rb'"(?:code|type|name)"\s*:\s*"[^"]*(?:content_?policy|content_?filter|moderation'
-    rb"|ResponsibleAIPolicy)|ContentPolicyViolationError",
-    re.IGNORECASE,
-)
-_UNPAID = re.compile(rb'"(?:code|type)"\s*:\s*"(?:insufficient_quota|billing_hard_limit_reached)"')
-_KEY_PIECE = 6  # characters of a key that no message may show
-_LONGEST_MESSAGE = 300
-
-
-class Refused(Exception):
-    """An answer, paid for, that says that the content policy refused."""
-
-
-class _Unusable(Exception):
-    """An answer that holds no image."""
-
-
-class _Stopped(Exception):
-    """Another call of the batch failed."""
-
-
-class Call(NamedTuple):
-    """A call for one image: JSON, or a form if a PNG file is uploaded as its field `image`."""
-
-    path: str
-    fields: Mapping[str, Any]
-    upload: bytes = b""
 
 
 class ImageService(ABC):
@@ -84,14 +40,8 @@ class ImageService(ABC):
 
     def __init__(self, options: ServiceOptions, label_names: Sequence[str]) -> None:
         self._options = options
-        self._prompts = fill_prompts(options.prompt, options.prompts, label_names)
-        self._key = read_key(options.api_key_env)
-        authorization = f"{self.scheme} {self._key}" if self._key else ""
-        self._client = connect(options.base_url, authorization, options.timeout)
-        self._links = connect(options.base_url, "", options.timeout, options.attempts - 1)
-        self._calls = PaidCalls(
-            Path(options.store), max_calls=options.max_calls, max_cost=options.max_cost
-        )
+        self._captions = Captions(options, label_names)
+        self._client = ServiceClient(options, "generator", self.scheme)
 
     @abstractmethod
     def draw(self, prompt: str, seed: int) -> Call:
@@ -106,140 +56,81 @@ class ImageService(ABC):
         """Return what decoded JSON has for an image: base64, a data URI or a link."""
 
     def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:
-        """Ask for a draw with each label's prompt."""
-        return self._ask_all(labels, seeds, [None] * len(seeds))
+        """Ask for a draw with each label's prompt, or a caption of it."""
+        prompts = self._captions.draw(labels, seeds)
+        made = self._client.ask_all(self._draw, prompts, seeds.tolist())
+        return self._captions.add_to({"image": np.stack(made)}, prompts)
 
     def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
-        """Ask for a variation of each row's image."""
-        return self._ask_all(rows["label"], seeds, rows["image"], degree)
+        """Ask for a variation of each row: of its image, or with captions of its caption."""
+        prompts = self._captions.vary(rows, degree, seeds)
+        varied = [None] * len(seeds) if self._captions.redraw else list(rows["image"])
+        degrees = [degree] * len(seeds)
+        made = self._client.ask_all(self._vary, prompts, seeds.tolist(), varied, degrees)
+        for row, image in enumerate(made):
+            if image is None:  # refused: the row stays as it was
+                made[row], prompts[row] = rows["image"][row], self._captions.of(rows, row)
+        return self._captions.add_to({"image": np.stack(made)}, prompts)
 
-    def _ask_all(
-        self, labels: NDArray[np.int32], seeds: Seeds, varied: Iterable[Any], degree: float = 0.0
-    ) -> Rows:
-        """Ask for each row's image, `concurrency` at once. An error stops all."""
-        stop = threading.Event()
-        errors: list[BaseException] = []
+    def _draw(self, prompt: str, seed: int, stop: threading.Event) -> NDArray[np.uint8]:
+        made = self._ask(self.draw(prompt, seed >> 33), prompt, seed, stop)
+        assert made is not None
+        return made
 
-        def ask(label: int, seed: int, image: Any) -> Any:
-            try:
-                return self._ask(self._prompts[label], int(seed), image, degree, stop)
-            except BaseException as error:
-                errors.append(error)
-                stop.set()
-
-        with ThreadPoolExecutor(self._options.concurrency) as pool:
-            try:
-                made = list(pool.map(ask, labels, seeds, varied))
-            finally:
-                stop.set()
-        if errors:
-            raise errors[0]
-        return {"image": np.stack(made)}
-
-    def _ask(
+    def _vary(
         self,
         prompt: str,
-        row_seed: int,
+        seed: int,
         varied: NDArray[np.uint8] | None,
         degree: float,
         stop: threading.Event,
-    ) -> NDArray[np.uint8]:
-        options, seed = self._options, row_seed >> 33
+    ) -> NDArray[np.uint8] | None:
+        keep = self._options.on_refusal == "keep"
         if varied is None:
-            price, shape = options.price.random, shape_of(options.random.size)
-            call = self.draw(prompt, seed)
-        else:
-            price, shape = options.price.vary, shape_of(options.vary.size)
-            rgb = np.broadcast_to(_fit(varied, shape), (shape.height, shape.width, 3))
-            call = self.redraw(prompt, seed, encode_png(rgb), degree)
+            return self._ask(self.draw(prompt, seed >> 33), prompt, seed, stop, keep=keep)
+        shape = shape_of(self._options.vary.size)
+        rgb = np.broadcast_to(_fit(varied, shape), (shape.height, shape.width, 3))
+        call = self.redraw(prompt, seed >> 33, encode_png(rgb), degree)
+        return self._ask(call, prompt, seed, stop, keep=keep, is_draw=False)
+
+    def _ask(
+        self,
+        call: Call,
+        prompt: str,
+        row_seed: int,
+        stop: threading.Event,
+        *,
+        keep: bool = False,
+        is_draw: bool = True,
+    ) -> NDArray[np.uint8] | None:
+        """Return the image that a call is answered with; None if it is refused and `keep`."""
+        options, calls = self._options, self._client.calls
+        price = options.price.random if is_draw else options.price.vary
+        shape = shape_of((options.random if is_draw else options.vary).size)
         parts = [options.base_url, call.path, sorted(call.fields.items()), row_seed]
         key = hashlib.sha256(json.dumps(parts).encode() + call.upload).hexdigest()
-        keep = varied is not None and options.on_refusal == "keep"
-        with self._calls.claim(key):
-            state, content = self._calls.find(key) or self._pay(call, key, price, stop)
+        with calls.claim(key):
+            state, content = calls.find(key) or self._client.pay(call, key, price, stop)
             if state == "answered":
                 try:
                     return _fit(self._decode(key, content, shape), options.image_shape)
                 except Refused as error:
                     content = str(error).encode()
-                except _Unusable as error:
-                    self._calls.settle(key, "bad")
+                except Unusable as error:
+                    calls.settle(key, "bad")
                     raise InputError(
                         f"generator: the service at {options.base_url} answered with {error}; "
                         "correct the options (the call was paid for, so it isn't made again)"
                     ) from None
             else:
-                self._calls.settle(key, "refused" if keep else "free", content)
-        if keep and varied is not None:
-            return varied
+                calls.settle(key, "refused" if keep else "free", content)
+        if keep:
+            return None
         raise InputError(
             f"generator.prompt: the service's content policy refused {call.path} for the prompt "
             f"{prompt!r} ({content.decode()}); change the prompt, or for variations set "
             "generator.on_refusal: keep"
         )
-
-    def _pay(
-        self, call: Call, key: str, price: float, stop: threading.Event
-    ) -> tuple[Outcome, bytes]:
-        """Return the answer, stored already, or the reason of a refusal, which is not."""
-        import httpx2
-        import openai
-
-        attempts, per_minute = self._options.attempts, self._options.requests_per_minute
-        for failed in range(1, attempts + 1):
-            _sleep(self._calls.take_turn(60.0 / per_minute if per_minute else 0.0), stop)
-            self._calls.enter(key, price)
-            outcome: Outcome
-            try:
-                answer = self._post(call)
-            except openai.APIStatusError as error:
-                outcome, reason = self._judge(key, error.response)
-                wait = _retry_after(error.response)
-            except openai.APIConnectionError as error:
-                # Its text may quote headers or a proxy's password; its type is enough.
-                reason, wait = type(error.__cause__).__name__, None
-                unsent = isinstance(error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout)
-                outcome = "free" if unsent else "unknown"
-            else:
-                self._calls.settle(key, "answered", answer)
-                return "answered", answer
-            if outcome == "refused":
-                return outcome, reason.encode()
-            self._calls.settle(key, outcome)
-            if failed < attempts:
-                self._back_off(wait, failed, stop)
-        raise InputError(
-            f"generator: the service failed {attempts} times in a row for one image (last: "
-            f"{reason}); run the same command later to go on (what was answered is kept)"
-        )
-
-    def _post(self, call: Call) -> bytes:
-        import httpx2
-
-        form: Any = {}
-        if call.upload:
-            form["files"] = {"image": ("image.png", call.upload, "image/png")}
-            form["options"] = {"headers": {"Content-Type": "multipart/form-data"}}
-        body, kind = dict(call.fields), httpx2.Response
-        response: httpx2.Response = self._client.post(call.path, cast_to=kind, body=body, **form)
-        return response.content
-
-    def _judge(self, key: str, response: httpx2.Response) -> tuple[Outcome, str]:
-        """Return what an error means and says; raise InputError if asking again can't help."""
-        status, body = response.status_code, response.content
-        message = f"{status}: {self._read_message(body)}"
-        if 400 <= status < 500 and _REFUSED.search(body):
-            return "refused", message
-        if status == 429 and not _UNPAID.search(body):
-            return "free", message
-        if status >= 500 or status == 408:
-            return "unknown", message
-        self._calls.settle(key, "free")
-        field = f".api_key_env ({self._options.api_key_env})" if status in (401, 403) else ""
-        raise InputError(
-            f"generator{field}: the service at {self._options.base_url} turned a call down "
-            f"({message}); correct what it names"
-        ) from None  # the client's error quotes the key's piece
 
     def _decode(self, key: str, content: bytes, shape: ImageShape) -> NDArray[np.uint8]:
         """Return the image of a stored answer. What a link leads to is stored in its place."""
@@ -248,124 +139,23 @@ class ImageService(ABC):
             if content.lstrip().startswith(b"{"):
                 found = self.find_image(json.loads(content))
             if found.startswith(("http://", "https://")):
-                content, found = self._fetch(found), ""
-                self._calls.settle(key, "answered", content)
+                content, found = self._client.fetch(found), ""
+                self._client.calls.settle(key, "answered", content)
             # Perhaps a data URI; line breaks are passed over.
             encoded = base64.b64decode(found.rpartition(",")[2]) if found else content
             image = images.decode_image(encoded, self._options.channels)
         except InputError:
             raise
         except (images.Unusable, ValueError, LookupError, TypeError, AttributeError):
-            message = self._read_message(content)
-            raise _Unusable(f"no image that can be read ({message})") from None
+            message = self._client.read_message(content)
+            raise Unusable(f"no image that can be read ({message})") from None
         if image.shape[:2] != (shape.height, shape.width):
             given, wanted = image.shape[1::-1], (shape.width, shape.height)
-            raise _Unusable("an image of {}x{}, not {}x{}".format(*given, *wanted))
+            raise Unusable("an image of {}x{}, not {}x{}".format(*given, *wanted))
         return image
-
-    def _fetch(self, link: str) -> bytes:
-        """Return what a link in an answer leads to, without a key. That costs nothing."""
-        import httpx2
-        import openai
-
-        if not is_safe(link):
-            raise _Unusable("a link that is not https")
-        try:
-            return self._links.get(link, cast_to=httpx2.Response).content
-        except openai.APIError as error:
-            status = getattr(error, "status_code", 500)
-            if status < 500 and status not in (408, 429):
-                raise _Unusable(f"a link that leads to nothing ({status})") from None
-            raise InputError(
-                f"generator: a link in an answer can't be fetched ({type(error).__name__}); run "
-                "the same command later to go on (the answer is kept)"
-            ) from None
-
-    def _back_off(self, wait: float | None, failed: int, stop: threading.Event) -> None:
-        """Wait longer each time, or let every worker's next call wait as long as is asked."""
-        if wait is None:
-            longest = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** (failed - 1))
-            return _sleep(longest * random.uniform(0.5, 1.0), stop)
-        if wait > _LONGEST_HOLD:
-            raise InputError(
-                f"generator: the service asks to wait {wait:,.0f} s; run the same command then "
-                "(what was answered is kept)"
-            )
-        self._calls.hold(wait)
-
-    def _read_message(self, body: bytes) -> str:
-        """Return what an error says in one of the usual forms, or how the body begins.
-
-        Services quote keys: words that hold a piece of the key are left out.
-        """
-        try:
-            found = text = body.decode()
-            found = json.loads(text)
-        except UnicodeDecodeError:
-            return f"{len(body):,} bytes"
-        except ValueError:
-            pass
-        for name in ("error", "detail", "errors", "message", "msg"):
-            found = found[0] if isinstance(found, list) and found else found
-            found = (found.get(name) or found) if isinstance(found, Mapping) else found
-        words = (found if isinstance(found, str) else json.dumps(found)).split()
-        key = self._key
-        pieces = {key[at : at + _KEY_PIECE] for at in range(len(key) - _KEY_PIECE + 1)}
-        shown = ["(key)" if any(piece in word for piece in pieces) else word for word in words]
-        return " ".join(shown)[:_LONGEST_MESSAGE]
-
-
-def connect(base_url: str, authorization: str, timeout: float, retries: int = 0) -> OpenAI:
-    """Return a client that follows no redirect and sends no other key than this, if any."""
-    import openai
-
-    def set_key(request: httpx2.Request) -> None:
-        request.headers.pop("Authorization", None)
-        if authorization:
-            request.headers["Authorization"] = authorization
-
-    http = openai.DefaultHttpxClient(
-        follow_redirects=False, timeout=timeout, event_hooks={"request": [set_key]}
-    )
-    return openai.OpenAI(
-        base_url=base_url,
-        api_key="set later",
-        max_retries=retries,
-        timeout=timeout,
-        http_client=http,
-    )
-
-
-def read_key(variable: str | None) -> str:
-    """Return the key in an environment variable; blank if there is to be none."""
-    if variable is None:
-        return ""
-    key = os.environ.get(variable, "").strip()
-    if not re.fullmatch("[!-~]+", key):
-        raise InputError(
-            f"generator.api_key_env: the environment variable {variable} holds no key where Ray's "
-            "workers run; set it there before Ray starts"
-        )
-    return key
 
 
 def _fit(image: NDArray[np.uint8], shape: ImageShape) -> NDArray[np.uint8]:
     """Cut and resize an image to the height and width of `shape`."""
     target = ImageShape(height=shape.height, width=shape.width, channels=image.shape[2])
     return images.fit_image(image, Framing(shape=target))
-
-
-def _retry_after(response: httpx2.Response) -> float | None:
-    """Return the seconds in Retry-After, a number or a date; None without one."""
-    value = response.headers.get("Retry-After", "")
-    try:
-        if value.replace(".", "", 1).isdigit():
-            return float(value)
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
-
-
-def _sleep(seconds: float, stop: threading.Event) -> None:
-    if stop.wait(seconds):
-        raise _Stopped

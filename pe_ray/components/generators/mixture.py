@@ -52,7 +52,7 @@ class MixtureOptions(GeneratorOptions):
                 raise ValueError(f"{where}: name it by small letters and digits, a letter first")
             if options.parts:
                 raise ValueError(f"{where}: is a mixture itself; give its members here")
-            if options.call_price is not None:
+            if options.call_prices:
                 raise ValueError(
                     f"{where}: its calls are paid for, and no plan knows how many the votes take"
                 )

@@ -43,12 +43,18 @@ PRAGMA user_version = 1;
 
 
 class PaidCalls:
-    """The store in `folder`, created if it is missing; any threads may share it."""
+    """The store in `folder`, created if it is missing; any threads may share it.
 
-    def __init__(self, folder: Path, *, max_calls: int, max_cost: float) -> None:
+    field: of the configuration, where `store` and the caps stand.
+    """
+
+    def __init__(
+        self, folder: Path, *, max_calls: int, max_cost: float, field: str = "generator"
+    ) -> None:
+        self._field = field
         self._folder, self._locks = folder, folder / "locks"
         self._max_calls, self._max_cost = max_calls, max_cost
-        with io_errors_as_input_errors("generator.store", folder):
+        with io_errors_as_input_errors(f"{self._field}.store", folder):
             self._locks.mkdir(parents=True, exist_ok=True)
         with self._connected() as database:
             database.executescript(_SCHEMA)
@@ -58,7 +64,7 @@ class PaidCalls:
         """Hold `key`, so that others who want its answer wait for it; a dead process holds none."""
         file = self._locks / key
         with ExitStack() as held:
-            with io_errors_as_input_errors("generator.store", file):
+            with io_errors_as_input_errors(f"{self._field}.store", file):
                 held.enter_context(locked(file))
             yield
             file.unlink(missing_ok=True)  # who waits on it finds the answer then
@@ -133,8 +139,8 @@ class PaidCalls:
         else:
             return
         raise InputError(
-            f"generator.{name}: {self._folder} holds {held} of at most {limit}; raise it and run "
-            "the same command to go on (what was answered is kept)"
+            f"{self._field}.{name}: {self._folder} holds {held} of at most {limit}; raise it and "
+            "run the same command to go on (what was answered is kept)"
         )
 
     @contextmanager
@@ -148,4 +154,4 @@ class PaidCalls:
                 database.execute("PRAGMA synchronous = EXTRA")
                 yield database
         except sqlite3.Error as error:
-            raise InputError(f"generator.store: {file} can't be used ({error})") from None
+            raise InputError(f"{self._field}.store: {file} can't be used ({error})") from None

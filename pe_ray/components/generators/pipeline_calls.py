@@ -99,28 +99,36 @@ def check_size(pipeline: Any, height: int, width: int) -> None:
 
 
 def check_prompts(pipeline: Any, prompts: Sequence[str], max_tokens: int | None) -> None:
-    """Refuse prompts that the pipeline would cut off or not understand, without a word.
-
-    Where several tokenizers read the prompt, one that reads all of it is enough.
-    """
-    parts = [getattr(pipeline, f"tokenizer{end}", None) for end in ("", "_2", "_3")]
-    own = inspect.signature(pipeline.__call__).parameters.get("max_sequence_length")
+    """Refuse prompts that the pipeline would cut off or not understand, without a word."""
     for text in prompts:
-        lengths = []
-        for tokenizer in filter(None, parts):
-            tokens = tokenizer(text, verbose=False).input_ids
-            if set(tokens) <= set(tokenizer.all_special_ids):
-                raise InputError(
-                    f"generator: the checkpoint's tokenizer knows no word of {text!r}; its files "
-                    "are missing or damaged"
-                )
-            limit = tokenizer.model_max_length
-            if own is not None:
-                limit = min(limit, max_tokens or own.default)
-            lengths.append((len(tokens) - limit, len(tokens), limit))
-        excess, count, limit = min(lengths, default=(0, 0, 0))
+        excess, count, limit = count_excess(pipeline, text, max_tokens)
+        if count < 0:
+            raise InputError(
+                f"generator: the checkpoint's tokenizer knows no word of {text!r}; its files "
+                "are missing or damaged"
+            )
         if excess > 0:
             raise InputError(
                 f"generator: the prompt {text!r} has {count} tokens but the model reads "
                 f"{limit}; shorten it"
             )
+
+
+def count_excess(pipeline: Any, text: str, max_tokens: int | None) -> tuple[int, int, int]:
+    """Return how many tokens of a text the pipeline would cut off, of how many, and its limit.
+
+    Where several tokenizers read the text, one that reads all of it is enough. (1, -1, 0): one
+    knows no word of it.
+    """
+    parts = [getattr(pipeline, f"tokenizer{end}", None) for end in ("", "_2", "_3")]
+    own = inspect.signature(pipeline.__call__).parameters.get("max_sequence_length")
+    lengths = []
+    for tokenizer in filter(None, parts):
+        tokens = tokenizer(text, verbose=False).input_ids
+        if set(tokens) <= set(tokenizer.all_special_ids):
+            return 1, -1, 0
+        limit = tokenizer.model_max_length
+        if own is not None:
+            limit = min(limit, max_tokens or own.default)
+        lengths.append((len(tokens) - limit, len(tokens), limit))
+    return min(lengths, default=(0, 0, 0))

@@ -5,17 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from pe_ray.config.places import LocalFolder
+from pe_ray.components.generators.caption_options import CaptionedOptions
+from pe_ray.components.generators.service_account import AccountOptions
 from pe_ray.errors import InputError
-from pe_ray.plugins import GeneratorOptions, Options
+from pe_ray.plugins import Options
 from pe_ray.values import ImageShape, Price
 
 LIST_SECONDS = 10.0  # to wait for a list of models
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def _check_size(given: int | str) -> int | str:
@@ -32,12 +31,6 @@ def shape_of(size: Size, channels: int = 3) -> ImageShape:
     """Return the shape that a size stands for."""
     width, _, height = str(size).partition("x")
     return ImageShape(height=int(height or width), width=int(width), channels=channels)
-
-
-def is_safe(url: str) -> bool:
-    """Tell whether nobody else can read what goes there: https, or this machine."""
-    parts = urlsplit(url)
-    return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
 
 
 class CallSettings(Options):
@@ -70,61 +63,23 @@ class Prices(Options):
     vary: float = Field(ge=0, allow_inf_nan=False)
 
 
-class ServiceOptions(GeneratorOptions):
+class ServiceOptions(CaptionedOptions, AccountOptions):
     """Options of every generator behind a paid service."""
 
-    unbound: ClassVar[frozenset[str]] = frozenset(
-        {"api_key_env", "store", "price", "max_calls", "max_cost", "concurrency"}
-        | {"requests_per_minute", "timeout", "attempts"}
-    )
-    modules: ClassVar[tuple[str, ...]] = ("openai",)
+    modules: ClassVar[tuple[str, ...]] = AccountOptions.modules
 
-    base_url: str
-    api_key_env: str | None
-    store: LocalFolder = Field(min_length=1)
-    """Folder of what was asked and answered; every worker has to see the same one."""
     image_size: Size
     """Size of samples, as `size`: what the service draws is cut and resized to it."""
     channels: Literal[1, 3] = 3
-    prompt: str = Field(default="a photo of {label}", min_length=1)
-    """Prompt of every label that `prompts` doesn't name; {label} stands for the label's name."""
-    prompts: dict[str, str] = Field(default={})
-    """Label name -> its prompt."""
     random: CallSettings
     vary: CallSettings
     on_refusal: Literal["error", "keep"] = "error"
-    """When the content policy refuses a variation: end the run, or keep the image as it was. A
+    """When the content policy refuses a variation: end the run, or keep the sample as it was. A
     refused random draw always ends it."""
     price: Prices
-    max_calls: int = Field(ge=0)
-    """Calls at most, over the life of the store."""
-    max_cost: float = Field(ge=0, allow_inf_nan=False)
-    """Cost at most, by `price`, over the life of the store."""
-    concurrency: int = Field(default=4, ge=1, le=256)
-    """Calls under way at once, of each worker."""
-    requests_per_minute: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Calls at most, of all workers together; default: as fast as answers come."""
-    timeout: float = Field(default=120.0, gt=0, le=3600)
-    """Seconds without a byte from the service, after which a call has failed."""
-    attempts: int = Field(default=6, ge=1, le=100)
-    """Attempts at one image before the run ends."""
-
-    @field_validator("base_url")
-    @classmethod
-    def _check_url(cls, given: str) -> str:
-        parts = urlsplit(given)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("write it as https://HOST/PATH")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("must hold no user, password or query; keys come from the environment")
-        return given.rstrip("/")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.api_key_env and not is_safe(self.base_url):
-            raise ValueError(
-                "base_url: http would show the key to the network; use https, or api_key_env: null"
-            )
         sent, kept = shape_of(self.vary.size), self.image_shape
         if sent.width * kept.height != sent.height * kept.width:  # else each variation zooms in
             raise ValueError("vary.size: must have the proportions of image_size")
@@ -135,8 +90,14 @@ class ServiceOptions(GeneratorOptions):
         return shape_of(self.image_size, self.channels)
 
     @property
-    def call_price(self) -> Price:
-        return Price(**self.price.model_dump(), max_calls=self.max_calls, max_cost=self.max_cost)
+    def call_prices(self) -> Mapping[str, Price]:
+        own = Price(
+            random=self.price.random,
+            vary=self.price.random if self.redraws else self.price.vary,
+            max_calls=self.max_calls,
+            max_cost=self.max_cost,
+        )
+        return {"generator": own, **super().call_prices}
 
     def list_models(self) -> Mapping[str, str | None]:
         """Ask for the service's models, a free call: name -> what is said of its end, if any."""

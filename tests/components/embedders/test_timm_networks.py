@@ -80,6 +80,39 @@ def test_any_network_with_its_weights_in_a_file(name: str, tmp_path: Path) -> No
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext"])
+def test_patches_tokens_and_layers_have_the_names_that_transformers_has(
+    name: str, tmp_path: Path
+) -> None:
+    options = {"model": name, "weights": str(save_timm(tmp_path, name)), "size": 32}
+    batch = images(2, 32, 32, 3)
+    network = TimmOptions(**options).create(pretrained=True).eval()
+    config = timm.data.resolve_model_data_config(network) | {"crop_pct": 1.0}
+    prepare = timm.data.create_transform(**config)
+    pixels = torch.stack([prepare(Image.fromarray(image)) for image in batch])
+    with torch.inference_mode():
+        last = network.forward_features(pixels)
+        tokens = {"cls": last[:, 0], "mean": last[:, 1:].mean(1)}
+        if name == "test_convnext":
+            tokens = {"mean": last.mean((2, 3))}
+    for pooling in ("cls", "mean", "projected"):
+        given = TimmOptions(**options, pooling=pooling)
+        if pooling not in tokens:
+            with pytest.raises(InputError, match=r"^embedder\.pooling: "):
+                given.dim(ANY)
+            continue
+        found = load_embedder("timm", **options, pooling=pooling).embed(batch)
+        assert found.shape == (2, given.dim(ANY))
+        assert np.abs(found - tokens[pooling].numpy()).max() < 1e-4 * np.abs(found).max()
+    first = load_embedder("timm", **options, pooling="mean", layer=1).embed(batch)
+    assert first.shape == (2, TimmOptions(**options, pooling="mean", layer=1).dim(ANY))
+    with pytest.raises(InputError, match=r"^embedder\.layer: "):
+        TimmOptions(**options, pooling="mean", layer=99).dim(ANY)
+    half = load_embedder("timm", **options, precision="bf16").embed(batch)
+    exact = load_embedder("timm", **options).embed(batch)
+    assert 0 < np.abs(half - exact).max() < 0.05 * np.abs(exact).max()
+
+
 def test_a_transformer_takes_another_size(tmp_path: Path) -> None:
     file = save_timm(tmp_path, "test_vit")
     for size in (32, 160, 64):
