@@ -84,7 +84,8 @@ def configure(
     """
     num_rows = pq.read_metadata(private).num_rows
     tree = yaml.safe_load(pipeline.read_text(encoding="utf-8"))
-    audited = [m for m in tree.get("metrics", {}).get("audit", ()) if m["kind"] == "frechet"]
+    own = tree.get("metrics", {}).get("audit", ())
+    audited = [m for m in own if isinstance(m, dict) and m["kind"] == "frechet"] or ["frechet"]
     if given.inception:
         embedder = {"kind": "inception", "weights": str(given.inception.resolve())}
         audited.append({"kind": "frechet", "embedder": embedder})

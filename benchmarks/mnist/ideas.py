@@ -25,6 +25,7 @@ import yaml
 from pe_ray import Config, evolve
 from pe_ray.files.storage import expand_home
 from pe_ray.private.evaluation import audit
+from pe_ray.release.evidence import open_run
 from pe_ray.runtime.cluster import connect_to_ray
 
 PIPELINE = Path(__file__).parents[2] / "pipelines" / "mnist.yaml"
@@ -93,7 +94,8 @@ def main() -> None:
             for seed in range(options.seeds):
                 config = Config.from_dict(settings(file, options.letters, records, row, seed))
                 with connect_to_ray(config.resources):
-                    found.append(100 * next(iter(audit(evolve(config)).values())))
+                    run = open_run(str(evolve(config)))
+                    found.append(100 * next(iter(audit(run).values())))
             shown = ", ".join(f"{accuracy:.2f}" for accuracy in found)
             print(f"| {row} | {shown} | {statistics.mean(found):.2f} |", flush=True)
 

@@ -23,6 +23,7 @@ from typing import Any
 from pe_ray import Config, evolve
 from pe_ray.files.storage import expand_home
 from pe_ray.private.evaluation import audit
+from pe_ray.release.evidence import open_run
 from pe_ray.release.ledger import Ledger
 from pe_ray.tuning.search import search_of
 from pe_ray.tuning.tune import tune
@@ -123,7 +124,7 @@ def main() -> None:
                     )
                     outcome = tune(search_of(tree))
                     path, chosen = outcome.path, outcome.settings
-                accuracy = next(iter(audit(path).values()))
+                accuracy = next(iter(audit(open_run(str(path))).values()))
                 accuracies[name].append(accuracy)
                 spent = Ledger.open(path / "ledger.sqlite").spent()
                 print(
