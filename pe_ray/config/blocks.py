@@ -303,10 +303,13 @@ class TeacherConfig(Block):
         whiten = self.embedder.whiten.model_copy(update={"dims": self.features})
         return self.embedder.model_copy(update={"whiten": whiten})
 
-    def check_run(self, *, num_labels: int, shape: ImageShape, left: float) -> None:
+    def check_run(
+        self, *, num_labels: int, num_images: int, shape: ImageShape, left: float
+    ) -> None:
         """Raise ValueError, naming the key, where a run like this can't have a teacher.
 
-        left: share of the budget that other sums and counts leave.
+        num_images: of the last population. left: share of the budget that other sums and counts
+        leave.
         """
         if num_labels < 2:
             raise ValueError("teacher: needs at least two private.labels to tell apart")
@@ -316,6 +319,10 @@ class TeacherConfig(Block):
             raise ValueError("teacher.features: too many for so many labels; lower it")
         if self.share >= left:
             raise ValueError(f"teacher.share: must be below {left:g}, which other releases leave")
+        if self.embedder is None and num_images < self.features:
+            raise ValueError(
+                f"teacher.features: must be at most {num_images}, the last of schedule.num_samples"
+            )
 
 
 class PublicMetricsConfig(Block):

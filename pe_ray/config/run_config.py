@@ -238,7 +238,12 @@ class Config(Block):
                 raise ValueError(f"generator.share: must be below {left:g}")
             left -= sums.share
         if self.teacher:
-            self.teacher.check_run(num_labels=num_labels, shape=self.image_shape, left=left)
+            self.teacher.check_run(
+                num_labels=num_labels,
+                num_images=self.schedule.sizes[-1],
+                shape=self.image_shape,
+                left=left,
+            )
 
     def _check_learning(self) -> None:
         sums = self.private_sums

@@ -92,7 +92,8 @@ def try_teacher(config: Config) -> None:
 
 def _try_features(config: Config, teacher: TeacherConfig) -> None:
     shape, num_labels = config.image_shape, len(config.private.labels)
-    labels = np.tile(np.arange(num_labels, dtype=np.int32), 2)
+    num_images = max(2 * num_labels, teacher.features)  # whitening needs as many as features
+    labels = np.arange(num_images, dtype=np.int32) % num_labels
     size = (len(labels), shape.height, shape.width, shape.channels)
     images = np.random.default_rng(0).integers(0, 256, size=size, dtype=np.uint8)
     label_features.fit(images, labels, teacher.features, 1, config.schedule.seed)

@@ -21,7 +21,7 @@ CORNERS = Release(key="corners", kind="outside:Corners", iteration=0, votes_per_
 
 
 def test_every_kind_gets_its_share_of_the_budget(tree: dict[str, Any]) -> None:
-    tree["teacher"] = {"share": 0.3}
+    tree["teacher"] = {"share": 0.3, "features": 8}
     tree["privacy"]["label_fractions"] = "dp"
     tree["schedule"] |= {"noise": [4.0, 1.0]}
     tree["votes"] = {"neighbors": 3}

@@ -108,6 +108,7 @@ def test_features_of_another_version_are_refused(tmp_path: Path) -> None:
         ({"teacher": {"features": 1024}, "labels": 600}, "features: too many"),
         ({"teacher": {"share": 0.96}, "fractions": "dp"}, "share: must be below 0.95"),
         ({"teacher": {"share": 1.0}}, r"teacher\.share"),
+        ({"teacher": {"features": 41}}, r"teacher\.features: must be at most 40"),
     ],
 )
 def test_a_teacher_that_cannot_be_is_refused(
@@ -133,10 +134,11 @@ def test_mnist_yaml_spends_half_on_the_teacher() -> None:
     assert 0.999 < made.epsilon <= 1.0
 
 
+@pytest.mark.parametrize("features", [2, 40])
 def test_the_least_run_that_may_have_a_teacher_can_learn_its_features(
-    ray_session: None, tree: dict[str, Any]
+    ray_session: None, tree: dict[str, Any], features: int
 ) -> None:
     tree["private"]["labels"] = ["0", "1"]
     tree["generator"] = {"kind": "rendered_text", "image_size": 4}
-    tree["teacher"] = {"features": 2}
+    tree["teacher"] = {"features": features}
     try_teacher(Config.from_dict(tree))

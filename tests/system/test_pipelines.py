@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
+from tiny_public import save_public
 
 from pe_ray import Config
+from pe_ray.components.generators.unet_pipeline import UNetGenerator
 from pe_ray.planning import plan
+from pe_ray.plugins.seeds import row_seeds
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 
@@ -79,3 +87,58 @@ def test_the_small_run_that_the_file_describes_is_valid() -> None:
     assert config.generator.options.steps == 10
     assert config.schedule.degree_list == (4, 6)
     assert config.schedule.sizes == (500, 500, 500)
+
+
+def start_training(data: Path, output: Path, *more: str) -> subprocess.Popen[str]:
+    """Train a tiny model for six steps; it saves and prints after every second one."""
+    command = f"--data {data} --output {output} --cache {output}-cache --image-size 16 --steps 6"
+    options = f"{command} --width 8 --batch-size 8 --save-every 2 --flip".split()
+    script = str(PIPELINES / "train_public_generator.py")
+    env = {**os.environ, "PYTHONPATH": str(PIPELINES.parent), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, script, *options, *more], stdout=subprocess.PIPE, text=True, env=env
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("conditional", [True, False])
+def test_a_training_on_public_images_continues_after_a_kill(
+    tmp_path: Path, conditional: bool
+) -> None:
+    data = save_public(tmp_path / "public", ["cat", "dog"])
+    more = ["--classes"] if conditional else []
+    killed = start_training(data, tmp_path / "killed", *more)
+    assert killed.stdout is not None
+    assert killed.stdout.readline().startswith("step 2 ")
+    killed.kill()
+    killed.communicate()
+    assert not (tmp_path / "killed/unet").exists()
+    again = start_training(data, tmp_path / "killed", *more)
+    assert again.communicate()[0].startswith("step 4 ")
+    assert start_training(data, tmp_path / "whole", *more).wait() == 0
+    file = "unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+    plugin = {"kind": "unet", "checkpoint": str(tmp_path / "killed"), "steps": 3}
+    tree = yaml.safe_load((PIPELINES / "natural_diffusion.yaml").read_text())
+    tree["private"]["labels"] = ["cat", "dog"]
+    tree["generator"] = plugin if conditional else {**plugin, "precision": "bf16"}
+    tree["schedule"] |= {"degrees": 1}
+    options = Config.from_dict(tree).generator_at(0).options
+    assert options.num_classes == (2 if conditional else None)
+    generator = UNetGenerator(options, ["cat", "dog"])
+    seeds = row_seeds(0, "random", 0, np.arange(2, dtype=np.int64))
+    rows = generator.random(np.arange(2, dtype=np.int32), seeds)
+    assert rows["image"].shape == (2, 16, 16, 3)
+    assert generator.vary(rows, 1.0, seeds)["image"].shape == (2, 16, 16, 3)
+    if conditional:
+        assert json.loads((tmp_path / "killed/classes.json").read_text()) == ["cat", "dog"]
+
+
+def test_pipelines_on_public_images_end_with_a_teacher() -> None:
+    for name in ("cifar10_public.yaml", "fashion.yaml"):
+        config = of(name)
+        made = plan(config)
+        assert config.schedule.sizes[-1] == 60_000
+        assert made.releases[-1].key == "teacher"
+        assert 0.999 < made.epsilon <= 1.0
