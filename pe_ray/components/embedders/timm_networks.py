@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from pe_ray.components.weights import loading_errors, read_weights
 from pe_ray.config.extras import require_extras
 from pe_ray.config.places import PathText
 from pe_ray.plugins import EmbedderOptions, Images
+from pe_ray.plugins.rehearsal import Rehearsal
 from pe_ray.values import DistanceMetric, ImageShape
 
 
@@ -40,6 +41,12 @@ class TimmOptions(EmbedderOptions):
         require_extras(self, "embedder")
         with loading_errors("embedder.model", self.model):
             return int(self.create(pretrained=False).head_hidden_size)
+
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        from pe_ray.components.embedders.tiny_networks import save_timm
+
+        file = save_timm(rehearsal.make_folder("timm"), self.model)
+        return self.model_copy(update={"model": file.stem, "weights": str(file)})
 
     def create(self, *, pretrained: bool) -> Any:
         """Return timm's network with its classifier; weights are random unless pretrained."""
@@ -105,8 +112,10 @@ class Timm:
         import torch
         from PIL import Image
 
+        from pe_ray.components.inference import map_in_threads
+
         pictures = [Image.fromarray(np.broadcast_to(i, (*i.shape[:2], 3)).copy()) for i in images]
-        pixels = torch.stack([self._prepare(picture) for picture in pictures])
+        pixels = torch.stack(map_in_threads(self._prepare, pictures))
         return self._network(pixels.to(self._device, memory_format=torch.channels_last))
 
     def _create(self, options: TimmOptions) -> Any:

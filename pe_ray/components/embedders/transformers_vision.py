@@ -6,7 +6,7 @@ Caches know a network by the content of its folder, or by the commit of a hub na
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from pe_ray.config.extras import require_extras
 from pe_ray.config.places import PathText
 from pe_ray.errors import InputError
 from pe_ray.plugins import EmbedderOptions, Images
+from pe_ray.plugins.rehearsal import Rehearsal
 from pe_ray.values import DistanceMetric, ImageShape
 
 _OPTION = "embedder.checkpoint"
@@ -37,6 +38,13 @@ class CheckpointOptions(EmbedderOptions):
 
     model_types: ClassVar[tuple[str, ...]]
     dim_key: ClassVar[str]
+
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        from pe_ray.components.embedders.tiny_networks import save_vision_network
+
+        folder = rehearsal.make_folder(self.model_types[0])
+        save_vision_network(self.model_types[0], folder)
+        return self.model_copy(update={"checkpoint": str(folder)})
 
     def dim(self, shape: ImageShape) -> int:
         return int(getattr(self.load_config(), self.dim_key))
@@ -97,6 +105,7 @@ class _VisionNetwork:
         from pe_ray.components.inference import DTYPES, pick_device
 
         self._device, self._dtype = pick_device(), DTYPES[options.precision]
+        self._precision: Precision = options.precision
         config = options.load_config()
         self._dim = int(getattr(config, options.dim_key))
         if config.model_type == "clip":  # both towers; the projection's size is outside them
@@ -126,7 +135,7 @@ class _VisionNetwork:
         """Return embeddings, float32 [n, dim], of grey (repeated to RGB) or RGB images."""
         from pe_ray.components.inference import embed_in_chunks
 
-        return embed_in_chunks(self._features, images, self._dim)
+        return embed_in_chunks(self._features, images, self._dim, self._precision)
 
     def _features(self, images: Images) -> Any:
         from PIL import Image

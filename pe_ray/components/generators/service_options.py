@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from pe_ray.config.places import LocalFolder
 from pe_ray.errors import InputError
 from pe_ray.plugins import GeneratorOptions, Options
+from pe_ray.plugins.rehearsal import Rehearsal
 from pe_ray.values import ImageShape, Price
 
 LIST_SECONDS = 10.0  # to wait for a list of models
@@ -129,6 +130,21 @@ class ServiceOptions(GeneratorOptions):
         if sent.width * kept.height != sent.height * kept.width:  # else each variation zooms in
             raise ValueError("vary.size: must have the proportions of image_size")
         return self
+
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        from pe_ray.components.generators.local_service import serve
+
+        port = serve().server_port
+        return self.model_copy(
+            update={
+                "base_url": f"http://127.0.0.1:{port}/v1",
+                "api_key_env": None,
+                "store": str(rehearsal.make_folder("store")),
+                "max_calls": 10**6,
+                "max_cost": 1e9,
+                "requests_per_minute": None,
+            }
+        )
 
     @property
     def image_shape(self) -> ImageShape:
