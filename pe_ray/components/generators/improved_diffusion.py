@@ -77,6 +77,7 @@ class ImprovedDiffusionOptions(DiffusionOptions):
         tiny = {"image_size": 32, "num_channels": 32, "num_res_blocks": 1, "num_heads": 4}
         changes = {"checkpoint": str(file), "attention_resolutions": (8,), "compile": False}
         small = self.model_copy(update={**tiny, **changes})
+        torch.manual_seed(0)
         torch.save(make_unet(small).state_dict(), file)
         return small
 
