@@ -15,15 +15,18 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parents[1]
+PATIENCE = 10  # of a rehearsal: times the limit, as a CPU may be busy
 SECTIONS = {
     "card": (30, "The card and its matrix products"),
     "votes": (90, "Votes: the same bits as on the CPU, and faiss's share of the peak"),
@@ -43,22 +46,23 @@ def run_section(name: str, folder: Path, rehearse: bool) -> dict[str, Any]:
     The process appends its rows to a file, one JSON object a line.
     """
     limit, file = SECTIONS[name][0], folder / f"{name}.jsonl"
+    limit *= PATIENCE if rehearse else 1
     file.touch()
     # Ends itself before it is killed: a row that is not begun is better than one that is lost.
     command = [sys.executable, "-m", "benchmarks.gpu.section", name, str(file), f"{0.85 * limit}"]
+    command += ["--rehearse"] if rehearse else []
     started, log = time.monotonic(), folder / f"{name}.log"
-    with log.open("wb") as output:
+    given: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(command, stdout=output, start_new_session=True, **given) as process,
+    ):
         try:
-            code: int | None = subprocess.run(
-                [*command, *(["--rehearse"] if rehearse else [])],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                timeout=limit,
-                check=False,
-            ).returncode
+            code: int | None = process.wait(limit)
         except subprocess.TimeoutExpired:
             code = None
+        with suppress(ProcessLookupError):  # with what it started
+            os.killpg(process.pid, signal.SIGKILL)
     rows = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
     failed = None
     if code:

@@ -69,7 +69,7 @@ def save_vision_network(model_type: str, folder: Path, dim: int = 24) -> Path:
     return folder
 
 
-def save_timm(folder: Path, name: str, num_classes: int = 7) -> Path:
+def save_timm(folder: Path, name: str = "test_resnet", num_classes: int = 7) -> Path:
     """Write weights of the network of timm's own tests that is most like `name`.
 
     Returns the file, whose stem is the network's name. They are written as timm's trainers do.

@@ -30,7 +30,7 @@ from pe_ray.plugins.rehearsal import Rehearsal
 from pe_ray.plugins.seeds import Seeds, uniforms
 from pe_ray.values import ImageShape
 
-_REHEARSED_SIDE = 64  # pixels of the longer side
+_REHEARSED_SIDE, _REHEARSED_STEPS = 64, 2  # pixels of the longer side
 Side = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
 
 
@@ -42,6 +42,9 @@ class RandomSettings(Options):
     for Stable Diffusion 1 and 2, 5 for XL."""
     steps: int = Field(default=50, ge=1, le=1000)
     """Denoising steps from pure noise."""
+
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        return self.model_copy(update={"steps": min(self.steps, _REHEARSED_STEPS)})
 
 
 class VarySettings(RandomSettings):
@@ -65,11 +68,13 @@ class VarySettings(RandomSettings):
     """As the generator's `pipeline_class`, for the checkpoint given here."""
 
     def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        # Degrees count steps, but not for edits, which are made one by one.
+        small = self if self.method == "strength" else super().rehearsal(rehearsal)
         if self.checkpoint is None:
-            return self
+            return small
         given = (self.checkpoint, self.revision, self.pipeline_class)
         tiny = save_tiny_pipeline("generator.vary", *given, rehearsal)
-        return self.model_copy(update={"checkpoint": tiny, "revision": None})
+        return small.model_copy(update={"checkpoint": tiny, "revision": None})
 
     @model_validator(mode="after")
     def _check_revision(self) -> Self:

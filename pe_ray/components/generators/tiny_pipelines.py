@@ -265,8 +265,8 @@ def make_z_image(folder: Path) -> dict[str, Any]:
     }
 
 
-def make_qwen_image(folder: Path) -> dict[str, Any]:
-    """Return Qwen-Image's parts."""
+def make_qwen_image(folder: Path, halvings: int = 2) -> dict[str, Any]:
+    """Return Qwen-Image's parts; halvings: of an image's sides by the VAE."""
     tokenizer = _byte_tokenizer()
     names = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
     tokens = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(t) for name, t in names.items()}
@@ -300,9 +300,9 @@ def make_qwen_image(folder: Path) -> dict[str, Any]:
     vae = diffusers.AutoencoderKLQwenImage(
         base_dim=8,
         z_dim=4,
-        dim_mult=[1, 1, 1],
+        dim_mult=[1] * (halvings + 1),
         num_res_blocks=1,
-        temperal_downsample=[False, True],
+        temperal_downsample=[False] * (halvings - 1) + [True],
         latents_mean=[0.0] * 4,
         latents_std=[1.0] * 4,
     )
@@ -317,7 +317,7 @@ def make_qwen_image(folder: Path) -> dict[str, Any]:
 
 def make_qwen_image_edit(folder: Path) -> dict[str, Any]:
     """Return Qwen-Image-Edit's parts: the prompt's encoder sees the image."""
-    parts = make_qwen_image(folder)
+    parts = make_qwen_image(folder, halvings=5)  # as the pipeline enlarges images to 1024x1024
     sides = {"min_pixels": 28 * 28, "max_pixels": 56 * 56}
     processor = transformers.Qwen2VLProcessor(
         image_processor=transformers.Qwen2VLImageProcessorPil(**sides),
@@ -387,6 +387,8 @@ PIPELINES: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 def save_pipeline(folder: Path, pipeline_class: str, seed: int = 0, **parts: Any) -> str:
     """Write a tiny pipeline of a class in PIPELINES, with `parts` in place of its own."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(seed)
     made = PIPELINES[pipeline_class](folder) | parts
     getattr(diffusers, pipeline_class)(**made).save_pretrained(folder)
