@@ -29,13 +29,13 @@ HERE = Path(__file__).parents[1]
 PATIENCE = 10  # of a rehearsal: times the limit, as a CPU may be busy
 SECTIONS = {
     "card": (30, "The card and its matrix products"),
-    "votes": (90, "Votes: the same bits as on the CPU, and faiss's share of the peak"),
-    "network": (130, "The 270M ImageNet-64 network, eager"),
-    "compiled": (150, "The same network, compiled"),
+    "votes": (80, "Votes: the same bits as on the CPU, and faiss's share of the peak"),
+    "network": (120, "The 270M ImageNet-64 network, eager"),
+    "compiled": (140, "The same network, compiled"),
     "pipeline": (50, "A population's worker against the bare sampling loop"),
-    "families": (70, "Each family on the card against the CPU"),
+    "families": (60, "Each family on the card against the CPU"),
     "memory": (20, "Out of memory: batches are halved"),
-    "sharing": (50, "Two workers share the card"),
+    "sharing": (90, "Two workers share the card"),
 }
 """Section -> the seconds that it may take, and its heading; 590 s in all."""
 

@@ -24,8 +24,9 @@ from pe_ray.plugins.rehearsal import Rehearsal
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.synthetic.batching import BatchedGenerator
 
-ROUNDING = {"fp32": 2, "tf32": 8, "bf16": 48}
-"""Levels of 255 by which an image on the card may differ from the CPU's: a guess, none was run."""
+ROUNDING = {"fp32": 0.5, "bf16": 8.0}
+"""Levels of 255, the mean over all pixels, by which images on the card may differ from the CPU's: a
+guess, as none was made on a card yet."""
 
 
 def draw_families(file: Path, deadline: float) -> None:
@@ -85,7 +86,7 @@ def families(task: Task) -> Iterator[Row]:
                 "largest difference": int(apart.max()),
                 "mean difference": float(apart.mean()),
                 "allowed": ROUNDING[precision],
-                "ok": bool(apart.max() <= ROUNDING[precision]),
+                "ok": bool(apart.mean() <= ROUNDING[precision]),
             }
 
 
@@ -103,7 +104,7 @@ class _Small:
 
 def memory(task: Task) -> Iterator[Row]:
     """A batch that doesn't fit is halved until it does, and gives the same images."""
-    num = 32 if task.rehearse else 512
+    num = 12 if task.rehearse else 512
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         options = ImprovedDiffusionOptions(
@@ -128,11 +129,11 @@ def memory(task: Task) -> Iterator[Row]:
         else:
             made._generator = _Small(made._generator)  # type: ignore[assignment]
         found = made.random(labels, seeds)["image"]
-        apart = int(np.abs(found.astype(int) - expected).max())
+        apart = float(np.abs(found.astype(int) - expected).mean())
         yield {
             "batch asked for": num,
             "batch that fitted": made._batch_size,
-            "largest difference": apart,
+            "mean difference": apart,
             "ok": made._batch_size < num and apart <= ROUNDING["fp32"],
         }
 

@@ -255,7 +255,7 @@ def pipeline(task: Task) -> Iterator[Row]:
         steps = {} if task.rehearse else {"timestep_respacing": "ddim10"}
         options = network_of(task, folder, precision="bf16", **steps)
         model, side = ImprovedDiffusion(**options.model_dump()), options.image_size
-        batch, num = (2, 2) if task.rehearse else (256, 4)
+        batch, num = (2, 2) if task.rehearse else (256, 2)
         rows, config = (
             num * batch,
             configuration(options.model_dump(), batch, options.num_steps // 2, folder),

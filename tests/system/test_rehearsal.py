@@ -99,7 +99,7 @@ def test_a_rehearsal_runs_and_spends_nothing(full: dict[str, Any], tmp_path: Pat
     small = rehearse(Config.from_dict(full), tmp_path)
     path = evolve(small)
     assert (path / "synthetic" / ".manifest.json").exists()
-    assert len(Ledger.open(path / "ledger.sqlite").releases) == 3
+    assert len(Ledger.open(path / "ledger.sqlite").entries) == 3
     scores = json.loads((path / "scores" / "iter=0003.json").read_text())
     assert scores
     assert not Path(NOWHERE).exists()
