@@ -1,14 +1,12 @@
-"""Networks in inference: device, precision, arithmetic, threads.
+"""Networks in inference: device, precision, arithmetic.
 
 Imports torch: import this module where the network runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,8 +15,6 @@ from torch import Tensor
 
 from pe_ray.components.weights import Precision
 from pe_ray.plugins import Images
-
-S, T = TypeVar("S"), TypeVar("T")
 
 DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
@@ -60,15 +56,6 @@ def infer_in(precision: Precision) -> Iterator[None]:
     """Compute without gradients, and multiply as `multiply_in` does."""
     with torch.inference_mode(), multiply_in(precision):
         yield
-
-
-def map_in_threads(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
-    """Return `function` of each item, in order, by as many threads as torch has.
-
-    Pillow resizes without Python's lock. On one thread that takes longer than a GPU's network.
-    """
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return list(pool.map(function, items))
 
 
 def embed_in_chunks(

@@ -86,7 +86,8 @@ class PrivateConfig(Block):
             "label_column": self.label_column and "label",
             "user_column": self.user_column and "user",
         }
-        places = {"where": {}, "cache": str(rehearsal.folder / "cache"), "node_label": None}
+        cache = str(rehearsal.folder / "cache")
+        places: dict[str, Any] = {"where": {}, "cache": cache, "node_label": None}
         return self.model_copy(
             update=rehearsal.write_images("private") | columns | places | {"label_values": "name"}
         )

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from pe_ray.files.png import encode_png
-from pe_ray.plugins.options import Options
 
 _LEAST_IMAGES = 64
 _BLOCKS, _SIDE = 4, 32  # of a stand-in image
@@ -62,20 +61,3 @@ class Rehearsal:
         folder = self.make_folder(name)
         pq.write_table(pa.table(table), folder / "images.parquet")
         return {"data": str(folder), "image_column": "image"}
-
-
-def rehearse_parts(part: Any, rehearsal: Rehearsal) -> Any:
-    """Return a block, an option or a collection with the stand-in of every model in it."""
-    if isinstance(part, Options):
-        small = part.rehearsal(rehearsal)
-        below = {name: (value, rehearse_parts(value, rehearsal)) for name, value in small}
-        # Others stay unset: a setting that is given differs from one that has its default.
-        changes = {name: new for name, (old, new) in below.items() if new is not old}
-        return small.model_copy(update=changes) if changes else small
-    if isinstance(part, dict):
-        made = {name: rehearse_parts(value, rehearsal) for name, value in part.items()}
-        return made if any(made[name] is not part[name] for name in part) else part
-    if isinstance(part, tuple):
-        each = tuple(rehearse_parts(value, rehearsal) for value in part)
-        return each if any(new is not old for new, old in zip(each, part, strict=True)) else part
-    return part

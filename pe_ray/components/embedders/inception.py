@@ -15,6 +15,7 @@ from pe_ray.errors import InputError
 from pe_ray.files.storage import find_cache
 from pe_ray.plugins import EmbedderOptions, Images
 from pe_ray.plugins.rehearsal import Rehearsal
+from pe_ray.runtime.threads import map_in_threads
 from pe_ray.values import DistanceMetric, ImageShape
 
 if TYPE_CHECKING:
@@ -80,10 +81,10 @@ class Inception:
         import torch
         from cleanfid.resize import build_resizer
 
-        from pe_ray.components.inference import map_in_threads
-
         shape = (*images.shape[:3], 3)
-        resized = np.stack(map_in_threads(build_resizer("clean"), np.broadcast_to(images, shape)))
+        resized = np.stack(
+            map_in_threads(build_resizer("clean"), [*np.broadcast_to(images, shape)])
+        )
         pixels = torch.from_numpy(resized).to(self._device).permute(0, 3, 1, 2).contiguous()
         # Unoptimised: the profiling executor changes a network's rounding after its first calls.
         with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]

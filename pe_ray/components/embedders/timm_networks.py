@@ -16,6 +16,7 @@ from pe_ray.config.extras import require_extras
 from pe_ray.config.places import PathText
 from pe_ray.plugins import EmbedderOptions, Images
 from pe_ray.plugins.rehearsal import Rehearsal
+from pe_ray.runtime.threads import map_in_threads
 from pe_ray.values import DistanceMetric, ImageShape
 
 
@@ -111,8 +112,6 @@ class Timm:
     def _features(self, images: Images) -> Any:
         import torch
         from PIL import Image
-
-        from pe_ray.components.inference import map_in_threads
 
         pictures = [Image.fromarray(np.broadcast_to(i, (*i.shape[:2], 3)).copy()) for i in images]
         pixels = torch.stack(map_in_threads(self._prepare, pictures))

@@ -16,7 +16,8 @@ class _Layers(torch.nn.Module):
         self.linear = torch.nn.Linear(16, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(torch.relu(self.convolution(x)).mean((2, 3)))[:, :, None, None]
+        made: torch.Tensor = self.linear(torch.relu(self.convolution(x)).mean((2, 3)))
+        return made[:, :, None, None]
 
 
 class _Inception(torch.nn.Module):
@@ -27,7 +28,8 @@ class _Inception(torch.nn.Module):
         self.layers = _Layers(dim)
 
     def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
-        return self.layers((x - 128) / 128)
+        made: torch.Tensor = self.layers((x - 128) / 128)
+        return made
 
 
 def save_inception(folder: Path, dim: int = 2048) -> Path:

@@ -21,20 +21,22 @@ _SIDE = 256  # of an image for which none is asked
 
 def read_call(content_type: str, body: bytes) -> tuple[dict[str, Any], Images | None]:
     """Return the fields of a call, JSON or a form, and the image that came along."""
+    image: Any = None
     if content_type == "application/json":
         fields = json.loads(body)
-        sent = fields.get("image_url")
-        image = base64.b64decode(sent.partition(",")[2]) if sent else None
+        if "image_url" in fields:
+            image = base64.b64decode(fields["image_url"].partition(",")[2])
     else:
-        fields, image = {}, None
+        fields = {}
         head = f"Content-Type: {content_type}\r\n\r\n".encode()
         for part in BytesParser().parsebytes(head + body).walk():
-            name, content = part.get_param("name", header="Content-Disposition"), part
+            name: Any = part.get_param("name", header="Content-Disposition")
+            content: Any = part.get_payload(decode=True)
             if name == "image":
-                image = content.get_payload(decode=True)
+                image = content
             elif name:
-                fields[str(name)] = content.get_payload(decode=True).decode()  # type: ignore[union-attr]
-    return fields, None if image is None else _decode(image)  # type: ignore[arg-type]
+                fields[name] = content.decode()
+    return fields, None if image is None else _decode(image)
 
 
 def _decode(content: bytes) -> Images:
@@ -54,7 +56,7 @@ def draw(fields: Mapping[str, Any], image: Images | None) -> Images:
         width, height = map(int, fields.get("size", f"{_SIDE}x{_SIDE}").split("x"))
     blocks = np.random.default_rng().integers(0, 256, (4, 4, 3), dtype=np.uint8)
     rows, columns = np.arange(height) * 4 // height, np.arange(width) * 4 // width
-    made = blocks[rows[:, None], columns]
+    made: Images = blocks[rows[:, None], columns]
     return made if image is None else (0.7 * image + 0.3 * made).astype(np.uint8)
 
 
