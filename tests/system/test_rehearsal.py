@@ -94,12 +94,13 @@ def test_a_rehearsal_keeps_the_shape_of_the_run(full: dict[str, Any], tmp_path: 
     assert small.embedder.kind == "clip"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_rehearsal_runs_and_spends_nothing(full: dict[str, Any], tmp_path: Path) -> None:
     small = rehearse(Config.from_dict(full), tmp_path)
     path = evolve(small)
     assert (path / "synthetic" / ".manifest.json").exists()
-    assert len(Ledger.open(path / "ledger.sqlite").entries) == 3
+    assert len(Ledger.open(path / "ledger.sqlite").entries()) == 3
     scores = json.loads((path / "scores" / "iter=0003.json").read_text())
     assert scores
     assert not Path(NOWHERE).exists()

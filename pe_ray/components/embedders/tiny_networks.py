@@ -49,6 +49,7 @@ def save_vision_network(model_type: str, folder: Path, dim: int = 24) -> Path:
     """
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
     tower = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     if model_type == "dinov2":
