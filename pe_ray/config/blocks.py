@@ -344,7 +344,11 @@ class TeacherConfig(Block):
         return self
 
     def rehearsal(self, rehearsal: Rehearsal) -> Self:
-        return self.model_copy(update={"features": REHEARSED_DIMS, "epochs": 1})
+        whiten = self.embedder.whiten if self.embedder else None
+        features = min(self.features, REHEARSED_DIMS)
+        if whiten is not None and whiten.dims is None:
+            features = REHEARSED_DIMS  # as the whitening's
+        return self.model_copy(update={"features": features, "epochs": 1})
 
     @property
     def whitened(self) -> Plugin:

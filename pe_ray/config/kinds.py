@@ -58,7 +58,8 @@ class Whitening(Block):
 
     def rehearsal(self, rehearsal: Rehearsal) -> Self:
         images = {} if self.on_population else rehearsal.write_images("public") | {"where": {}}
-        return self.model_copy(update={**images, "num_images": 100, "dims": REHEARSED_DIMS})
+        dims = min(self.dims or REHEARSED_DIMS, REHEARSED_DIMS)
+        return self.model_copy(update={**images, "num_images": 100, "dims": dims})
 
 
 class Plugin(Block):

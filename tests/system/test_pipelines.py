@@ -12,6 +12,7 @@ import torch
 from tiny_unets import save_unet
 
 from pe_ray import Config
+from pe_ray.config.rehearsal import rehearse
 from pe_ray.planning import plan
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
@@ -32,6 +33,9 @@ def test_every_pipeline_is_valid_and_says_what_it_needs(
     monkeypatch.chdir(tmp_path)
     config = Config.from_yaml(file)
     assert plan(config).epsilon == pytest.approx(config.privacy.epsilon, rel=0.01)
+    small = rehearse(config, tmp_path)
+    assert small.generator.kind == config.generator.kind
+    assert plan(small).epsilon == pytest.approx(config.privacy.epsilon, rel=0.01)
     head = file.read_text().split("private:")[0]
     if config.resources.gpus_per_worker:
         assert config.generator.options.precision != "fp32"
