@@ -118,7 +118,7 @@ class VotesConfig(Block):
         return self.model_copy(
             update={
                 "neighbors": min(self.neighbors, rehearsal.num_samples),
-                "lookahead": min(self.lookahead, 2),
+                "lookahead": min(self.lookahead, 1),
             }
         )
 
