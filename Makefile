@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 PYTEST := $(BIN)/python -m pytest -n 2
 LOCK := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --no-annotate
 
-.PHONY: install demo test test-all lint docs wheel lock bench clean
+.PHONY: install demo test test-all lint docs wheel lock bench gpu clean
 
 install: $(INSTALLED)
 
@@ -62,6 +62,10 @@ bench: install
 	$(BIN)/python -m benchmarks.digits.renderer
 	$(BIN)/python -m benchmarks.digits.pipeline
 	$(BIN)/python -m benchmarks.digits.expansion
+
+# All that needs a GPU, in ten minutes on one of 80 GB; writes benchmarks/gpu.md.
+gpu: install
+	$(BIN)/python -m benchmarks.gpu
 
 clean:
 	rm -rf .venv build dist runs site

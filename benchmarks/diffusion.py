@@ -32,9 +32,11 @@ from pe_ray import Config
 from pe_ray.components.generators.improved_diffusion import (
     ImprovedDiffusion,
     ImprovedDiffusionOptions,
+    make_unet,
 )
-from pe_ray.components.generators.improved_unet import ImprovedUNet
 from pe_ray.files.parts import commit
+from pe_ray.run import Run
+from pe_ray.runtime.run_directory import on_disk
 from pe_ray.synthetic.variation import PopulationWorker
 
 SMALL = {
@@ -59,19 +61,24 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def save_weights(file: Path, options: dict[str, Any]) -> int:
+def network_options(size: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of an ImageNet network of this size, but for its checkpoint."""
+    return {
+        **size,
+        "attention_resolutions": "16,8",
+        "num_heads": 4,
+        "class_cond": True,
+        "learn_sigma": True,
+        "diffusion_steps": 4000,
+        "noise_schedule": "cosine",
+    }
+
+
+def save_weights(options: dict[str, Any]) -> int:
     """Write random weights and return their number."""
     torch.manual_seed(0)
-    unet = ImprovedUNet(
-        image_size=options["image_size"],
-        num_channels=options["num_channels"],
-        num_res_blocks=options["num_res_blocks"],
-        attention_resolutions=(16, 8),
-        num_heads=4,
-        num_classes=1000,
-        learn_sigma=True,
-    )
-    torch.save(unet.state_dict(), file)
+    unet = make_unet(ImprovedDiffusionOptions(**options))
+    torch.save(unet.state_dict(), options["checkpoint"])
     return sum(weight.numel() for weight in unet.parameters())
 
 
@@ -109,8 +116,10 @@ def bare(
 
 def in_pipeline(config: Config, folder: Path, iteration: int, rows: int, part: int) -> None:
     """Make and write a population: random draws for iteration 0, variations of those for 1."""
-    parents = str(folder / "0") if iteration else None
-    worker = PopulationWorker(config, iteration, str(folder / str(iteration)), parents, None)
+    run = Run(config=config, directory=on_disk(folder / "run"), embedder=config.embedder)
+    directory = run.directory.population(iteration)
+    directory.mkdir(parents=True, exist_ok=True)
+    worker = PopulationWorker(run, iteration)
     parts = [
         worker.make(
             {
@@ -124,7 +133,7 @@ def in_pipeline(config: Config, folder: Path, iteration: int, rows: int, part: i
         )
         for start in range(0, rows, part)
     ]
-    commit(folder / str(iteration), parts, {})
+    commit(directory, parts, {})
 
 
 def print_profile(work: Callable[[], None]) -> None:
@@ -145,7 +154,7 @@ def print_profile(work: Callable[[], None]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true")
-    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
+    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16", "fp16"], default="fp32")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--batches", type=int, default=4)
@@ -153,23 +162,14 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="where the pipeline's time goes")
     given = parser.parse_args()
 
-    options: dict[str, Any] = {
-        **(FULL if given.full else SMALL),
-        "attention_resolutions": "16,8",
-        "num_heads": 4,
-        "class_cond": True,
-        "learn_sigma": True,
-        "diffusion_steps": 4000,
-        "noise_schedule": "cosine",
-        "precision": given.precision,
-        "compile": given.compile,
-    }
+    options = network_options(FULL if given.full else SMALL)
+    options |= {"precision": given.precision, "compile": given.compile}
     batch_size = given.batch_size or (256 if given.full else 32)
     rows, side = given.batches * batch_size, options["image_size"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         options["checkpoint"] = str(folder / "model.pt")
-        weights = save_weights(folder / "model.pt", options)
+        weights = save_weights(options)
         model = ImprovedDiffusion(**options)
         num_steps = ImprovedDiffusionOptions(**options).num_steps
         degree = num_steps // 5

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
+import tempfile
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 from pe_ray.cli.inputs import find_address_warnings, plan_inputs, print_inputs
 from pe_ray.cli.printing import (
@@ -58,6 +61,12 @@ def add_verbs(verb: AddVerb) -> None:
     )
     for added in (plan, run):
         add_config(added)
+    run.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="run it small, with random networks and random images in the place of weights, data "
+        "and services, in a new temporary folder; spends nothing",
+    )
     add_json(plan)
     add_run(expand)
     expand.add_argument(
@@ -176,6 +185,9 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     config = use_address(Config.from_yaml(options.config, options.set), options.address)
+    if options.rehearse:
+        _rehearse(config)
+        return
     announce(f"running {options.config} into {config.output.path}")
     from pe_ray.evolution import evolve
     from pe_ray.release.ledger import Ledger
@@ -194,6 +206,25 @@ def _run(options: argparse.Namespace) -> None:
     for name, score in status["scores"].items():
         print(f"score       {name}: {say_score(score, status['better'].get(name))}")
     print(f"spent       {state_claim(ledger.spent(), budget.delta, budget.unit)} (from the ledger)")
+    print(f"time        {time.monotonic() - started:.1f} s")
+
+
+def _rehearse(config: Config) -> None:
+    # Nothing may reach a cluster or a hub, here or in workers.
+    os.environ.pop("RAY_ADDRESS", None)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from pe_ray.config.extras import require_extras
+    from pe_ray.config.rehearsal import rehearse
+    from pe_ray.evolution import evolve
+    from pe_ray.report import write_report
+
+    require_extras(config)
+    started = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="pe-ray-rehearsal-"))
+    announce(f"rehearsing in {folder}, which you may delete afterwards")
+    path = evolve(rehearse(config, folder))
+    print(f"report      {write_report(path)}")
+    print(f"rehearsed   {path}: random networks and images, nothing spent")
     print(f"time        {time.monotonic() - started:.1f} s")
 
 

@@ -1,4 +1,4 @@
-"""Networks in inference: device, precision, exact arithmetic.
+"""Networks in inference: device, precision, arithmetic.
 
 Imports torch: import this module where the network runs.
 """
@@ -13,9 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pe_ray.components.weights import Precision
 from pe_ray.plugins import Images
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 _CHUNK = 32  # images of one forward pass: a GB or so of activations at 299x299
 
 
@@ -31,25 +37,38 @@ def to_rgb(images: Images, device: torch.device) -> Tensor:
 
 
 @contextmanager
-def exact_arithmetic() -> Iterator[None]:
-    """Compute without gradients and TF32, and without algorithms that are chosen by timing them.
+def multiply_in(precision: Precision) -> Iterator[None]:
+    """Let a GPU multiply float32 numbers as `precision` asks, by algorithms not chosen by timing.
 
-    Whatever other code set in this process is restored after it.
+    TF32 keeps 10 bits of the significand. fp32 refuses it; fp16 and bf16, which keep no more
+    themselves, allow it where a network is left in float32. Whatever other code set in this process
+    is restored.
     """
+    allowed = precision != "fp32" and pick_device().type == "cuda"
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
     cudnn = torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=allowed
     )
     try:
-        with torch.inference_mode(), cudnn:
+        with cudnn:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
 
 
+@contextmanager
+def infer_in(precision: Precision) -> Iterator[None]:
+    """Compute without gradients, and multiply as `multiply_in` does."""
+    with torch.inference_mode(), multiply_in(precision):
+        yield
+
+
 def embed_in_chunks(
-    features: Callable[[Images], Tensor], images: Images, dim: int
+    features: Callable[[Images], Tensor],
+    images: Images,
+    dim: int,
+    precision: Precision = "fp32",
 ) -> NDArray[np.float32]:
     """Return the features, float32 [n, dim], of grey or RGB images; 32 of them at a time.
 
@@ -58,7 +77,7 @@ def embed_in_chunks(
     device changes them by about 3e-6 of the largest.
     """
     embedded = np.empty((len(images), dim), dtype=np.float32)
-    with exact_arithmetic():
+    with infer_in(precision):
         for start in range(0, len(images), _CHUNK):
             chunk = images[start : start + _CHUNK]
             filled = np.zeros((_CHUNK, *images.shape[1:]), dtype=np.uint8)

@@ -27,8 +27,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +37,8 @@ from pe_ray.values import DistanceMetric
 Vectors = NDArray[np.float32]
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
-_Knn = Callable[[Vectors, Vectors, int, DistanceMetric], tuple[Vectors, Ids]]
+_Propose = Callable[[Vectors, int], tuple[Vectors, Ids]]
+"""Proposes so many rows of a block for each query: faiss's values and the rows, nearest first."""
 
 _BLOCK_BYTES = 64 << 20  # of samples prepared at a time
 _QUERIES = 2048  # at a time: their products with the 1024 rows that faiss takes stay in cache
@@ -54,14 +53,15 @@ _LARGEST = 2.0**120  # squared norms beyond may overflow float32
 class _Block:
     """Distinct rows [u, d] of samples; members: ids [u, w] of samples equal to each, -1 for none.
 
-    prepared: the rows as faiss sees them, for l2 centred at `centre`; largest: of their norms.
+    propose: searches the rows as faiss sees them, for l2 centred at `centre`; largest: of their
+    norms.
     """
 
     rows: Vectors
     norms: Floats
     members: Ids
     centre: Vectors
-    prepared: Vectors
+    propose: _Propose
     largest: float
 
 
@@ -83,7 +83,7 @@ class NearestSearch:
     ) -> None:
         self._queries, self._k, self._metric = queries, k, metric
         self._norms = _norms(queries, metric)
-        self._knn, self._widest = _proposer(on_gpu, k)
+        self._search, self._widest = _searcher(on_gpu, k)
         self.distances = np.full((len(queries), k), np.inf)
         self.ids = np.full((len(queries), k), -1, dtype=np.int64)
 
@@ -118,7 +118,7 @@ class NearestSearch:
             norms=norms,
             members=np.where(members >= 0, members + first_id, -1),
             centre=centre,
-            prepared=prepared,
+            propose=self._search(prepared, self._metric),
             largest=float(prepared_norms.max()),
         )
 
@@ -152,7 +152,7 @@ class NearestSearch:
             rows = np.broadcast_to(np.arange(width), (len(todo), width))
             values = np.full(rows.shape, -np.inf, dtype=np.float32)
         else:
-            values, rows = self._knn(queries, block.prepared, width, self._metric)
+            values, rows = block.propose(queries, width)
         known, distances = self.distances[todo], np.full(rows.shape, np.inf)
         limits = known[:, -1]
         for columns in (slice(0, k), slice(k, width)):  # the first k make the limit for the others
@@ -217,28 +217,40 @@ def nearest_others(vectors: Vectors, k: int, metric: DistanceMetric) -> Iterator
         yield part, ids[~own].reshape(-1, k)
 
 
-def _proposer(on_gpu: bool, k: int) -> tuple[_Knn, int]:
-    """Return faiss's search, on a GPU if asked for and found, and the most rows it proposes."""
+def _searcher(on_gpu: bool, k: int) -> tuple[Callable[[Vectors, DistanceMetric], _Propose], int]:
+    """Return what faiss searches a block with, and the most rows that it proposes.
+
+    On a GPU, if asked for and found, a block is copied there once, not with each batch of queries.
+    """
     import faiss
 
-    use_gpu = on_gpu and faiss.get_num_gpus() > 0
-    search: Any = partial(faiss.knn_gpu, faiss.StandardGpuResources()) if use_gpu else faiss.knn
-
-    def knn(
-        queries: Vectors, rows: Vectors, width: int, metric: DistanceMetric
-    ) -> tuple[Vectors, Ids]:
+    def search_here(rows: Vectors, metric: DistanceMetric) -> _Propose:
         kind = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
-        values, found = search(queries, rows, width, metric=kind)
-        return (values if metric == "l2" else -values), found
+        return lambda queries, width: _signed(faiss.knn(queries, rows, width, metric=kind), metric)
 
-    if use_gpu:
-        ones = np.full((1, 256), 1.0 + 2.0**-12, dtype=np.float32)
-        if knn(ones, ones, 1, "inner_product")[0][0, 0] > -256 * ones[0, 0]:  # 256 in TF32
-            raise InputError(
-                "resources.gpus_per_worker: this GPU multiplies in less than float32 for faiss; "
-                "set NVIDIA_TF32_OVERRIDE=0 for the workers"
-            )
-    return knn, _WIDEST if use_gpu else max(_WIDEST, 2 * k)
+    if not (on_gpu and faiss.get_num_gpus() > 0):
+        return search_here, max(_WIDEST, 2 * k)
+    gpu = faiss.StandardGpuResources()
+
+    def search_there(rows: Vectors, metric: DistanceMetric) -> _Propose:
+        make = faiss.GpuIndexFlatL2 if metric == "l2" else faiss.GpuIndexFlatIP
+        index = make(gpu, rows.shape[1])
+        index.add(rows)
+        return lambda queries, width: _signed(index.search(queries, width), metric)
+
+    ones = np.full((1, 256), 1.0 + 2.0**-12, dtype=np.float32)
+    if search_there(ones, "inner_product")(ones, 1)[0][0, 0] > -256 * ones[0, 0]:  # 256 in TF32
+        raise InputError(
+            "resources.gpus_per_worker: this GPU multiplies in less than float32 for faiss; "
+            "set NVIDIA_TF32_OVERRIDE=0 for the workers"
+        )
+    return search_there, _WIDEST
+
+
+def _signed(found: tuple[Vectors, Ids], metric: DistanceMetric) -> tuple[Vectors, Ids]:
+    """Return faiss's answer with values that grow with the distance."""
+    values, rows = found
+    return (values if metric == "l2" else -values), rows
 
 
 def _pair_sums(

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from pe_ray.errors import InputError
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+"""tf32: float32, whose products a GPU may round to 10 bits, in a fraction of the time."""
 _LONGEST_REASON = 400  # characters quoted of a library's error
 _FIXES = {  # of pickle and huggingface_hub; a gated repository is also one that isn't found
     "UnpicklingError": "it is damaged, or holds code, which is never run; get a whole checkpoint",

@@ -9,9 +9,17 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
-from pe_ray.config.kinds import Block, DenoiserPlugin, EmbedderPlugin, MetricPlugin, Plugin
+from pe_ray.config.kinds import (
+    REHEARSED_DIMS,
+    Block,
+    DenoiserPlugin,
+    EmbedderPlugin,
+    MetricPlugin,
+    Plugin,
+)
 from pe_ray.config.places import Color, LocalFolder, PathText, Place
 from pe_ray.files.storage import parse_location
+from pe_ray.plugins.rehearsal import Rehearsal
 from pe_ray.values import (
     MAX_SUMS,
     Budget,
@@ -24,6 +32,7 @@ from pe_ray.values import (
 
 STALL_SECONDS = 7200.0
 _MOST_SAMPLES = 10**12
+_REHEARSED_ROWS = 16  # of a batch and of a part
 _LEAST_SIDE = 4
 """Pixels that the teacher's network needs of an image's height and width."""
 
@@ -72,6 +81,17 @@ class PrivateConfig(Block):
             raise ValueError("labels: give exactly one when label_column is null")
         return self
 
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        columns = {
+            "label_column": self.label_column and "label",
+            "user_column": self.user_column and "user",
+        }
+        cache = str(rehearsal.folder / "cache")
+        places: dict[str, Any] = {"where": {}, "cache": cache, "node_label": None}
+        return self.model_copy(
+            update=rehearsal.write_images("private") | columns | places | {"label_values": "name"}
+        )
+
 
 class VotesConfig(Block):
     """How private records vote."""
@@ -93,6 +113,14 @@ class VotesConfig(Block):
         if self.reuse_lookahead and not self.lookahead:
             raise ValueError("reuse_lookahead: needs lookahead above 0")
         return self
+
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        return self.model_copy(
+            update={
+                "neighbors": min(self.neighbors, rehearsal.num_samples),
+                "lookahead": min(self.lookahead, 1),
+            }
+        )
 
 
 class SelectionSettings(Block):
@@ -139,6 +167,12 @@ class SelectionConfig(SelectionSettings):
             iteration: given.model_dump(mode="json", exclude_unset=True)
             for iteration, given in overrides.items()
         }
+
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        kept = [t for t in self.overrides if t in rehearsal.iterations]
+        return self.model_copy(
+            update={"overrides": {rehearsal.move(t): self.overrides[t] for t in kept}}
+        )
 
     def at(self, iteration: int) -> SelectionSettings:
         """Return the settings of one iteration."""
@@ -193,6 +227,17 @@ class ScheduleConfig(Block):
         if not all(1e-6 <= ratio <= 1e6 for ratio in ratios):
             raise ValueError("noise: must be from 1e-6 to 1e6")
         return self
+
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        kept = rehearsal.iterations
+        return self.model_copy(
+            update={
+                "iterations": len(kept),
+                "num_samples": rehearsal.num_samples,
+                "degrees": tuple(self.degree_list[t - 1] for t in kept),
+                "noise": tuple(self.relative_sigmas[t - 1] for t in kept),
+            }
+        )
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -259,6 +304,9 @@ class PrivacyConfig(Block):
                 raise ValueError("must be shares that sum to 1")
         return fractions
 
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        return self.model_copy(update={"account": None, "spender": None})
+
     @property
     def budget(self) -> Budget:
         """The guarantee as a value."""
@@ -294,6 +342,13 @@ class TeacherConfig(Block):
         if self.embedder.whiten.dims not in (None, self.features):
             raise ValueError("embedder.whiten.dims: are the teacher's `features`; leave it out")
         return self
+
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        whiten = self.embedder.whiten if self.embedder else None
+        features = min(self.features, REHEARSED_DIMS)
+        if whiten is not None and whiten.dims is None:
+            features = REHEARSED_DIMS  # as the whitening's
+        return self.model_copy(update={"features": features, "epochs": 1})
 
     @property
     def whitened(self) -> Plugin:
@@ -347,6 +402,12 @@ class PublicMetricsConfig(Block):
     )
     """What is scored."""
 
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        columns = {"label_column": self.label_column and "label", "label_values": "name"}
+        return self.model_copy(
+            update=rehearsal.write_images("reference") | columns | {"where": {}, "every": 1}
+        )
+
 
 class MetricsConfig(Block):
     """What a run scores on public images, and `pe-ray audit` on private ones."""
@@ -360,6 +421,9 @@ class MetricsConfig(Block):
     private.data."""
     audit_where: dict[str, str | int | bool] | None = None
     """Row filter of the reference; default: private.where."""
+
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        return self.model_copy(update={"audit_data": None, "audit_where": None})
 
 
 class ResourcesConfig(Block):
@@ -384,6 +448,13 @@ class ResourcesConfig(Block):
     it longer than any step takes: a part of a population, 64 private records, a block of the
     search or of a sum."""
 
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        return type(self)(
+            num_cpus=self.num_cpus,
+            workers=min(self.workers or 2, 2),
+            batch_size=min(self.batch_size, _REHEARSED_ROWS),
+        )
+
 
 class OutputConfig(Block):
     """Where the run goes."""
@@ -406,3 +477,6 @@ class OutputConfig(Block):
                 "ledger: only for an output.path in a store; a local run's ledger is in it"
             )
         return self
+
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        return type(self)(path=str(rehearsal.folder / "run"), rows_per_part=_REHEARSED_ROWS)

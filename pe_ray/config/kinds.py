@@ -23,9 +23,11 @@ from pydantic_core import CoreSchema, core_schema
 from pe_ray import plugins
 from pe_ray.config.places import Place
 from pe_ray.errors import InputError
+from pe_ray.plugins.rehearsal import Rehearsal
 from pe_ray.values import ImageShape
 
 WHITENED_DIMS = 256
+REHEARSED_DIMS = 8
 
 
 class Block(plugins.Options):
@@ -53,6 +55,11 @@ class Whitening(Block):
     def on_population(self) -> bool:
         """Whether the images are the generator's."""
         return self.data == "population"
+
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        images = {} if self.on_population else rehearsal.write_images("public") | {"where": {}}
+        dims = min(self.dims or REHEARSED_DIMS, REHEARSED_DIMS)
+        return self.model_copy(update={**images, "num_images": 100, "dims": dims})
 
 
 class Plugin(Block):
@@ -168,6 +175,9 @@ class Stage(Block):
     start: int = Field(ge=0)
     """0 is the random draws."""
     generator: GeneratorPlugin
+
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        return self.model_copy(update={"start": rehearsal.move(self.start)})
 
 
 class Switch(Block):

@@ -23,6 +23,7 @@ from pe_ray.values import DistanceMetric, Framing, ImageShape, Price
 if TYPE_CHECKING:
     from pe_ray.files.image_tables import ImageTable
     from pe_ray.plugins.private_sums import PrivateSums
+    from pe_ray.plugins.rehearsal import Rehearsal
 
 BOUND = "bound"
 """Context for `model_dump` that leaves out the fields named in `unbound`."""
@@ -50,6 +51,14 @@ class Options(BaseModel):
     def local_paths(self) -> Mapping[str, str]:
         """Option -> path of a file or folder that must be on every machine that uses the plugin."""
         return {}
+
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        """Return what stands in for these options in a rehearsal: themselves by default.
+
+        Networks are tiny random ones of the same family, saved below `rehearsal.folder`. Options
+        of plugins in these options are asked after them.
+        """
+        return self
 
     @model_serializer(mode="wrap")
     def _serialize(

@@ -18,6 +18,7 @@ from pe_ray.plugins import load
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.run import Run
 from pe_ray.runtime.stages import PartWorker, Request, Stage, run_stage
+from pe_ray.runtime.threads import map_in_threads
 from pe_ray.synthetic.batching import BatchedGenerator
 from pe_ray.synthetic.export_formats import ExportFormat, LabelledImages
 from pe_ray.synthetic.filtering import Filters, note_dropped
@@ -61,7 +62,10 @@ def export(
         check_found=True,
         numbered="number" in requests[0],
     )
-    run_stage(stage, run.config.resources)
+    resources = run.config.resources
+    if run.config.teacher is None and (expansion is None or not expansion.varied):
+        resources = resources.model_copy(update={"gpus_per_worker": 0.0})  # it encodes, no more
+    run_stage(stage, resources)
 
 
 def try_export(config: Config) -> None:
@@ -123,7 +127,7 @@ class ExportWorker(PartWorker):
             note_dropped(self._directory, part_name(start, stop, suffix, number), ~kept)
         images = LabelledImages(
             first=start,
-            pngs=[encode_png(image) for image in pixels],
+            pngs=map_in_threads(encode_png, pixels),
             labels=self._teacher.predict(pixels) if self._teacher else labels,
             names=self._run.labels,
         )

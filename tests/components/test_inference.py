@@ -1,4 +1,4 @@
-"""Embedders on networks: chunks, channels and determinism."""
+"""Networks in inference: chunks, channels, determinism, and what a GPU may round."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tiny_networks import (
     images,
     load_embedder,
@@ -16,6 +17,8 @@ from tiny_networks import (
     save_timm,
 )
 from tiny_vision import save_vision
+
+from pe_ray.components import inference
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +60,24 @@ def test_an_embedding_is_the_same_in_any_batch(
 def test_grey_is_rgb_with_equal_channels(saved: dict[str, dict[str, Any]], kind: str) -> None:
     embedder, grey = load_embedder(kind, **saved[kind]), images(3, 40, 50, 1)
     assert np.array_equal(embedder.embed(grey), embedder.embed(grey.repeat(3, axis=3)))
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "allowed"),
+    [
+        ("fp32", "cuda", False),
+        ("tf32", "cuda", True),
+        ("bf16", "cuda", True),
+        ("fp16", "cuda", True),
+        ("tf32", "cpu", False),  # else a CPU may round as well
+    ],
+)
+def test_tf32_is_for_gpus_and_only_where_the_precision_allows_it(
+    precision: Any, device: str, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "pick_device", lambda: torch.device(device))
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    with inference.multiply_in(precision):
+        assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
+        assert torch.backends.cudnn.allow_tf32 == allowed
+    assert before == (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())

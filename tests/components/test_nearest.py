@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,12 +100,35 @@ def check_everywhere(queries: NDArray, samples: NDArray, k: int, metric: Distanc
             same(found, expected)
 
 
-def knn_gpu(
-    _: object, queries: NDArray, rows: NDArray, k: int, metric: int
-) -> tuple[NDArray, NDArray]:
-    """faiss's GPU interface on a machine without one: the same call, computed on the CPU."""
-    assert k <= 2048, "as faiss refuses on a GPU"
-    return faiss.knn(queries, rows, k, metric)
+def pretend_gpu(
+    monkeypatch: pytest.MonkeyPatch, rounded: Callable[[NDArray], NDArray]
+) -> list[int]:
+    """faiss's GPU indexes on a machine without a GPU: those of the CPU, with `rounded` vectors.
+
+    Returns the numbers of rows that were copied to it.
+    """
+    copied = []
+
+    def index(kind: Any) -> Any:
+        class Rounding(kind):
+            def __init__(self, _: object, dim: int) -> None:
+                super().__init__(dim)
+
+            def add(self, rows: NDArray) -> None:
+                copied.append(len(rows))
+                super().add(rounded(rows))
+
+            def search(self, queries: NDArray, k: int) -> Any:
+                assert k <= 2048, "as faiss refuses on a GPU"
+                return super().search(rounded(queries), k)
+
+        return Rounding
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+    monkeypatch.setattr(faiss, "GpuIndexFlatL2", index(faiss.IndexFlatL2), raising=False)
+    monkeypatch.setattr(faiss, "GpuIndexFlatIP", index(faiss.IndexFlatIP), raising=False)
+    return copied
 
 
 @pytest.fixture(autouse=True)
@@ -114,9 +137,7 @@ def _faiss_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     if faiss.get_num_gpus() == 0:
-        monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
-        monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
-        monkeypatch.setattr(faiss, "knn_gpu", knn_gpu, raising=False)
+        pretend_gpu(monkeypatch, lambda values: values)
     yield
     faiss.omp_set_num_threads(before)
 
@@ -259,16 +280,25 @@ def test_data_that_float32_cant_tell_apart(metric: DistanceMetric) -> None:
 
 
 def test_a_gpu_that_rounds_to_tf32_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def coarse(_: object, queries: NDArray, rows: NDArray, k: int, metric: int) -> Any:
-        kept = np.uint32(0xFFFFE000)  # 10 bits of the significand
-        q, x = ((v.view(np.uint32) & kept).view(np.float32) for v in (queries, rows))
-        return faiss.knn(q, x, k, metric)
+    def coarse(values: NDArray) -> NDArray:
+        return (values.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)  # 10 bits
 
-    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
-    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
-    monkeypatch.setattr(faiss, "knn_gpu", coarse, raising=False)
+    pretend_gpu(monkeypatch, coarse)
     with pytest.raises(InputError, match=r"^resources\.gpus_per_worker: "):
         blockwise(gaussian(5, 4, 1), gaussian(6, 4, 2), 1, "l2", on_gpu=True)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_block_is_copied_to_a_gpu_once(
+    metric: DistanceMetric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries, samples = gaussian(150, 12, 25), gaussian(400, 12, 26)
+    monkeypatch.setattr(nearest, "_QUERIES", 40)
+    monkeypatch.setattr(nearest, "_QUERY_VALUES", 1)
+    copied = pretend_gpu(monkeypatch, lambda values: values)
+    found = blockwise(queries, samples, 3, metric, on_gpu=True)
+    same(found, brute(queries, samples, 3, metric))
+    assert copied == [1, 400]  # one that tries the GPU's products, and the block
 
 
 @pytest.mark.parametrize("metric", METRICS)

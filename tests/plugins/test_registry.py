@@ -21,6 +21,7 @@ from tiny_unets import save_improved, save_unet
 from pe_ray import InputError, plugins
 from pe_ray.components.embedders import label_features
 from pe_ray.files.array_files import write_arrays
+from pe_ray.plugins.rehearsal import Rehearsal
 from pe_ray.plugins.seeds import normals, row_seeds, uniforms
 from pe_ray.values import ImageShape
 
@@ -97,10 +98,15 @@ def _options_of(made: Any, plugin_type: str, kind: str, folder: Path) -> Any:
     return made.Options.model_validate(given)
 
 
+@pytest.mark.parametrize("rehearsed", [False, True])
 @pytest.mark.parametrize("kind", sorted(plugins.registered("generator")))
-def test_generators(kind: str, tmp_path: Path) -> None:
+def test_generators(kind: str, rehearsed: bool, tmp_path: Path) -> None:
     made = plugins.load("generator", kind)
     options = _options_of(made, "generator", kind, tmp_path)
+    if rehearsed:
+        options = options.rehearsal(
+            Rehearsal(folder=tmp_path, labels=NAMES, iterations=(1, 2), num_samples=16)
+        )
     degree = DEGREES.get(kind, 0.5)
     options.check_degree(degree)
     generator, shape = made(options, NAMES), options.image_shape

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from PIL import Image
 
 from pe_ray.components.generators.fal import Fal, FalOptions
 from pe_ray.components.generators.image_api import ImageApi, ImageApiOptions
+from pe_ray.components.generators.local_service import answer, chat, draw, read_call
 from pe_ray.plugins.seeds import row_seeds
 
 KEY = "sk-test-not-a-real-key-31415926"
@@ -46,6 +46,7 @@ class Call:
     image: np.ndarray | None
     headers: dict[str, str]
     body: bytes
+    sent: dict[str, Any]
     at: float = field(default_factory=time.monotonic)
 
 
@@ -105,10 +106,6 @@ def png(image: np.ndarray) -> bytes:
     return sink.getvalue()
 
 
-def answer(image: np.ndarray) -> bytes:
-    return answered(b64_json=base64.b64encode(png(image)).decode())
-
-
 def answered(**data: Any) -> bytes:
     return json.dumps({"created": 1, "data": [data]}).encode()
 
@@ -155,25 +152,11 @@ class Handler(BaseHTTPRequestHandler):
                 service.at_once -= 1
 
     def _call(self, body: bytes) -> Call:
-        fields, image = {}, None
-        if self.headers["Content-Type"] == "application/json":
-            sent = json.loads(body)
-            fields = {name: str(value) for name, value in sent.items()}
-            if "image_url" in sent:
-                content = base64.b64decode(sent["image_url"].partition(",")[2])
-                image = np.asarray(Image.open(io.BytesIO(content)))
-        else:
-            head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
-            for part in BytesParser().parsebytes(head + body).get_payload():
-                name = part.get_param("name", header="Content-Disposition")
-                content = part.get_payload(decode=True)
-                if name == "image":
-                    image = np.asarray(Image.open(io.BytesIO(content)))
-                else:
-                    fields[name] = content.decode()
+        sent, image = read_call(self.headers["Content-Type"], body)
+        fields = {name: str(value) for name, value in sent.items()}
         endpoint = self.path.removeprefix("/v1/").removeprefix("images/")
         headers = {name.lower(): value for name, value in self.headers.items()}
-        return Call(endpoint, fields, image, headers, body)
+        return Call(endpoint, fields, image, headers, body, sent)
 
     def _answer(self, call: Call) -> None:
         is_fal = call.endpoint.startswith("fal-ai/")
@@ -181,18 +164,11 @@ class Handler(BaseHTTPRequestHandler):
             text = json.dumps({"error": {"message": f"bad key {KEY[:-2]}", "code": "invalid"}})
             return self.reply(401, text.encode())
         if call.endpoint == "chat/completions":
-            said = json.loads(call.body)["messages"][0]["content"]
-            message = {"role": "assistant", "content": f'"{said.partition(": ")[2]}, again"\n'}
-            return self.reply(200, json.dumps({"choices": [{"message": message}]}).encode())
-        width, height = map(int, call.fields.get("size", "256x256").split("x"))
-        blocks = np.random.default_rng().integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        image = blocks.repeat(height // 4, axis=0).repeat(width // 4, axis=1)
-        if call.image is not None:
-            image = (0.7 * call.image + 0.3 * image).astype(np.uint8)
+            return self.reply(200, chat(call.sent))
+        image = draw(call.sent, call.image)
         with self.service.lock:
             self.service.drawn.append(image)
-        fal = {"images": [{"url": data_uri(image)}], "has_nsfw_concepts": [False]}
-        self.reply(200, json.dumps(fal).encode() if is_fal else answer(image))
+        self.reply(200, answer(image, as_fal=is_fal))
 
     def reply(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)

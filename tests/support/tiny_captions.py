@@ -1,11 +1,9 @@
-"""A generator that draws grey squares from captions, and a tiny language model; importable by
-Ray's workers."""
+"""A generator that draws grey squares from captions; importable by Ray's workers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +15,6 @@ from pe_ray.plugins.seeds import Seeds, uniforms
 from pe_ray.values import ImageShape
 
 SHADES = {"dark": 30, "grey": 128, "bright": 220}
-END = 256
 
 
 class ShadesOptions(CaptionedOptions):
@@ -45,37 +42,3 @@ class Shades:
         noise = 20 * uniforms(seeds, 64).reshape(-1, 8, 8, 1)
         images = (np.array(shades).reshape(-1, 1, 1, 1) + noise).astype(np.uint8)
         return self._captions.add_to({"image": images}, captions)
-
-
-def save_language_model(folder: Path, *, chat: bool = False) -> str:
-    """A random Llama that reads and writes bytes; far from uniform, so that it prefers some."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = {letter: number for number, letter in enumerate([*letters, "<end>"])}
-    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    given: dict[str, Any] = {"eos_token": "<end>"}
-    if chat:
-        given["chat_template"] = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **given).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=END + 1,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=END,
-        eos_token_id=END,
-    )
-    network = LlamaForCausalLM(config)
-    with torch.no_grad():
-        network.lm_head.weight *= 20
-    network.save_pretrained(folder)
-    return str(folder)

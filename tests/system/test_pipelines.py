@@ -15,9 +15,11 @@ import pytest
 import torch
 import yaml
 from tiny_public import save_public
+from tiny_unets import save_unet
 
 from pe_ray import Config
 from pe_ray.components.generators.unet_pipeline import UNetGenerator
+from pe_ray.config.rehearsal import rehearse
 from pe_ray.planning import plan
 from pe_ray.plugins.seeds import row_seeds
 
@@ -26,6 +28,27 @@ PIPELINES = Path(__file__).parents[2] / "pipelines"
 
 def of(name: str) -> Config:
     return Config.from_yaml(PIPELINES / name)
+
+
+@pytest.mark.parametrize("file", sorted(PIPELINES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_pipeline_is_valid_and_says_what_it_needs(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if file.stem == "mnist_diffusion":  # its images are as the trained model's configuration says
+        save_unet(
+            tmp_path / "models" / "glyphs", in_channels=1, out_channels=1, num_class_embeds=10
+        )
+    monkeypatch.chdir(tmp_path)
+    config = Config.from_yaml(file)
+    assert plan(config).epsilon == pytest.approx(config.privacy.epsilon, rel=0.01)
+    small = rehearse(config, tmp_path)
+    assert small.generator.kind == config.generator.kind
+    assert plan(small).epsilon == pytest.approx(config.privacy.epsilon, rel=0.01)
+    head = file.read_text().split("private:")[0]
+    if config.resources.gpus_per_worker:
+        assert config.generator.options.precision != "fp32"
+        for needed in ("Needs", "Licence", "not measured", "--rehearse"):
+            assert needed in head
 
 
 def test_cifar10() -> None:

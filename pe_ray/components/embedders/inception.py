@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from pe_ray.config.places import PathText
 from pe_ray.errors import InputError
 from pe_ray.files.storage import find_cache
 from pe_ray.plugins import EmbedderOptions, Images
+from pe_ray.plugins.rehearsal import Rehearsal
+from pe_ray.runtime.threads import map_in_threads
 from pe_ray.values import DistanceMetric, ImageShape
 
 if TYPE_CHECKING:
@@ -39,6 +41,12 @@ class InceptionOptions(EmbedderOptions):
 
     def dim(self, shape: ImageShape) -> int:
         return _DIM
+
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        from pe_ray.components.embedders.tiny_networks import save_inception
+
+        file = save_inception(rehearsal.make_folder("inception"))
+        return self.model_copy(update={"weights": str(file)})
 
 
 class Inception:
@@ -73,8 +81,10 @@ class Inception:
         import torch
         from cleanfid.resize import build_resizer
 
-        resize, shape = build_resizer("clean"), (*images.shape[:3], 3)
-        resized = np.stack([resize(image) for image in np.broadcast_to(images, shape)])
+        shape = (*images.shape[:3], 3)
+        resized = np.stack(
+            map_in_threads(build_resizer("clean"), [*np.broadcast_to(images, shape)])
+        )
         pixels = torch.from_numpy(resized).to(self._device).permute(0, 3, 1, 2).contiguous()
         # Unoptimised: the profiling executor changes a network's rounding after its first calls.
         with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ scaled to norm 1. Without whitening, most of a norm is what all images have in c
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from pe_ray.files.array_files import read_arrays
 from pe_ray.files.images import resize
 from pe_ray.files.storage import Location, parse_location
 from pe_ray.plugins import Images
+from pe_ray.plugins.rehearsal import Rehearsal
 from pe_ray.values import DistanceMetric, ImageShape
 
 KIND = "pe_ray.components.embedders.label_features:LearntFeatures"
@@ -96,6 +97,11 @@ class LabelFeaturesOptions(plugins.EmbedderOptions):
 
     def dim(self, shape: ImageShape) -> int:
         return self.features
+
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        return self.model_copy(
+            update={"num_images": max(200, 2 * len(rehearsal.labels)), "epochs": 1}
+        )
 
     def check_learning(
         self, *, num_labels: int, shape: ImageShape, metric: DistanceMetric, paid: bool

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
@@ -16,6 +15,7 @@ from pe_ray.config.places import PathText
 from pe_ray.errors import InputError
 from pe_ray.files.images import resize
 from pe_ray.plugins import EmbedderOptions, Images
+from pe_ray.runtime.threads import count_threads
 from pe_ray.values import DistanceMetric, ImageShape
 
 _CHUNK = 32  # images of one call, where the network takes any number
@@ -59,7 +59,7 @@ class Onnx:
         import onnxruntime
 
         settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 1)  # Ray sets it
+        settings.intra_op_num_threads = count_threads()
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 3
         with loading_errors("embedder.file", options.file):

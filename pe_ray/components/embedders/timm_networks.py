@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from pe_ray.config.extras import require_extras
 from pe_ray.config.places import PathText
 from pe_ray.errors import InputError
 from pe_ray.plugins import EmbedderOptions, Images
+from pe_ray.plugins.rehearsal import Rehearsal
+from pe_ray.runtime.threads import map_in_threads
 from pe_ray.values import DistanceMetric, ImageShape
 
 
@@ -76,6 +78,12 @@ class TimmOptions(NetworkOptions):
             **tokens,
         )
         return found[1][:, 0] if self.pooling == "cls" else found.mean((2, 3))
+
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        from pe_ray.components.embedders.tiny_networks import save_timm
+
+        file = save_timm(rehearsal.make_folder("timm"), self.model)
+        return self.model_copy(update={"model": file.stem, "weights": str(file)})
 
     def create(self, *, pretrained: bool) -> Any:
         """Return timm's network with its classifier; weights are random unless pretrained."""
@@ -147,7 +155,7 @@ class Timm:
         from PIL import Image
 
         pictures = [Image.fromarray(np.broadcast_to(i, (*i.shape[:2], 3)).copy()) for i in images]
-        pixels = torch.stack([self._prepare(picture) for picture in pictures])
+        pixels = torch.stack(map_in_threads(self._prepare, pictures))
         return self._pool(self._network, pixels.to(**self._place))
 
     def _create(self, options: TimmOptions) -> Any:

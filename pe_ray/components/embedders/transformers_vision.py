@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.components.embedders.network_options import NetworkOptions
 from pe_ray.components.weights import (
+    Precision,
     fetch_checkpoint,
     load_network,
     loading_errors,
@@ -24,6 +25,7 @@ from pe_ray.config.extras import require_extras
 from pe_ray.config.places import PathText
 from pe_ray.errors import InputError
 from pe_ray.plugins import EmbedderOptions, Images
+from pe_ray.plugins.rehearsal import Rehearsal
 from pe_ray.values import DistanceMetric, ImageShape
 
 if TYPE_CHECKING:
@@ -52,6 +54,14 @@ class TransformersOptions(NetworkOptions):
     @property
     def local_paths(self) -> Mapping[str, str]:
         return {"weights": self.weights} if self.weights else {}
+
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        from pe_ray.components.embedders.tiny_networks import save_vision_network
+
+        family = "clip" if self.pooling == "projected" else "dinov2"
+        folder = save_vision_network(family, rehearsal.make_folder(family))
+        changes = {"checkpoint": str(folder), "weights": None, "layer": self.layer and 1}
+        return self.model_copy(update=changes | {"compile": False})
 
     def dim(self, shape: ImageShape) -> int:
         """Return the embedding's length, by a pass through the network without its weights."""
@@ -202,6 +212,7 @@ class Transformers:
 
         self._options, self._dim = options, options.dim(ImageShape(height=8, width=8, channels=3))
         self._device, self._dtype = pick_device(), DTYPES[options.precision]
+        self._precision: Precision = options.precision
         config, self._processor = options.load_config(), options.load_processor()
         transformers.logging.set_verbosity_error()  # the unused text tower is no news
         transformers.utils.logging.disable_progress_bar()
@@ -232,7 +243,7 @@ class Transformers:
         """Return embeddings, float32 [n, dim], of grey (repeated to RGB) or RGB images."""
         from pe_ray.components.inference import embed_in_chunks
 
-        return embed_in_chunks(self._features, images, self._dim)
+        return embed_in_chunks(self._features, images, self._dim, self._precision)
 
     def _features(self, images: Images) -> Any:
         pixels = {

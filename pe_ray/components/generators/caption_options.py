@@ -11,6 +11,7 @@ from pe_ray.components.generators.service_account import AccountOptions
 from pe_ray.components.weights import Precision
 from pe_ray.config.places import PathText
 from pe_ray.plugins import GeneratorOptions, Options
+from pe_ray.plugins.rehearsal import Rehearsal
 from pe_ray.values import Price
 
 PARAPHRASES = (
@@ -65,6 +66,12 @@ class LanguageModelOptions(Instructions):
     """Of the draws, among the 50 likeliest tokens."""
     max_tokens: int = Field(default=96, ge=1, le=4096)
     """Tokens of an answer at most."""
+
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        from pe_ray.components.generators.tiny_language_model import save_language_model
+
+        folder = save_language_model(rehearsal.make_folder("language"), chat=True)
+        return self.model_copy(update={"checkpoint": folder})
 
 
 class ChatOptions(Instructions, AccountOptions):

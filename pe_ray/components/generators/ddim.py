@@ -84,6 +84,7 @@ class DdimSampler:
         from pe_ray.components.inference import DTYPES, pick_device
 
         self._device, self._dtype = pick_device(), DTYPES[precision]
+        self._precision = precision
         on_gpu = self._device.type == "cuda"
         self._layout = torch.channels_last if on_gpu else torch.contiguous_format
         # The base class's `to`: diffusers' own warns of casts.
@@ -108,9 +109,9 @@ class DdimSampler:
         """
         import torch
 
-        from pe_ray.components.inference import exact_arithmetic
+        from pe_ray.components.inference import infer_in
 
-        with exact_arithmetic():
+        with infer_in(self._precision):
             x = self._place(noise)
             num, channels = x.shape[:2]
             classes = _tensor(labels).to(self._device, torch.int64) if self._has_classes else None

@@ -17,14 +17,17 @@ from pe_ray.components.generators.pipeline_loading import (
     Task,
     load_own_pipeline,
     load_pipeline,
+    save_tiny_pipeline,
     share_as,
 )
 from pe_ray.config.places import PathText
 from pe_ray.errors import InputError
 from pe_ray.plugins import GeneratorOptions, Options, Rows
+from pe_ray.plugins.rehearsal import Rehearsal
 from pe_ray.plugins.seeds import Seeds, uniforms
 from pe_ray.values import ImageShape
 
+_REHEARSED_SIDE, _REHEARSED_STEPS = 64, 2  # pixels of the longer side
 Side = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
 
 
@@ -37,9 +40,14 @@ class RandomSettings(Options):
     steps: int = Field(default=50, ge=1, le=1000)
     """Denoising steps from pure noise."""
 
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        return self.model_copy(update={"steps": min(self.steps, _REHEARSED_STEPS)})
+
 
 class VarySettings(RandomSettings):
     """How variations are made."""
+
+    unbound: ClassVar[frozenset[str]] = frozenset({"pipeline_class"})
 
     method: Literal["strength", "edit", "inpaint"] = "strength"
     """strength: the last `steps` * degree of `steps`, from the image with as much noise. (Latent
@@ -53,6 +61,17 @@ class VarySettings(RandomSettings):
     """Another checkpoint for variations; both are then held in memory."""
     revision: str | None = None
     """As the generator's `revision`, for the checkpoint given here."""
+    pipeline_class: str | None = None
+    """As the generator's `pipeline_class`, for the checkpoint given here."""
+
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        # Degrees count steps, but not for edits, which are made one by one.
+        small = self if self.method == "strength" else super().rehearsal(rehearsal)
+        if self.checkpoint is None:
+            return small
+        given = (self.checkpoint, self.revision, self.pipeline_class)
+        tiny = save_tiny_pipeline("generator.vary", *given, rehearsal)
+        return small.model_copy(update={"checkpoint": tiny, "revision": None})
 
     @model_validator(mode="after")
     def _check_revision(self) -> Self:
@@ -78,6 +97,12 @@ class DiffusersOptions(CaptionedOptions, PipelineOptions):
         size = self.image_size
         height, width = size if isinstance(size, tuple) else (size, size)
         return ImageShape(height=height, width=width, channels=3)
+
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        shape, small = self.image_shape, super().rehearsal(rehearsal)
+        scale = _REHEARSED_SIDE / max(shape.height, shape.width)
+        sides = [max(32, 32 * round(side * scale / 32)) for side in (shape.height, shape.width)]
+        return small.model_copy(update={"image_size": tuple(sides)})
 
     def check_degree(self, degree: float) -> None:
         if not 0 < degree <= 1:
@@ -231,18 +256,22 @@ class Diffusers:
             guidance_arguments,
             make_generators,
         )
+        from pe_ray.components.inference import multiply_in
 
         shape = self._options.image_shape
         try:
-            images = pipeline(
-                prompt=list(prompts),  # some pipelines change the list
-                num_inference_steps=settings.steps,
-                generator=make_generators(seeds),
-                output_type="np",
-                **guidance_arguments(pipeline, settings.guidance, len(prompts)),
-                **fixed_arguments(pipeline, shape.height, shape.width, self._options.max_tokens),
-                **given,
-            ).images
+            with multiply_in(self._options.precision):
+                images = pipeline(
+                    prompt=list(prompts),  # some pipelines change the list
+                    num_inference_steps=settings.steps,
+                    generator=make_generators(seeds),
+                    output_type="np",
+                    **guidance_arguments(pipeline, settings.guidance, len(prompts)),
+                    **fixed_arguments(
+                        pipeline, shape.height, shape.width, self._options.max_tokens
+                    ),
+                    **given,
+                ).images
         except ValueError as error:  # of diffusers' own checks
             reason = " ".join(str(error).split())
             raise InputError(f"generator: {type(pipeline).__name__} refuses: {reason}") from error

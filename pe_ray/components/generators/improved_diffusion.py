@@ -18,6 +18,7 @@ from pe_ray.components.generators.pixel_diffusion import (
 from pe_ray.components.weights import loading_errors, read_weights
 from pe_ray.config.places import PathText
 from pe_ray.plugins import GeneratorOptions
+from pe_ray.plugins.rehearsal import Rehearsal
 from pe_ray.values import ImageShape
 
 _IMAGENET_CLASSES = 1000  # improved diffusion has no other class-conditional models
@@ -69,6 +70,17 @@ class ImprovedDiffusionOptions(DiffusionOptions):
     def load(self) -> DdimSampler:
         return ImprovedDiffusion(**self.model_dump())
 
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        import torch
+
+        file = rehearsal.make_folder("improved") / "model.pt"
+        tiny = {"image_size": 32, "num_channels": 32, "num_res_blocks": 1, "num_heads": 4}
+        changes = {"checkpoint": str(file), "attention_resolutions": (8,), "compile": False}
+        small = self.model_copy(update={**tiny, **changes})
+        torch.manual_seed(0)
+        torch.save(make_unet(small).state_dict(), file)
+        return small
+
     @property
     def local_paths(self) -> Mapping[str, str]:
         return {"checkpoint": self.checkpoint}
@@ -86,6 +98,21 @@ class ImprovedDiffusionOptions(DiffusionOptions):
         return _IMAGENET_CLASSES if self.class_cond else None
 
 
+def make_unet(options: ImprovedDiffusionOptions) -> Any:
+    """Return the network that the options describe, with random weights."""
+    from pe_ray.components.generators.improved_unet import ImprovedUNet
+
+    return ImprovedUNet(
+        image_size=options.image_size,
+        num_channels=options.num_channels,
+        num_res_blocks=options.num_res_blocks,
+        attention_resolutions=options.attention_resolutions,
+        num_heads=options.num_heads,
+        num_classes=options.num_classes,
+        learn_sigma=options.learn_sigma,
+    )
+
+
 class ImprovedDiffusion(DdimSampler):
     """An improved-diffusion checkpoint with its DDIM sampler.
 
@@ -96,19 +123,9 @@ class ImprovedDiffusion(DdimSampler):
     def __init__(self, *, checkpoint: str | Path, **options: Any) -> None:
         import torch
 
-        from pe_ray.components.generators.improved_unet import ImprovedUNet
-
         flags = ImprovedDiffusionOptions(checkpoint=str(checkpoint), **options)
         with torch.device("meta"):
-            unet = ImprovedUNet(
-                image_size=flags.image_size,
-                num_channels=flags.num_channels,
-                num_res_blocks=flags.num_res_blocks,
-                attention_resolutions=flags.attention_resolutions,
-                num_heads=flags.num_heads,
-                num_classes=flags.num_classes,
-                learn_sigma=flags.learn_sigma,
-            )
+            unet = make_unet(flags)
         with loading_errors("generator.checkpoint", checkpoint):
             unet.load_state_dict(read_weights(Path(checkpoint)), assign=True)
         timesteps = space_steps(flags.diffusion_steps, flags.timestep_respacing)[::-1]

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from pe_ray.components.generators.caption_options import LanguageModelOptions
-from pe_ray.components.inference import DTYPES, exact_arithmetic, pick_device
+from pe_ray.components.inference import DTYPES, infer_in, pick_device
 from pe_ray.components.weights import fetch_checkpoint, load_network, loading_errors
 from pe_ray.errors import InputError
 from pe_ray.plugins.seeds import Seeds, row_seeds, uniforms
@@ -103,7 +103,7 @@ class LanguageModel:
             tokens[row, length - len(ids) :] = torch.tensor(ids)
             mask[row, length - len(ids) :] = 1
         filled = np.concatenate([seeds, np.repeat(seeds[-1:], _CHUNK - len(seeds))])
-        with exact_arithmetic():
+        with infer_in(self._options.precision):
             made = self._network.generate(
                 input_ids=tokens.to(self._device),
                 attention_mask=mask.to(self._device),

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from pe_ray import plugins
 from pe_ray.config.kinds import Block, GeneratorPlugin, Plugin
 from pe_ray.plugins import Generator, GeneratorOptions, Rows
+from pe_ray.plugins.rehearsal import Rehearsal
 from pe_ray.plugins.seeds import Seeds, row_seeds, uniforms
 from pe_ray.values import Framing, ImageShape
 
@@ -30,6 +31,9 @@ class Member(Block):
     """From this iteration on, `heir` varies its samples."""
     heir: str | None = None
     """Name of the member that takes them over, with `end`. It needs nothing but images."""
+
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        return self.model_copy(update={"end": rehearsal.move(self.end or 0) or None})
 
     def to_own_degree(self, degree: float) -> float:
         """Return the schedule's degree in its own units; rounded, as some must be whole."""

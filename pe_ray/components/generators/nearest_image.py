@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from pe_ray.config.places import Color, LocalFolder, Place
 from pe_ray.errors import InputError
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.plugins import Embedder, GeneratorOptions, Rows
+from pe_ray.plugins.rehearsal import Rehearsal
 from pe_ray.plugins.seeds import Seeds
 from pe_ray.values import Framing, ImageShape, Resize
 
@@ -79,6 +80,13 @@ class NearestImageOptions(GeneratorOptions):
     @property
     def shown_data(self) -> str:
         return self.data
+
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        own = self.classes if isinstance(self.classes, dict) else {}
+        classes = [*dict.fromkeys(name for names in own.values() for name in names)]
+        public = rehearsal.write_images("public", classes or None)
+        places = {"label_column": self.label_column and "label"}
+        return self.model_copy(update=public | places | {"cache": str(rehearsal.folder / "public")})
 
     def check_degree(self, degree: float) -> None:
         if degree not in range(MOST_NEIGHBORS + 1):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pe_ray.components.weights import Precision, load_network, loading_errors
 from pe_ray.config.places import PathText
 from pe_ray.errors import InputError
 from pe_ray.plugins import GeneratorOptions, Options
+from pe_ray.plugins.rehearsal import Rehearsal
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +65,7 @@ class Placement(Options):
 class PipelineOptions(GeneratorOptions):
     """What a pipeline is loaded with."""
 
+    unbound: ClassVar[frozenset[str]] = frozenset({"pipeline_class"})
     modules: ClassVar[tuple[str, ...]] = ("accelerate", "diffusers", "torch", "transformers")
 
     checkpoint: PathText
@@ -70,6 +74,9 @@ class PipelineOptions(GeneratorOptions):
     code that comes with a checkpoint is run."""
     revision: str | None = None
     """Commit, tag or branch on the hub; only a commit can't change later."""
+    pipeline_class: str | None = None
+    """diffusers' class that the checkpoint's model_index.json names. Only a rehearsal reads it,
+    where it can't see the checkpoint."""
     weights: PathText | None = None
     """A single .safetensors file to read in place of the checkpoint's weights: the denoiser alone,
     or everything if the file holds a VAE as well. The checkpoint still gives the configurations."""
@@ -84,6 +91,47 @@ class PipelineOptions(GeneratorOptions):
     @property
     def local_paths(self) -> Mapping[str, str]:
         return {"weights": self.weights} if self.weights else {}
+
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        held = {"quantize": None, "offload": None, "device_map": None}  # a GPU's
+        return self.model_copy(
+            update={
+                "checkpoint": save_tiny_pipeline(
+                    "generator", self.checkpoint, self.revision, self.pipeline_class, rehearsal
+                ),
+                "revision": None,
+                "weights": None,
+                "lora": (),
+                "compile": False,
+                "placement": self.placement.model_copy(update=held),
+            }
+        )
+
+
+def save_tiny_pipeline(
+    field: str, name: str, revision: str | None, given: str | None, rehearsal: Rehearsal
+) -> str:
+    """Write a tiny pipeline of the class that a checkpoint has, found without a network.
+
+    given: the class where neither the folder `name` nor the hub's cache tells it.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    from pe_ray.components.generators.tiny_pipelines import PIPELINES, save_pipeline
+
+    index: Any = Path(name) / "model_index.json"
+    if not index.is_file() and not Path(name).is_absolute():
+        with suppress(ValueError):  # it has not the form of a hub's name
+            index = try_to_load_from_cache(name, "model_index.json", revision=revision)
+    found = given
+    if isinstance(index, str | Path) and Path(index).is_file():
+        found = json.loads(Path(index).read_text())["_class_name"]
+    if found not in PIPELINES:
+        raise InputError(
+            f"{field}.pipeline_class: a rehearsal of {name} needs one of {', '.join(PIPELINES)}; "
+            f"this is {found}"
+        )
+    return save_pipeline(rehearsal.make_folder("pipeline"), found)
 
 
 def load_pipeline(task: Task, options: PipelineOptions) -> Any:

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pe_ray.config.places import LocalFolder
 from pe_ray.plugins import Options
+from pe_ray.plugins.rehearsal import Rehearsal
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -62,3 +63,18 @@ class AccountOptions(Options):
                 "base_url: http would show the key to the network; use https, or api_key_env: null"
             )
         return self
+
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        from pe_ray.components.generators.local_service import serve
+
+        port = serve().server_port
+        return self.model_copy(
+            update={
+                "base_url": f"http://127.0.0.1:{port}/v1",
+                "api_key_env": None,
+                "store": str(rehearsal.make_folder("store")),
+                "max_calls": 10**6,
+                "max_cost": 1e9,
+                "requests_per_minute": None,
+            }
+        )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
@@ -19,6 +20,7 @@ from pe_ray.components.weights import Precision, load_network, loading_errors
 from pe_ray.config.places import PathText
 from pe_ray.errors import InputError
 from pe_ray.plugins import GeneratorOptions
+from pe_ray.plugins.rehearsal import Rehearsal
 from pe_ray.values import ImageShape
 
 _OPTION = "generator.checkpoint"
@@ -39,6 +41,18 @@ class UNetOptions(DiffusionOptions):
 
     def load(self) -> DdimSampler:
         return UNetPipeline(self.checkpoint, self.steps, self.precision, compiled=self.compile)
+
+    def rehearsal(self, rehearsal: Rehearsal) -> Self:
+        import diffusers
+
+        config = {name: v for name, v in _read_config(self.checkpoint).items() if name[0] != "_"}
+        widths = [8] * len(config.get("down_block_types", (None,) * 4))
+        tiny = {"block_out_channels": widths, "layers_per_block": 1, "norm_num_groups": 4}
+        folder = rehearsal.make_folder("unet")
+        network = diffusers.UNet2DModel(**{**config, **tiny, "attention_head_dim": 4})
+        network.save_pretrained(folder / "unet")
+        shutil.copytree(Path(self.checkpoint) / "scheduler", folder / "scheduler")
+        return self.model_copy(update={"checkpoint": str(folder), "compile": False})
 
     @property
     def image_shape(self) -> ImageShape:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from image_service import LABELS, NAMES, SEEDS, VARIED, Service, made, spent, status
 from PIL import Image
-from tiny_captions import SHADES, Shades, ShadesOptions, save_language_model
+from tiny_captions import SHADES, Shades, ShadesOptions
 from tiny_diffusion import generator, save_pipeline
 from verified import differing
 
@@ -22,6 +22,7 @@ from pe_ray import Config, InputError, evolve, expand
 from pe_ray.components.generators.caption_options import CaptionOptions, LanguageModelOptions
 from pe_ray.components.generators.captions import Captions
 from pe_ray.components.generators.diffusers_generator import Diffusers
+from pe_ray.components.generators.tiny_language_model import save_language_model
 from pe_ray.files.parts import list_parts
 from pe_ray.files.storage import resolve_place
 from pe_ray.planning import plan, require_affordable

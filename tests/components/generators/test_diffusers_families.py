@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_diffusion import generator
-from tiny_families import save_family
+from tiny_diffusion import generator, save_pipeline
 
 from pe_ray import InputError
 from pe_ray.components.generators.diffusers_generator import Diffusers
@@ -32,8 +31,8 @@ EDITS = {"method": "edit", "edits": ["a bit: {prompt}", "a lot: {prompt}"], "ste
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """Folder of a tiny checkpoint by family (see tiny_families), written once."""
-    return cache(lambda name: save_family(tmp_path_factory.mktemp(name), name))
+    """Folder of a tiny checkpoint by family (see tiny_diffusion), written once."""
+    return cache(lambda name: save_pipeline(tmp_path_factory.mktemp(name), name))
 
 
 def small(checkpoint: str, **options: Any) -> Diffusers:
