@@ -114,7 +114,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pe-ray",
         description="Differentially private synthetic images by Private Evolution.",
-        epilog="Begin with `pe-ray init`, then plan, check and run. `pe-ray VERB --help` says more.",
+        epilog="Begin with `pe-ray init`, then plan, check, run. `pe-ray VERB --help` says more.",
     )
     parser.add_argument("--version", action="version", version=f"pe-ray {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
