@@ -20,7 +20,7 @@ from pe_ray.config.places import Color, LocalFolder, Place
 from pe_ray.errors import InputError
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.plugins import Embedder, GeneratorOptions, Rows
-from pe_ray.plugins.seeds import Seeds
+from pe_ray.plugins.seeds import Seeds, choose_step
 from pe_ray.values import Framing, ImageShape, Resize
 
 MOST_NEIGHBORS = 4096
@@ -48,6 +48,9 @@ class NearestImageOptions(GeneratorOptions):
     classes: Literal["match", "random"] | dict[str, tuple[str, ...]] = "match"
     """Which public images stand for a label: those whose class has the label's name (match), all
     (random), or label -> names of public classes. Variations stay among them."""
+    start: Literal["random", "distinct"] = "random"
+    """How S_0 is drawn: each image on its own (random), or none twice of a label while there are
+    others (distinct). As many samples of a label as it has images are then all of them."""
     embedder: FixedEmbedderPlugin = Field(default="pixels", validate_default=True)
     """In whose space images are near; one that is meant for l2 or cosine."""
     cache: LocalFolder | None = None
@@ -72,6 +75,10 @@ class NearestImageOptions(GeneratorOptions):
         )
 
     @property
+    def numbers_draws(self) -> bool:
+        return self.start == "distinct"
+
+    @property
     def columns(self) -> Mapping[str, tuple[str, int]]:
         """public_image: which public image a sample is."""
         return {"public_image": ("int64", 1)}
@@ -91,7 +98,8 @@ class NearestImageOptions(GeneratorOptions):
 class NearestImage:
     """A public image set as the API (Lin et al. 2025, arXiv 2502.05505, "Sim-PE").
 
-    RANDOM_API: a public image of the label, all equally likely. VARIATION_API with degree m: one of
+    RANDOM_API: a public image of the label, all equally likely; with `start: distinct`, the next
+    one in an order that spreads them. VARIATION_API with degree m: one of
     the m nearest other public images of the label, all equally likely; of all, if there are fewer;
     for m = 0, the image itself. Each machine finds the neighbours once, and again for a larger m.
 
@@ -113,7 +121,10 @@ class NearestImage:
         chosen = np.empty(len(labels), dtype=np.int64)
         for label in np.unique(labels):
             members, of_label = self._members[label], labels == label
-            chosen[of_label] = members[seeds[of_label] % np.uint64(len(members))]
+            places = seeds[of_label] % np.uint64(len(members))
+            if self._options.start == "distinct":  # consecutive numbers, to be spread out
+                places = places * np.uint64(choose_step(len(members))) % np.uint64(len(members))
+            chosen[of_label] = members[places]
         return self._to_rows(chosen)
 
     def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:

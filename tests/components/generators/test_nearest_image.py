@@ -262,6 +262,37 @@ def test_a_run_on_public_images(ray_session: None, tree: dict[str, Any], tmp_pat
         evolve(Config.from_dict(tree))
 
 
+def test_a_run_votes_on_every_public_image_once(
+    ray_session: None, short: dict[str, Any], tmp_path: Path
+) -> None:
+    """S_0 holds the whole set for each label, and degree 0 keeps the images that votes chose."""
+    short["generator"] = {
+        "kind": "nearest_image",
+        "data": str(save_public(tmp_path / "public", ["any"], each=30)),
+        "image_size": 16,
+        "channels": 1,
+        "classes": "random",
+        "start": "distinct",
+    }
+    short["votes"] = {}
+    short["schedule"] |= {"num_samples": [300, 40], "degrees": 0}
+    config = Config.from_dict(short)
+    run, options = evolve(config), config.generator.options
+    first = read_population(run / "populations" / "iter=0000", np.arange(300), options)
+    for label in range(10):
+        assert set(first["public_image"][first["label"] == label]) == set(range(30))
+    last = read_population(run / "populations" / "iter=0001", np.arange(40), options)
+    assert np.array_equal(last["public_image"], first["public_image"][last["parent"]])
+
+
+def test_fewer_distinct_draws_are_spread_over_the_set(tmp_path: Path) -> None:
+    generator = made(save_public(tmp_path / "public", NAMES), start="distinct", classes="random")
+    drawn = generator.random(np.zeros(12, np.int32), np.arange(40, 52).astype(np.uint64))
+    values, counts = np.unique(drawn["public_image"] // 20, return_counts=True)
+    assert len(np.unique(drawn["public_image"])) == 12
+    assert counts.min() >= 3
+
+
 @pytest.mark.parametrize("gpus_per_worker", [0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_a_generator_that_workers_cannot_build_ends_a_run_with_its_error(
     ray_session: None, tree: dict[str, Any], gpus_per_worker: float
