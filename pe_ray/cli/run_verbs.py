@@ -38,6 +38,13 @@ def add_verbs(verb: AddVerb) -> None:
     for added in (plan, run):
         add_config(added)
     add_json(plan)
+    plan.add_argument(
+        "--records",
+        type=parse_count,
+        metavar="N",
+        help="about how many records (or users) there are, if that is public: warn where they are "
+        "too few for the noise",
+    )
     expand.add_argument("run", metavar="RUN")
     expand.add_argument(
         "--num-samples",
@@ -79,7 +86,7 @@ def add_verbs(verb: AddVerb) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from pe_ray.planning import plan, worker_seconds
+    from pe_ray.planning import plan, warn_of_few_votes, worker_seconds
     from pe_ray.release.releases import kind_of
     from pe_ray.runtime.run_directory import ledger_folder
 
@@ -95,6 +102,7 @@ def _plan(options: argparse.Namespace) -> None:
     made, sizes = plan(config), config.schedule.sizes
     seconds = worker_seconds(config, made.calls)
     warnings = [warning for each in config.generators for warning in each.options.find_warnings()]
+    warnings += warn_of_few_votes(config, made, options.records)
     if options.json:
         print_json(
             {
@@ -120,7 +128,7 @@ def _plan(options: argparse.Namespace) -> None:
         print(f"release     {what}: sigma {release.sigma:g}, sensitivity {release.sensitivity:g}")
     print(
         f"votes       1,000 {made.unit}s lift at most {made.count_lifted(1000):,.0f} of "
-        f"{min(sizes):,} samples above the noise (2 sigma)"
+        f"{max(sizes[:-1]):,} samples above the noise (2 sigma)"
     )
     print(f"calls       {made.random_calls:,} random, {made.variation_calls:,} variation")
     print(f"images      {sum(sizes):,} in {len(sizes)} populations")
