@@ -29,6 +29,7 @@ from pe_ray.runtime.run_directory import claim_directory, require_disk
 from pe_ray.synthetic.denoising import denoise, try_denoisers
 from pe_ray.synthetic.embedding import embed
 from pe_ray.synthetic.export import export, try_export
+from pe_ray.synthetic.final_choice import choose_final
 from pe_ray.synthetic.learnt_embedder import prepare_run
 from pe_ray.synthetic.population import Population, apportion, fractions_of
 from pe_ray.synthetic.scoring import (
@@ -137,6 +138,11 @@ def iterate(run: Run, door: Door) -> Iterator[Population]:
         sums = door.sums("teacher", features, moments)
         solve_teacher(run, sums)
         score_teacher(run)
+        if run.config.teacher.keep is not None:
+            fractions = label_fractions(run.config) or fractions_of(door.label_counts())
+            population = choose_final(
+                run, population, apportion(run.config.teacher.keep, fractions)
+            )
     export(run, population, run.directory.synthetic)
 
 

@@ -139,10 +139,10 @@ def warn_of_few_votes(config: Config, made: Plan, num_units: int | None = None) 
     _, iteration, size, each, noise = min(found)
     told = "" if num_units else ", the most that privacy.delta is meant for"
     return [
-        f"votes, iteration {iteration}: {units:,} {made.unit}s{told}, give each of {size:,} samples "
-        f"{each:.2g} votes on average, under noise of {noise:.2g}. Take fewer samples there "
-        f"(schedule.num_samples), so that each stands for images near it; or average over near "
-        f"ones (selection.smooth); or let more {made.unit}s vote"
+        f"votes, iteration {iteration}: {units:,} {made.unit}s{told}, give each of {size:,} "
+        f"samples {each:.2g} votes on average, under noise of {noise:.2g}. Take fewer samples "
+        "there (schedule.num_samples), so that each stands for images near it; or average over "
+        f"near ones (selection.smooth); or let more {made.unit}s vote"
     ]
 
 
@@ -173,6 +173,8 @@ def _estimate_disk(config: Config) -> int:
     # Lookahead draws: of the votes that are cast and of the next.
     reused = config.votes.lookahead if config.votes.reuse_lookahead else 0
     draws = 2 * row * reused * max(sizes)
+    if config.teacher and config.teacher.keep is not None:  # features of S_T
+        embedding += (4 * config.teacher.features + 16) * sizes[-1]
     learnt = _LEARNT_BYTES * (bool(config.teacher) + config.embedder.learnt)
     sums = config.private_sums
     noisy = 16 * sums.statistic.num_values if sums else 0  # in the ledger and for the generator

@@ -198,6 +198,10 @@ class Config(Block):
             raise ValueError(
                 f"votes.neighbors: more than the samples voted on (num_samples: {min(sizes[:-1])})"
             )
+        if self.votes.across_labels and self.teacher is None:
+            raise ValueError(
+                "votes.across_labels: needs the block teacher, which gives images their labels"
+            )
         self._check_generators()
         self._check_places()
         if info.context != _STORED:  # what has run is read back, even if a metric failed in it
@@ -209,7 +213,9 @@ class Config(Block):
                 raise ValueError(f"generator.share: must be below {left:g}")
             left -= sums.share
         if self.teacher:
-            self.teacher.check_run(num_labels=num_labels, shape=self.image_shape, left=left)
+            self.teacher.check_run(
+                num_labels=num_labels, shape=self.image_shape, left=left, num_samples=sizes[-1]
+            )
         paid = self.generator_at(0).options.call_price is not None
         if self.embedder.options.learnt:
             if sums is not None:
