@@ -107,7 +107,9 @@ def test_means_are_told_from_moments() -> None:
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     found = find_means(features.T @ features, features.T @ np.eye(3)[labels], 0.0)
     true = np.stack([features[labels == label].mean(axis=0) for label in range(3)], axis=1)
-    assert found == pytest.approx(true, rel=0.1, abs=0.02)
+    assert found == pytest.approx(true, rel=0.2, abs=0.02)
+    lengths = np.linalg.norm(found, axis=0) * np.linalg.norm(true, axis=0)
+    assert ((found * true).sum(axis=0) / lengths > 0.999).all()  # the number is told less well
 
 
 def test_a_population_of_some_rows_keeps_their_labels() -> None:
