@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 PYTEST := $(BIN)/python -m pytest -n 2
 LOCK := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --no-annotate
 
-.PHONY: install demo test test-all lint docs wheel lock bench clean
+.PHONY: install demo test test-all lint docs wheel lock bench bench-natural clean
 
 install: $(INSTALLED)
 
@@ -62,6 +62,11 @@ bench: install
 	$(BIN)/python -m benchmarks.digits.renderer
 	$(BIN)/python -m benchmarks.digits.pipeline
 	$(BIN)/python -m benchmarks.digits.expansion
+
+# Ways to a final set of public images, on half of Tiny-ImageNet: half an hour on two cores.
+bench-natural: install
+	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.natural.finite \
+	  $(or $(PE_RAY_DATA),../shared/data)/tiny_imagenet_25k.parquet --output runs/natural
 
 clean:
 	rm -rf .venv build dist runs site
