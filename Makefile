@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 PYTEST := $(BIN)/python -m pytest -n 2
 LOCK := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --no-annotate
 
-.PHONY: install demo test test-all lint docs wheel lock bench gpu clean
+.PHONY: install demo test test-all lint docs wheel lock bench bench-natural gpu clean
 
 install: $(INSTALLED)
 
@@ -66,6 +66,11 @@ bench: install
 # All that needs a GPU, in ten minutes on one of 80 GB; writes benchmarks/gpu.md.
 gpu: install
 	$(BIN)/python -m benchmarks.gpu
+
+# Ways to a final set of public images, on half of Tiny-ImageNet: half an hour on two cores.
+bench-natural: install
+	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.natural.finite \
+	  $(or $(PE_RAY_DATA),../shared/data)/tiny_imagenet_25k.parquet --output runs/natural
 
 clean:
 	rm -rf .venv build dist runs site

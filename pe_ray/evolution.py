@@ -29,6 +29,7 @@ from pe_ray.runtime.run_directory import claim_directory, require_disk
 from pe_ray.synthetic.denoising import denoise, try_denoisers
 from pe_ray.synthetic.embedding import embed
 from pe_ray.synthetic.export import export, try_export
+from pe_ray.synthetic.final_choice import choose_final
 from pe_ray.synthetic.learnt_embedder import prepare_run
 from pe_ray.synthetic.population import Population, apportion, fractions_of
 from pe_ray.synthetic.scoring import (
@@ -41,7 +42,6 @@ from pe_ray.synthetic.scoring import (
 from pe_ray.synthetic.selection import select_parents
 from pe_ray.synthetic.teacher import learn_features, moments_layout, solve_teacher, try_teacher
 from pe_ray.synthetic.variation import check_generators, draw_population, vary
-from pe_ray.values import LabelLayout
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,8 @@ def complete(run: Run, open_door: Callable[[], Door]) -> None:
 def iterate(run: Run, door: Door) -> Iterator[Population]:
     """Yield S_0, S_1, ..., S_T, each when it is complete; then write the final set."""
     discard_other_scores(run)
-    layouts = _lay_out(run, door)
+    fractions = label_fractions(run.config) or fractions_of(door.label_counts())
+    layouts = [apportion(size, fractions) for size in run.config.schedule.sizes]
     if asked := run.config.private_sums:
         run.directory.write_sums(door.sums(GENERATOR, asked.embedder, asked.statistic))
     population = draw_population(run, layouts[0], embed_next=door.awaits_votes(1))  # Alg. 1, line 1
@@ -137,6 +138,9 @@ def iterate(run: Run, door: Door) -> Iterator[Population]:
         sums = door.sums("teacher", features, moments)
         solve_teacher(run, sums)
         score_teacher(run, population)
+        if run.config.teacher.keep is not None:
+            chosen = apportion(run.config.teacher.keep, fractions)
+            population = choose_final(run, population, chosen)
     export(run, population, run.directory.synthetic)
 
 
@@ -145,9 +149,3 @@ def _tell(run: Run, population: Population, scores: Mapping[str, float]) -> None
     found = "".join(f", {name} {value:.4g}" for name, value in scores.items())
     event = Event(kind="population", name="population", iteration=t, values=scores)
     emit(event, text=f"iteration {t} of {run.config.schedule.iterations}: done{found}")
-
-
-def _lay_out(run: Run, door: Door) -> list[LabelLayout]:
-    """Return the labels of S_0, ..., S_T, from public or released label fractions."""
-    fractions = label_fractions(run.config) or fractions_of(door.label_counts())
-    return [apportion(size, fractions) for size in run.config.schedule.sizes]

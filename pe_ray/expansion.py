@@ -151,5 +151,5 @@ def _measure_row(run: Run, population: Population) -> float:
     """Return the mean bytes of some images as PNG; formats add a little of their own."""
     ids = evenly_spaced(population.layout.num_samples, _MEASURED_IMAGES)
     options = run.config.generator_at(population.iteration).options
-    rows = read_population(population.directory, ids, options)
+    rows = read_population(population.directory, population.find_rows(ids), options)
     return float(np.mean([len(encode_png(image)) for image in rows["image"]]))

@@ -79,9 +79,13 @@ class Plan:
 
         A sample stands out with votes of 2 sigma, in the iteration with most noise.
         """
-        votes = [release for release in self.releases if release.kind == "votes"]
-        needed = max((2 * release.sigma / release.votes_per_unit for release in votes), default=0)
+        needed = max((2 * votes.sigma / votes.votes_per_unit for votes in self.votes), default=0)
         return num_units / needed if needed else math.inf
+
+    @property
+    def votes(self) -> tuple[Release, ...]:
+        """The releases of votes."""
+        return tuple(release for release in self.releases if release.kind == "votes")
 
 
 def label_fractions(config: Config) -> tuple[float, ...] | None:
@@ -119,6 +123,32 @@ def plan(config: Config) -> Plan:
     )
 
 
+def warn_of_few_votes(config: Config, made: Plan, num_units: int | None = None) -> list[str]:
+    """Return a warning where a sample's votes are fewer than their noise, on average.
+
+    num_units: records or users; default: 1 / delta, which they are fewer than. Averages over m near
+    samples, as of `selection.smooth`, have noise sigma / sqrt(m). The worst iteration is named.
+    """
+    units = num_units or math.floor(1 / config.privacy.delta)
+    found = []
+    for votes in made.votes:
+        size = config.schedule.sizes[votes.iteration - 1]
+        each = units * votes.votes_per_unit / size
+        noise = votes.sigma / math.sqrt(config.selection.at(votes.iteration).smooth)
+        if each < noise:
+            found.append((each / noise, votes.iteration, size, each, noise))
+    if not found:
+        return []
+    _, iteration, size, each, noise = min(found)
+    told = "" if num_units else ", the most that privacy.delta is meant for"
+    return [
+        f"votes, iteration {iteration}: {units:,} {made.unit}s{told}, give each of {size:,} "
+        f"samples {each:.2g} votes on average, under noise of {noise:.2g}. Take fewer samples "
+        "there (schedule.num_samples), so that each stands for images near it; or average over "
+        f"near ones (selection.smooth); or let more {made.unit}s vote"
+    ]
+
+
 def _count_calls(config: Config) -> tuple[int, list[int]]:
     """Return the random draws of S_0, and the images asked of the generator by iteration."""
     sizes, selection = config.schedule.sizes, config.selection
@@ -146,6 +176,8 @@ def _estimate_disk(config: Config) -> int:
     # Lookahead draws: of the votes that are cast and of the next.
     reused = config.votes.lookahead if config.votes.reuse_lookahead else 0
     draws = 2 * row * reused * max(sizes)
+    if config.teacher and config.teacher.keep is not None:  # features of S_T
+        embedding += (4 * config.teacher.features + 16) * sizes[-1]
     learnt = _LEARNT_BYTES * (bool(config.teacher) + config.embedder.learnt)
     sums = config.private_sums
     noisy = 16 * sums.statistic.num_values if sums else 0  # in the ledger and for the generator

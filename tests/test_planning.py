@@ -9,7 +9,7 @@ import pytest
 
 from pe_ray import Config
 from pe_ray.config.blocks import ResourcesConfig
-from pe_ray.planning import plan, plan_workers, worker_seconds
+from pe_ray.planning import plan, plan_workers, warn_of_few_votes, worker_seconds
 
 
 @pytest.mark.parametrize("neighbors", [1, 3])
@@ -43,3 +43,23 @@ def test_what_a_generator_does_once_is_not_counted_for_each_image(tree: dict[str
 )
 def test_workers_are_those_of_the_resources(resources: dict[str, Any], workers: int | None) -> None:
     assert plan_workers(ResourcesConfig(**resources)) == workers
+
+
+@pytest.mark.parametrize(
+    ("samples", "smooth", "records", "warned"),
+    [
+        (1000, 1, 100_000, False),
+        (100_000, 1, 100_000, True),  # a vote each
+        (100_000, 1024, 100_000, False),
+        (1000, 1, 1000, True),
+        (1000, 1, None, False),  # 10,000 by delta
+        (100_000, 1, None, True),
+    ],
+)
+def test_votes_below_their_noise_are_warned_of(
+    short: dict[str, Any], samples: int, smooth: int, records: int | None, warned: bool
+) -> None:
+    short["schedule"]["num_samples"] = [samples, 40]
+    short["selection"] = {"smooth": smooth}
+    config = Config.from_dict(short)
+    assert bool(warn_of_few_votes(config, plan(config), records)) == warned

@@ -68,6 +68,13 @@ def add_verbs(verb: AddVerb) -> None:
         "and services, in a new temporary folder; spends nothing",
     )
     add_json(plan)
+    plan.add_argument(
+        "--records",
+        type=parse_count,
+        metavar="N",
+        help="about how many records (or users) there are, if that is public: warn where they are "
+        "too few for the noise",
+    )
     add_run(expand)
     expand.add_argument(
         "--num-samples",
@@ -112,7 +119,7 @@ def add_verbs(verb: AddVerb) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from pe_ray.planning import plan, plan_workers, worker_seconds
+    from pe_ray.planning import plan, plan_workers, warn_of_few_votes, worker_seconds
     from pe_ray.release.releases import kind_of
     from pe_ray.runtime.run_directory import ledger_folder
 
@@ -131,6 +138,7 @@ def _plan(options: argparse.Namespace) -> None:
     wall = seconds / workers if seconds is not None and workers else None
     warnings = [warning for each in config.generators for warning in each.options.find_warnings()]
     warnings += find_address_warnings(config.resources.address)
+    warnings += warn_of_few_votes(config, made, options.records)
     if options.json:
         print_json(
             {
@@ -158,7 +166,7 @@ def _plan(options: argparse.Namespace) -> None:
         print(f"release     {what}: sigma {release.sigma:g}, sensitivity {release.sensitivity:g}")
     print(
         f"votes       1,000 {made.unit}s lift at most {made.count_lifted(1000):,.0f} of "
-        f"{min(sizes):,} samples above the noise (2 sigma)"
+        f"{max(sizes[:-1]):,} samples above the noise (2 sigma)"
     )
     print(f"calls       {made.random_calls:,} random, {made.variation_calls:,} variation")
     print(f"images      {sum(sizes):,} in {len(sizes)} populations")

@@ -25,7 +25,7 @@ proposes more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -208,13 +208,30 @@ def nearest_others(vectors: Vectors, k: int, metric: DistanceMetric) -> Iterator
 
     The memory is that of a search for a few thousand rows.
     """
-    for part in _slices(len(vectors), min(4 * _QUERIES, 4 * _PAIRS // (k + 1))):
-        search = NearestSearch(vectors[part], k + 1, metric)
-        search.add(vectors, 0)
-        ids = search.ids
-        own = ids == np.arange(part.start, part.stop)[:, None]
-        own[~own.any(axis=1), -1] = True  # k + 1 others are as near as the row itself
-        yield part, ids[~own].reshape(-1, k)
+    for part in _slices(len(vectors), rows_at_once(k)):
+        yield part, find_others(vectors[part], part.start, [vectors], k, metric)
+
+
+def rows_at_once(k: int) -> int:
+    """Return how many rows `find_others` may be asked for at a time."""
+    return min(4 * _QUERIES, 4 * _PAIRS // (k + 1))
+
+
+def find_others(
+    queries: Vectors, first: int, blocks: Iterable[Vectors], k: int, metric: DistanceMetric
+) -> Ids:
+    """Return the k nearest other rows of rows first, first + 1, ..., int64 [len(queries), k].
+
+    queries: these rows. blocks: all rows, in order, more than k.
+    """
+    search, start = NearestSearch(queries, k + 1, metric), 0
+    for block in blocks:
+        search.add(block, start)
+        start += len(block)
+    ids = search.ids
+    own = ids == np.arange(first, first + len(queries))[:, None]
+    own[~own.any(axis=1), -1] = True  # k + 1 others are as near as the row itself
+    return np.asarray(ids[~own].reshape(-1, k))
 
 
 def _searcher(on_gpu: bool, k: int) -> tuple[Callable[[Vectors, DistanceMetric], _Propose], int]:

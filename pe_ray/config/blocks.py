@@ -100,6 +100,9 @@ class VotesConfig(Block):
     """Of embeddings; cosine is what networks such as `clip` and `dinov2` are meant for."""
     neighbors: int = Field(default=1, ge=1)
     """Each record votes for this many nearest samples of its label; sensitivity sqrt(neighbors)."""
+    across_labels: bool = False
+    """Records vote for the nearest samples of any label, so votes say which images are like the
+    records, whatever they show. Needs a teacher, which gives final images their labels."""
     lookahead: int = Field(default=0, ge=0, le=1024)
     """Embed each sample as the mean of this many variations of it; 0: the sample itself."""
     reuse_lookahead: bool = False
@@ -327,6 +330,12 @@ class TeacherConfig(Block):
     as it is labelled."""
     features: int = Field(default=128, ge=2, le=1024)
     """Features of the regression; features^2 / 2 noisy numbers are released."""
+    keep: int | None = Field(default=None, ge=1)
+    """Images of S_T in the final set, shared out to labels as samples are; default: all of S_T,
+    with the teacher's labels."""
+    keep_by: Literal["mean", "score"] = "mean"
+    """Which of a label: so many that their mean feature follows the released one of the records
+    (mean), or those that the teacher is surest of (score)."""
     epochs: int = Field(default=2, ge=1)
     """Passes over the last population when training that network: 2 do for 60,000 images, a few
     thousand need more. Of no effect with an embedder."""
@@ -348,7 +357,8 @@ class TeacherConfig(Block):
         features = min(self.features, REHEARSED_DIMS)
         if whiten is not None and whiten.dims is None:
             features = REHEARSED_DIMS  # as the whitening's
-        return self.model_copy(update={"features": features, "epochs": 1})
+        keep = self.keep and rehearsal.num_samples
+        return self.model_copy(update={"features": features, "epochs": 1, "keep": keep})
 
     @property
     def whitened(self) -> Plugin:
@@ -366,6 +376,11 @@ class TeacherConfig(Block):
         num_images: of the last population. left: share of the budget that other sums and counts
         leave.
         """
+        if self.keep is not None and not num_labels <= self.keep <= num_images:
+            raise ValueError(
+                f"teacher.keep: give a number from {num_labels}, one a label, to the "
+                f"size of S_T, {num_images:,}"
+            )
         if num_labels < 2:
             raise ValueError("teacher: needs at least two private.labels to tell apart")
         if self.embedder is None and min(shape.height, shape.width) < _LEAST_SIDE:

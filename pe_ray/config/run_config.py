@@ -218,6 +218,10 @@ class Config(Block):
             raise ValueError(
                 f"votes.neighbors: more than the samples voted on (num_samples: {min(sizes[:-1])})"
             )
+        if self.votes.across_labels and self.teacher is None:
+            raise ValueError(
+                "votes.across_labels: needs the block teacher, which gives images their labels"
+            )
 
     def _check_fractions(self) -> None:
         num_labels, fractions = len(self.private.labels), self.privacy.label_fractions

@@ -172,6 +172,11 @@ class GeneratorOptions(Options):
         """Plugins of the generators that it is made of; none: of itself."""
         return ()
 
+    @property
+    def numbers_draws(self) -> bool:
+        """Whether `random` gets the number of each draw for a seed, and so can avoid repeats."""
+        return False
+
     def at(self, iteration: int) -> GeneratorOptions:
         """Return the options for making S_iteration and the lookahead of its votes."""
         return self

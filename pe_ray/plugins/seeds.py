@@ -6,6 +6,7 @@ recompute these numbers.
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Literal, get_args
 
 import numpy as np
@@ -67,3 +68,11 @@ def normals(seeds: Seeds, num: int) -> NDArray[np.float32]:
         drawn[row, :half] = radius * np.cos(angle)
         drawn[row, half:] = radius * np.sin(angle)
     return drawn[:, :num]
+
+
+def choose_step(count: int) -> int:
+    """Return a step that visits all of `count` places, those of a few turns far apart.
+
+    It is near 0.618 count: multiples of 0.618, modulo 1, lie evenly in [0, 1).
+    """
+    return next(step for step in range(round(0.618 * count), count + 2) if gcd(step, count) == 1)

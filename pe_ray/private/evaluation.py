@@ -37,7 +37,7 @@ def audit(run: Run) -> dict[str, float]:
     require_whole(run.directory.synthetic)
     rows = read_population(
         population.directory,
-        np.arange(population.layout.num_samples, dtype=np.int64),
+        population.find_rows(np.arange(population.layout.num_samples, dtype=np.int64)),
         config.generator_at(population.iteration).options,
     )
     teacher = load_teacher(run)

@@ -1,4 +1,4 @@
-"""Votes: each private record names its nearest synthetic samples of its own label.
+"""Votes: each private record names its nearest synthetic samples, of its own label or of all.
 
 A partition's votes are a pure function of (partition, embedding), counted inside a Ray task; the
 driver holds references only, and hands them to the aggregator.
@@ -7,7 +7,7 @@ driver holds references only, and hands them to the aggregator.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -140,7 +140,7 @@ def nearest_samples(
     *,
     on_gpu: bool = False,
 ) -> NDArray[np.int64]:
-    """Find each record's nearest samples of its label: ids int64 [n, neighbors], -1 where none.
+    """Find the nearest samples that each record may vote for: ids int64 [n, neighbors], -1 if none.
 
     Rows are the records of the pieces, one after the other.
 
@@ -151,17 +151,27 @@ def nearest_samples(
     dim = pieces[0].features.shape[1]
     step = max(1, _QUERY_BYTES // (4 * dim or 1))
     load = lru_cache(maxsize=1)(load_part)  # labels follow one another, so a part is read once
-    for label in range(len(layout.counts)):
-        of_label = np.flatnonzero(labels == label)
-        for start in range(0, len(of_label), step):
-            chosen = of_label[start : start + step]
+    for voters, candidates in _pair_voters(labels, layout, settings):
+        for start in range(0, len(voters), step):
+            chosen = voters[start : start + step]
             queries = _gather(pieces, chosen)
             search = NearestSearch(queries, settings.neighbors, settings.metric, on_gpu=on_gpu)
-            for first, block in read_blocks(parts, *layout.label_range(label), load):
+            for first, block in read_blocks(parts, *candidates, load):
                 search.add(block, first)
                 note_progress()
             ids[chosen] = search.ids
     return ids
+
+
+def _pair_voters(
+    labels: NDArray[np.int32], layout: LabelLayout, settings: VotesConfig
+) -> Iterator[tuple[NDArray[np.int64], tuple[int, int]]]:
+    """Yield the rows of some records, and the range of the samples that they vote for."""
+    if settings.across_labels:
+        yield np.arange(len(labels)), (0, layout.num_samples)
+        return
+    for label in range(len(layout.counts)):
+        yield np.flatnonzero(labels == label), layout.label_range(label)
 
 
 def _gather(pieces: Sequence[EmbeddedRecords], rows: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -101,6 +101,11 @@ class RunDirectory:
         return self.path / "teacher"
 
     @property
+    def final_ids(self) -> Location:
+        """Which samples of S_T the teacher keeps."""
+        return self.teacher / "kept.npz"
+
+    @property
     def generator_sums(self) -> Location:
         """Released sums that a generator draws from."""
         return self.path / "generator" / "sums.npz"

@@ -48,6 +48,8 @@ def export(
 ) -> None:
     """Write the final set, which is S_T in the order of its ids, or an expansion to `directory`.
 
+    population: S_T, or what the teacher keeps of it.
+
     requests: for the parts of the expansion. form: name of an export format. A run's teacher labels
     the images.
     """
@@ -112,6 +114,7 @@ class ExportWorker(PartWorker):
         samples = copies = np.arange(start, stop, dtype=np.int64)
         if self._expansion is not None:
             samples, copies = self._expansion.order.find_samples(start, stop)
+        samples = self._population.find_rows(samples)
         found = read_population(self._population.directory, samples, self._options)
         rows, originals = found, None
         if self._generator is not None:

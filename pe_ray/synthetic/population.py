@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.errors import InputError
+from pe_ray.files.array_files import read_arrays
 from pe_ray.files.parts import read_manifest
 from pe_ray.files.storage import Location
 from pe_ray.run import Run
@@ -17,11 +18,24 @@ from pe_ray.values import LabelLayout, NoisyHistogram
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Population:
-    """S_iteration on disk; its samples are in label order."""
+    """S_iteration on disk; its samples are in label order.
+
+    ids: ascending rows in the directory, int64 [n], of those that count; None: all.
+    """
 
     iteration: int
     layout: LabelLayout
     directory: Location
+    ids: NDArray[np.int64] | None = None
+
+    def find_rows(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the rows in the directory of the samples 0, 1, ... that count."""
+        return samples if self.ids is None else self.ids[samples]
+
+    def only(self, ids: NDArray[np.int64]) -> Population:
+        """Return it with no more than the rows `ids`, ascending."""
+        counts = np.diff(np.searchsorted(ids, self.layout.starts)).tolist()
+        return replace(self, layout=LabelLayout(counts=tuple(counts)), ids=ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +106,17 @@ def read_layout(directory: Location) -> LabelLayout | None:
 
 
 def final_population(run: Run) -> Population:
-    """Return S_T of a finished run; InputError where the run is not finished."""
+    """Return S_T of a finished run as its final set has it: all of it, or what the teacher keeps.
+
+    InputError where the run is not finished.
+    """
     last = run.config.schedule.iterations
     directory = run.directory.population(last)
     layout = read_layout(directory)
-    if layout is None:
+    kept, file = run.config.teacher and run.config.teacher.keep, run.directory.final_ids
+    if layout is None or (kept and not file.exists()):
         raise InputError(
             f"run {run.directory.path}: not finished; run the same `pe-ray run` command first"
         )
-    return Population(iteration=last, layout=layout, directory=directory)
+    population = Population(iteration=last, layout=layout, directory=directory)
+    return population.only(read_arrays(file)["ids"]) if kept else population

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import gcd
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.files.parts import MAX_PART_BYTES, part_rows
-from pe_ray.plugins.seeds import row_seeds, uniforms
+from pe_ray.plugins.seeds import choose_step, row_seeds, uniforms
 from pe_ray.run import Run
 from pe_ray.synthetic.population import Population
 from pe_ray.values import LabelLayout
 
 _GROUP_BYTES = 4 * MAX_PART_BYTES  # of images that consecutive rows come from, at least
-_GOLDEN = 0.618  # the multiples of it, modulo 1, lie evenly in [0, 1)
 
 Ids = NDArray[np.int64]
 
@@ -80,7 +78,7 @@ class RowOrder:
         draws = np.concatenate([np.arange(*ends) for ends in zip(before, after, strict=True)])
         counts, starts = np.array(self.layout.counts, dtype=np.int64), self.layout.starts
         copies, turns = np.divmod(draws, counts[labels])
-        steps = np.array([_choose_step(count) for count in self.layout.counts])
+        steps = np.array([choose_step(count) for count in self.layout.counts])
         return labels, starts[labels] + turns * steps[labels] % counts[labels], copies
 
 
@@ -100,8 +98,3 @@ def _lay_out_pass(order: RowOrder, number: int) -> Ids:
     turns = np.argsort(row_seeds(order.seed, "order", order.iteration, all_groups, number))
     rows = np.lexsort((places, turns[groups]))
     return np.stack([samples, copies])[:, rows]
-
-
-def _choose_step(count: int) -> int:
-    """Return a step that visits all of `count` samples, those of a few turns far apart."""
-    return next(step for step in range(round(_GOLDEN * count), count + 2) if gcd(step, count) == 1)

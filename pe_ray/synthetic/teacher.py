@@ -123,8 +123,10 @@ def solve_teacher(run: Run, sums: NoisySums) -> None:
     if teacher.embedder is None:
         given = label_features.read(folder / FEATURES_FILE)["prior"]
         prior[:, : given.shape[1]] = given
-    weights = ridge(gram, cross, sums.release.sigma, prior)
-    write_arrays(folder / WEIGHTS_FILE, {"weights": weights})
+    sigma = sums.release.sigma
+    weights = ridge(gram, cross, sigma, prior)
+    means = find_means(gram, cross, sigma)
+    write_arrays(folder / WEIGHTS_FILE, {"weights": weights, "means": means})
 
 
 def ridge(gram: Floats, cross: Floats, sigma: float, prior: Floats) -> Floats:
@@ -148,6 +150,23 @@ def ridge(gram: Floats, cross: Floats, sigma: float, prior: Floats) -> Floats:
     )
 
 
+def find_means(gram: Floats, cross: Floats, sigma: float) -> Floats:
+    """Return the mean feature of each label's records, [num_features, num_labels], norm at most 1.
+
+    F^T Y holds their sums. Their number is u^T F^T y, where u gives every record 1, so it needs
+    features from which a constant can be told, as whitened ones are.
+    """
+    ones = ridge(gram, cross.sum(axis=1, keepdims=True), sigma, np.zeros((len(gram), 1)))
+    means = cross / np.maximum(ones.T @ cross, 1.0)
+    return np.asarray(means / np.maximum(np.linalg.norm(means, axis=0), 1.0))
+
+
+def read_weights(run: Run) -> tuple[Floats, Floats]:
+    """Return the weights and the labels' mean features, both [num_features, num_labels]."""
+    arrays = read_arrays(run.directory.teacher / WEIGHTS_FILE)
+    return arrays["weights"], arrays["means"]
+
+
 class Teacher:
     """Labels images by the largest component of W^T f, which is their score.
 
@@ -158,6 +177,10 @@ class Teacher:
         plugin = _find_features(run)
         self._features: Embedder = build("embedder", plugin.kind, plugin.options)
         self._weights = read_arrays(run.directory.teacher / WEIGHTS_FILE)["weights"]
+
+    def embed(self, images: Images) -> NDArray[np.float32]:
+        """Return the features of images, float32 [n, num_features]."""
+        return self._features.embed(images)
 
     def predict(self, images: Images) -> NDArray[np.int32]:
         """Return the labels of images, int32 [n]."""

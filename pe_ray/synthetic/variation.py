@@ -133,6 +133,8 @@ class PopulationWorker(PartWorker):
         """Return the random draw of each row; a family of S_0 shares one."""
         distinct, first, family = np.unique(draws, return_index=True, return_inverse=True)
         seeds = row_seeds(self._run.config.schedule.seed, "random", 0, distinct)
+        if self._generator.options.numbers_draws:
+            seeds = distinct.astype(np.uint64)
         made = self._generator.random(labels[first].astype(np.int32), seeds)
         return {name: values[family] for name, values in made.items()}
 

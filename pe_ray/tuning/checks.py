@@ -29,7 +29,8 @@ def check_search(search: Search) -> None:
     job = Job(search=search, folder=Path("unused"))
     for settings in sample_space(search):
         with name_settings(settings):
-            trial_config(job, settings)
+            if trial_config(job, settings).votes.across_labels:
+                raise InputError("votes.across_labels: needs a teacher, and trials have none")
     if accounting_of(search) == "fixed":
         plan_releases(search.config)
         return

@@ -12,7 +12,9 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from pe_ray.files.array_files import read_arrays
 from pe_ray.files.digests import read_with_digest
 from pe_ray.files.parts import Part
 from pe_ray.release.releases import votes_key
@@ -65,6 +67,8 @@ def check_lineage(checks: Checks, claims: Claims, *, images: bool) -> None:
         checks.make("the final set is the last population", _list_final_steps(claims, pixels))
     if claims.run.config.teacher is not None:
         checks.pass_over("labels of the final set", "a teacher gives them, which needs torch")
+        if claims.run.config.teacher.keep is not None:
+            checks.pass_over("which samples it keeps", "that follows from its features of them")
 
 
 def _read_votes(claims: Claims, iteration: int) -> NoisyHistogram:
@@ -222,7 +226,14 @@ def _replay_selection(claims: Claims, iteration: int) -> tuple[Offspring, str]:
 
 def _list_final_steps(claims: Claims, pixels: list[Digests]) -> Iterator[Step]:
     layout, names = claims.layouts[-1], claims.run.labels
-    expected = _join(pixels, layout.num_samples)
+    expected, rows = _join(pixels, layout.num_samples), np.arange(layout.num_samples)
+    if claims.run.config.teacher is not None and claims.run.config.teacher.keep is not None:
+        file = claims.run.directory.final_ids
+        yield str(file), partial(_check_kept, claims)
+        try:
+            rows = _check_kept(claims)
+        except Exception:  # which the step before reports
+            return
 
     def look(part: Part, table: pa.Table) -> None:
         images = list(decode_images(table, names))
@@ -233,9 +244,21 @@ def _list_final_steps(claims: Claims, pixels: list[Digests]) -> Iterator[Step]:
             raise NotChecked("the last population can't be read as a whole")
         own = digest_pixels([np.asarray(image).tobytes() for image in images])
         require(
-            np.array_equal(own, expected[part.start : part.stop]),
+            np.array_equal(own, expected[rows[part.start : part.stop]]),
             "its images aren't those of the last population",
         )
 
-    stated = {"num_rows": layout.num_samples, "labels": list(names)}
-    return list_stage_steps(claims.run.directory.synthetic, stated, {"fingerprint"}, look)
+    stated = {"num_rows": len(rows), "labels": list(names)}
+    yield from list_stage_steps(claims.run.directory.synthetic, stated, {"fingerprint"}, look)
+
+
+def _check_kept(claims: Claims) -> NDArray[np.int64]:
+    """Return the samples that the teacher keeps: as many as are asked for or fewer, none twice."""
+    teacher = claims.run.config.teacher
+    assert teacher is not None
+    assert teacher.keep is not None
+    ids: NDArray[np.int64] = read_arrays(claims.run.directory.final_ids)["ids"]
+    within = len(ids) and ids[0] >= 0 and ids[-1] < claims.layouts[-1].num_samples
+    require(bool(within and (np.diff(ids) > 0).all()), "holds no ascending samples of S_T")
+    require(len(ids) <= teacher.keep, "holds more samples than teacher.keep")
+    return ids

@@ -19,7 +19,7 @@ _EVIDENCE = r"""
 _WITH_DIGESTS = r"""
     scores/(source | teacher | iter=\d{4,})\.json
   | features/\w[\w.-]*\.npz
-  | generator/sums\.npz | teacher/(features|weights)\.npz
+  | generator/sums\.npz | teacher/(features|weights|kept)\.npz
 """
 _OTHERS = r"""
     files\.json | \.lock | report\.html | metrics\.jsonl

@@ -57,6 +57,25 @@ def brute_force(
     return counts
 
 
+@pytest.mark.parametrize("neighbors", [1, 3])
+def test_across_labels_all_vote_among_all(tmp_path: Path, neighbors: int) -> None:
+    rng = np.random.default_rng(7)
+    samples = rng.normal(size=(42, 9)).astype(np.float32)
+    features = rng.normal(size=(60, 9)).astype(np.float32)
+    labels = rng.choice([0, 1, 3], size=60).astype(np.int32)
+    parts = write_parts(tmp_path, samples, 7)
+    across = VotesConfig(neighbors=neighbors, across_labels=True)
+    piece = EmbeddedRecords(features=features, labels=labels, users=None)
+    found = nearest_samples([piece], parts, LAYOUT, across)
+    alike = EmbeddedRecords(features=features, labels=np.zeros(60, np.int32), users=None)
+    one = LabelLayout(counts=(42,))
+    assert np.array_equal(
+        found, nearest_samples([alike], parts, one, VotesConfig(neighbors=neighbors))
+    )
+    apart = np.square(features[:, None].astype(np.float64) - samples).sum(axis=2)
+    assert np.array_equal(found, np.argsort(apart, axis=1, kind="stable")[:, :neighbors])
+
+
 @pytest.mark.parametrize("metric", ["l2", "cosine", "inner_product"])
 @pytest.mark.parametrize("neighbors", [1, 3, 20])
 def test_votes_equal_brute_force_for_any_sharding(

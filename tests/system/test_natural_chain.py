@@ -1,13 +1,16 @@
-"""The whole chain on 2,000 real images with the real network: a run, its teacher, its labels."""
+"""The whole chain on 2,000 real images with the real network: votes, teacher, final set, labels."""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from pe_ray import Config, label_images, save_images
@@ -16,8 +19,6 @@ from pe_ray.evolution import evolve
 
 def crops(num: int, columns: slice, seed: int) -> tuple[list[np.ndarray], list[str]]:
     """Squares of 32 to 96 pixels out of two photographs, brought to 32: a temple and a flower."""
-    from PIL import Image
-
     rng, made = np.random.default_rng(seed), []
     for number in range(num):
         photo = load_photographs()[number % 2][:, columns]
@@ -51,17 +52,30 @@ def test_a_teacher_learns_what_photographs_show(
             "data": str(public),
             "image_size": 32,
             "classes": "random",
+            "start": "distinct",
         },
-        "votes": {},
+        "votes": {"across_labels": True},
+        "selection": {"smooth": 16},
         "privacy": short["privacy"] | {"epsilon": 10.0},
-        "schedule": {"iterations": 1, "num_samples": 100, "degrees": 8},
-        "teacher": {"features": 32, "embedder": embedder},
+        "schedule": {"iterations": 1, "num_samples": [600, 300], "degrees": 0},
+        "teacher": {"features": 32, "embedder": embedder, "keep": 100},
         "metrics": {},
     }
     run = evolve(Config.from_dict(short))
     found = pq.read_table(label_images(run, str(others), str(tmp_path / "labels")))["label"]
     guesses = [("temple", "flower")[label] for label in found.to_pylist()]
     assert np.mean([guess == name for guess, name in zip(guesses, names, strict=True)]) > 0.85
+    assert np.mean([*_compare_final(run / "synthetic", *crops(600, right, 1))]) > 0.85
+
+
+def _compare_final(folder: Any, images: list[np.ndarray], names: list[str]) -> Iterator[bool]:
+    """Yield whether each image of the final set, a public one, has the label that it shows."""
+    shown = {image.tobytes(): name for image, name in zip(images, names, strict=True)}
+    final = pq.read_table(folder)
+    assert 50 < len(final) <= 100
+    for cell, label in zip(final["image"].to_pylist(), final["label"].to_pylist(), strict=True):
+        pixels = np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGB")).tobytes()
+        yield shown[pixels] == ("temple", "flower")[label]
 
 
 def _swap(rows: tuple[list[np.ndarray], list[str]], file: Path) -> tuple[Any, ...]:

@@ -88,6 +88,7 @@ def test_a_bad_record_ends_a_search_before_anything_is_spent(
         ({"max_concurrent": 2, "strategy": {"kind": "compose", "full_trials": 1}}, "full_trials"),
         ({"trials": 3}, "tuning.trials: there is no such key"),
         ({"space": {"teacher.share": [0.5]}}, "teacher.share: can't be searched: trials have none"),
+        ({"space": {"votes.across_labels": [False, True]}}, "votes.across_labels: needs a teacher"),
         ({"generator": 1}, "allows 1 calls"),
     ],
 )

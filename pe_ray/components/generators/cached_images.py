@@ -1,7 +1,8 @@
-"""A public image set on disk: decoded and resized once per machine, then mapped into memory.
+"""A public image set on disk: decoded and resized once, in parts, then mapped into memory.
 
-The cache is an ordinary folder, since everything in it is public. The first process fills an
-entry while others wait. A killed process leaves nothing that others take for an entry.
+The cache is an ordinary folder, since everything in it is public. Where machines share it, its
+parts are made once for all of them. Processes that need them at the same time share the parts out.
+A killed process leaves nothing that others take for a part.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ import shutil
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.errors import InputError
-from pe_ray.files.image_batches import count_images, read_batches
-from pe_ray.files.image_shards import list_shards
+from pe_ray.files.image_batches import read_batches
+from pe_ray.files.image_shards import list_shards, split_shards
 from pe_ray.files.image_tables import ImageTable, TableSlice
 from pe_ray.files.locks import locked
 from pe_ray.files.storage import (
@@ -29,13 +32,34 @@ from pe_ray.files.storage import (
     io_errors_as_input_errors,
     resolve_place,
 )
+from pe_ray.runtime.watchdog import note_progress
 from pe_ray.values import Framing
 
-_FORMAT = 2
+_FORMAT = 3
+
+
+class PartedArray:
+    """An array whose rows lie in several files, one after the other, mapped into memory."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.parts = [np.load(file, mmap_mode="r", allow_pickle=False) for file in files]
+        self._starts = np.cumsum([0, *map(len, self.parts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the rows, in the order given; they may repeat."""
+        of_part = np.searchsorted(self._starts, rows, side="right") - 1
+        found = np.empty((len(rows), *self.parts[0].shape[1:]), self.parts[0].dtype)
+        for number in np.unique(of_part):
+            here = of_part == number
+            found[here] = self.parts[number][rows[here] - self._starts[number]]
+        return found
 
 
 class CachedImages:
-    """Images uint8 [n, height, width, channels] (memory-mapped) and their class names.
+    """Images uint8 [n, height, width, channels] and their class names.
 
     Rows are in the table's order.
     classes: names, sorted; class_of: int32 [n], positions in them.
@@ -52,14 +76,19 @@ class CachedImages:
                 state = "|".join(map(str, file_version(file)))
             digest.update(f"{os.path.relpath(str(file), str(root))}|{state}\n".encode())
         self.folder = cache_folder(cache) / digest.hexdigest()[:32]
-        made = fill_entry(
-            self.folder / "images", lambda folder: _write(folder, table, shards, framing)
+        slices = split_shards(shards)
+        if not slices:
+            raise table.refuse(f"{table.data} holds no image", "data")
+        made = fill_parts(
+            self.folder / "images",
+            len(slices),
+            lambda number, folder: _write(folder, table, slices[number], framing),
         )
-        self.images: NDArray[np.uint8] = np.load(
-            made / "images.npy", mmap_mode="r", allow_pickle=False
-        )
-        self.class_of: NDArray[np.int32] = np.load(made / "class_of.npy", allow_pickle=False)
-        self.classes: list[str] = json.loads((made / "classes.json").read_text())
+        self.images = PartedArray([folder / "images.npy" for folder in made])
+        names = np.concatenate([np.load(folder / "names.npy") for folder in made])
+        classes, class_of = np.unique(names, return_inverse=True)
+        self.classes: list[str] = classes.tolist()
+        self.class_of: NDArray[np.int32] = class_of.astype(np.int32)
 
 
 def cache_folder(given: str | None) -> Path:
@@ -69,13 +98,27 @@ def cache_folder(given: str | None) -> Path:
     return find_cache() / "pe_ray" / "public"
 
 
-def fill_entry(folder: Path, make: Callable[[Path], None]) -> Path:
-    """Return the cache entry `folder`; if it is missing, one process fills it with `make`."""
+def fill_parts(folder: Path, num: int, make: Callable[[int, Path], None]) -> list[Path]:
+    """Return the entries 0, 1, ... in `folder`; those that are missing are filled with `make`.
+
+    Each process begins somewhere else and leaves out what others are filling, until only that is
+    missing.
+    """
+    entries, first = [folder / f"{number:05d}" for number in range(num)], uuid.uuid4().int % num
+    for wait in (False, True):
+        for number in (*range(first, num), *range(first)):
+            _fill_entry(entries[number], partial(make, number), wait=wait)
+            note_progress()
+    return entries
+
+
+def _fill_entry(folder: Path, make: Callable[[Path], None], *, wait: bool) -> None:
+    """Fill the entry `folder` with `make` if it is missing and, unless `wait`, nobody does."""
     if folder.exists():
-        return folder
+        return
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_name(f".{folder.name}.lock")):
+        with locked(folder.with_name(f".{folder.name}.lock"), None if wait else 0):
             if not folder.exists():
                 for stale in folder.parent.glob(f".{folder.name}.part-*"):  # of a killed process
                     shutil.rmtree(stale)
@@ -84,23 +127,18 @@ def fill_entry(folder: Path, make: Callable[[Path], None]) -> Path:
                 make(aside)
                 aside.rename(folder)
     except OSError as error:
+        if isinstance(error, TimeoutError) and not wait:
+            return
         raise InputError(
             f"generator.cache: {folder.parent} can't be written ({error.strerror}); give another "
             "folder"
         ) from error
-    return folder
 
 
-def _write(folder: Path, table: ImageTable, shards: Sequence[TableSlice], framing: Framing) -> None:
-    sides = framing.shape
-    shape = (sum(count_images(table, shards)), sides.height, sides.width, sides.channels)
-    stored = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype="u1", shape=shape)
-    names: list[str] = []
-    for shard in shards:
-        for batch in read_batches(table, shard, framing):
-            stored[len(names) : len(names) + len(batch.images)] = batch.images
-            names += [name or "" for name in batch.names]
-    stored.flush()
-    classes, class_of = np.unique(np.array(names), return_inverse=True)
-    np.save(folder / "class_of.npy", class_of.astype(np.int32))
-    (folder / "classes.json").write_text(json.dumps(classes.tolist()))
+def _write(folder: Path, table: ImageTable, part: TableSlice, framing: Framing) -> None:
+    images, names = [], list[str]()
+    for batch in read_batches(table, part, framing):
+        images.append(batch.images)
+        names += [name or "" for name in batch.names]
+    np.save(folder / "images.npy", np.concatenate(images))
+    np.save(folder / "names.npy", np.array(names))

@@ -60,6 +60,8 @@ class MixtureOptions(GeneratorOptions):
                 raise ValueError(
                     f"{where}: its calls are paid for, and no plan knows how many the votes take"
                 )
+            if options.numbers_draws:
+                raise ValueError(f"{where}: start: distinct is for a generator alone")
             if options.image_shape != self.image_shape:
                 raise ValueError(f"{where}: makes images of another shape than the first member")
             if options.framing not in (None, self.framing):

@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pe_ray import plugins
-from pe_ray.components.generators.cached_images import CachedImages, fill_entry
+from pe_ray.components.generators.cached_images import CachedImages, PartedArray, fill_parts
 from pe_ray.components.generators.generator_checks import refuse_unknown_labels
-from pe_ray.components.nearest import nearest_others
+from pe_ray.components.nearest import find_others, rows_at_once
 from pe_ray.config.kinds import FixedEmbedderPlugin
 from pe_ray.config.places import Color, LocalFolder, Place
 from pe_ray.errors import InputError
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.plugins import Embedder, GeneratorOptions, Rows
 from pe_ray.plugins.rehearsal import Rehearsal
-from pe_ray.plugins.seeds import Seeds
+from pe_ray.plugins.seeds import Seeds, choose_step
 from pe_ray.values import Framing, ImageShape, Resize
 
 MOST_NEIGHBORS = 4096
 
-_EMBEDDED = 1024  # images read from disk at a time
+_EMBEDDED = 4096  # images of one part of the cache
 
 
 class NearestImageOptions(GeneratorOptions):
@@ -49,6 +49,9 @@ class NearestImageOptions(GeneratorOptions):
     classes: Literal["match", "random"] | dict[str, tuple[str, ...]] = "match"
     """Which public images stand for a label: those whose class has the label's name (match), all
     (random), or label -> names of public classes. Variations stay among them."""
+    start: Literal["random", "distinct"] = "random"
+    """How S_0 is drawn: each image on its own (random), or none twice of a label while there are
+    others (distinct). As many samples of a label as it has images are then all of them."""
     embedder: FixedEmbedderPlugin = Field(default="pixels", validate_default=True)
     """In whose space images are near; one that is meant for l2 or cosine."""
     cache: LocalFolder | None = None
@@ -71,6 +74,10 @@ class NearestImageOptions(GeneratorOptions):
             image_column=self.image_column,
             label_column=self.label_column,
         )
+
+    @property
+    def numbers_draws(self) -> bool:
+        return self.start == "distinct"
 
     @property
     def columns(self) -> Mapping[str, tuple[str, int]]:
@@ -99,9 +106,10 @@ class NearestImageOptions(GeneratorOptions):
 class NearestImage:
     """A public image set as the API (Lin et al. 2025, arXiv 2502.05505, "Sim-PE").
 
-    RANDOM_API: a public image of the label, all equally likely. VARIATION_API with degree m: one of
+    RANDOM_API: a public image of the label, all equally likely; with `start: distinct`, the next
+    one in an order that spreads them. VARIATION_API with degree m: one of
     the m nearest other public images of the label, all equally likely; of all, if there are fewer;
-    for m = 0, the image itself. Each machine finds the neighbours once, and again for a larger m.
+    for m = 0, the image itself. Neighbours are found once, and again for a larger m.
 
     A sample depends on the public set and the seed alone.
     """
@@ -114,14 +122,17 @@ class NearestImage:
         self._members = _members(options, self._public, label_names)
         embedder = options.embedder
         self._embedder = plugins.digest_plugin("embedder", embedder.kind, embedder.options)
-        self._tables: dict[str, NDArray[np.int32]] = {}
+        self._tables: dict[str, PartedArray] = {}
 
     def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:
         """Draw a public image of each label."""
         chosen = np.empty(len(labels), dtype=np.int64)
         for label in np.unique(labels):
             members, of_label = self._members[label], labels == label
-            chosen[of_label] = members[seeds[of_label] % np.uint64(len(members))]
+            places = seeds[of_label] % np.uint64(len(members))
+            if self._options.start == "distinct":  # consecutive numbers, to be spread out
+                places = places * np.uint64(choose_step(len(members))) % np.uint64(len(members))
+            chosen[of_label] = members[places]
         return self._to_rows(chosen)
 
     def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
@@ -136,13 +147,14 @@ class NearestImage:
                 table = self._load_table(members, num_neighbors)
                 drawn = (seeds[of_label] % np.uint64(num_neighbors)).astype(np.int64)
                 positions = np.searchsorted(members, current[of_label])
-                chosen[of_label] = members[table[positions, drawn]]
+                near = table.take(positions)[np.arange(len(drawn)), drawn]
+                chosen[of_label] = members[near]
         return self._to_rows(chosen)
 
     def _to_rows(self, chosen: NDArray[np.int64]) -> Rows:
-        return {"image": np.asarray(self._public.images[chosen]), "public_image": chosen}
+        return {"image": self._public.images.take(chosen), "public_image": chosen}
 
-    def _load_table(self, members: NDArray[np.int64], num_neighbors: int) -> NDArray[np.int32]:
+    def _load_table(self, members: NDArray[np.int64], num_neighbors: int) -> PartedArray:
         """Return neighbours int32 [members, at least `num_neighbors`], positions in `members`.
 
         A table in the cache that is wide enough is used; else one is written, its width rounded up
@@ -150,40 +162,44 @@ class NearestImage:
         """
         key = hashlib.sha256(f"{self._embedder}|".encode() + members.tobytes()).hexdigest()[:32]
         table = self._tables.get(key)
-        if table is None or table.shape[1] < num_neighbors:
+        if table is None or table.parts[0].shape[1] < num_neighbors:
             folder = self._public.folder / f"neighbors-{key}"
             widths = [int(cached.name) for cached in folder.glob("[0-9]*")]
             rounded = min(len(members) - 1, max(16, 1 << (num_neighbors - 1).bit_length()))
             width = min((width for width in widths if width >= num_neighbors), default=rounded)
-            cached = fill_entry(
-                folder / f"{width:05d}",
-                lambda folder: self._write_table(folder / "neighbors.npy", members, width),
-            )
-            table = np.load(cached / "neighbors.npy", mmap_mode="r", allow_pickle=False)
+            table = self._write_table(folder, members, width)
             self._tables[key] = table
         return table
 
-    def _write_table(self, file: Path, members: NDArray[np.int64], width: int) -> None:
-        """Write each member's `width` nearest other members to `file`."""
+    def _write_table(self, folder: Path, members: NDArray[np.int64], width: int) -> PartedArray:
+        """Write each member's `width` nearest other members, in parts; embed them first."""
         plugin = self._options.embedder
         embedder = cast(Embedder, plugins.load("embedder", plugin.kind)(plugin.options))
         if embedder.metric not in ("l2", "cosine"):
             raise InputError(
                 f"generator.embedder: {embedder.metric} is no distance; use l2 or cosine"
             )
-        vectors = np.concatenate(
-            [
-                embedder.embed(self._public.images[members[start : start + _EMBEDDED]])
-                for start in range(0, len(members), _EMBEDDED)
-            ]
-        )
-        if not np.isfinite(vectors).all():
-            raise InputError("generator.embedder: gives public images values that are no numbers")
-        shape = (len(members), width)
-        table = np.lib.format.open_memmap(file, mode="w+", dtype=np.int32, shape=shape)
-        for rows, ids in nearest_others(vectors, width, embedder.metric):
-            table[rows] = ids
-        table.flush()
+
+        def embed(number: int, made: Path) -> None:
+            rows = members[number * _EMBEDDED : (number + 1) * _EMBEDDED]
+            vectors = embedder.embed(self._public.images.take(rows))
+            if not np.isfinite(vectors).all():
+                raise InputError(
+                    "generator.embedder: gives public images values that are no numbers"
+                )
+            np.save(made / "vectors.npy", vectors)
+
+        found = fill_parts(folder / "vectors", -(-len(members) // _EMBEDDED), embed)
+        vectors, step = PartedArray([part / "vectors.npy" for part in found]), rows_at_once(width)
+
+        def search(number: int, made: Path) -> None:
+            rows = np.arange(number * step, min((number + 1) * step, len(members)))
+            queries, blocks = vectors.take(rows), (np.asarray(part) for part in vectors.parts)
+            others = find_others(queries, number * step, blocks, width, embedder.metric)
+            np.save(made / "neighbors.npy", others.astype(np.int32))
+
+        found = fill_parts(folder / f"{width:05d}", -(-len(members) // step), search)
+        return PartedArray([part / "neighbors.npy" for part in found])
 
 
 def _members(

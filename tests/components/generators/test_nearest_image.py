@@ -115,7 +115,7 @@ def test_an_unreadable_public_image_is_named_and_leaves_no_cache(tmp_path: Path)
     with pytest.raises(InputError, match=r"b/00002\.png: image can't be decoded"):
         made(folder)
     bad.write_bytes(content)
-    assert np.array_equal(made(folder)._public.images, pictures(6))
+    assert np.array_equal(made(folder)._public.images.take(np.arange(6)), pictures(6))
 
 
 @pytest.mark.parametrize(("degree", "fine"), [(0, True), (4096, True), (0.5, False), (5000, False)])
@@ -139,7 +139,7 @@ def test_images_and_neighbours_are_worked_out_once(tmp_path: Path) -> None:
     again = made(folder)
     assert np.array_equal(again.vary(rows, 6, seeds)["image"], first["image"])
     assert np.array_equal(again.vary(rows, 2, seeds)["public_image"] < 20, [True] * 20)
-    assert isinstance(again._public.images, np.memmap)
+    assert isinstance(again._public.images.parts[0], np.memmap)
     assert cached() == before
     again.vary(rows, 19, seeds)  # a larger degree than any before
     wider = cached()
@@ -186,16 +186,20 @@ def test_public_images_that_replace_others_are_read(tmp_path: Path) -> None:
     assert not np.array_equal(red, blue)
 
 
-def test_processes_that_start_together_agree(tmp_path: Path) -> None:
-    folder = save_public(tmp_path / "public", NAMES)
+def test_processes_that_start_together_share_the_work(tmp_path: Path) -> None:
+    """Each part of the cache is made by one of them, and all see the same."""
+    folder = save_parquet(tmp_path / "public", ["any"], each=600)
     script = f"""
 import sys; sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
-import numpy as np
+import numpy as np, os
 from pathlib import Path
 from test_nearest_image import made, row_seeds
-rows = {{"label": np.zeros(20, np.int32), "public_image": np.arange(20)}}
-varied = made(Path({str(folder)!r})).vary(rows, 5, row_seeds(0, "variation", 1, np.arange(20)))
-print(varied["public_image"].tolist())
+from pe_ray.components.generators import nearest_image
+nearest_image._EMBEDDED = 32
+rows = {{"label": np.zeros(600, np.int32), "public_image": np.arange(600)}}
+generator = made(Path({str(folder)!r}), classes="random")
+varied = generator.vary(rows, 5, row_seeds(0, "variation", 1, np.arange(600)))
+print(varied["public_image"].tolist(), varied["image"].sum())
 """
     running = [
         subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
@@ -204,8 +208,15 @@ print(varied["public_image"].tolist())
     outputs = {process.communicate()[0] for process in running}
     assert len(outputs) == 1
     assert outputs.pop().startswith("[")
-    tables = list((tmp_path / "cache").rglob("neighbors.npy"))
-    assert len(tables) == 1
+    cache = tmp_path / "cache"
+    assert len(list(cache.rglob("images.npy"))) == 24  # files of 25 rows
+    assert len(list(cache.rglob("vectors.npy"))) == 19
+    assert not list(cache.rglob("*part-*"))
+    nearest = by_hand(Pixels(PixelsOptions()).embed(pictures(600)), 5)
+    rows = {"label": np.zeros(600, np.int32), "public_image": np.arange(600)}
+    varied = made(folder, classes="random").vary(rows, 5, row_seeds(1, "variation", 1, MANY))
+    assert (varied["public_image"][:, None] == nearest).any(axis=1).all()
+    assert np.array_equal(varied["image"], pictures(600)[varied["public_image"]])
 
 
 def test_public_images_are_cut_as_private_ones_are(tmp_path: Path, tree: dict[str, Any]) -> None:
@@ -261,6 +272,37 @@ def test_a_run_on_public_images(ray_session: None, tree: dict[str, Any], tmp_pat
     tree["generator"]["classes"] = "random"
     with pytest.raises(InputError, match=r"generator\.classes: differs from"):
         evolve(Config.from_dict(tree))
+
+
+def test_a_run_votes_on_every_public_image_once(
+    ray_session: None, short: dict[str, Any], tmp_path: Path
+) -> None:
+    """S_0 holds the whole set for each label, and degree 0 keeps the images that votes chose."""
+    short["generator"] = {
+        "kind": "nearest_image",
+        "data": str(save_public(tmp_path / "public", ["any"], each=30)),
+        "image_size": 16,
+        "channels": 1,
+        "classes": "random",
+        "start": "distinct",
+    }
+    short["votes"] = {}
+    short["schedule"] |= {"num_samples": [300, 40], "degrees": 0}
+    config = Config.from_dict(short)
+    run, options = evolve(config), config.generator.options
+    first = read_population(run / "populations" / "iter=0000", np.arange(300), options)
+    for label in range(10):
+        assert set(first["public_image"][first["label"] == label]) == set(range(30))
+    last = read_population(run / "populations" / "iter=0001", np.arange(40), options)
+    assert np.array_equal(last["public_image"], first["public_image"][last["parent"]])
+
+
+def test_fewer_distinct_draws_are_spread_over_the_set(tmp_path: Path) -> None:
+    generator = made(save_public(tmp_path / "public", NAMES), start="distinct", classes="random")
+    drawn = generator.random(np.zeros(12, np.int32), np.arange(40, 52).astype(np.uint64))
+    _, counts = np.unique(drawn["public_image"] // 20, return_counts=True)
+    assert len(np.unique(drawn["public_image"])) == 12
+    assert counts.min() >= 3
 
 
 @pytest.mark.parametrize("gpus_per_worker", [0, pytest.param(0.5, marks=pytest.mark.slow)])
