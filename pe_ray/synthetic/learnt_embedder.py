@@ -50,7 +50,9 @@ def prepare_run(config: Config, directory: RunDirectory) -> Run:
             run_in_worker(
                 *(_learn, file, config, options), resources=config.resources, end_process=True
             )
-        learnt = LearntFeaturesOptions(file=str(file), num_features=options.features)
+        learnt = LearntFeaturesOptions(
+            file=str(file), num_features=options.features, pixels=options.pixels
+        )
         embedder = Plugin(plugin_type="embedder", kind=label_features.KIND, options=learnt)
     elif embedder.whiten is not None:
         embedder = _whiten(config, directory, "embedder", embedder)

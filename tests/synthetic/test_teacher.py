@@ -11,9 +11,11 @@ import pytest
 
 from pe_ray import Config, InputError
 from pe_ray.components.embedders import label_features
+from pe_ray.components.embedders.pixels import Pixels, PixelsOptions
 from pe_ray.components.moments import GRAM_SHARE
 from pe_ray.planning import plan
 from pe_ray.synthetic.teacher import ridge, try_teacher
+from pe_ray.values import ImageShape
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 
@@ -84,6 +86,17 @@ def test_features_are_of_norm_one_and_follow_the_images(tmp_path: Path) -> None:
     assert ((features @ arrays["prior"]).argmax(axis=1) == truth).mean() > 0.9
     weights = ridge(features.T @ features, features.T @ np.eye(2)[truth], 0.0, arrays["prior"])
     assert ((features @ weights).argmax(axis=1) == truth).mean() > 0.9
+    # With pixels, a squared distance is the weighted mean of both.
+    with_pixels = options.model_copy(update={"pixels": 0.25})
+    joint = label_features.LearntFeatures(with_pixels).embed(other)
+    pixels = Pixels(PixelsOptions(size=14, blur=1.0)).embed(other)
+
+    def apart(vectors: np.ndarray) -> np.ndarray:
+        return np.square(vectors[:30].astype(np.float64) - vectors[30:]).sum(axis=1)
+
+    assert apart(joint) == pytest.approx(0.75 * apart(features) + 0.25 * apart(pixels), rel=1e-4)
+    shape = ImageShape(height=8, width=8, channels=1)
+    assert joint.shape == (60, with_pixels.dim(shape)) == (60, 6 + 14 * 14)
     # Images of another size are brought to the size trained on.
     larger, truth = images(20, 2, size=16)
     assert ((embedder.embed(larger) @ weights).argmax(axis=1) == truth).mean() > 0.9

@@ -2,10 +2,12 @@
 
 The network learns from public or released images. Its features are whitened on these images and
 scaled to norm 1. Without whitening, most of a norm is what all images have in common.
+What makes a label is not all that makes an image look right, so pixels may join the features.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -14,6 +16,7 @@ from pydantic import Field
 
 from pe_ray import plugins
 from pe_ray.components.embedders import convnet
+from pe_ray.components.embedders.pixels import Pixels, PixelsOptions
 from pe_ray.components.embedders.whitening import fit_whitening, whiten
 from pe_ray.errors import InputError
 from pe_ray.files.array_files import read_arrays
@@ -27,6 +30,7 @@ KIND = "pe_ray.components.embedders.label_features:LearntFeatures"
 _OWN_RIDGE = 1e-3  # of `prior`, relative to the features' mean square
 FORMAT = 2
 """Version of the arrays; 1 held another network."""
+_PIXELS = PixelsOptions(size=14, blur=1.0)
 
 
 def fit(
@@ -84,6 +88,9 @@ class LabelFeaturesOptions(plugins.EmbedderOptions):
 
     features: int = Field(default=64, ge=2, le=512)
     """Numbers per image."""
+    pixels: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the squared norm that `pixels` (14x14, blur 1) get, as 196 more numbers. With them a
+    sample must also look like a record to get its vote."""
     num_images: int = Field(default=60_000, ge=100, le=1_000_000)
     """Random images of the generator to learn from, as many of each label; held by one worker."""
     size: int = Field(default=28, ge=4, le=256)
@@ -96,7 +103,7 @@ class LabelFeaturesOptions(plugins.EmbedderOptions):
         return True
 
     def dim(self, shape: ImageShape) -> int:
-        return self.features
+        return self.features + _num_pixels(self.pixels, shape)
 
     def rehearsal(self, rehearsal: Rehearsal) -> Self:
         return self.model_copy(
@@ -139,17 +146,26 @@ class LearntFeaturesOptions(plugins.EmbedderOptions):
     file: str
     """.npz file of the arrays that `fit` returns."""
     num_features: int
+    pixels: float = 0.0
 
     @property
     def learnt(self) -> bool:
         return True
 
     def dim(self, shape: ImageShape) -> int:
-        return self.num_features
+        return self.num_features + _num_pixels(self.pixels, shape)
+
+
+def _num_pixels(share: float, shape: ImageShape) -> int:
+    return _PIXELS.dim(shape) if share else 0
 
 
 class LearntFeatures:
-    """A learnt network: images, resized to those trained on, to features of norm 1."""
+    """A learnt network: images, resized to those trained on, to features of norm 1.
+
+    With pixels: (sqrt(1 - s) features, sqrt(s) pixels) for their share s, so squared distances are
+    the weighted mean of both.
+    """
 
     Options: ClassVar[type[plugins.EmbedderOptions]] = LearntFeaturesOptions
     metric: DistanceMetric = "cosine"
@@ -169,9 +185,17 @@ class LearntFeatures:
         self._network = convnet.make_network(channels, arrays["prior"].shape[1])
         self._network.load_state_dict(weights)
         self._network.eval()
+        self._share, self._pixels = options.pixels, Pixels(_PIXELS)
 
     def embed(self, images: Images) -> NDArray[np.float32]:
-        """Return features, float32 [n, num_features], each of norm 1."""
+        """Return features, float32 [n, dim], of norm 1; with pixels, an empty image's is less."""
+        features = self._embed_labels(images)
+        if not self._share:
+            return features
+        parts = (1 - self._share, features), (self._share, self._pixels.embed(images))
+        return np.concatenate([np.float32(math.sqrt(s)) * part for s, part in parts], axis=1)
+
+    def _embed_labels(self, images: Images) -> NDArray[np.float32]:
         if images.shape[1:3] != (self._shape.height, self._shape.width):
             images = np.stack([resize(image, self._shape) for image in images])
         return whiten(convnet.activations(self._network, images), self._mean, self._projection)
