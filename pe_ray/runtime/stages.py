@@ -34,7 +34,7 @@ from pe_ray.config.kinds import Plugin
 from pe_ray.errors import DamagedFileError, FaultError, InputError
 from pe_ray.files.parts import Part, commit, find_parts, read_manifest, remove_damaged
 from pe_ray.files.storage import Location, full_disk_as_input_error
-from pe_ray.runtime.cluster import num_workers
+from pe_ray.runtime.cluster import num_workers, use_ray
 from pe_ray.runtime.progress import Progress
 from pe_ray.runtime.watchdog import LostNodes, StalledError, exit_on_stall, note_progress
 
@@ -222,8 +222,7 @@ def _make(
     requests: Sequence[Request], worker: Callable[[], PartWorker], resources: ResourcesConfig
 ) -> Iterator[Part]:
     """Yield parts as they are made, in any order."""
-    import ray
-
+    ray = use_ray()
     workers, stall_seconds = num_workers(resources), resources.stall_seconds
     blocks = count_blocks(len(requests), workers)
     pool = min(workers, blocks)
@@ -297,10 +296,8 @@ def _start(
     resources: ResourcesConfig,
     end_process: bool = False,
 ) -> Any:
-    import ray
-
     gpus = resources.gpus_per_worker
-    task = ray.remote(
+    task = use_ray().remote(
         num_cpus=resources.cpus_per_worker,
         num_gpus=gpus,
         max_calls=1 if gpus or end_process else 0,
