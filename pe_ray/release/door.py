@@ -123,6 +123,7 @@ class Door:
         if stored is not None:
             return stored
         partials = start()
+        self._ledger.reserve(release)  # here, as the aggregator need not load the accounting then
         made = answer(
             self.aggregator.release.remote(release, num_values, partials),
             partials,

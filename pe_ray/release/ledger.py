@@ -16,6 +16,7 @@ import secrets
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pe_ray.errors import BudgetError, InputError
 from pe_ray.release import ledger_sql as sql
 from pe_ray.release.accounting import check, epsilon_of
 from pe_ray.release.adaptive import Cost, adaptive_epsilon, cost_of
+from pe_ray.release.epsilon_cache import recall_epsilon
 from pe_ray.release.ledger_sql import Accounting, LedgerEntry, Terms
 from pe_ray.release.releases import kind_of
 from pe_ray.values import Budget, Release
@@ -216,7 +218,11 @@ class Ledger:
             entries, selection = sql.read_entries(database), sql.has_selection(database)
         if selection:
             return self.budget.epsilon if delta >= self.budget.delta else math.inf
-        return self._compose([entry.release for entry in entries], delta)
+        releases = [entry.release for entry in entries]
+        compute = partial(self._compose, releases, delta)
+        if delta != self.budget.delta:
+            return compute()
+        return recall_epsilon(self.accounting, releases, delta, compute)
 
     def _compose(self, releases: Sequence[Release], delta: float) -> float:
         total = epsilon_of if self.accounting == "fixed" else adaptive_epsilon
