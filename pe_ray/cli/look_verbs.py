@@ -69,7 +69,7 @@ def _ledger(options: argparse.Namespace) -> None:
     from pe_ray.runtime.run_directory import find_ledger
 
     ledger = Ledger.open(find_ledger(options.run))
-    budget, spent = ledger.budget, ledger.spent()
+    budget, spent = ledger.budget, ledger.spent(recall=True)
     releases = [
         {
             **entry.release.as_tree(),

@@ -207,9 +207,10 @@ class Ledger:
         """Return a ledger file with the same content, consistent whoever writes meanwhile."""
         return sql.copy_bytes(self.path)
 
-    def spent(self, delta: float | None = None) -> float:
+    def spent(self, delta: float | None = None, *, recall: bool = False) -> float:
         """Return epsilon at `delta` (default: the budget's) of everything charged.
 
+        recall: take what was computed for the same entries before (release.epsilon_cache).
         Reservations count. Of a search by the former strategy `select` only its budget is known,
         which it kept.
         """
@@ -220,7 +221,7 @@ class Ledger:
             return self.budget.epsilon if delta >= self.budget.delta else math.inf
         releases = [entry.release for entry in entries]
         compute = partial(self._compose, releases, delta)
-        if delta != self.budget.delta:
+        if not recall:
             return compute()
         return recall_epsilon(self.accounting, releases, delta, compute)
 
