@@ -12,8 +12,9 @@ from pathlib import Path
 class Watch(threading.Thread):
     """Watches peak memory and CPU seconds of this process's descendants, by command (Linux)."""
 
-    def __init__(self) -> None:
+    def __init__(self, interval: float = 0.5) -> None:
         super().__init__(daemon=True)
+        self._interval = interval
         self.peak: dict[str, int] = defaultdict(int)
         self.cpu: dict[int, float] = {}
         self._earlier = time.process_time()
@@ -22,7 +23,7 @@ class Watch(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        while not self._stopped.wait(0.5):
+        while not self._stopped.wait(self._interval):
             self.look()
             self._own_cpu = time.thread_time()
 

@@ -23,7 +23,7 @@ from pe_ray.release.ledger_copy import update_copy
 from pe_ray.release.releases import GENERATOR
 from pe_ray.release.reservation import reserve, settle
 from pe_ray.run import Run
-from pe_ray.runtime.cluster import connect_to_ray
+from pe_ray.runtime.cluster import connect_on_demand
 from pe_ray.runtime.events import Event, Listener, announce, emit, listening
 from pe_ray.runtime.run_directory import claim_directory, require_disk
 from pe_ray.synthetic.denoising import denoise, try_denoisers
@@ -60,7 +60,7 @@ def evolve(config: Config, on_event: Listener | None = None) -> Location:
     with (
         listening(on_event),
         claim_directory(config) as directory,
-        connect_to_ray(config.resources, config.private.node_label),
+        connect_on_demand(config.resources, config.private.node_label),
     ):
         cost = plan(config)
         require_affordable(cost)

@@ -19,7 +19,7 @@ from pe_ray.files.storage import GivenPath, Location, atomic_write, resolve_plac
 from pe_ray.plugins.spelling import did_you_mean
 from pe_ray.release.evidence import open_run
 from pe_ray.run import Run
-from pe_ray.runtime.cluster import connect_to_ray
+from pe_ray.runtime.cluster import connect_on_demand
 from pe_ray.runtime.named_files import require_same_files
 from pe_ray.runtime.run_directory import check_output, others_cant_write, require_disk
 from pe_ray.runtime.stages import Request
@@ -96,7 +96,7 @@ def expand(
     steps = _grow(held, num_rows, run)
     require_disk(directory, round(num_rows * _measure_row(run, population)), "--output")
     atomic_write(directory / NOTE, json.dumps(request | {"steps": steps}).encode())
-    with connect_to_ray(config.resources):
+    with connect_on_demand(config.resources):
         export(run, population, directory, expansion, _list_requests(steps), form=form)
     if dropped := count_dropped(directory):
         logger.info("%d of %d rows were dropped", dropped, num_rows)

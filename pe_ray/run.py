@@ -42,7 +42,10 @@ class Run:
     def divide(self, num_rows: int, **columns: NDArray[Any]) -> list[dict[str, Any]]:
         """Return the requests for a stage's parts, each with its rows of the `columns`."""
         config = self.config
-        ranges = divide_rows(num_rows, config.image_shape.num_bytes, config.output.rows_per_part)
+        plugins = (*config.generators, config.embedder)
+        least = min(plugin.options.least_rows for plugin in plugins)
+        row_bytes = config.image_shape.num_bytes
+        ranges = divide_rows(num_rows, row_bytes, config.output.rows_per_part, least)
         return [
             {"start": a, "stop": b, **{name: values[a:b] for name, values in columns.items()}}
             for a, b in ranges

@@ -144,6 +144,34 @@ def test_reused_lookahead_draws_are_the_children(
     assert replayed(tree, run, tmp_path) == first
 
 
+AGAIN = """
+import sys
+from pathlib import Path
+from pe_ray import Config, InputError, evolve, expand
+
+config = Config.from_yaml(sys.argv[1])
+run = evolve(config)
+expand(run, 50, sys.argv[2], config.resources)
+next((run / "synthetic").glob("*.parquet")).unlink()
+try:
+    evolve(config)
+except InputError as error:
+    print(error)
+"""
+
+
+def test_what_is_complete_is_found_so_without_ray(
+    ray_session: None, short: dict[str, Any], tmp_path: Path
+) -> None:
+    expand(evolve(Config.from_dict(short)), 50, tmp_path / "more")
+    short["resources"] = {"address": "127.0.0.1:1"}  # where nothing answers
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(short))
+    command = [sys.executable, "-c", AGAIN, str(file), str(tmp_path / "more")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.startswith("resources.address: "), done.stderr
+
+
 @pytest.mark.slow
 def test_killed_at_every_state_change_it_continues(
     ray_session: None, tree: dict[str, Any], tmp_path: Path

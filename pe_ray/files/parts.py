@@ -49,15 +49,21 @@ class Part:
     digest: str = ""
 
 
-def divide_rows(num_rows: int, row_bytes: int, rows_per_part: int | None) -> list[tuple[int, int]]:
-    """Return the row ranges of a stage's parts: enough to share out, none too large for memory."""
-    rows = part_rows(num_rows, row_bytes, rows_per_part)
+def divide_rows(
+    num_rows: int, row_bytes: int, rows_per_part: int | None, least: int = 1
+) -> list[tuple[int, int]]:
+    """Return the row ranges of a stage's parts: enough to share out, none too large for memory.
+
+    least: rows that a part should have, as with fewer its file costs more than what it holds.
+    """
+    rows = part_rows(num_rows, row_bytes, rows_per_part, least)
     return [(start, min(start + rows, num_rows)) for start in range(0, num_rows, rows)]
 
 
-def part_rows(num_rows: int, row_bytes: int, rows_per_part: int | None) -> int:
+def part_rows(num_rows: int, row_bytes: int, rows_per_part: int | None, least: int = 1) -> int:
     """Return the number of rows of every part but the last."""
-    return rows_per_part or min(4096, max(1, -(-num_rows // 32)), MAX_PART_BYTES // row_bytes or 1)
+    most = min(4096, MAX_PART_BYTES // row_bytes or 1)
+    return rows_per_part or min(most, max(least, -(-num_rows // 32)))
 
 
 def part_name(start: int, stop: int, suffix: str, number: int | None = None) -> str:

@@ -46,6 +46,8 @@ class Options(BaseModel):
     """Fields that change no output. A run may continue with other values."""
     modules: ClassVar[tuple[str, ...]] = ()
     """Optional dependencies that the plugin imports. A run is refused without them."""
+    least_rows: ClassVar[int] = 1
+    """Rows that are worth a file and a task of their own: many where a row takes microseconds."""
 
     @property
     def local_paths(self) -> Mapping[str, str]:

@@ -140,7 +140,9 @@ def trust_plugins() -> Iterator[None]:
 
 def load(plugin_type: PluginType, kind: str) -> Any:
     """Import the plugin named `kind`: a registered name or "module:Class"."""
-    known = registered(plugin_type)
+    known = BUILT_IN[plugin_type]
+    if kind not in known:  # to look through all installed packages takes a while
+        known = registered(plugin_type)
     target = known.get(kind, kind)
     module_name, _, name = target.partition(":")
     if not name:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import ray
-
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.errors import FaultError, InputError
 from pe_ray.files.image_tables import DIGITS
 from pe_ray.private.duplicates import digest_files
 from pe_ray.private.records import find_records
 from pe_ray.private.tasks import RETRIES, private_task
+from pe_ray.runtime.cluster import use_ray
 from pe_ray.values import Unit
 
 _FILES_PER_TASK = 2000
@@ -29,6 +28,7 @@ def digest_data(config: PrivateConfig, unit: Unit, stall_seconds: float) -> set[
     """
     if config.data == DIGITS:
         return {DIGITS}
+    ray = use_ray()
     listed = ray.get(private_task(_list_files, config.node_label).remote(config))
     if isinstance(listed, InputError):
         raise listed

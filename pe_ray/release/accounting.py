@@ -32,20 +32,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from dp_accounting import gaussian_mechanism
-from dp_accounting.pld.privacy_loss_distribution import (
-    PrivacyLossDistribution,
-    from_discrete_gaussian_mechanism,
-    from_gaussian_mechanism,
-)
-from scipy.optimize import brentq
-from scipy.special import ndtri_exp
 
 from pe_ray.errors import InputError
 from pe_ray.release.mechanism import MAX_SIGMA, MIN_SIGMA
 from pe_ray.values import LATTICE, MAX_SUMS, Budget, Release
+
+if TYPE_CHECKING:
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 MIN_DELTA = 1e-13
 """Least delta of a budget. Below it the PLDs' rounding matters."""
@@ -113,6 +109,11 @@ def _loss_distribution(
     Losses of one sigma are odd multiples of 1 / (2 sigma^2), so that grid rounds nothing. Otherwise
     rounding adds at most step^2 / 4 to each coordinate's variance 1 / sigma^2.
     """
+    from dp_accounting.pld.privacy_loss_distribution import (
+        from_discrete_gaussian_mechanism,
+        from_gaussian_mechanism,
+    )
+
     count = sum(times for _, times in narrow)
     mu = math.sqrt(wide + math.fsum(times / sigma**2 for sigma, times in narrow))
     exact = len(narrow) == 1 and wide == 0
@@ -147,6 +148,8 @@ def gaussian_dp(sigma: float) -> float:
 
     Guarantee: an upper bound, the sampler's precision included.
     """
+    from scipy.special import ndtri_exp
+
     if sigma == 0:
         return math.inf
     if sigma > _SUMMED_SIGMA:
@@ -169,12 +172,16 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
     """
     if mu == 0:
         return 0.0
+    from dp_accounting import gaussian_mechanism
+
     with np.errstate(divide="ignore"):
         return float(gaussian_mechanism.get_epsilon_gaussian(1 / mu, delta, tol=1e-14))
 
 
 def gaussian_mu(epsilon: float, delta: float) -> float:
     """Return the largest mu whose `gaussian_epsilon` is within `epsilon`, or a hair less."""
+    from dp_accounting import gaussian_mechanism
+
     sigma = gaussian_mechanism.get_sigma_gaussian(epsilon, delta, tol=1e-14)
     return (1 - 1e-10) / float(sigma)
 
@@ -248,6 +255,8 @@ def scale_noise(
     whose parameter is `mu`. Sigmas are rounded up to 6 digits. `spent` falls as noise grows, about
     as 1 / sigma.
     """
+    from scipy.optimize import brentq
+
     if any(not 0 < release.sigma < math.inf for release in shape):
         raise InputError("schedule.noise: every relative sigma must be a number above 0")
 

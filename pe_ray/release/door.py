@@ -27,6 +27,7 @@ from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_copy import update_copy
 from pe_ray.release.releases import LABEL_COUNTS, Votes, votes_key
 from pe_ray.run import Run
+from pe_ray.runtime.cluster import use_ray
 from pe_ray.runtime.events import Event, emit
 from pe_ray.synthetic.embedding import Embedding
 from pe_ray.synthetic.scoring import public_tables
@@ -61,6 +62,7 @@ class Door:
         self._releases = {r.key: charged.get(r.key, r) for r in releases}
         if all(ledger.stored(key) is not None for key in self._releases):
             return
+        use_ray()
         self.records = open_records(run.config, run.embedder, source)
         self.aggregator = create_aggregator(ledger.path)
 
@@ -121,6 +123,7 @@ class Door:
         if stored is not None:
             return stored
         partials = start()
+        self._ledger.reserve(release)  # here, as the aggregator need not load the accounting then
         made = answer(
             self.aggregator.release.remote(release, num_values, partials),
             partials,

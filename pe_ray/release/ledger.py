@@ -16,6 +16,7 @@ import secrets
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pe_ray.errors import BudgetError, InputError
 from pe_ray.release import ledger_sql as sql
 from pe_ray.release.accounting import check, epsilon_of
 from pe_ray.release.adaptive import Cost, adaptive_epsilon, cost_of
+from pe_ray.release.epsilon_cache import recall_epsilon
 from pe_ray.release.ledger_sql import Accounting, LedgerEntry, Terms
 from pe_ray.release.releases import kind_of
 from pe_ray.values import Budget, Release
@@ -205,9 +207,10 @@ class Ledger:
         """Return a ledger file with the same content, consistent whoever writes meanwhile."""
         return sql.copy_bytes(self.path)
 
-    def spent(self, delta: float | None = None) -> float:
+    def spent(self, delta: float | None = None, *, recall: bool = False) -> float:
         """Return epsilon at `delta` (default: the budget's) of everything charged.
 
+        recall: take what was computed for the same entries before (release.epsilon_cache).
         Reservations count. Of a search by the former strategy `select` only its budget is known,
         which it kept.
         """
@@ -216,7 +219,11 @@ class Ledger:
             entries, selection = sql.read_entries(database), sql.has_selection(database)
         if selection:
             return self.budget.epsilon if delta >= self.budget.delta else math.inf
-        return self._compose([entry.release for entry in entries], delta)
+        releases = [entry.release for entry in entries]
+        compute = partial(self._compose, releases, delta)
+        if not recall:
+            return compute()
+        return recall_epsilon(self.accounting, releases, delta, compute)
 
     def _compose(self, releases: Sequence[Release], delta: float) -> float:
         total = epsilon_of if self.accounting == "fixed" else adaptive_epsilon
@@ -238,7 +245,7 @@ def describe_ledger(ledger: Ledger) -> dict[str, Any]:
     """Return what `pe-ray ledger --json` prints: all that was charged, and its epsilon."""
     budget = ledger.budget
     return {
-        "epsilon": ledger.spent(),
+        "epsilon": ledger.spent(recall=True),
         "delta": budget.delta,
         "unit": budget.unit,
         "budget_epsilon": budget.epsilon,

@@ -82,7 +82,7 @@ def gather(path: GivenPath) -> Facts:
         ledger=ledger,
         budget=ledger.budget,
         entries=ledger.entries(),
-        spent=ledger.spent(),
+        spent=ledger.spent(recall=True),
         layouts=tuple(layouts),
         num_final=None if final is None else final["num_rows"],
     )

@@ -11,8 +11,9 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,36 @@ _LONGEST_SOCKET = 107  # bytes of a Unix socket's path on Linux
 _SESSION_BYTES = len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.12")
 
 
+_connect: Callable[[], None] | None = None
+"""Connects to Ray, where a block of `connect_on_demand` waits for that."""
+
+
+@contextmanager
+def connect_on_demand(resources: ResourcesConfig, node_label: str | None = None) -> Iterator[None]:
+    """Connect as `connect_to_ray` does, but only when `use_ray` is first called within the block.
+
+    Starting Ray takes seconds, and work that is complete needs none.
+    """
+    global _connect
+    with ExitStack() as stack:
+        _connect = partial(stack.enter_context, connect_to_ray(resources, node_label))
+        try:
+            yield
+        finally:
+            _connect = None
+
+
+def use_ray() -> Any:
+    """Return the module `ray`, connected if a block around this call was to connect."""
+    global _connect
+    if _connect is not None:
+        _connect()
+        _connect = None
+    import ray
+
+    return ray
+
+
 @contextmanager
 def connect_to_ray(resources: ResourcesConfig, node_label: str | None = None) -> Iterator[None]:
     """Connect to Ray for the duration of the block; a Ray that was up before stays up after.
@@ -39,13 +70,9 @@ def connect_to_ray(resources: ResourcesConfig, node_label: str | None = None) ->
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
-    import ray.data
     from ray.util.client import ray as client
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = context.print_on_execution_start = False
-    for name in ("ray.data", "ray"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray").setLevel(logging.ERROR)
     resources = resources.model_copy(update={"address": _address(resources)})
     with ExitStack() as stack:
         if not ray.is_initialized():
@@ -258,9 +285,7 @@ def on_nodes(node_label: str | None) -> dict[str, Any]:
 
 def count_resource(name: str) -> int:
     """Return the whole units of a resource that the cluster holds now."""
-    import ray
-
-    return int(ray.cluster_resources().get(name, 0.0))
+    return int(use_ray().cluster_resources().get(name, 0.0))
 
 
 def num_workers(resources: ResourcesConfig) -> int:

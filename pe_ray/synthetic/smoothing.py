@@ -26,6 +26,7 @@ from pe_ray.errors import DamagedFileError
 from pe_ray.files.digests import read_with_digest, write_with_digest
 from pe_ray.files.storage import Location
 from pe_ray.run import Run
+from pe_ray.runtime.cluster import use_ray
 from pe_ray.runtime.events import Event, emit
 from pe_ray.runtime.watchdog import exit_on_stall, note_progress
 from pe_ray.synthetic.embedding_files import EmbeddingPart, read_blocks
@@ -56,8 +57,6 @@ def smooth_votes(run: Run, embedding: Embedding, histogram: NoisyHistogram) -> N
 
     One Ray task of one CPU for each label. It holds the label's embeddings twice.
     """
-    import ray
-
     iteration, sigma = histogram.release.iteration, histogram.release.sigma
     layout, most = embedding.layout, run.config.selection.at(iteration).smooth
     if most == 1 or sigma == 0:
@@ -68,7 +67,7 @@ def smooth_votes(run: Run, embedding: Embedding, histogram: NoisyHistogram) -> N
         if kept is not None:
             return kept
 
-    parts, started = embedding.parts(), time.monotonic()
+    parts, started, ray = embedding.parts(), time.monotonic(), use_ray()
     metric, stall_seconds = run.config.votes.metric, run.config.resources.stall_seconds
     task = ray.remote(num_cpus=1)(_smooth_label)
     tasks = []

@@ -30,6 +30,7 @@ from pe_ray.files.array_files import (
 from pe_ray.files.image_batches import evenly_spaced
 from pe_ray.plugins import Embedder, Images, build
 from pe_ray.run import Run
+from pe_ray.runtime.cluster import use_ray
 from pe_ray.runtime.named_files import require_same_files
 from pe_ray.runtime.run_directory import WEIGHTS_FILE
 from pe_ray.runtime.stages import check_plugins, fetch, run_in_worker
@@ -56,8 +57,6 @@ def learn_features(run: Run, population: Population) -> Plugin:
     InputError where features that were lost can't be made the same again: the release may be of
     the former ones.
     """
-    import ray
-
     teacher = run.config.teacher
     assert teacher is not None
     file = run.directory.teacher / FEATURES_FILE
@@ -65,7 +64,7 @@ def learn_features(run: Run, population: Population) -> Plugin:
         if file.exists():
             label_features.read(file)
         else:
-            keep_arrays(file, fetch(ray.remote(num_cpus=1)(_learn).remote(run, population)))
+            keep_arrays(file, fetch(use_ray().remote(num_cpus=1)(_learn).remote(run, population)))
     return _find_features(run)
 
 

@@ -38,7 +38,9 @@ def written(tree: dict[str, Any], folder: Path) -> str:
     return str(file)
 
 
-@pytest.mark.parametrize("embedder", ["pixels", "label_features"])
+@pytest.mark.parametrize(
+    "embedder", ["pixels", pytest.param("label_features", marks=pytest.mark.slow)]
+)
 def test_an_attack_from_the_command_line(
     ray_session: None,
     attacked: dict[str, Any],

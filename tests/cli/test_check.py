@@ -162,21 +162,21 @@ def test_without_ray_the_other_checks_are_made(
 
 
 def test_a_run_that_exists_is_accepted_and_stays_as_it_is(
-    ray_session: None, tree: dict[str, Any], folder: Path, tmp_path: Path, capsys: Printed
+    ray_session: None, short: dict[str, Any], folder: Path, tmp_path: Path, capsys: Printed
 ) -> None:
-    config = write(tree, tmp_path)
+    config = write(short, tmp_path)
     assert cli.main(["run", config]) == 0
-    ledger = Path(tree["output"]["path"], "ledger.sqlite")
+    ledger = Path(short["output"]["path"], "ledger.sqlite")
     spent = Ledger.open(ledger).spent()
-    status, found = check(tree, tmp_path, capsys)
+    status, found = check(short, tmp_path, capsys)
     assert status == 0, found
     assert Ledger.open(ledger).spent() == spent
-    tree["schedule"]["seed"] = 7
-    status, found = check(tree, tmp_path, capsys)
+    short["schedule"]["seed"] = 7
+    status, found = check(short, tmp_path, capsys)
     assert status == 2
     assert "schedule.seed: differs" in faults(found)
-    Path(tree["output"]["path"]).chmod(stat.S_IRWXU | stat.S_IWOTH)
-    assert "output.path: anyone" in faults(check(tree, tmp_path, capsys)[1])
+    Path(short["output"]["path"]).chmod(stat.S_IRWXU | stat.S_IWOTH)
+    assert "output.path: anyone" in faults(check(short, tmp_path, capsys)[1])
 
 
 def test_a_search_is_checked_with_its_public_images(

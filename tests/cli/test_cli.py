@@ -35,10 +35,12 @@ def write(tree: dict[str, Any], folder: Path) -> str:
             "from pe_ray import Config, Result, evolve, tune",
             "torch ray faiss diffusers transformers sklearn pandas scipy dp_accounting",
         ),
-        ("import pe_ray.cli, pe_ray.release.ledger", "torch ray faiss matplotlib sklearn"),
-        ("import pe_ray.report.page, pe_ray.report.comparison", "torch ray faiss sklearn"),
-        ("import pe_ray.planning, pe_ray.cli.inputs", "torch ray faiss matplotlib sklearn"),
-        ("import pe_ray.report.run_status", "torch ray faiss matplotlib sklearn PIL pandas"),
+        ("import pe_ray.cli, pe_ray.release.ledger", "torch ray faiss matplotlib sklearn scipy"),
+        ("import pe_ray.report.page, pe_ray.report.comparison", "torch ray faiss sklearn scipy"),
+        ("import pe_ray.planning, pe_ray.cli.inputs", "torch ray faiss matplotlib sklearn scipy"),
+        ("import pe_ray.report.run_status", "torch ray faiss matplotlib sklearn PIL pandas scipy"),
+        ("import pe_ray.evolution", "torch ray.data matplotlib sklearn pandas scipy"),
+        ("import pe_ray.release.aggregator", "torch ray.data matplotlib sklearn pandas scipy"),
         ("import pe_ray.verifying", "torch ray faiss matplotlib sklearn pandas"),
     ],
 )
@@ -46,6 +48,30 @@ def test_importing_is_light(imports: str, absent: str) -> None:
     script = f"import sys; {imports}; print(sorted(set({absent.split()!r}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+LOOKS = """
+import contextlib, io, sys
+from pe_ray import cli
+
+heavy = {"matplotlib", "pandas", "ray", "scipy", "sklearn", "torch"}
+for verb in ("ledger", "status", "report"):
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert cli.main([verb, sys.argv[1]]) == 0
+    print(verb, *sorted(heavy & {*sys.modules}))
+"""
+
+
+def test_verbs_that_look_at_a_run_import_what_they_show(
+    ray_session: None, short: dict[str, Any], tmp_path: Path
+) -> None:
+    """The run has computed the epsilon of its ledger, so they need no accounting for it."""
+    assert cli.main(["run", write(short, tmp_path)]) == 0
+    command = [sys.executable, "-c", LOOKS, short["output"]["path"]]
+    done = subprocess.run(command, capture_output=True, text=True)
+    ledger, status, report = done.stdout.splitlines()
+    assert (ledger, status) == ("ledger", "status"), done.stderr
+    assert not {"ray", "sklearn", "torch"} & {*report.split()}
 
 
 PLAN_KEYS = {"epsilon", "delta", "unit", "releases", "calls", "images", "disk_bytes"}

@@ -12,7 +12,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -22,6 +21,7 @@ import pytest
 import yaml
 from fake_hub import serve_hub
 from PIL import Image
+from small_runs import small_tree
 
 from pe_ray import Config, InputError
 from pe_ray.evolution import evolve
@@ -41,20 +41,7 @@ NAMESPACE = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}"
 def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one iteration and 40 samples; not to be changed."""
     folder = tmp_path_factory.mktemp("published")
-    tree: dict[str, Any] = {
-        "private": {
-            "data": "sklearn:digits",
-            "labels": [str(digit) for digit in range(10)],
-            "cache": str(folder / "cache"),
-        },
-        "generator": {"kind": "rendered_text", "image_size": 12},
-        "embedder": {"kind": "pixels", "size": 6},
-        "schedule": {"iterations": 1, "num_samples": 40, "degrees": 0.5},
-        "privacy": {"epsilon": 1.0, "delta": 1e-4, "unit": "record", "label_fractions": "uniform"},
-        "resources": {"num_cpus": 2, "workers": 1},
-        "output": {"path": str(folder / "run"), "rows_per_part": 17},
-    }
-    return Path(evolve(Config.from_dict(tree)))
+    return Path(evolve(Config.from_dict(small_tree(folder))))
 
 
 @pytest.fixture(scope="module")

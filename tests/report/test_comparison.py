@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from small_runs import small_tree
 
 from pe_ray import Config, InputError, cli
 from pe_ray.evolution import evolve
@@ -18,19 +18,9 @@ from pe_ray.report.comparison import compare, tabulate
 def other(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with another delta and fewer samples."""
     folder = tmp_path_factory.mktemp("other")
-    tree: dict[str, Any] = {
-        "private": {
-            "data": "sklearn:digits",
-            "labels": [str(digit) for digit in range(10)],
-            "cache": str(folder / "cache"),
-        },
-        "generator": {"kind": "rendered_text", "image_size": 12},
-        "embedder": {"kind": "pixels", "size": 6},
-        "schedule": {"iterations": 1, "num_samples": 20, "degrees": 0.5},
-        "privacy": {"epsilon": 2.0, "delta": 1e-5, "unit": "record", "label_fractions": "uniform"},
-        "resources": {"num_cpus": 2, "workers": 1},
-        "output": {"path": str(folder / "run")},
-    }
+    tree = small_tree(folder)
+    tree["schedule"]["num_samples"] = 20
+    tree["privacy"] |= {"epsilon": 2.0, "delta": 1e-5}
     return evolve(Config.from_dict(tree))
 
 

@@ -1,13 +1,31 @@
-"""A Run in a folder, as steps of the loop are given it."""
+"""Small runs in a folder: their configuration, and a Run as steps of the loop are given it."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pe_ray import Config
 from pe_ray.run import Run
 from pe_ray.runtime.run_directory import on_disk
 from pe_ray.synthetic.learnt_embedder import prepare_run
+
+
+def small_tree(folder: Path) -> dict[str, Any]:
+    """A run of one iteration and 40 samples that keeps all its files in `folder`."""
+    return {
+        "private": {
+            "data": "sklearn:digits",
+            "labels": [str(digit) for digit in range(10)],
+            "cache": str(folder / "cache"),
+        },
+        "generator": {"kind": "rendered_text", "image_size": 12},
+        "embedder": {"kind": "pixels", "size": 6},
+        "schedule": {"iterations": 1, "num_samples": 40, "degrees": 0.5},
+        "privacy": {"epsilon": 1.0, "delta": 1e-4, "unit": "record", "label_fractions": "uniform"},
+        "resources": {"num_cpus": 2, "workers": 1},
+        "output": {"path": str(folder / "run"), "rows_per_part": 17},
+    }
 
 
 def run_in(folder: Path, config: Config) -> Run:

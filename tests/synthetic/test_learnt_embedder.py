@@ -102,6 +102,7 @@ def test_another_generator_has_another_embedder(
     assert len(files) == 9
 
 
+@pytest.mark.slow
 def test_what_shares_a_label_lies_near(ray_session: None, learning: dict[str, Any]) -> None:
     """On images that it never saw, larger than those that it learnt from."""
     learning["generator"]["image_size"] = 24

@@ -1,10 +1,12 @@
-"""An unmistakable record: nothing of it is in any file, log or message of a run."""
+"""An unmistakable record: nothing of it is in any file, log or message of a run. Nobody else can
+change the run's files or read the cache, though the run's umask would let everybody."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -59,8 +61,9 @@ def test_a_canary_record_leaves_no_trace(
     short["teacher"] = {"features": 4, "epochs": 1}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(short))
     with tempfile.TemporaryDirectory(prefix="c-", dir="/tmp") as home:  # sockets need a short path
+        command = f"umask 0; exec {sys.executable} -m pe_ray run {tmp_path / 'config.yaml'}"
         done = subprocess.run(
-            [sys.executable, "-m", "pe_ray", "run", str(tmp_path / "config.yaml")],
+            ["sh", "-c", command],
             capture_output=True,
             env={**os.environ, "RAY_TMPDIR": home},
         )
@@ -83,3 +86,11 @@ def test_a_canary_record_leaves_no_trace(
         assert Ledger.open(run / "ledger.sqlite").entries() == ()
     else:
         assert len(list((run / "populations" / "iter=0001").glob("part-*"))) > 0
+        assert {path.name: oct(mode(path)) for path in run.rglob("*") if mode(path) & 0o022} == {}
+        assert mode(run) == 0o755
+        assert mode(tmp_path / "cache") == 0o700
+        assert {mode(file) for file in (tmp_path / "cache").iterdir()} == {0o600}
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)

@@ -75,6 +75,7 @@ def test_iterations_before_the_switch_are_the_first_generators(
     assert populations(switched_run) == switched
 
 
+@pytest.mark.slow
 def test_rendered_text_then_a_diffusion_model(
     ray_session: None, tree: dict[str, Any], checkpoint: Callable[[str], str], tmp_path: Path
 ) -> None:

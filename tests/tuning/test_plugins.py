@@ -28,6 +28,7 @@ def added(searched: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     return searched
 
 
+@pytest.mark.slow
 def test_they_are_planned_and_run(
     ray_session: None, added: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,8 @@ _CHUNK = 256
 class GradientsOptions(EmbedderOptions):
     """Options of Gradients."""
 
+    least_rows: ClassVar[int] = 250
+
     def dim(self, shape: ImageShape) -> int:
         return _CELLS**2 * _DIRECTIONS + (_SIDE // 2) ** 2
 

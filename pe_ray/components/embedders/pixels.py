@@ -21,6 +21,8 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in PIL's mode L
 class PixelsOptions(EmbedderOptions):
     """Options of Pixels, applied in this order."""
 
+    least_rows: ClassVar[int] = 250
+
     grey: bool = True
     """Colour to luma (BT.601); false keeps three channels."""
     size: int = Field(default=14, ge=1, le=1024)

@@ -140,6 +140,8 @@ def shrink(matrix: Floats, noise: float) -> Floats:
 class GaussiansOptions(GeneratorOptions):
     """Options of Gaussians."""
 
+    least_rows: ClassVar[int] = 250
+
     image_size: int = Field(ge=4, le=1024)
     """Height and width, in pixels."""
     channels: Literal[1, 3] = 1

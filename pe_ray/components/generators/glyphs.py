@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pe_ray.errors import InputError
 
 Form = Literal["outline", "skeleton"]
+Drawn = tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]
 
 FRAME = 1.5  # side of a master, in lengths of its glyph's box
 SYSTEM = "system"
@@ -30,13 +31,18 @@ def _thin(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
     north, east, south, west = bits[:, 0], bits[:, 2], bits[:, 4], bits[:, 6]
     first = border & (north * east * south == 0) & (east * south * west == 0)
     second = border & (north * east * west == 0) & (north * south * west == 0)
-    ring = np.array([[128, 1, 2], [64, 0, 4], [32, 16, 8]])
     (window,) = ndimage.find_objects(ink.astype(np.uint8))
-    thin, changed = ink[window].astype(np.uint8), True
+    padded, changed = np.pad(ink[window].astype(np.uint8), 1), True
+    height, width = padded.shape
+    thin = padded[1:-1, 1:-1]
+    ring = ((0, 1), (0, 2), (1, 2), (2, 2), (2, 1), (2, 0), (1, 0), (0, 0))
+    around = [padded[y : height - 2 + y, x : width - 2 + x] for y, x in ring]
     while changed:
         changed = False
         for removable in (first, second):
-            neighbours = ndimage.correlate(thin, ring, mode="constant")
+            neighbours = np.zeros_like(thin)
+            for bit, there in enumerate(around):
+                neighbours |= there << bit
             removed = removable[neighbours] & (thin == 1)
             thin[removed] = 0
             changed |= bool(removed.any())
@@ -75,6 +81,7 @@ class Faces:
         self.table = np.argsort(~able, axis=1, kind="stable").astype(np.int32)
         """Faces that can draw each text: row t, first num_faces[t] entries."""
         self._places = np.full((len(texts), len(self._paths) * len(forms)), -1, dtype=np.int64)
+        self._drawn: tuple[tuple[int, int], Drawn] | None = None
         self._num_masters = 0
         self._masters = np.empty((64, cells * cells), dtype=np.int16)
 
@@ -100,9 +107,7 @@ class Faces:
         from scipy.ndimage import distance_transform_edt as distance
 
         font, form = divmod(face, len(self._forms))
-        coverage = self._draw(self._paths[font], self._texts[text])
-        ink = coverage > 0.5
-        skeleton = _thin(ink)
+        coverage, ink, skeleton = self._draw_thinned(text, font)
         if self._forms[form] == "skeleton":
             field = -distance(~skeleton)
         else:
@@ -113,6 +118,14 @@ class Faces:
         per_length = 2 * self._cells / FRAME
         blocks = field.reshape(self._cells, 2, self._cells, 2).mean(axis=(1, 3)) / per_length
         return np.asarray(np.clip(np.rint(blocks / QUANTUM), -32767, 32767), dtype=np.int16)
+
+    def _draw_thinned(self, text: int, font: int) -> Drawn:
+        """Return coverage, mask and skeleton, which the font's other form often asks for next."""
+        if self._drawn is None or self._drawn[0] != (text, font):
+            coverage = self._draw(self._paths[font], self._texts[text])
+            ink = coverage > 0.5
+            self._drawn = ((text, font), (coverage, ink, _thin(ink)))
+        return self._drawn[1]
 
     def _draw(self, path: Path, text: str) -> NDArray[np.float64]:
         """Return the text's coverage in [0, 1], box centred, at twice the master's resolution."""

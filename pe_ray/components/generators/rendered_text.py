@@ -55,6 +55,8 @@ Texts = Annotated[tuple[Annotated[str, Field(pattern=r"\S")], ...], Field(min_le
 class RenderedTextOptions(GeneratorOptions):
     """Options of RenderedText; ranges are [low, high] of a uniform draw."""
 
+    least_rows: ClassVar[int] = 250
+
     image_size: int = Field(default=28, ge=4, le=1024)
     """Height and width, in pixels."""
     channels: Literal[1, 3] = 1
@@ -140,14 +142,21 @@ _NUM_GENES = len(_GENES) + 2 * _NODES**2
 def _spline_table(num: int) -> Floats:
     """Return weights [num, nodes + 2] of the natural cubic spline over [-reach, reach].
 
-    Outside the grid the spline goes on as a line.
+    Outside the grid the spline goes on as a line. Computed here, as SciPy's takes a second to
+    import (Press et al., Numerical Recipes, 3.3).
     """
-    from scipy.interpolate import CubicSpline
-
-    spline = CubicSpline(_GRID, np.eye(len(_GRID)), bc_type="natural")
+    size, step = len(_GRID), _GRID[1] - _GRID[0]
+    values, bends = np.eye(size), np.zeros((size, size))  # bends: second derivatives * step^2 / 6
+    system = 4 * np.eye(size - 2) + np.eye(size - 2, k=1) + np.eye(size - 2, k=-1)
+    bends[1:-1] = np.linalg.solve(system, np.diff(values, 2, axis=0))
     positions = np.linspace(-_REACH, _REACH, num)
     inside = np.clip(positions, _GRID[0], _GRID[-1])
-    weights = spline(inside) + (positions - inside)[:, None] * spline(inside, 1)
+    left = np.clip(np.searchsorted(_GRID, inside, side="right") - 1, 0, size - 2)
+    b = ((inside - _GRID[left]) / step)[:, None]
+    a, low, high = 1 - b, bends[left], bends[left + 1]
+    curve = a * values[left] + b * values[left + 1] + (a**3 - a) * low + (b**3 - b) * high
+    slope = np.diff(values, axis=0)[left] - (3 * a**2 - 1) * low + (3 * b**2 - 1) * high
+    weights = curve + (positions - inside)[:, None] * slope / step
     return np.asarray(weights, dtype=np.float32)
 
 
