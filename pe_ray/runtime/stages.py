@@ -1,37 +1,42 @@
-"""One stage of a run: many parts, made by Ray's workers, each written once and whole.
+"""One stage of a run: many parts, made by Ray Data workers, each written once and whole.
 
-A part is a pure function of its request, so it may be made again anywhere at any time. What a
-killed worker was making goes to another one. A killed driver's parts are made by the next start,
-which asks only for those that are missing. The driver gets one small value per part.
+A part is a pure function of its request, so it may be made again anywhere at any time: a killed
+actor's parts are made again by Ray, a killed driver's by the next start, which asks only for the
+parts that are missing. The driver sees one small row per part.
 
-A worker that hangs ends itself (pe_ray.runtime.watchdog). Where one part kills its workers again
-and again, or nothing is finished for long, the missing parts are begun anew, until three times in a
-row no part is finished.
+A worker that hangs ends itself (pe_ray.runtime.watchdog). Where Ray can't make up for a loss (a
+part kills its worker again and again, an actor of a lost node fits nowhere), the missing parts are
+shared out again over the nodes that are left, until three times in a row no part is finished.
 
 Workers with a GPU are actors, which keep their weights for the stage. Workers without are tasks:
-Ray reuses their processes from stage to stage, so plugins are loaded once per process and run.
+Ray reuses their processes from stage to stage, so plugins are loaded once per process and run,
+not once per stage (starting an actor pool takes seconds).
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import time
 import uuid
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
 
 from pe_ray import plugins
 from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.config.kinds import Plugin
-from pe_ray.errors import FaultError, InputError
+from pe_ray.errors import DamagedFileError, FaultError, InputError
 from pe_ray.files.parts import Part, commit, find_parts, read_manifest, remove_damaged
 from pe_ray.files.storage import Location, full_disk_as_input_error
 from pe_ray.runtime.cluster import num_workers, use_ray
 from pe_ray.runtime.progress import Progress
-from pe_ray.runtime.watchdog import StalledError, exit_on_stall, note_progress
+from pe_ray.runtime.watchdog import LostNodes, StalledError, exit_on_stall, note_progress
 
 if TYPE_CHECKING:
     import ray
@@ -39,13 +44,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_PARTS_PER_BLOCK = 4  # a block costs Ray about 12 ms, a part takes a worker 0.1 s and up
 _ATTEMPTS = 3  # in a row that finish nothing
-_PATIENCE = 8  # times stall_seconds: for one part, and for machines to begin on
-_DEATHS = 3  # of the workers of one part, which an attempt makes up for
+_BLOCKS_PATIENCE = 2 * _PARTS_PER_BLOCK  # each of its parts may take stall_seconds
+_DEATHS = 3  # of the workers of one part, which Ray makes up for by itself
 
 Request = dict[str, Any]
 """What one part is made from: start, stop (rows) and whatever arrays its worker needs."""
-_Submit = Callable[[Request | None], Any]
 
 
 class PartWorker:
@@ -56,36 +61,63 @@ class PartWorker:
         raise NotImplementedError
 
 
-class _Maker:
-    """Makes the parts of one stage in one process; constructs its worker for the first."""
+class RepeatedDeathError(Exception):
+    """A part killed its worker each time it was begun."""
 
-    def __init__(self, construct: Callable[[], PartWorker], stall_seconds: float) -> None:
-        self._construct, self._stall_seconds = construct, stall_seconds
+
+class _Attempts:
+    """Counts how often each part was begun: Ray repeats what kills its worker without limit."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[str, int]] = Counter()
+
+    def count(self, stage: str, start: int) -> int:
+        """Count one more attempt at a part of a stage and return their number."""
+        self._counts[stage, start] += 1
+        return self._counts[stage, start]
+
+
+@lru_cache(maxsize=1)
+def _attempts_of(session: str, job: str) -> Any:
+    """Start the counter of a Ray job, once: an actor is a process.
+
+    Jobs of two Rays in one process have the same id, so the session counts too.
+    """
+    import ray
+
+    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Attempts).remote()
+
+
+class _PartMaker:
+    """Makes a part from a table of one request, and returns a table of one row.
+
+    InputErrors come back as rows, as Ray Data keeps no exception's type. So does a part that was
+    begun too often. attempts: counts how often the part that starts at a row was begun.
+    """
+
+    def __init__(
+        self,
+        worker: Callable[[], PartWorker],
+        stall_seconds: float,
+        attempts: Callable[[int], ray.ObjectRef],
+    ) -> None:
+        self._construct, self._stall_seconds, self._attempts = worker, stall_seconds, attempts
         self._worker: PartWorker | None = None
 
-    def make(self, request: Request | None) -> Part | None:
-        """Make a part. None: do nothing, which tells that this process is there."""
-        if request is None:
-            return None
-        with exit_on_stall(self._stall_seconds):
-            self._worker = self._worker or self._construct()
-            return self._worker.make(request)
+    def __call__(self, requests: pa.Table) -> pa.Table:
+        import ray
 
-
-_makers: dict[str, _Maker] = {}
-"""That of the last stage whose parts this process made in tasks."""
-
-
-def _make_in_task(
-    stage: str,
-    construct: Callable[[], PartWorker],
-    stall_seconds: float,
-    request: Request | None,
-) -> Part | None:
-    if stage not in _makers:
-        _makers.clear()
-        _makers[stage] = _Maker(construct, stall_seconds)
-    return _makers[stage].make(request)
+        request = _unpack(requests["request"][0].as_py())
+        if ray.get(self._attempts(request["start"])) > _DEATHS + 1:
+            return pa.table({"deaths": [_DEATHS + 1]})
+        try:
+            with exit_on_stall(self._stall_seconds):
+                self._worker = self._worker or self._construct()
+                return pa.Table.from_pylist([asdict(self._worker.make(request))])
+        except DamagedFileError as error:
+            return pa.table({"damaged": [error.file]})
+        except InputError as error:
+            return pa.table({"error": [str(error)]})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,70 +198,69 @@ def _num_rows(parts: Mapping[int, Part]) -> int:
 def _is_fault(error: Exception) -> bool:
     """Tell whether something died, as opposed to an exception of the code that it ran."""
     import ray
+    from ray.data.exceptions import ExecutionTimeoutError
 
     died = isinstance(error, ray.exceptions.RayError)
     raised = isinstance(error, ray.exceptions.RayTaskError)
-    stopped = isinstance(error, StalledError)
+    stopped = isinstance(error, StalledError | ExecutionTimeoutError | RepeatedDeathError)
     return stopped or (died and not raised)
+
+
+def _pack(request: Request) -> bytes:
+    """Return a request as bytes, whose arrays may have any length."""
+    sink = io.BytesIO()
+    np.savez(sink, allow_pickle=False, **request)
+    return sink.getvalue()
+
+
+def _unpack(content: bytes) -> Request:
+    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+        return {name: stored[name] if stored[name].ndim else stored[name].item() for name in stored}
 
 
 def _make(
     requests: Sequence[Request], worker: Callable[[], PartWorker], resources: ResourcesConfig
 ) -> Iterator[Part]:
-    """Yield parts as they are made, in any order.
-
-    A maker takes a request when it is free. One that dies is replaced, and what it was making goes
-    to the next free one: the replacement may have to wait for a machine.
-    """
+    """Yield parts as they are made, in any order."""
     ray = use_ray()
-    given = (uuid.uuid4().hex, ray.put(worker), resources)
-    waiting, deaths = deque(requests), Counter[int]()
-    idle: list[_Submit] = []
-    busy: dict[Any, tuple[_Submit, Request | None]] = {}
-
-    def begin(submit: _Submit, request: Request | None) -> None:
-        busy[submit(request)] = (submit, request)
-
-    try:
-        for _ in range(min(num_workers(resources), len(requests))):
-            begin(_start_maker(*given), None)
-        while waiting or any(request for _, request in busy.values()):
-            done, _ = ray.wait(list(busy), timeout=_PATIENCE * resources.stall_seconds)
-            if not done:
-                raise StalledError
-            submit, request = busy.pop(done[0])
-            try:
-                part = fetch(done[0])
-            except Exception as error:
-                which = request["start"] if request else -1
-                deaths[which] += 1
-                if not _is_fault(error) or deaths[which] > _DEATHS:
-                    raise
-                if request:
-                    waiting.appendleft(request)
-                begin(_start_maker(*given), None)
-            else:
-                idle.append(submit)
-                if part:
-                    yield part
-            while waiting and idle:
-                begin(idle.pop(), waiting.popleft())
-    finally:
-        for result in busy:
-            ray.cancel(result)
-
-
-def _start_maker(
-    stage: str, worker: ray.ObjectRef, resources: ResourcesConfig
-) -> Callable[[Request | None], ray.ObjectRef]:
-    """Return what starts to make the part of a request, one at a time."""
-    needs = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker}
-    given, ray = (worker, resources.stall_seconds), use_ray()
+    workers, stall_seconds = num_workers(resources), resources.stall_seconds
+    blocks = count_blocks(len(requests), workers)
+    pool = min(workers, blocks)
+    requested = ray.data.from_items(
+        [{"request": _pack(request)} for request in requests],
+        override_num_blocks=blocks,
+    )
+    context = ray.get_runtime_context()
+    counter = _attempts_of(context.get_session_name(), context.get_job_id())
+    attempts = partial(counter.count.remote, uuid.uuid4().hex)
+    given = (worker, stall_seconds, attempts)
+    common = {"batch_size": 1, "batch_format": "pyarrow", "num_cpus": resources.cpus_per_worker}
+    lost = None
     if resources.gpus_per_worker:
-        actor = ray.remote(**needs, max_restarts=0)(_Maker).remote(*given)
-        return lambda request: actor.make.remote(request)  # ends when this is forgotten
-    task = ray.remote(**needs, max_retries=0)(_make_in_task)
-    return partial(task.remote, stage, *given)
+        made = requested.map_batches(
+            _PartMaker,
+            fn_constructor_args=given,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool, initial_size=pool),
+            num_gpus=resources.gpus_per_worker,
+            **common,
+        )
+        lost = LostNodes(stall_seconds)
+        made.context.custom_execution_callback_classes = [lost.callback()]
+    else:
+        make = _PartMaker(*given).__call__
+        made = requested.map_batches(make, compute=ray.data.TaskPoolStrategy(size=pool), **common)
+    # Not Ray's half hour, in which a slow generator may finish no block.
+    made.context.execution_no_progress_timeout_s = _BLOCKS_PATIENCE * stall_seconds
+    for row in made.iter_rows():
+        if row.get("error"):
+            raise InputError(row["error"])
+        if row.get("damaged"):
+            raise DamagedFileError(row["damaged"])
+        if row.get("deaths"):
+            raise RepeatedDeathError
+        if lost:
+            lost.finished()
+        yield Part(**{field: row[field] for field in Part.__slots__})
 
 
 def run_in_worker(
@@ -305,3 +336,8 @@ def _build(given: Sequence[Plugin], label_names: tuple[str, ...]) -> None:
         names = [label_names] if plugin.plugin_type == "generator" else []
         plugins.build(plugin.plugin_type, plugin.kind, plugin.options, *names)
         note_progress()
+
+
+def count_blocks(num_parts: int, workers: int) -> int:
+    """Return the number of blocks of a stage: enough to keep all workers busy, none too small."""
+    return min(num_parts, max(4 * workers, num_parts // _PARTS_PER_BLOCK))

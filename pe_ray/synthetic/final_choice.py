@@ -21,6 +21,7 @@ from pe_ray.files.array_files import write_arrays
 from pe_ray.files.parts import Part, list_parts, write_part
 from pe_ray.files.storage import Location, delete_tree, open_fully
 from pe_ray.run import Run
+from pe_ray.runtime.cluster import use_ray
 from pe_ray.runtime.stages import PartWorker, Stage, fetch, run_stage
 from pe_ray.runtime.watchdog import exit_on_stall, note_progress
 from pe_ray.synthetic.population import Population, final_population
@@ -37,9 +38,7 @@ def choose_final(run: Run, population: Population, layout: LabelLayout) -> Popul
     layout: how many of each label are wanted. One Ray task for each label holds the features of the
     label's images.
     """
-    import ray
-
-    directory = run.directory
+    ray, directory = use_ray(), run.directory
     if not directory.final_ids.exists():
         features = directory.teacher / "embedding"
         stage = Stage(
