@@ -38,7 +38,7 @@ def choose_final(run: Run, population: Population, layout: LabelLayout) -> Popul
     layout: how many of each label are wanted. One Ray task for each label holds the features of the
     label's images.
     """
-    ray, directory = use_ray(), run.directory
+    directory = run.directory
     if not directory.final_ids.exists():
         features = directory.teacher / "embedding"
         stage = Stage(
@@ -51,7 +51,7 @@ def choose_final(run: Run, population: Population, layout: LabelLayout) -> Popul
         )
         run_stage(stage, run.config.resources)
         parts = [features / part.file for part in list_parts(features)]
-        task = ray.remote(num_cpus=run.config.resources.cpus_per_worker)(_choose_label)
+        task = use_ray().remote(num_cpus=run.config.resources.cpus_per_worker)(_choose_label)
         wanted = enumerate(layout.counts)
         tasks = [task.remote(run, parts, label, num) for label, num in wanted]
         ids = np.sort(np.concatenate([fetch(each) for each in tasks]))
