@@ -93,13 +93,14 @@ def draw_from_images(
     def draw(step: int) -> tuple[np.ndarray, np.ndarray]:
         random = np.random.default_rng(step)
         chosen = np.sort(random.integers(len(public.images), size=size))
-        images = np.array(public.images[chosen])
+        images = public.images.take(chosen)
         mirrored = random.integers(2, size=size) == 1
         if flip:
             images[mirrored] = images[mirrored, :, ::-1]
         return images, public.class_of[chosen]
 
-    return draw, public.images.shape[1:], public.classes
+    shape = options.image_shape
+    return draw, (shape.height, shape.width, shape.channels), public.classes
 
 
 def compute_loss(
