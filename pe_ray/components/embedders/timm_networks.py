@@ -83,7 +83,8 @@ class TimmOptions(NetworkOptions):
         from pe_ray.components.embedders.tiny_networks import save_timm
 
         file = save_timm(rehearsal.make_folder("timm"), self.model)
-        return self.model_copy(update={"model": file.stem, "weights": str(file)})
+        changes = {"model": file.stem, "weights": str(file), "layer": self.layer and 1}
+        return self.model_copy(update=changes | {"compile": False})
 
     def create(self, *, pretrained: bool) -> Any:
         """Return timm's network with its classifier; weights are random unless pretrained."""
@@ -132,7 +133,7 @@ class Timm:
             config = resolve_model_data_config(network)
             whole = {"crop_pct": 1.0, "crop_mode": "squash"}
             self._prepare: Any = create_transform(**{**config, **whole})
-            self._dim = options.measure(network)
+            self._dim, self._precision = options.measure(network), options.precision
             # In this layout a CPU takes half the time.
             self._place: dict[str, Any] = {
                 "device": pick_device(),
@@ -148,7 +149,7 @@ class Timm:
         """Return features, float32 [n, dim], of grey (repeated to RGB) or RGB images."""
         from pe_ray.components.inference import embed_in_chunks
 
-        return embed_in_chunks(self._features, images, self._dim)
+        return embed_in_chunks(self._features, images, self._dim, self._precision)
 
     def _features(self, images: Images) -> Any:
         import torch
