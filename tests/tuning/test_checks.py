@@ -108,7 +108,7 @@ def test_trials_have_no_teacher_to_label_what_all_vote_for(searched: dict[str, A
     searched["teacher"] = {"features": 4}
     searched["votes"] = {**searched.get("votes", {}), "across_labels": True}
     with pytest.raises(InputError, match=r"votes\.across_labels: .*trials have none"):
-        tune(search_of(searched))
+        tune(Search.from_dict(searched))
     assert not final(searched).exists()
 
 
