@@ -88,7 +88,6 @@ def test_a_bad_record_ends_a_search_before_anything_is_spent(
         ({"max_concurrent": 2, "strategy": {"kind": "compose", "full_trials": 1}}, "full_trials"),
         ({"trials": 3}, "tuning.trials: there is no such key"),
         ({"space": {"teacher.share": [0.5]}}, "teacher.share: can't be searched: trials have none"),
-        ({"space": {"votes.across_labels": [False, True]}}, "votes.across_labels: needs a teacher"),
         ({"generator": 1}, "allows 1 calls"),
     ],
 )
@@ -101,6 +100,14 @@ def test_bad_input_is_refused_before_anything_is_spent(
         searched["generator"] = service(changes["generator"], tmp_path)
     searched["tuning"] |= {key: value for key, value in changes.items() if key != "generator"}
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
+        tune(Search.from_dict(searched))
+    assert not final(searched).exists()
+
+
+def test_trials_have_no_teacher_to_label_what_all_vote_for(searched: dict[str, Any]) -> None:
+    searched["teacher"] = {"features": 4}
+    searched["votes"] = {**searched.get("votes", {}), "across_labels": True}
+    with pytest.raises(InputError, match=r"votes\.across_labels: .*trials have none"):
         tune(Search.from_dict(searched))
     assert not final(searched).exists()
 
