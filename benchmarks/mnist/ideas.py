@@ -40,6 +40,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "neighbors_1": {"votes": {"neighbors": 1}},
     "late": {"schedule.noise": 0.45},
     "label_features": {"embedder": {"kind": "label_features"}},
+    "joint": {"embedder": {"kind": "label_features", "pixels": 0.8}},
 }
 
 
@@ -64,7 +65,7 @@ def settings(file: Path, letters: str, records: int, row: str, seed: int) -> dic
     }
     sizes = [round(size * records / 60_000) for size in tree["schedule"]["num_samples"]]
     tree["schedule"] |= {"num_samples": sizes, "seed": seed}
-    tree["metrics"] = {"audit_where": {}, "audit": [{"kind": "cnn"}]}
+    tree["metrics"]["audit_where"] = {}
     tree["embedder"] = {"kind": "pixels", "size": 14, "blur": 1.0}
     tree |= {"teacher": None, "selection": {"denoise": "simplex"}}
     for key, value in ROWS[row].items():
@@ -88,13 +89,15 @@ def main() -> None:
         file = Path(name) / "letters.parquet"
         records = write_letters(options.data, options.letters, file)["train"]
         for row in options.rows:
-            found = []
+            found: dict[str, list[float]] = {}
             for seed in range(options.seeds):
                 config = Config.from_dict(settings(file, options.letters, records, row, seed))
                 with connect_to_ray(config.resources):
-                    found.append(100 * next(iter(evolve(config).audit().values())))
-            shown = ", ".join(f"{accuracy:.2f}" for accuracy in found)
-            print(f"| {row} | {shown} | {statistics.mean(found):.2f} |", flush=True)
+                    for name, value in evolve(config).audit().items():
+                        found.setdefault(name, []).append(value)
+            for name, values in found.items():
+                shown = ", ".join(f"{value:.4f}" for value in values)
+                print(f"| {row} | {name} | {shown} | {statistics.mean(values):.4f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -102,6 +102,9 @@ class RenderedTextOptions(GeneratorOptions):
     """Probability, per unit of degree, that a variation draws a new font."""
     text_change: float = Field(default=0.1, ge=0)
     """Probability, per unit of degree, that a variation draws a new string."""
+    placement_change: float = Field(default=1.0, ge=0, le=1)
+    """Share of the degree by which a variation moves size and offset. A small one keeps the place
+    that votes have found, where their ranges are wide."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -137,6 +140,7 @@ _GENES = (
 """Meaning of a genome's first numbers; [-1, 1] spans the option's range. The rest displaces the
 grid points, first to the right, then down, in units of `elastic`."""
 _NUM_GENES = len(_GENES) + 2 * _NODES**2
+_PLACEMENT = ("size", "offset_x", "offset_y")
 
 
 def _spline_table(num: int) -> Floats:
@@ -165,7 +169,8 @@ class RenderedText:
 
     An image is computed from a signed distance field of its text, so stroke width and blur are
     continuous and cheap. `degree` is the furthest that a gene moves, as a share of half its range:
-    0 changes nothing, 1 is about as wide as the initial draw.
+    0 changes nothing, 1 is about as wide as the initial draw. Size and offset move by
+    `placement_change` of it.
     """
 
     Options: ClassVar[type[GeneratorOptions]] = RenderedTextOptions
@@ -184,6 +189,8 @@ class RenderedText:
         self._faces = load_faces(options.fonts, texts, options.forms, self._cells)
         self._table = _spline_table(4096)
         self._coarse = _spline_table(_COARSE)
+        self._steps = np.ones(_NUM_GENES)
+        self._steps[[_GENES.index(name) for name in _PLACEMENT]] = options.placement_change
 
     def random(self, labels: Ints, seeds: Seeds) -> Rows:
         """Draw text, font and genome uniformly over their ranges."""
@@ -203,7 +210,7 @@ class RenderedText:
         # The row's font may not have a string that is new to the row.
         new_font = (drawn[:, 2] < degree * self._options.font_change) | (varied_text != text)
         drawn_font = self._draw_font(self._first_text[labels] + varied_text, drawn[:, 3])
-        moved = rows["genome"] + degree * (2.0 * drawn[:, 4:] - 1.0)
+        moved = rows["genome"] + degree * self._steps * (2.0 * drawn[:, 4:] - 1.0)
         genome = (np.abs((moved - 1.0) % 4.0 - 2.0) - 1.0).astype(np.float32)
         return self._render_rows(labels, varied_text, np.where(new_font, drawn_font, font), genome)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from tiny_text import DIGITS, assert_same, draw, make, seeds, take
 
-from pe_ray.components.generators.rendered_text import RenderedText, RenderedTextOptions
+from pe_ray.components.generators.rendered_text import _GENES, RenderedText, RenderedTextOptions
 from pe_ray.errors import InputError
 
 MIXED: dict[str, Any] = {
@@ -118,6 +118,16 @@ def test_variations_stray_further_with_degree() -> None:
     fresh = generator.random(rows["label"], seeds(400, 2))["image"].astype(np.float64)
     assert np.all(np.diff(distances) > 0)
     assert distances[-1] <= np.sqrt(((fresh - start) ** 2).mean(axis=(1, 2, 3))).mean() * 1.05
+
+
+def test_size_and_offset_move_by_their_share_of_the_degree() -> None:
+    generator = make(placement_change=0.2)
+    rows = draw(generator, 200)
+    moved = np.abs(generator.vary(rows, 0.5, seeds(200, 1))["genome"] - rows["genome"]).max(axis=0)
+    places = [_GENES.index(name) for name in ("size", "offset_x", "offset_y")]
+    others = np.delete(np.arange(len(moved)), places)
+    assert moved[places] == pytest.approx(0.1 * np.ones(3), rel=0.1)
+    assert moved[others] == pytest.approx(0.5 * np.ones(len(others)), rel=0.1)
 
 
 def test_ranges_hold_after_many_variations() -> None:
