@@ -224,7 +224,7 @@ def test_tokens_are_drawn_by_the_models_probabilities(language_model: str) -> No
     from pe_ray.components.generators.language_model import LanguageModel
 
     given = LanguageModelOptions(
-        kind="model", checkpoint=language_model, max_tokens=1, temperature=1.5
+        kind="model", checkpoint=language_model, max_tokens=1, temperature=0.5
     )
     num = 3000
     drawn = LanguageModel(given).write(["hi"] * num, row_seeds(1, "random", 0, np.arange(num)))
@@ -232,14 +232,15 @@ def test_tokens_are_drawn_by_the_models_probabilities(language_model: str) -> No
     network = AutoModelForCausalLM.from_pretrained(language_model)
     with torch.inference_mode():
         top = network(torch.tensor([tokenizer("hi").input_ids])).logits[0, -1].topk(50)
-    shares = torch.softmax(top.values / 1.5, 0).numpy()
+    shares: dict[str, float] = {}  # several tokens are half a letter, and read alike
+    for token, share in zip(top.indices, torch.softmax(top.values / 0.5, 0), strict=True):
+        text = tokenizer.decode([token])
+        shares[text] = shares.get(text, 0.0) + float(share)
+    likely = {text: share for text, share in shares.items() if share > 0.005}
+    assert len(likely) > 3
     counts = Counter(drawn)
-    texts = [tokenizer.decode([token]) for token in top.indices]
-    seen = np.array([counts[text] for text in texts])
-    likely = (shares > 0.01) & np.array([text.isascii() for text in texts])  # half a letter: �
-    assert likely.sum() > 3
-    errors = (seen - num * shares)[likely] / np.sqrt(num * shares * (1 - shares))[likely]
-    assert np.abs(errors).max() < 4.5
+    for text, share in likely.items():
+        assert abs(counts[text] - num * share) < 4.5 * (num * share * (1 - share)) ** 0.5
 
 
 def test_a_checkpoint_that_is_no_language_model_is_refused(tmp_path: Path) -> None:
