@@ -4,8 +4,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip
 BASE := .venv/.base
 INSTALLED := .venv/.installed
-# Two processes, each with its own Ray: tests wait for Ray more than they compute.
-PYTEST := $(BIN)/python -m pytest -n 2
+# Two processes, each with its own Ray: tests wait for Ray more than they compute. One thread each:
+# with one for each core, networks and searches of the two would wait for each other's threads.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2
 LOCK := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --no-annotate
 
 .PHONY: install demo test test-all lint docs wheel lock bench bench-natural gpu clean
