@@ -117,8 +117,9 @@ def _measure_teacher(
         right.append(teacher.predict(batch.images) == batch.labels)
         note_progress()
     scores = {"public/accuracy_teacher": float(np.concatenate(right).mean())}
-    chosen = run.config.teacher is not None and run.config.teacher.keep is not None
-    differing = [m for m in public.metrics if chosen or getattr(m.options, "least_labels", 0)]
+    chose = run.config.teacher is not None and run.config.teacher.keep is not None
+    labelled = [getattr(metric.options, "least_labels", 0) > 0 for metric in public.metrics]
+    differing = [m for m, reads in zip(public.metrics, labelled, strict=True) if chose or reads]
     if differing:
         final = public.model_copy(update={"metrics": tuple(differing)})
         made = _compute_scores(run.config, final, population, teacher)
