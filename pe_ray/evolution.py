@@ -137,10 +137,10 @@ def iterate(run: Run, door: Door) -> Iterator[Population]:
         features, moments = learn_features(run, population), moments_layout(run)
         sums = door.sums("teacher", features, moments)
         solve_teacher(run, sums)
-        score_teacher(run, population)
         if run.config.teacher.keep is not None:
             chosen = apportion(run.config.teacher.keep, fractions)
             population = choose_final(run, population, chosen)
+        score_teacher(run, population)
     export(run, population, run.directory.synthetic)
 
 

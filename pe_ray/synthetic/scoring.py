@@ -91,7 +91,8 @@ def score_population(run: Run, population: Population) -> dict[str, float]:
 def score_teacher(run: Run, population: Population) -> None:
     """Measure how often the teacher is right on the public images, if they have labels.
 
-    Metrics that read labels score S_T with the teacher's, too: that is the final set.
+    Score the final set, too, by all metrics that it can differ in from S_T: by those that read
+    labels, which are the teacher's; where the teacher chose its images, by all.
     """
     public, file = run.config.metrics.public, run.directory.teacher_scores
     if public is None or public.label_column is None:
@@ -116,9 +117,11 @@ def _measure_teacher(
         right.append(teacher.predict(batch.images) == batch.labels)
         note_progress()
     scores = {"public/accuracy_teacher": float(np.concatenate(right).mean())}
-    reading = [m for m in public.metrics if getattr(m.options, "least_labels", 0)]
-    if reading:
-        final = public.model_copy(update={"metrics": tuple(reading)})
+    chose = run.config.teacher is not None and run.config.teacher.keep is not None
+    labelled = [getattr(metric.options, "least_labels", 0) > 0 for metric in public.metrics]
+    differing = [m for m, reads in zip(public.metrics, labelled, strict=True) if chose or reads]
+    if differing:
+        final = public.model_copy(update={"metrics": tuple(differing)})
         made = _compute_scores(run.config, final, population, teacher)
         scores |= {f"{name}/final_set": s for name, s in made.items() if math.isfinite(s)}
     return scores
@@ -158,7 +161,7 @@ def _compute_scores(
 ) -> dict[str, float]:
     ids = evenly_spaced(population.layout.num_samples, public.max_images)
     options = config.generator_at(population.iteration).options
-    rows = read_population(population.directory, ids, options)
+    rows = read_population(population.directory, population.find_rows(ids), options)
     table = reference_table(config, public)
     reference = read_images(table, config.framing, public.max_images)
     labels = rows["label"] if teacher is None else teacher.predict(rows["image"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from verified import differing
 
-from pe_ray import Config, InputError, evolve, expand, label_images
+from pe_ray import Config, InputError, evolve, expand, label_images, save_images
+from pe_ray.components.metrics.distance_metrics import FrechetDistance
 from pe_ray.files.array_files import read_arrays, write_arrays
 from pe_ray.synthetic.final_choice import herd
 from pe_ray.synthetic.population import Population
@@ -69,6 +72,21 @@ def test_the_teacher_keeps_its_share_of_each_label(
     others = np.setdiff1d(np.arange(40), kept)[: len(kept)]
     write_arrays(run / "teacher" / "kept.npz", {"ids": others})
     assert differing(run)
+
+
+def test_what_is_kept_is_scored(
+    ray_session: None, choosing: dict[str, Any], tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (30, 12, 12), dtype=np.uint8)
+    public = save_images(list(noise), tmp_path / "public.parquet", [str(n % 10) for n in range(30)])
+    choosing["metrics"]["public"] = {"data": str(public), "metrics": ["frechet"]}
+    run = Path(str(evolve(Config.from_dict(choosing))))
+    cells = [np.asarray(Image.open(io.BytesIO(image))) for image in images_of(run / "synthetic")]
+    kept, labels = np.stack(cells)[..., None], np.zeros(len(cells), np.int32)
+    metric = FrechetDistance(FrechetDistance.Options())
+    (expected,) = metric.score(kept, labels, noise[..., None], labels).values()
+    scores = json.loads((run / "scores" / "teacher.json").read_text())
+    assert scores["public/frechet_distance/pixels/final_set"] == pytest.approx(expected)
 
 
 def test_the_surest_are_kept(ray_session: None, choosing: dict[str, Any], tmp_path: Path) -> None:
