@@ -49,14 +49,14 @@ def test_workers_are_those_of_the_resources(resources: dict[str, Any], workers: 
     ("samples", "smooth", "records", "warned"),
     [
         (1000, 1, 100_000, False),
-        (100_000, 1, 100_000, True),  # a vote each
-        (100_000, 1024, 100_000, False),
-        (1000, 1, 1000, True),
+        (1_000_000, 1, 100_000, True),  # a tenth of a vote each
+        (1_000_000, 1024, 100_000, False),
+        (1000, 1, 100, True),
         (1000, 1, None, False),  # 10,000 by delta
         (100_000, 1, None, True),
     ],
 )
-def test_votes_below_their_noise_are_warned_of(
+def test_votes_far_below_their_noise_are_warned_of(
     short: dict[str, Any], samples: int, smooth: int, records: int | None, warned: bool
 ) -> None:
     short["schedule"]["num_samples"] = [samples, 40]
