@@ -36,10 +36,7 @@ from PIL import Image
 from benchmarks.dpimagebench.data_sets import DATA_SETS, DataSet
 from benchmarks.dpimagebench.training import RECIPES, Images, Labels, Recipe, train_and_test
 from pe_ray import Config, InputError, evolve
-from pe_ray.files.storage import Location, expand_home
-from pe_ray.private.evaluation import audit
-from pe_ray.release.evidence import open_run
-from pe_ray.release.ledger import Ledger
+from pe_ray.files.storage import expand_home
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 NUM_IMAGES, NUM_TRAIN = 60_000, 55_000
@@ -105,18 +102,14 @@ def configure(
     return Config.from_yaml(pipeline, [*given.set, *set_by_us])
 
 
-def read_images(source: Location) -> tuple[Images, Labels]:
-    """Decode the images of a parquet file or folder; uint8 [n, h, w, c] and labels."""
-    rows = pq.read_table(str(source), columns=["image", "label"])
-    images = np.stack(
-        [
-            np.asarray(Image.open(BytesIO(cell["bytes"] if isinstance(cell, dict) else cell)))
-            for cell in rows["image"].to_pylist()
-        ]
-    )
-    if images.ndim == 3:
-        images = images[..., None]
-    return images, np.array(rows["label"].to_pylist(), dtype=np.int64)
+def read_images(file: Path) -> tuple[Images, Labels]:
+    """Decode the images of a parquet file; uint8 [n, h, w, c] and labels, int64 [n]."""
+    rows = pq.read_table(file)
+    cells = rows["image"].to_pylist()
+    contents = [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
+    images = np.stack([np.asarray(Image.open(BytesIO(content))) for content in contents])
+    labels = np.array(rows["label"].to_pylist(), dtype=np.int64)
+    return images[..., None] if images.ndim == 3 else images, labels
 
 
 def score_run(
@@ -133,8 +126,9 @@ def score_run(
     run = evolve(config)
     seconds = time.monotonic() - started
     folder.mkdir(parents=True, exist_ok=True)
-    distances = _keep(folder / "distances.json", lambda: audit(open_run(str(run))))
-    synthetic = read_images(run / "synthetic")
+    distances = _keep(folder / "distances.json", run.audit)
+    images, labels = run.synthetic.to_numpy()
+    synthetic = images, labels.astype(np.int64)
     if synthetic[0].shape[1:] != test[0].shape[1:]:
         raise InputError(
             f"generator.image_size: makes {synthetic[0].shape[1:]}, but the test images are "
@@ -158,8 +152,8 @@ def score_run(
     }
     for state in folder.glob("*.pt"):
         state.unlink()
-    epsilon = Ledger.open(run / "ledger.sqlite").spent()
-    kept = _keep(folder / "run.json", lambda: {"seconds": round(seconds), "epsilon_spent": epsilon})
+    about = {"seconds": round(seconds), "epsilon_spent": run.ledger["epsilon"]}
+    kept = _keep(folder / "run.json", lambda: about)
     return {"networks": networks, "distances": distances, **kept}
 
 

@@ -109,6 +109,7 @@ def test_a_training_that_was_killed_ends_as_an_undisturbed_one(
     assert undisturbed["test"] > 80
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_table_and_continues(
     bench: ModuleType, ray_session: None, tmp_path: Path
 ) -> None:
