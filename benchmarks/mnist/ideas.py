@@ -41,6 +41,11 @@ ROWS: dict[str, dict[str, Any]] = {
     "late": {"schedule.noise": 0.45},
     "label_features": {"embedder": {"kind": "label_features"}},
     "joint": {"embedder": {"kind": "label_features", "pixels": 0.8}},
+    "before": {
+        "embedder": {"kind": "label_features"},
+        "generator.placement_change": 1.0,
+        "schedule.degrees": [0.6, 0.45, 0.35, 0.45],
+    },
 }
 
 
