@@ -73,7 +73,7 @@ def families(task: Task) -> Iterator[Row]:
         draw_families(files[1], float(deadline))
         if other.wait():
             raise SystemExit("the process without a card failed")
-        here, there = (np.load(file) for file in files)
+        here, there = (np.load(file, allow_pickle=False) for file in files)
         for key in here.files:
             if key not in there.files:
                 continue

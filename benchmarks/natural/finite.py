@@ -72,7 +72,7 @@ def embed(folder: Path, name: str, images: Floats, model: str) -> Floats:
         file = folder / f"{name}-{model}-{start:06d}.npy"
         if not file.exists():
             np.save(file, embedder.embed(images[start : start + 1000]).astype(np.float16))
-        made.append(np.load(file))
+        made.append(np.load(file, allow_pickle=False))
     return np.concatenate(made).astype(np.float32)
 
 

@@ -270,17 +270,19 @@ def test_what_may_not_be_published_is_refused(
     shutil.rmtree(run / "populations" / "iter=0000")
     with pytest.raises(InputError, match="not finished"):
         publish(run, tmp_path / "set")
-    monkeypatch.setattr(Ledger, "spent", lambda *_: float("inf"))
+    monkeypatch.setattr(Ledger, "spent", lambda *_, **__: float("inf"))
     with pytest.raises(InputError, match="no noise"):
         publish(finished, tmp_path / "set")
     assert not (tmp_path / "set").exists()
 
 
 def test_a_folder_of_something_else_is_left_as_it_is(finished: Path, tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("kept")
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("kept")
     with pytest.raises(InputError, match=r"^--output: .* is not empty"):
-        publish(finished, tmp_path)
-    assert read_all(tmp_path) == {"notes.txt": b"kept"}
+        publish(finished, folder)
+    assert read_all(folder) == {"notes.txt": b"kept"}
 
 
 KILLED = """

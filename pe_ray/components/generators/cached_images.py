@@ -85,7 +85,9 @@ class CachedImages:
             lambda number, folder: _write(folder, table, slices[number], framing),
         )
         self.images = PartedArray([folder / "images.npy" for folder in made])
-        names = np.concatenate([np.load(folder / "names.npy") for folder in made])
+        names = np.concatenate(
+            [np.load(folder / "names.npy", allow_pickle=False) for folder in made]
+        )
         classes, class_of = np.unique(names, return_inverse=True)
         self.classes: list[str] = classes.tolist()
         self.class_of: NDArray[np.int32] = class_of.astype(np.int32)
