@@ -35,7 +35,7 @@ from pe_ray.components.generators.improved_diffusion import (
     make_unet,
 )
 from pe_ray.files.parts import commit
-from pe_ray.run import Run
+from pe_ray.run_context import RunContext
 from pe_ray.runtime.run_directory import on_disk
 from pe_ray.synthetic.variation import PopulationWorker
 
@@ -116,7 +116,7 @@ def bare(
 
 def in_pipeline(config: Config, folder: Path, iteration: int, rows: int, part: int) -> None:
     """Make and write a population: random draws for iteration 0, variations of those for 1."""
-    run = Run(config=config, directory=on_disk(folder / "run"), embedder=config.embedder)
+    run = RunContext(config=config, directory=on_disk(folder / "run"), embedder=config.embedder)
     directory = run.directory.population(iteration)
     directory.mkdir(parents=True, exist_ok=True)
     worker = PopulationWorker(run, iteration)

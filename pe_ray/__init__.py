@@ -9,7 +9,7 @@ from pe_ray.config import Config
 from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.errors import BudgetError, FaultError, InputError, RecordError
 from pe_ray.files.storage import GivenPath, Location
-from pe_ray.result import ImageSet, Result
+from pe_ray.run import ImageSet, Run
 from pe_ray.runtime.events import Event, Listener, listening, log_to_stderr
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ __all__ = [
     "InputError",
     "RecordError",
     "ResourcesConfig",
-    "Result",
+    "Run",
     "Search",
     "evolve",
     "expand",
@@ -44,7 +44,7 @@ def __getattr__(name: str) -> Any:
     return Search
 
 
-def evolve(config: Config, on_event: Listener | None = None) -> Result:
+def evolve(config: Config, on_event: Listener | None = None) -> Run:
     """Run Private Evolution, or continue it; return the run (see pe_ray.evolution).
 
     on_event: is called with each `Event` of the run. Lines of the log go to standard error where
@@ -55,10 +55,10 @@ def evolve(config: Config, on_event: Listener | None = None) -> Result:
     if not isinstance(config, Config):
         raise InputError(f"config: {_WRONG.format(type(config).__name__, 'Config', 'Config')}")
     log_to_stderr()
-    return Result(run(config, on_event), config.resources)
+    return Run.open(run(config, on_event), config.resources)
 
 
-def tune(search: Search, on_event: Listener | None = None) -> Result:
+def tune(search: Search, on_event: Listener | None = None) -> Run:
     """Search hyperparameters inside the privacy budget, then run; return the final run.
 
     search: as `Search.from_yaml(PATH)` reads it (docs/tuning.md). The run's `search` says how it
@@ -71,7 +71,7 @@ def tune(search: Search, on_event: Listener | None = None) -> Result:
         raise InputError(f"search: {_WRONG.format(type(search).__name__, 'Search', 'Search')}")
     log_to_stderr()
     with listening(on_event):
-        return Result(run(search).path, search.config.resources)
+        return Run.open(run(search).path, search.config.resources)
 
 
 _WRONG = "is a {}; give a {}, as {}.from_yaml(PATH) or from_dict(TREE) makes it"
@@ -88,8 +88,8 @@ def expand(
     drop_failed: bool = False,
     drop_near_duplicates: float = 0.0,
 ) -> ImageSet:
-    """Stream further variations of a run's final set (see `Result.expand`)."""
-    return Result(run, resources).expand(
+    """Stream further variations of a run's final set (see `Run.expand`)."""
+    return Run.open(run, resources).expand(
         num_samples,
         output,
         form,

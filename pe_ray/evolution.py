@@ -22,7 +22,7 @@ from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_copy import update_copy
 from pe_ray.release.releases import GENERATOR
 from pe_ray.release.reservation import reserve, settle
-from pe_ray.run import Run
+from pe_ray.run_context import RunContext
 from pe_ray.runtime.cluster import connect_on_demand
 from pe_ray.runtime.events import Event, Listener, announce, emit, listening
 from pe_ray.runtime.run_directory import claim_directory, require_disk
@@ -91,7 +91,7 @@ def _try_late_parts(config: Config) -> None:
     try_export(config)
 
 
-def complete(run: Run, open_door: Callable[[], Door]) -> None:
+def complete(run: RunContext, open_door: Callable[[], Door]) -> None:
     """Make all of a run that is missing. What turns out to be damaged is made again.
 
     A run that was complete before is read as a whole to find out whether it is damaged.
@@ -113,7 +113,7 @@ def complete(run: Run, open_door: Callable[[], Door]) -> None:
             parse_location(error.file).unlink(missing_ok=True)
 
 
-def iterate(run: Run, door: Door) -> Iterator[Population]:
+def iterate(run: RunContext, door: Door) -> Iterator[Population]:
     """Yield S_0, S_1, ..., S_T, each when it is complete; then write the final set."""
     discard_other_scores(run)
     fractions = label_fractions(run.config) or fractions_of(door.label_counts())
@@ -144,7 +144,7 @@ def iterate(run: Run, door: Door) -> Iterator[Population]:
     export(run, population, run.directory.synthetic)
 
 
-def _tell(run: Run, population: Population, scores: Mapping[str, float]) -> None:
+def _tell(run: RunContext, population: Population, scores: Mapping[str, float]) -> None:
     t = population.iteration
     found = "".join(f", {name} {value:.4g}" for name, value in scores.items())
     event = Event(kind="population", name="population", iteration=t, values=scores)

@@ -18,7 +18,7 @@ from pe_ray.files.png import encode_png
 from pe_ray.files.storage import GivenPath, Location, atomic_write, resolve_place
 from pe_ray.plugins.spelling import did_you_mean
 from pe_ray.release.evidence import open_run
-from pe_ray.run import Run
+from pe_ray.run_context import RunContext
 from pe_ray.runtime.cluster import connect_on_demand
 from pe_ray.runtime.named_files import require_same_files
 from pe_ray.runtime.run_directory import check_output, others_cant_write, require_disk
@@ -104,7 +104,7 @@ def expand(
 
 
 def _count_labels(
-    run: Run, population: Population, per_label: Mapping[str, int], num_samples: int | None
+    run: RunContext, population: Population, per_label: Mapping[str, int], num_samples: int | None
 ) -> tuple[int, ...]:
     """Return the rows of each label; InputError where one can't have as many."""
     if num_samples is not None:
@@ -120,7 +120,7 @@ def _count_labels(
     return tuple(per_label.get(label, 0) for label in run.labels)
 
 
-def _grow(steps: Steps, num_rows: int, run: Run) -> Steps:
+def _grow(steps: Steps, num_rows: int, run: RunContext) -> Steps:
     """Return the steps of an expansion that is to have `num_rows`."""
     held = steps[-1][0] if steps else 0
     if num_rows < held:
@@ -147,7 +147,7 @@ def _list_requests(steps: Steps) -> list[Request]:
     return [{"start": start, "stop": stop, "number": number} for number, (start, stop) in ranges]
 
 
-def _measure_row(run: Run, population: Population) -> float:
+def _measure_row(run: RunContext, population: Population) -> float:
     """Return the mean bytes of some images as PNG; formats add a little of their own."""
     ids = evenly_spaced(population.layout.num_samples, _MEASURED_IMAGES)
     options = run.config.generator_at(population.iteration).options

@@ -21,7 +21,7 @@ from pe_ray.files.image_shards import list_shards, split_shards
 from pe_ray.files.image_tables import ImageTable, TableSlice
 from pe_ray.files.storage import GivenPath, Location, atomic_write, require_writable, resolve_place
 from pe_ray.release.evidence import open_run
-from pe_ray.run import Run
+from pe_ray.run_context import RunContext
 from pe_ray.runtime.cluster import connect_to_ray
 from pe_ray.runtime.progress import Progress
 from pe_ray.runtime.stages import map_in_workers
@@ -98,7 +98,7 @@ def label_images(
     return place
 
 
-def _label_slice(run: Run, table: ImageTable, part: TableSlice) -> Labelled:
+def _label_slice(run: RunContext, table: ImageTable, part: TableSlice) -> Labelled:
     teacher = load_teacher(run)
     assert teacher is not None
     labels, scores = [], []

@@ -29,7 +29,7 @@ from pe_ray.planning import label_fractions
 from pe_ray.private.record_embeddings import EmbeddedRecords, open_records
 from pe_ray.private.votes import bounded_votes, nearest_samples
 from pe_ray.release.releases import Votes
-from pe_ray.run import Run
+from pe_ray.run_context import RunContext
 from pe_ray.runtime.run_directory import on_disk
 from pe_ray.synthetic.embedding import embed
 from pe_ray.synthetic.learnt_embedder import prepare_run
@@ -171,7 +171,7 @@ def _write(file: Path, table: pa.Table) -> None:
     atomic_write(file, sink.getvalue())
 
 
-def embed_canaries(run: Run, file: Path) -> NDArray[np.float32]:
+def embed_canaries(run: RunContext, file: Path) -> NDArray[np.float32]:
     """Embed a canary file's records, in order, as a run does; float32 [records, d]."""
     config = run.config
     records = open_records(
@@ -185,7 +185,7 @@ def embed_canaries(run: Run, file: Path) -> NDArray[np.float32]:
 
 
 def _choices(
-    run: Run,
+    run: RunContext,
     population: Population,
     features: NDArray[np.float32],
     labels: NDArray[np.int32],
@@ -199,7 +199,10 @@ def _choices(
 
 
 def canary_votes(
-    run: Run, canaries: Canaries, features: NDArray[np.float32], populations: Sequence[Population]
+    run: RunContext,
+    canaries: Canaries,
+    features: NDArray[np.float32],
+    populations: Sequence[Population],
 ) -> list[CanaryVotes]:
     """Work out from the released populations what each canary votes for at each iteration.
 

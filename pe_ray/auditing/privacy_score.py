@@ -51,7 +51,7 @@ from pe_ray.private.votes import cast_votes, nearest_samples
 from pe_ray.release.door import open_records
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.releases import Votes, votes_key
-from pe_ray.run import Run
+from pe_ray.run_context import RunContext
 from pe_ray.runtime.cluster import connect_to_ray
 from pe_ray.runtime.named_files import require_same_files
 from pe_ray.runtime.run_directory import on_disk
@@ -69,7 +69,7 @@ _MOST_LISTED = 20  # near-copies
 
 
 def score_privacy(
-    run: Run, num_units: int = NUM_UNITS, *, lookahead: bool = True
+    run: RunContext, num_units: int = NUM_UNITS, *, lookahead: bool = True
 ) -> dict[str, Any]:
     """Compare a finished run with records that voted and with held-out ones; see docs/metrics.md.
 
@@ -97,7 +97,7 @@ def score_privacy(
         return _score(prepare_run(config, run.directory), Path(folder), num_units, lookahead)
 
 
-def _score(run: Run, folder: Path, num_units: int, lookahead: bool) -> dict[str, Any]:
+def _score(run: RunContext, folder: Path, num_units: int, lookahead: bool) -> dict[str, Any]:
     config, ledger = run.config, Ledger.open(run.directory.ledger)
     populations = [open_population(run.directory, t) for t in range(config.schedule.iterations + 1)]
     first, last = (_embed(run, populations[t], folder, 0) for t in (0, -1))
@@ -167,7 +167,7 @@ def _require_units(member: Members) -> None:
         )
 
 
-def _open_held_out(run: Run) -> PrivateRecords:
+def _open_held_out(run: RunContext) -> PrivateRecords:
     """Open the held-out records; an error names the key that chose them."""
     metrics = run.config.metrics
     field = "metrics.audit_where" if metrics.audit_data is None else "metrics.audit_data"
@@ -177,7 +177,9 @@ def _open_held_out(run: Run) -> PrivateRecords:
         raise InputError(f"{field}: read as {error}") from None
 
 
-def _embed(run: Run, population: Population, folder: Path, lookahead: int) -> list[EmbeddingPart]:
+def _embed(
+    run: RunContext, population: Population, folder: Path, lookahead: int
+) -> list[EmbeddingPart]:
     """Embed a population outside the run directory."""
     update = {"lookahead": lookahead, "reuse_lookahead": False}
     votes = run.config.votes.model_copy(update=update)
@@ -187,7 +189,7 @@ def _embed(run: Run, population: Population, folder: Path, lookahead: int) -> li
 
 
 def _follow_votes(
-    run: Run,
+    run: RunContext,
     records: PrivateRecords,
     sample: Sequence[EmbeddedRecords],
     populations: Sequence[Population],

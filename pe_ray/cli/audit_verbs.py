@@ -34,7 +34,7 @@ from pe_ray.files.storage import expand_home
 
 if TYPE_CHECKING:
     from pe_ray.auditing.game import Verdict
-    from pe_ray.run import Run
+    from pe_ray.run_context import RunContext
 
 
 def add_verbs(verb: AddVerb) -> None:
@@ -131,7 +131,7 @@ def _read_metric(text: str, config: Config) -> Plugin:
     return metric
 
 
-def _print_score(run: Run, options: argparse.Namespace) -> None:
+def _print_score(run: RunContext, options: argparse.Namespace) -> None:
     from pe_ray.auditing.privacy_score import NUM_UNITS, score_privacy
 
     num_units = NUM_UNITS if options.num_records is None else options.num_records

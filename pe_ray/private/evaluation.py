@@ -19,13 +19,13 @@ from pe_ray.files.image_batches import read_images
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.files.parts import require_whole
 from pe_ray.private.records import private_table
-from pe_ray.run import Run
+from pe_ray.run_context import RunContext
 from pe_ray.synthetic.population import final_population
 from pe_ray.synthetic.population_files import read_population
 from pe_ray.synthetic.teacher import load_teacher
 
 
-def audit(run: Run) -> dict[str, float]:
+def audit(run: RunContext) -> dict[str, float]:
     """Score a finished run's final population against private (or `audit_data`) records.
 
     Guarantee: none; the scores are not private (see the module).

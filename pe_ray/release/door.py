@@ -26,7 +26,7 @@ from pe_ray.release.aggregator import answer, create_aggregator
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_copy import update_copy
 from pe_ray.release.releases import LABEL_COUNTS, Votes, votes_key
-from pe_ray.run import Run
+from pe_ray.run_context import RunContext
 from pe_ray.runtime.cluster import use_ray
 from pe_ray.runtime.events import Event, emit
 from pe_ray.synthetic.embedding import Embedding
@@ -48,7 +48,7 @@ class Door:
 
     def __init__(
         self,
-        run: Run,
+        run: RunContext,
         ledger: Ledger,
         releases: Sequence[Release],
         *,

@@ -30,7 +30,7 @@ from pe_ray.files.storage import (
 )
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.releases import GENERATOR, LABEL_COUNTS, votes_key
-from pe_ray.run import Run
+from pe_ray.run_context import RunContext
 from pe_ray.runtime.run_directory import (
     LEDGER,
     WEIGHTS_FILE,
@@ -41,15 +41,15 @@ from pe_ray.runtime.run_directory import (
 )
 
 
-def open_run(path: GivenPath) -> Run:
+def open_run(path: GivenPath) -> RunContext:
     """Open an existing run directory, with `resources` at their defaults.
 
     The ledger of a run in a store is the copy that lies in the store. Raises InputError where
     `path` is no run directory, or its config.yaml isn't the one that the ledger recorded. Ledgers
     of the former version recorded none.
 
-    Guarantee: neither this nor what is done with the Run imports a plugin that is not built in,
-    unless this process has loaded it before or `plugins.trust_plugins` holds.
+    Guarantee: neither this nor what is done with the RunContext imports a plugin that is not built
+    in, unless this process has loaded it before or `plugins.trust_plugins` holds.
     """
     place = resolve_place(path, "run")
     with io_errors_as_input_errors("run", place):
@@ -70,7 +70,7 @@ def open_run(path: GivenPath) -> Run:
                 f"{directory.config}: isn't the configuration that {LEDGER} belongs to; restore it "
                 "from a copy, or repeat the `pe-ray run` command"
             )
-        return Run(config=config, directory=directory, embedder=config.embedder)
+        return RunContext(config=config, directory=directory, embedder=config.embedder)
 
 
 def record_config(ledger: Ledger, directory: RunDirectory, config: Config) -> None:

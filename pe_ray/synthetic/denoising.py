@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pe_ray.config import Config
 from pe_ray.config.blocks import SelectionSettings
 from pe_ray.plugins import Denoiser, load
-from pe_ray.run import Run
+from pe_ray.run_context import RunContext
 from pe_ray.synthetic.smoothing import NoisyVotes, smooth_votes
 from pe_ray.values import LabelLayout, NoisyHistogram
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # `pe-ray verify` imports this module where there is no Ray
 Weights = NDArray[np.float64]
 
 
-def denoise(run: Run, embedding: Embedding, histogram: NoisyHistogram) -> Weights:
+def denoise(run: RunContext, embedding: Embedding, histogram: NoisyHistogram) -> Weights:
     """Return the weights of all samples that were voted on, float64 [num_samples].
 
     Each label's votes are averaged over near samples first, as `selection.smooth` says. The weights

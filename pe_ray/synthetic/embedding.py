@@ -30,7 +30,7 @@ from pe_ray.files.parts import (
 from pe_ray.files.storage import Location, atomic_write, delete_tree
 from pe_ray.plugins import Embedder, Rows, build
 from pe_ray.plugins.seeds import row_seeds
-from pe_ray.run import Run
+from pe_ray.run_context import RunContext
 from pe_ray.runtime.stages import PartWorker, Stage, run_stage
 from pe_ray.synthetic.batching import BatchedGenerator
 from pe_ray.synthetic.embedding_files import EmbeddingPart
@@ -46,7 +46,7 @@ class Embedding:
     It is made when its parts are first asked for: votes that were released before need none.
     """
 
-    run: Run
+    run: RunContext
     population: Population
 
     @property
@@ -95,7 +95,7 @@ class Embedding:
         delete_tree(directory)
 
 
-def embed(run: Run, population: Population) -> Embedding:
+def embed(run: RunContext, population: Population) -> Embedding:
     """Describe the embedding of S_(t-1) that the records vote by (Algorithm 2, line 3)."""
     return Embedding(run=run, population=population)
 
@@ -103,7 +103,7 @@ def embed(run: Run, population: Population) -> Embedding:
 class EmbeddingWorker(PartWorker):
     """Makes parts of the embedding for the votes of `iteration`."""
 
-    def __init__(self, run: Run, iteration: int, population: Location) -> None:
+    def __init__(self, run: RunContext, iteration: int, population: Location) -> None:
         self._run, self._iteration, self._population = run, iteration, population
         embedder = run.embedder
         self._embedder: Embedder = build("embedder", embedder.kind, embedder.options)
@@ -162,7 +162,7 @@ def _by_sample(draws: list[Rows], ids: NDArray[np.int64]) -> Rows:
     return merged | {"id": parents * len(draws) + copies, "parent": parents}
 
 
-def embed_while_varying(run: Run, iteration: int) -> Callable[[], EmbeddingWorker] | None:
+def embed_while_varying(run: RunContext, iteration: int) -> Callable[[], EmbeddingWorker] | None:
     """Return the maker of a worker that embeds S_(iteration-1) while it is made.
 
     None where the workers that make it hold another generator than the lookahead needs.

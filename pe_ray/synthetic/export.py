@@ -16,7 +16,7 @@ from pe_ray.files.png import encode_png
 from pe_ray.files.storage import Location
 from pe_ray.plugins import load
 from pe_ray.plugins.seeds import row_seeds
-from pe_ray.run import Run
+from pe_ray.run_context import RunContext
 from pe_ray.runtime.stages import PartWorker, Request, Stage, run_stage
 from pe_ray.runtime.threads import map_in_threads
 from pe_ray.synthetic.batching import BatchedGenerator
@@ -38,7 +38,7 @@ class Expansion:
 
 
 def export(
-    run: Run,
+    run: RunContext,
     population: Population,
     directory: Location,
     expansion: Expansion | None = None,
@@ -94,7 +94,7 @@ class ExportWorker(PartWorker):
 
     def __init__(
         self,
-        run: Run,
+        run: RunContext,
         population: Population,
         directory: Location,
         expansion: Expansion | None,

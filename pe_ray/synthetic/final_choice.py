@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pe_ray.files.array_files import write_arrays
 from pe_ray.files.parts import Part, list_parts, write_part
 from pe_ray.files.storage import Location, delete_tree, open_fully
-from pe_ray.run import Run
+from pe_ray.run_context import RunContext
 from pe_ray.runtime.cluster import use_ray
 from pe_ray.runtime.stages import PartWorker, Stage, fetch, run_stage
 from pe_ray.runtime.watchdog import exit_on_stall, note_progress
@@ -32,7 +32,7 @@ from pe_ray.values import LabelLayout
 Floats = NDArray[np.float32]
 
 
-def choose_final(run: Run, population: Population, layout: LabelLayout) -> Population:
+def choose_final(run: RunContext, population: Population, layout: LabelLayout) -> Population:
     """Return the samples of S_T that form the final set; they are chosen unless that is done.
 
     layout: how many of each label are wanted. One Ray task for each label holds the features of the
@@ -63,7 +63,7 @@ def choose_final(run: Run, population: Population, layout: LabelLayout) -> Popul
 class _FeatureWorker(PartWorker):
     """Writes the teacher's features of S_T, each with a digest of its image."""
 
-    def __init__(self, run: Run, population: Population, directory: Location) -> None:
+    def __init__(self, run: RunContext, population: Population, directory: Location) -> None:
         self._run, self._population, self._directory = run, population, directory
         self._teacher = Teacher(run)
 
@@ -89,7 +89,9 @@ def _encode(rows: NDArray[Any]) -> bytes:
     return sink.getvalue()
 
 
-def _choose_label(run: Run, parts: Sequence[Location], label: int, num: int) -> NDArray[np.int64]:
+def _choose_label(
+    run: RunContext, parts: Sequence[Location], label: int, num: int
+) -> NDArray[np.int64]:
     """Return the ids of `num` images of a label, or of all, if there are fewer."""
     assert run.config.teacher is not None
     weights, means = read_weights(run)

@@ -25,7 +25,7 @@ from pe_ray.files.images import resize
 from pe_ray.files.storage import Location
 from pe_ray.plugins import Embedder, Images, build
 from pe_ray.plugins.seeds import row_seeds
-from pe_ray.run import Run
+from pe_ray.run_context import RunContext
 from pe_ray.runtime.events import announce
 from pe_ray.runtime.named_files import FEATURES
 from pe_ray.runtime.run_directory import RunDirectory
@@ -37,7 +37,7 @@ from pe_ray.values import ImageShape
 _CHUNK = 1024  # images drawn between two signs of life
 
 
-def prepare_run(config: Config, directory: RunDirectory) -> Run:
+def prepare_run(config: Config, directory: RunDirectory) -> RunContext:
     """Return the run of `config` in `directory`; its embedders are learnt first where they have to.
 
     What is learnt stays in the run directory, so it is learnt once. Needs a connected Ray.
@@ -58,7 +58,7 @@ def prepare_run(config: Config, directory: RunDirectory) -> Run:
         embedder = _whiten(config, directory, "embedder", embedder)
     if config.teacher is not None and config.teacher.embedder is not None:
         _whiten(config, directory, "teacher.embedder", config.teacher.whitened)
-    return Run(config=config, directory=directory, embedder=embedder)
+    return RunContext(config=config, directory=directory, embedder=embedder)
 
 
 def locate_whitened(config: Config, directory: RunDirectory, embedder: Plugin) -> Plugin:

@@ -12,7 +12,7 @@ from pe_ray.errors import InputError
 from pe_ray.files.array_files import read_arrays
 from pe_ray.files.parts import read_manifest
 from pe_ray.files.storage import Location
-from pe_ray.run import Run
+from pe_ray.run_context import RunContext
 from pe_ray.values import LabelLayout, NoisyHistogram
 
 
@@ -105,7 +105,7 @@ def read_layout(directory: Location) -> LabelLayout | None:
     return LabelLayout(counts=tuple(counts))
 
 
-def final_population(run: Run) -> Population:
+def final_population(run: RunContext) -> Population:
     """Return S_T of a finished run as its final set has it: all of it, or what the teacher keeps.
 
     InputError where the run is not finished.

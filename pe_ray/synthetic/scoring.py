@@ -25,7 +25,7 @@ from pe_ray.files.image_batches import count_images, evenly_spaced, read_images,
 from pe_ray.files.image_shards import find_shards, summarize
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.files.storage import Location, atomic_write, delete_tree, list_names
-from pe_ray.run import Run
+from pe_ray.run_context import RunContext
 from pe_ray.runtime.named_files import digest_named_files
 from pe_ray.runtime.stages import run_in_worker
 from pe_ray.runtime.watchdog import note_progress
@@ -49,7 +49,7 @@ def check_reference(config: Config) -> None:
         count_images(table, found.shards)
 
 
-def discard_other_scores(run: Run) -> None:
+def discard_other_scores(run: RunContext) -> None:
     """Delete the scores that another `metrics.public` or other public images gave."""
     file = run.directory.score_source
     if list_names(run.directory.scores_folder) and (
@@ -65,7 +65,7 @@ def _describe_source(config: Config) -> bytes:
     return json.dumps(source, indent=1).encode()
 
 
-def score_population(run: Run, population: Population) -> dict[str, float]:
+def score_population(run: RunContext, population: Population) -> dict[str, float]:
     """Score S_t against the public images, if `metrics.public` says so; return scores by name."""
     config, iteration = run.config, population.iteration
     public, file = config.metrics.public, run.directory.scores(iteration)
@@ -88,7 +88,7 @@ def score_population(run: Run, population: Population) -> dict[str, float]:
     return scores
 
 
-def score_teacher(run: Run, population: Population) -> None:
+def score_teacher(run: RunContext, population: Population) -> None:
     """Measure how often the teacher is right on the public images, if they have labels.
 
     Score the final set, too, by all metrics that it can differ in from S_T: by those that read
@@ -108,7 +108,7 @@ def score_teacher(run: Run, population: Population) -> None:
 
 
 def _measure_teacher(
-    run: Run, public: PublicMetricsConfig, population: Population
+    run: RunContext, public: PublicMetricsConfig, population: Population
 ) -> dict[str, float]:
     teacher, table = load_teacher(run), reference_table(run.config, public)
     assert teacher is not None

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.plugins.seeds import row_seeds
-from pe_ray.run import Run
+from pe_ray.run_context import RunContext
 from pe_ray.synthetic.population import Offspring, Population
 from pe_ray.values import LabelLayout
 
@@ -17,7 +17,7 @@ Weights = NDArray[np.float64]
 
 
 def select_parents(
-    run: Run, population: Population, weights: Weights, layout: LabelLayout
+    run: RunContext, population: Population, weights: Weights, layout: LabelLayout
 ) -> Offspring:
     """Draw the parents of S_t from S_(t-1) and give each its children, label by label.
 

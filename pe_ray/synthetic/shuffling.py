@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pe_ray.files.parts import MAX_PART_BYTES, part_rows
 from pe_ray.plugins.seeds import choose_step, row_seeds, uniforms
-from pe_ray.run import Run
+from pe_ray.run_context import RunContext
 from pe_ray.synthetic.population import Population
 from pe_ray.values import LabelLayout
 
@@ -43,7 +43,7 @@ class RowOrder:
     num_groups: int
 
     @classmethod
-    def of(cls, run: Run, population: Population, per_label: tuple[int, ...] = ()) -> Self:
+    def of(cls, run: RunContext, population: Population, per_label: tuple[int, ...] = ()) -> Self:
         """Return the order for a population. per_label: rows of each label, () for its shares."""
         layout, row_bytes = population.layout, run.config.image_shape.num_bytes
         size = layout.num_samples

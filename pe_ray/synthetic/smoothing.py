@@ -25,7 +25,7 @@ from pe_ray.components.nearest import nearest_others
 from pe_ray.errors import DamagedFileError
 from pe_ray.files.digests import read_with_digest, write_with_digest
 from pe_ray.files.storage import Location
-from pe_ray.run import Run
+from pe_ray.run_context import RunContext
 from pe_ray.runtime.cluster import use_ray
 from pe_ray.runtime.events import Event, emit
 from pe_ray.runtime.watchdog import exit_on_stall, note_progress
@@ -52,7 +52,7 @@ def unsmoothed(histogram: NoisyHistogram, layout: LabelLayout) -> NoisyVotes:
     return NoisyVotes(votes=histogram.noisy_votes.astype(np.float64), sigmas=sigmas)
 
 
-def smooth_votes(run: Run, embedding: Embedding, histogram: NoisyHistogram) -> NoisyVotes:
+def smooth_votes(run: RunContext, embedding: Embedding, histogram: NoisyHistogram) -> NoisyVotes:
     """Average the votes as `selection.smooth` says; the result is kept in the run directory.
 
     One Ray task of one CPU for each label. It holds the label's embeddings twice.

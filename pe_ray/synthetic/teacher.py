@@ -29,7 +29,7 @@ from pe_ray.files.array_files import (
 )
 from pe_ray.files.image_batches import evenly_spaced
 from pe_ray.plugins import Embedder, Images, build
-from pe_ray.run import Run
+from pe_ray.run_context import RunContext
 from pe_ray.runtime.cluster import use_ray
 from pe_ray.runtime.named_files import require_same_files
 from pe_ray.runtime.run_directory import WEIGHTS_FILE
@@ -44,14 +44,14 @@ _LEAST = 1e-3  # mean eigenvalue, in records: noise may leave less, or none
 _MOST_IMAGES = 60_000  # trained on, evenly spaced
 
 
-def moments_layout(run: Run) -> RidgeMoments:
+def moments_layout(run: RunContext) -> RidgeMoments:
     """Return how the sums of this run's teacher lie in the release."""
     teacher = run.config.teacher
     assert teacher is not None
     return RidgeMoments(num_features=teacher.features, num_labels=len(run.labels))
 
 
-def learn_features(run: Run, population: Population) -> Plugin:
+def learn_features(run: RunContext, population: Population) -> Plugin:
     """Return the features' embedder; a network is trained on S_T in a Ray task if it isn't yet.
 
     InputError where features that were lost can't be made the same again: the release may be of
@@ -68,7 +68,7 @@ def learn_features(run: Run, population: Population) -> Plugin:
     return _find_features(run)
 
 
-def _find_features(run: Run) -> Plugin:
+def _find_features(run: RunContext) -> Plugin:
     teacher = run.config.teacher
     assert teacher is not None
     if teacher.embedder is not None:
@@ -98,7 +98,7 @@ def _try_features(config: Config, teacher: TeacherConfig) -> None:
     label_features.fit(images, labels, teacher.features, 1, config.schedule.seed)
 
 
-def _learn(run: Run, population: Population) -> bytes:
+def _learn(run: RunContext, population: Population) -> bytes:
     """Train the features and return them as a file's content, below 4 MB."""
     teacher = run.config.teacher
     assert teacher is not None
@@ -111,7 +111,7 @@ def _learn(run: Run, population: Population) -> bytes:
     return encode_arrays(arrays)
 
 
-def solve_teacher(run: Run, sums: NoisySums) -> None:
+def solve_teacher(run: RunContext, sums: NoisySums) -> None:
     """Solve for the teacher's weights, unless that is done."""
     teacher, folder = run.config.teacher, run.directory.teacher
     assert teacher is not None
@@ -160,7 +160,7 @@ def find_means(gram: Floats, cross: Floats, sigma: float) -> Floats:
     return np.asarray(means / np.maximum(np.linalg.norm(means, axis=0), 1.0))
 
 
-def read_weights(run: Run) -> tuple[Floats, Floats]:
+def read_weights(run: RunContext) -> tuple[Floats, Floats]:
     """Return the weights and the labels' mean features, both [num_features, num_labels]."""
     arrays = read_arrays(run.directory.teacher / WEIGHTS_FILE)
     return arrays["weights"], arrays["means"]
@@ -172,7 +172,7 @@ class Teacher:
     A score is near 1 where f is as the records of the label have it, for any number of labels.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunContext) -> None:
         plugin = _find_features(run)
         self._features: Embedder = build("embedder", plugin.kind, plugin.options)
         self._weights = read_arrays(run.directory.teacher / WEIGHTS_FILE)["weights"]
@@ -192,13 +192,13 @@ class Teacher:
         return labels, found.max(axis=1).astype(np.float32)
 
 
-def load_teacher(run: Run) -> Teacher | None:
+def load_teacher(run: RunContext) -> Teacher | None:
     """Load the run's teacher, None where it has none; InputError where it is not finished."""
     require_teacher(run)
     return Teacher(run) if run.config.teacher else None
 
 
-def require_teacher(run: Run) -> None:
+def require_teacher(run: RunContext) -> None:
     """Raise InputError where the run's teacher is not finished, or its embedder's files changed."""
     teacher, folder = run.config.teacher, run.directory.teacher
     if teacher is None:

@@ -14,7 +14,7 @@ from pe_ray.files.parts import Part, read_manifest, write_part
 from pe_ray.files.storage import Location, delete_tree
 from pe_ray.plugins import Rows
 from pe_ray.plugins.seeds import row_seeds
-from pe_ray.run import Run
+from pe_ray.run_context import RunContext
 from pe_ray.runtime.stages import PartWorker, Stage, check_plugins, run_stage
 from pe_ray.synthetic.batching import BatchedGenerator
 from pe_ray.synthetic.embedding import EmbeddingWorker, embed_while_varying
@@ -39,7 +39,9 @@ def check_generators(config: Config) -> None:
     check_plugins(late, config.private.labels, config.resources)
 
 
-def draw_population(run: Run, layout: LabelLayout, *, embed_next: bool = False) -> Population:
+def draw_population(
+    run: RunContext, layout: LabelLayout, *, embed_next: bool = False
+) -> Population:
     """Draw S_0 with RANDOM_API (Lin et al. 2024, Algorithm 1, line 1).
 
     embed_next: embed the samples for the next votes in the workers that make them.
@@ -49,7 +51,7 @@ def draw_population(run: Run, layout: LabelLayout, *, embed_next: bool = False) 
 
 
 def vary(
-    run: Run, population: Population, offspring: Offspring, *, embed_next: bool = False
+    run: RunContext, population: Population, offspring: Offspring, *, embed_next: bool = False
 ) -> Population:
     """Make S_t from the parents chosen in S_(t-1) with VARIATION_API (Algorithm 1, line 6).
 
@@ -61,7 +63,7 @@ def vary(
 
 
 def _make_population(
-    run: Run, iteration: int, offspring: Offspring, embed_next: bool
+    run: RunContext, iteration: int, offspring: Offspring, embed_next: bool
 ) -> Population:
     """Make S_iteration on disk: random draws for S_0, offspring of S_(iteration-1) after that.
 
@@ -106,7 +108,7 @@ class PopulationWorker(PartWorker):
     """
 
     def __init__(
-        self, run: Run, iteration: int, embedder: Callable[[], EmbeddingWorker] | None = None
+        self, run: RunContext, iteration: int, embedder: Callable[[], EmbeddingWorker] | None = None
     ) -> None:
         self._run, self._iteration = run, iteration
         kept = run.directory.lookahead(iteration)

@@ -38,7 +38,7 @@ from pe_ray.release.evidence import record_config, refuse_older, require_newest
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.releases import LABEL_COUNTS
 from pe_ray.release.reservation import reserve, settle
-from pe_ray.run import Run
+from pe_ray.run_context import RunContext
 from pe_ray.runtime.cluster import connect_to_ray
 from pe_ray.runtime.named_files import FEATURES, FILES, bind_files, require_same_files
 from pe_ray.runtime.run_directory import (
@@ -181,7 +181,7 @@ def _release_shared(search: Search, directory: RunDirectory, ledger: Ledger, fol
     job = Job(search=search, folder=folder / "trials", ledger=charged)
     sums = search.objective.private_sums(search)
     if sums is not None:
-        run = Run(config=config, directory=directory, embedder=sums.embedder)
+        run = RunContext(config=config, directory=directory, embedder=sums.embedder)
         door = Door(run, ledger, [shared[PRIVATE_SUMS]])
         noisy = door.sums(PRIVATE_SUMS, sums.embedder, sums.statistic)
         job = replace(job, sums=noisy.sums)

@@ -25,12 +25,15 @@ from pe_ray.values import LATTICE, Release
 
 _ADDED_VARIANCES = (0.5, 1.0, 2.0)
 """tau^2, in steps of the noise's lattice. Each gives a bound."""
+_LARGEST = 700.0
 
 
 def bracket_epsilon(releases: Sequence[Release], delta: float) -> tuple[float, float]:
     """Return bounds from below and above of the epsilon that the mechanisms of `releases` have.
 
-    From below it is about a unit that reaches the stated sensitivity in all of them.
+    From below it is about a unit that reaches the stated sensitivity in all of them. From above it
+    is infinity where it would exceed 700: e^epsilon leaves the doubles there, and an accountant's
+    figure may be the looser one.
     """
     if any(release.sigma == 0 for release in releases):
         return math.inf, math.inf
@@ -38,7 +41,8 @@ def bracket_epsilon(releases: Sequence[Release], delta: float) -> tuple[float, f
         return 0.0, 0.0
     rho = math.fsum(r.votes_per_unit / (2 * r.sigma**2) for r in releases)
     below = max(_bound_below(releases, delta, added) for added in _ADDED_VARIANCES)
-    return below, _bound_above(rho, delta)
+    above = _bound_above(rho, delta)
+    return below, above if above <= _LARGEST else math.inf
 
 
 def _bound_above(rho: float, delta: float) -> float:

@@ -28,7 +28,7 @@ from pe_ray.plugins.registry import BUILT_IN
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.ledger_sql import list_unknown
 from pe_ray.release.releases import GENERATOR, LABEL_COUNTS, shape_releases, votes_key
-from pe_ray.run import Run
+from pe_ray.run_context import RunContext
 from pe_ray.runtime.run_directory import LEDGER, on_disk
 from pe_ray.synthetic.population import apportion, fractions_of
 from pe_ray.values import LabelLayout, NoisyHistogram
@@ -66,7 +66,7 @@ class Claims:
     with the package or its options can't be read.
     """
 
-    run: Run
+    run: RunContext
     ledger: Ledger
     layouts: tuple[LabelLayout, ...]
     foreign: frozenset[str]
@@ -170,7 +170,7 @@ def _gather(folder: Path, ledger: Ledger) -> Claims:
     """Return what the other checks start from; Differs where the ledger lacks a release."""
     tree = drop_removed_keys(read_stored(folder / CONFIG))
     config, foreign = _read_blocks(tree)
-    run = Run(config=config, directory=on_disk(folder), embedder=None)  # type: ignore[arg-type]
+    run = RunContext(config=config, directory=on_disk(folder), embedder=None)  # type: ignore[arg-type]
     charged = {entry.release.key: entry.release for entry in ledger.entries()}
     if votes_key(1) not in charged and any(key.endswith(f"/{votes_key(1)}") for key in charged):
         raise NotChecked("the run is a trial that a search of a former version took as its result")

@@ -31,7 +31,7 @@ def write(tree: dict[str, Any], folder: Path) -> str:
 LIGHT = [
     ("import pe_ray.report.run_status", "torch ray faiss matplotlib sklearn PIL pandas scipy"),
     (
-        "from pe_ray import Config, Result, evolve, tune",
+        "from pe_ray import Config, Run, evolve, tune",
         "torch ray faiss diffusers transformers sklearn pandas scipy dp_accounting",
     ),
     ("import pe_ray.cli, pe_ray.release.ledger", "torch ray faiss matplotlib sklearn scipy"),

@@ -24,7 +24,7 @@ def test_a_notebook_runs(ray_session: None, name: str, monkeypatch: pytest.Monke
     assert not any(cell.outputs for cell in cells), "clear the outputs before you commit"
     resources = {"metadata": {"path": str(EXAMPLES)}}
     NotebookClient(notebook, timeout=300, resources=resources).execute()
-    shown = "".join(
+    shown = "\n".join(
         output.get("text", "") + output.get("data", {}).get("text/plain", "")
         for cell in cells
         for output in cell.outputs

@@ -1,4 +1,4 @@
-"""Small runs in a folder: their configuration, and a Run as steps of the loop are given it."""
+"""Small runs in a folder: their configuration, and the RunContext that the loop is given."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pe_ray import Config
-from pe_ray.run import Run
+from pe_ray.run_context import RunContext
 from pe_ray.runtime.run_directory import on_disk
 from pe_ray.synthetic.learnt_embedder import prepare_run
 
@@ -28,6 +28,6 @@ def small_tree(folder: Path) -> dict[str, Any]:
     }
 
 
-def run_in(folder: Path, config: Config) -> Run:
+def run_in(folder: Path, config: Config) -> RunContext:
     """The run of `config` in `folder`; an embedder that is to be learnt is learnt there."""
     return prepare_run(config, on_disk(folder))

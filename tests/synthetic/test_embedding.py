@@ -11,7 +11,7 @@ from small_runs import run_in
 
 from pe_ray import Config
 from pe_ray.files.parts import MANIFEST, list_parts
-from pe_ray.run import Run
+from pe_ray.run_context import RunContext
 from pe_ray.runtime import stages as stage
 from pe_ray.synthetic import embedding
 from pe_ray.synthetic.embedding import embed, embed_while_varying
@@ -25,7 +25,7 @@ VOTES = [
 ]
 
 
-def drawn(run: Run, *, embed_next: bool = False) -> Population:
+def drawn(run: RunContext, *, embed_next: bool = False) -> Population:
     layout = apportion(run.config.schedule.sizes[0], (0.1,) * 10)
     return draw_population(run, layout, embed_next=embed_next)
 

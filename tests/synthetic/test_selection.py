@@ -14,7 +14,7 @@ from small_runs import run_in
 
 from pe_ray import Config
 from pe_ray.config.blocks import SelectionConfig, SelectionSettings
-from pe_ray.run import Run
+from pe_ray.run_context import RunContext
 from pe_ray.synthetic.denoising import denoise, fall_back
 from pe_ray.synthetic.embedding import embed
 from pe_ray.synthetic.population import (
@@ -50,7 +50,9 @@ def test_rank_and_multinomial() -> None:
     assert np.bincount(drawn, minlength=5) / 1000 == pytest.approx([1, 5, 0, 3, 5], rel=0.15)
 
 
-def voted(tree: dict[str, Any], folder: Path, counts: tuple[int, ...]) -> tuple[Run, Population]:
+def voted(
+    tree: dict[str, Any], folder: Path, counts: tuple[int, ...]
+) -> tuple[RunContext, Population]:
     tree["private"]["labels"], tree["privacy"]["label_fractions"] = ["a", "b"], "uniform"
     tree["schedule"]["num_samples"] = 8
     run = run_in(folder, Config.from_dict(tree))

@@ -20,15 +20,15 @@ from PIL import Image
 from pe_ray import (
     Config,
     InputError,
-    Result,
+    Run,
     Search,
     cli,
     evolve,
     expand,
-    result,
     save_images,
     tune,
 )
+from pe_ray import run as run_module
 from pe_ray.files.parts import MANIFEST
 
 TREE: dict[str, Any] = {
@@ -43,7 +43,7 @@ TREE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def run(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Result:
+def run(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run in three parts each; not to be changed."""
     path = tmp_path_factory.mktemp("finished") / "run"
     tree = {**TREE, "output": {"path": path, "rows_per_part": 17}}  # a Path, not text
@@ -51,7 +51,7 @@ def run(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 
 @pytest.mark.parametrize("iteration", [0, 1, 2])
-def test_a_population_equals_its_files(run: Result, iteration: int) -> None:
+def test_a_population_equals_its_files(run: Run, iteration: int) -> None:
     found = run.population(iteration)
     parts = sorted((run / "populations" / f"iter={iteration:04d}").glob("*.parquet"))
     assert len(parts) > 1
@@ -62,7 +62,7 @@ def test_a_population_equals_its_files(run: Result, iteration: int) -> None:
     assert labels.tolist() == [row["label"] for row in rows]
 
 
-def test_every_view_of_a_set_has_the_files_images_and_labels(run: Result) -> None:
+def test_every_view_of_a_set_has_the_files_images_and_labels(run: Run) -> None:
     images, labels = run.synthetic.to_numpy()
     stored = pq.read_table(run / "synthetic")
     pixels = [Image.open(io.BytesIO(cell["bytes"])) for cell in stored["image"].to_pylist()]
@@ -81,7 +81,7 @@ def test_every_view_of_a_set_has_the_files_images_and_labels(run: Result) -> Non
 
 
 @pytest.mark.parametrize("form", ["parquet", "webdataset", "folder"])
-def test_an_expansion_is_that_of_the_command_line(run: Result, tmp_path: Path, form: str) -> None:
+def test_an_expansion_is_that_of_the_command_line(run: Run, tmp_path: Path, form: str) -> None:
     made = run.expand(30, tmp_path / "object", form)
     images, labels = made.to_numpy()
     assert len(images) == 30
@@ -102,7 +102,7 @@ def test_an_expansion_is_that_of_the_command_line(run: Result, tmp_path: Path, f
 
 
 def test_ledger_audit_and_report_are_those_of_the_command_line(
-    run: Result, capsys: pytest.CaptureFixture[str]
+    run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for verb, told in (("ledger", run.ledger), ("audit", run.audit())):
         assert cli.main([verb, str(run), "--json"]) == 0
@@ -113,16 +113,16 @@ def test_ledger_audit_and_report_are_those_of_the_command_line(
     assert run.search is None
 
 
-def test_a_run_is_opened_from_any_path_to_it(run: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_opened_from_any_path_to_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run.path.parent)
     for path in (run, run.path, str(run), "run", Path("run")):
-        opened = Result(path)
+        opened = Run.open(path)
         assert opened == run
         assert opened.config.fingerprint == run.config.fingerprint
     assert Path(run) == run.path
     assert os.listdir(run)
     assert run.config.resources.workers == 1
-    assert Result(run).config.resources.workers is None
+    assert Run.open(run).config.resources.workers is None
 
 
 Use = Callable[[Path, Config], object]
@@ -131,9 +131,9 @@ Use = Callable[[Path, Config], object]
 @pytest.mark.parametrize(
     ("use", "field"),
     [
-        (lambda folder, config: Result(folder), "run"),
-        (lambda folder, config: Result(folder / "missing"), "run"),
-        (lambda folder, config: Result(config), "run"),
+        (lambda folder, config: Run.open(folder), "run"),
+        (lambda folder, config: Run.open(folder / "missing"), "run"),
+        (lambda folder, config: Run.open(config), "run"),
         (lambda folder, config: expand(config, 1, folder / "more"), "run"),
         (lambda folder, config: evolve("config.yaml"), "config"),
         (lambda folder, config: evolve(folder), "config"),
@@ -154,8 +154,8 @@ def test_the_wrong_thing_is_one_error(tmp_path: Path, use: Use, field: str) -> N
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_not_made_yet_is_one_error(run: Result, tmp_path: Path) -> None:
-    begun = Result(shutil.copytree(run, tmp_path / "begun"))
+def test_what_is_not_made_yet_is_one_error(run: Run, tmp_path: Path) -> None:
+    begun = Run.open(shutil.copytree(run, tmp_path / "begun"))
     for folder in ("synthetic", "populations/iter=0002"):
         (begun / folder / MANIFEST).unlink()
     assert len(begun.population(1).to_numpy()[1]) == 40
@@ -169,8 +169,8 @@ def test_what_is_not_made_yet_is_one_error(run: Result, tmp_path: Path) -> None:
         begun.expand(3, tmp_path / "more")
 
 
-def test_a_damaged_file_is_not_read(run: Result, tmp_path: Path) -> None:
-    hurt = Result(shutil.copytree(run, tmp_path / "hurt"))
+def test_a_damaged_file_is_not_read(run: Run, tmp_path: Path) -> None:
+    hurt = Run.open(shutil.copytree(run, tmp_path / "hurt"))
     for folder, read in (
         ("synthetic", lambda: hurt.synthetic.to_numpy()),
         ("populations/iter=0001", lambda: hurt.population(1).to_numpy()),
@@ -183,7 +183,7 @@ def test_a_damaged_file_is_not_read(run: Result, tmp_path: Path) -> None:
             read()
 
 
-def test_images_in_memory_become_records(run: Result, tmp_path: Path) -> None:
+def test_images_in_memory_become_records(run: Run, tmp_path: Path) -> None:
     """`private.data` takes what `save_images` returns; a run of the same images is the same."""
     images, labels = run.synthetic.to_numpy()
     names = [run.synthetic.labels[label] for label in labels]
@@ -212,5 +212,5 @@ def test_a_search_says_how_it_ended(ray_session: None, tmp_path: Path) -> None:
 
 
 def test_the_docstring_runs(ray_session: None) -> None:
-    assert doctest.testmod(result).attempted
-    assert not doctest.testmod(result).failed
+    assert doctest.testmod(run_module).attempted
+    assert not doctest.testmod(run_module).failed
