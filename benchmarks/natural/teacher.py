@@ -1,12 +1,13 @@
 """Measure a teacher on a real data set: a whole run, then its labels of the test images.
 
     python -m benchmarks.natural.teacher DATA PUBLIC --output DIR
-        [--kind natural] [--model lite0] [--size 128] [--channels 3] [--image-size 32]
-        [--features 256] [--epsilon 1] [--share .9] [--seed 0]
+        [--kind natural|gradients|joined] [--model lite0] [--size 128]
+        [--channels 3] [--image-size 32] [--features 256] [--epsilon 1] [--share .9] [--seed 0]
 
 DATA: parquet with columns image, label (0..9) and split (train, test). PUBLIC: public images, on
-which the embedder is whitened and which the run's samples are. DIR keeps the run and, for the next
-with the same embedder, the private features. The test images are read once, by `label_images`.
+which the embedder is whitened and which the run's samples are. joined: natural and gradients. DIR
+keeps the run and, for the next with the same embedder, the private features. The test images are
+read once, by `label_images`.
 """
 
 from __future__ import annotations
@@ -25,9 +26,12 @@ from pe_ray import Config, evolve, label_images
 
 
 def configure(given: argparse.Namespace, num_records: int) -> dict[str, Any]:
-    embedder: dict[str, Any] = {"kind": given.kind, "whiten": {"data": given.public}}
-    if given.kind == "natural":
-        embedder |= {"model": given.model, "size": given.size}
+    natural = {"kind": "natural", "model": given.model, "size": given.size}
+    embedder: dict[str, Any] = {
+        "natural": natural,
+        "joined": {"kind": "joined", "parts": [{"embedder": natural}, {"embedder": "gradients"}]},
+    }.get(given.kind, {"kind": given.kind})
+    embedder |= {"whiten": {"data": given.public}}
     name = f"{given.kind}-{given.model}-{given.features}-{given.epsilon:g}-{given.share:g}"
     return {
         "private": {

@@ -56,6 +56,7 @@ BUILT_IN: Mapping[PluginType, Mapping[str, str]] = {
         "timm": _ROOT + ".embedders.timm_networks:Timm",
         "onnx": _ROOT + ".embedders.onnx_network:Onnx",
         "gradients": _ROOT + ".embedders.gradients:Gradients",
+        "joined": _ROOT + ".embedders.joined:Joined",
         "label_features": _ROOT + ".embedders.label_features:LabelFeatures",
     },
     "metric": {
