@@ -12,6 +12,7 @@ from nbclient import NotebookClient
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+@pytest.mark.slow  # .ci/run runs it by name
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.ipynb")))
 def test_a_notebook_runs(ray_session: None, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the Ray that runs already: alone it would start one for the run, another to expand it."""

@@ -47,7 +47,7 @@ def test_a_line_has_the_events_values(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == [expected]
 
 
-@pytest.mark.parametrize("option", ["--quiet", "--log-json"])
+@pytest.mark.parametrize("option", ["--quiet", pytest.param("--log-json", marks=pytest.mark.slow)])
 def test_the_command_line_logs_as_it_is_told(
     tree: dict[str, Any], tmp_path: Path, option: str
 ) -> None:

@@ -44,7 +44,7 @@ def canary_data(folder: Path, spoil: bool) -> Path:
     return file
 
 
-@pytest.mark.parametrize("spoil", [False, True])
+@pytest.mark.parametrize("spoil", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_canary_record_leaves_no_trace(
     short: dict[str, Any], tmp_path: Path, spoil: bool
 ) -> None:

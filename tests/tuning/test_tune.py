@@ -188,6 +188,7 @@ def test_public_trials_never_open_the_private_records(
         "strategy": "public",
         "public_data": public,
         "objective": objective | {"reference": public},
+        "num_trials": 1,
     }
     with pytest.raises(InputError, match=r"private.data: /nowhere does not exist"):
         tune(Search.from_dict(searched))
