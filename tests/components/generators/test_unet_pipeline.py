@@ -138,7 +138,7 @@ def test_a_run_with_a_pipeline(ray_session: None, tree: dict[str, Any], tmp_path
     classes = {str(digit): [digit, digit + 10] for digit in range(10)}
     unet = {"num_class_embeds": 20, "in_channels": 1, "out_channels": 1}
     checkpoint = save_unet(tmp_path / "checkpoint", **unet)
-    tree["generator"] = {"kind": "unet", "checkpoint": checkpoint, "steps": 3, "classes": classes}
+    tree["generator"] = {"kind": "unet", "checkpoint": checkpoint, "steps": 4, "classes": classes}
     tree["votes"]["lookahead"] = 2
     tree["schedule"] |= {"num_samples": 20, "degrees": [1, 3]}
     run = evolve(Config.from_dict(tree))
