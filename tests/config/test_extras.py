@@ -42,6 +42,17 @@ def config(output: Path, **blocks: Any) -> Config:
         ),
         ({"embedder": {"kind": "label_features"}}, "torch", "embedder", "embedders"),
         ({"embedder": {"kind": "natural"}}, "timm", "embedder", "natural"),
+        (
+            {
+                "embedder": {
+                    "kind": "joined",
+                    "parts": [{"embedder": "pixels"}, {"embedder": "natural"}],
+                }
+            },
+            "timm",
+            "embedder.parts.embedder",
+            "natural",
+        ),
         ({"embedder": {"kind": "onnx", "file": "a", "size": 8}}, "onnxruntime", "embedder", "onnx"),
         ({"teacher": {"features": 8, "share": 0.2}}, "torch", "teacher", "embedders"),
         ({"metrics": {"audit": [{"kind": "cnn"}]}}, "torch", "metrics.audit", "embedders"),
