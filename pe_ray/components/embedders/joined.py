@@ -26,7 +26,7 @@ class Part(Block):
 class JoinedOptions(EmbedderOptions):
     """Options of Joined."""
 
-    parts: tuple[Part, ...] = Field(min_length=2)
+    parts: tuple[Part, ...] = Field(min_length=1)
     """Embedders whose numbers follow each other."""
 
     def dim(self, shape: ImageShape) -> int:

@@ -40,7 +40,7 @@ def test_squared_distances_are_weighted_means_of_the_parts() -> None:
 @pytest.mark.parametrize(
     ("parts", "place"),
     [
-        ([{"embedder": "pixels"}], ("parts",)),
+        ([], ("parts",)),
         ([{"embedder": "pixels"}, {"embedder": "label_features"}], ("parts", 1, "embedder")),
         (
             [{"embedder": {**PIXELS, "whiten": {"data": "population"}}}, {"embedder": "pixels"}],
