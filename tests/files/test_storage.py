@@ -422,7 +422,9 @@ class _Refusing(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize("fault", ["denied", "dead", "no bucket"])
+@pytest.mark.parametrize(
+    "fault", ["denied", pytest.param("dead", marks=pytest.mark.slow), "no bucket"]
+)
 def test_a_store_that_cannot_be_used_is_refused_before_anything_is_spent(
     tree: dict[str, Any], bucket: ObjectPath, tmp_path: Path, fault: str
 ) -> None:

@@ -273,7 +273,7 @@ def of(max_examples: int) -> settings:
 
 
 TestReleases = Releases.TestCase
-TestReleases.settings = of(50)
+TestReleases.settings = of(25)
 
 
 @pytest.mark.slow

@@ -68,6 +68,7 @@ def test_a_terminal_gets_a_bar_unless_it_is_to_be_quiet(
     assert ("expansion: 100%" in capsys.readouterr().err) == (level == logging.INFO)
 
 
+@pytest.mark.slow
 def test_gauges_reach_prometheus(tmp_path: Path) -> None:
     """Scraped from the endpoint of a Ray of its own, in a process of its own."""
     script = """
