@@ -168,8 +168,8 @@ def has_selection(database: sqlite3.Connection) -> bool:
 
 
 def _has_table(database: sqlite3.Connection, name: str) -> bool:
-    # As SQL compares names: a flipped bit may have changed the case of a letter.
-    query = "SELECT 1 FROM sqlite_schema WHERE name = ? COLLATE NOCASE"
+    # As SQLite reads names: a flipped bit may have changed a letter's case, or text to bytes.
+    query = "SELECT 1 FROM sqlite_schema WHERE CAST(name AS TEXT) = ? COLLATE NOCASE"
     found = database.execute(query, (name,))
     return found.fetchone() is not None
 

@@ -288,6 +288,7 @@ def test_no_flip_goes_unnoticed(tmp_path: Path, memory: Path) -> None:
     flips += [(place, 1 << bit) for place in range(60, 64) for bit in range(8)]  # version
     name = content.index(b"configurationconfiguration")  # in the schema; 32 changes the case
     flips += [(place, 32) for place in range(name, name + 26)]
+    flips += [(place, 1) for place in range(name - 12, name)]  # types of its columns
     assert not silent_flips(path, memory, flips)
 
 
