@@ -80,6 +80,9 @@ NEEDS_FILES: dict[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
         "model": "test_resnet",
         "weights": str(save_timm(folder)),
     },
+    ("embedder", "joined"): lambda folder: {
+        "parts": [{"embedder": "pixels"}, {"embedder": "gradients"}]
+    },
     ("embedder", "onnx"): lambda folder: {"file": str(save_onnx(folder / "n.onnx")), "size": 8},
     ("metric", "kid"): lambda folder: {
         "embedder": {"kind": "inception", "weights": str(save_inception(folder))}
