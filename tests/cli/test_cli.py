@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
+from tiny_unets import save_unet
 
 from pe_ray import cli
 from pe_ray.config import Config
@@ -250,7 +251,10 @@ def test_the_plan_counts_calls_as_the_paper_does(tree: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("file", sorted(REPOSITORY.glob("pipelines/*.yaml")), ids=lambda f: f.name)
-def test_pipelines_are_valid(file: Path) -> None:
+def test_pipelines_are_valid(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the checkpoint that one of them has to have trained before."""
+    monkeypatch.chdir(tmp_path)
+    save_unet(tmp_path / "models" / "natural32", sample_size=32)
     config = Config.from_yaml(file)
     assert Config.from_dict(config.model_dump(mode="json")).fingerprint == config.fingerprint
 
