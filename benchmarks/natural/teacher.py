@@ -29,7 +29,7 @@ def configure(given: argparse.Namespace, num_records: int) -> dict[str, Any]:
     natural = {"kind": "natural", "model": given.model, "size": given.size}
     embedder: dict[str, Any] = {
         "natural": natural,
-        "joined": {"kind": "joined", "parts": [{"embedder": natural}, {"embedder": "gradients"}]},
+        "joined": {"kind": "joined", "members": [{"embedder": natural}, {"embedder": "gradients"}]},
     }.get(given.kind, {"kind": given.kind})
     embedder |= {"whiten": {"data": given.public}}
     name = f"{given.kind}-{given.model}-{given.features}-{given.epsilon:g}-{given.share:g}"

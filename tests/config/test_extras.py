@@ -46,11 +46,11 @@ def config(output: Path, **blocks: Any) -> Config:
             {
                 "embedder": {
                     "kind": "joined",
-                    "parts": [{"embedder": "pixels"}, {"embedder": "natural"}],
+                    "members": [{"embedder": "pixels"}, {"embedder": "natural"}],
                 }
             },
             "timm",
-            "embedder.parts.embedder",
+            "embedder.members.embedder",
             "natural",
         ),
         ({"embedder": {"kind": "onnx", "file": "a", "size": 8}}, "onnxruntime", "embedder", "onnx"),

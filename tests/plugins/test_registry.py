@@ -81,7 +81,7 @@ NEEDS_FILES: dict[tuple[str, str], Callable[[Path], dict[str, Any]]] = {
         "weights": str(save_timm(folder)),
     },
     ("embedder", "joined"): lambda folder: {
-        "parts": [{"embedder": "pixels"}, {"embedder": "gradients"}]
+        "members": [{"embedder": "pixels"}, {"embedder": "gradients"}]
     },
     ("embedder", "onnx"): lambda folder: {"file": str(save_onnx(folder / "n.onnx")), "size": 8},
     ("metric", "kid"): lambda folder: {

@@ -14,7 +14,7 @@ from pe_ray.plugins import EmbedderOptions, Images
 from pe_ray.values import DistanceMetric, ImageShape
 
 
-class Part(Block):
+class Member(Block):
     """One of the embedders."""
 
     embedder: FixedEmbedderPlugin
@@ -26,34 +26,34 @@ class Part(Block):
 class JoinedOptions(EmbedderOptions):
     """Options of Joined."""
 
-    parts: tuple[Part, ...] = Field(min_length=1)
+    members: tuple[Member, ...] = Field(min_length=1)
     """Embedders whose numbers follow each other."""
 
     def dim(self, shape: ImageShape) -> int:
-        return sum(part.embedder.dim(shape) for part in self.parts)
+        return sum(member.embedder.dim(shape) for member in self.members)
 
 
 class Joined:
     """Several embeddings in one, where one alone misses what another sees.
 
-    Each part is brought to norm 1 and multiplied by the square root of its share s_i / sum(s). So a
-    squared distance is the weighted mean of those of the parts, and the norm is 1, or less where a
-    part is all zeros.
+    Each member is brought to norm 1 and multiplied by the square root of its share s_i / sum(s). So
+    a squared distance is the weighted mean of those of the members, and the norm is 1, or less
+    where a member is all zeros.
     """
 
     Options: ClassVar[type[EmbedderOptions]] = JoinedOptions
     metric: DistanceMetric = "l2"
 
     def __init__(self, options: JoinedOptions) -> None:
-        shares = np.array([part.share for part in options.parts], dtype=np.float64)
+        shares = np.array([member.share for member in options.members], dtype=np.float64)
         self._scales = np.sqrt(shares / shares.sum()).astype(np.float32)
         self._embedders = [
-            plugins.load("embedder", part.embedder.kind)(part.embedder.options)
-            for part in options.parts
+            plugins.load("embedder", member.embedder.kind)(member.embedder.options)
+            for member in options.members
         ]
 
     def embed(self, images: Images) -> NDArray[np.float32]:
-        """Return embeddings, float32 [n, sum of the parts' dims]."""
+        """Return embeddings, float32 [n, sum of the members' dims]."""
         made = []
         for embedder, scale in zip(self._embedders, self._scales, strict=True):
             found = embedder.embed(images)

@@ -1,4 +1,4 @@
-"""Joined: distances are the weighted mean of those of the parts, whatever their own units."""
+"""Joined: distances are the weighted mean of those of the members, whatever their own units."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def scaled(found: Any) -> Any:
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
-def test_squared_distances_are_weighted_means_of_the_parts() -> None:
+def test_squared_distances_are_weighted_means_of_the_members() -> None:
     shown = images(30, 20, 24, 3)
-    parts = [{"embedder": PIXELS, "share": 3}, {"embedder": "gradients"}]
-    embedder = load_embedder("joined", parts=parts)
+    members = [{"embedder": PIXELS, "share": 3}, {"embedder": "gradients"}]
+    embedder = load_embedder("joined", members=members)
     found = embedder.embed(shown)
     assert found.dtype == np.float32
-    assert found.shape == (30, type(embedder).Options(parts=parts).dim(SHAPE))
+    assert found.shape == (30, type(embedder).Options(members=members).dim(SHAPE))
     first = scaled(load_embedder("pixels", size=6, normalize=False).embed(shown))
     second = scaled(load_embedder("gradients").embed(shown))
     for a, b in ((0, 1), (7, 22)):
@@ -38,18 +38,18 @@ def test_squared_distances_are_weighted_means_of_the_parts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parts", "place"),
+    ("members", "place"),
     [
-        ([], ("parts",)),
-        ([{"embedder": "pixels"}, {"embedder": "label_features"}], ("parts", 1, "embedder")),
+        ([], ("members",)),
+        ([{"embedder": "pixels"}, {"embedder": "label_features"}], ("members", 1, "embedder")),
         (
             [{"embedder": {**PIXELS, "whiten": {"data": "population"}}}, {"embedder": "pixels"}],
-            ("parts", 0, "embedder"),
+            ("members", 0, "embedder"),
         ),
-        ([{"embedder": "pixels", "share": 0}, {"embedder": "pixels"}], ("parts", 0, "share")),
+        ([{"embedder": "pixels", "share": 0}, {"embedder": "pixels"}], ("members", 0, "share")),
     ],
 )
-def test_what_can_not_be_joined_is_named(parts: Any, place: tuple[str | int, ...]) -> None:
+def test_what_can_not_be_joined_is_named(members: Any, place: tuple[str | int, ...]) -> None:
     with pytest.raises(ValidationError) as caught:
-        load_embedder("joined", parts=parts)
+        load_embedder("joined", members=members)
     assert [error["loc"] for error in caught.value.errors()] == [place]
