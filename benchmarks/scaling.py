@@ -1,9 +1,9 @@
-"""Compare one worker with two, of one thread each, and measure what a Ray block costs.
+"""Compare one worker with two, of one thread each, and measure what a part costs.
 
     python -m benchmarks.scaling [samples]
 
-Expands a small run of rendered digits with resources.workers = 1 and 2, and makes 256 empty parts
-in more and more blocks. Ray's start is not counted.
+Expands a small run of rendered digits with resources.workers = 1 and 2, and makes 256 empty parts.
+Ray's start is not counted.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from benchmarks.digits.pipeline import config
 from pe_ray import Config, evolve, expand
 from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.files.parts import Part, write_part
-from pe_ray.runtime import stages as stage
 from pe_ray.runtime.cluster import connect_to_ray
-from pe_ray.runtime.stages import PartWorker
+from pe_ray.runtime.stages import Stage, run_stage
+from pe_ray.runtime.workers import PartWorker
 
 
 class EmptyWorker(PartWorker):
@@ -43,20 +43,18 @@ def expansion_seconds(run: Path, samples: int, folder: Path, workers: int) -> fl
     return time.perf_counter() - started
 
 
-def block_seconds(folder: Path, count: int) -> float:
-    """Return the seconds of a stage of 256 empty parts in `count` blocks."""
-    requests = [{"start": i, "stop": i + 1} for i in range(256)]
-    stage.count_blocks = lambda *_: count
+def stage_seconds(directory: Path, num_parts: int) -> float:
+    """Return the seconds of a stage of empty parts."""
+    requests = [{"start": i, "stop": i + 1} for i in range(num_parts)]
     started = time.perf_counter()
-    directory = folder / f"blocks-{count}"
-    empty = stage.Stage(
+    empty = Stage(
         name="empty",
         directory=directory,
         suffix="empty",
         requests=requests,
         worker=partial(EmptyWorker, str(directory)),
     )
-    stage.run_stage(empty, ResourcesConfig())
+    run_stage(empty, ResourcesConfig())
     return time.perf_counter() - started
 
 
@@ -70,9 +68,7 @@ def main(samples: int = 200_000) -> None:
         expand(run, 20_000, folder / "warm")
         one, two = (expansion_seconds(run, samples, folder, workers) for workers in (1, 2))
         print(f"{samples:,} samples: 1 worker {one:.1f} s, 2 workers {two:.1f} s: {one / two:.2f}x")
-        for count in (2, 8, 32, 128, 256):
-            print(f"256 empty parts in {count:3d} blocks: ", end="", flush=True)
-            print(f"{block_seconds(folder, count):.2f} s")
+        print(f"256 empty parts: {stage_seconds(folder / 'empty', 256):.2f} s")
 
 
 if __name__ == "__main__":

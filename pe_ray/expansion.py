@@ -22,7 +22,7 @@ from pe_ray.run_context import RunContext
 from pe_ray.runtime.cluster import connect_on_demand
 from pe_ray.runtime.named_files import require_same_files
 from pe_ray.runtime.run_directory import check_output, others_cant_write, require_disk
-from pe_ray.runtime.stages import Request
+from pe_ray.runtime.workers import Request
 from pe_ray.synthetic.export import Expansion, export, load_format
 from pe_ray.synthetic.filtering import Filters, count_dropped
 from pe_ray.synthetic.population import Population, final_population

@@ -24,8 +24,8 @@ from pe_ray.release.evidence import open_run
 from pe_ray.run_context import RunContext
 from pe_ray.runtime.cluster import connect_to_ray
 from pe_ray.runtime.progress import Progress
-from pe_ray.runtime.stages import map_in_workers
 from pe_ray.runtime.watchdog import note_progress
+from pe_ray.runtime.workers import map_in_workers
 from pe_ray.synthetic.teacher import load_teacher, require_teacher
 
 Labelled = tuple[NDArray[np.int32], NDArray[np.float32]]

@@ -17,7 +17,7 @@ from pe_ray.components.nearest import NearestSearch
 from pe_ray.private.record_embeddings import EmbeddedRecords, PrivateRecords, join_users
 from pe_ray.private.tasks import hide_private_errors, private_task
 from pe_ray.private.votes import group_partitions
-from pe_ray.runtime.stages import fetch
+from pe_ray.runtime.workers import fetch
 from pe_ray.synthetic.embedding_files import EmbeddingPart, read_blocks
 
 Ids = NDArray[np.int64]

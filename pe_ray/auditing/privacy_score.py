@@ -55,7 +55,7 @@ from pe_ray.run_context import RunContext
 from pe_ray.runtime.cluster import connect_to_ray
 from pe_ray.runtime.named_files import require_same_files
 from pe_ray.runtime.run_directory import on_disk
-from pe_ray.runtime.stages import fetch
+from pe_ray.runtime.workers import fetch
 from pe_ray.synthetic.embedding import embed
 from pe_ray.synthetic.embedding_files import EmbeddingPart
 from pe_ray.synthetic.learnt_embedder import prepare_run

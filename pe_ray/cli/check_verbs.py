@@ -206,7 +206,7 @@ def _try_parts(
 ) -> None:
     """Build generators and embedder where they will run, and use metrics once."""
     from pe_ray.private.checking import try_embedder
-    from pe_ray.runtime.stages import check_plugins
+    from pe_ray.runtime.workers import check_plugins
     from pe_ray.synthetic.denoising import try_denoisers
     from pe_ray.synthetic.export import try_export
     from pe_ray.synthetic.scoring import try_metrics

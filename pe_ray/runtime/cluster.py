@@ -70,11 +70,8 @@ def connect_to_ray(resources: ResourcesConfig, node_label: str | None = None) ->
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
-    import ray.data
     from ray.util.client import ray as client
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = context.print_on_execution_start = False
     for name in ("ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
     resources = resources.model_copy(update={"address": _address(resources)})

@@ -31,7 +31,8 @@ from pe_ray.files.storage import Location, atomic_write, delete_tree
 from pe_ray.plugins import Embedder, Rows, build
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.run_context import RunContext
-from pe_ray.runtime.stages import PartWorker, Stage, run_stage
+from pe_ray.runtime.stages import Stage, run_stage
+from pe_ray.runtime.workers import PartWorker
 from pe_ray.synthetic.batching import BatchedGenerator
 from pe_ray.synthetic.embedding_files import EmbeddingPart
 from pe_ray.synthetic.population import Population

@@ -17,8 +17,9 @@ from pe_ray.files.storage import Location
 from pe_ray.plugins import load
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.run_context import RunContext
-from pe_ray.runtime.stages import PartWorker, Request, Stage, run_stage
+from pe_ray.runtime.stages import Stage, run_stage
 from pe_ray.runtime.threads import map_in_threads
+from pe_ray.runtime.workers import PartWorker, Request
 from pe_ray.synthetic.batching import BatchedGenerator
 from pe_ray.synthetic.export_formats import ExportFormat, LabelledImages
 from pe_ray.synthetic.filtering import Filters, note_dropped

@@ -22,8 +22,9 @@ from pe_ray.files.parts import Part, list_parts, write_part
 from pe_ray.files.storage import Location, delete_tree, open_fully
 from pe_ray.run_context import RunContext
 from pe_ray.runtime.cluster import use_ray
-from pe_ray.runtime.stages import PartWorker, Stage, fetch, run_stage
+from pe_ray.runtime.stages import Stage, run_stage
 from pe_ray.runtime.watchdog import exit_on_stall, note_progress
+from pe_ray.runtime.workers import PartWorker, fetch
 from pe_ray.synthetic.population import Population, final_population
 from pe_ray.synthetic.population_files import read_population
 from pe_ray.synthetic.teacher import Teacher, read_weights

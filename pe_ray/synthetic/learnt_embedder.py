@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +31,8 @@ from pe_ray.run_context import RunContext
 from pe_ray.runtime.events import announce
 from pe_ray.runtime.named_files import FEATURES
 from pe_ray.runtime.run_directory import RunDirectory
-from pe_ray.runtime.stages import run_in_worker
 from pe_ray.runtime.watchdog import note_progress
+from pe_ray.runtime.workers import run_in_worker
 from pe_ray.synthetic.batching import BatchedGenerator
 from pe_ray.values import ImageShape
 
@@ -89,15 +91,22 @@ def _whitening_table(field: str, given: Whitening) -> ImageTable:
 
 
 def _locate(config: Config, directory: RunDirectory, embedder: Plugin) -> Location:
-    """Return the file of what is learnt; its name is a digest of all that it depends on."""
-    inputs = {
-        "generator": config.generator_at(0).model_dump(mode="json"),
+    """Return the file of what is learnt; its name is a digest of all that it depends on.
+
+    Caches of embeddings keep the name. So runs that differ in nothing that counts share them, as
+    seeds do whose embedder is whitened on public images.
+    """
+    inputs: dict[str, Any] = {
         "embedder": embedder.model_dump(mode="json"),
-        "labels": list(config.private.labels),
-        "resize": [config.private.resize, config.private.background],
-        "seed": config.schedule.seed,
+        "framing": asdict(config.framing),
         "format": label_features.FORMAT,
     }
+    if embedder.whiten is None or embedder.whiten.on_population:
+        inputs |= {
+            "generator": config.generator_at(0).model_dump(mode="json"),
+            "labels": list(config.private.labels),
+            "seed": config.schedule.seed,
+        }
     digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
     return directory.path / FEATURES / f"{digest}.npz"
 

@@ -27,8 +27,8 @@ from pe_ray.files.image_tables import ImageTable
 from pe_ray.files.storage import Location, atomic_write, delete_tree, list_names
 from pe_ray.run_context import RunContext
 from pe_ray.runtime.named_files import digest_named_files
-from pe_ray.runtime.stages import run_in_worker
 from pe_ray.runtime.watchdog import note_progress
+from pe_ray.runtime.workers import run_in_worker
 from pe_ray.synthetic.learnt_embedder import public_whitening
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.population_files import read_population

@@ -33,7 +33,7 @@ from pe_ray.run_context import RunContext
 from pe_ray.runtime.cluster import use_ray
 from pe_ray.runtime.named_files import require_same_files
 from pe_ray.runtime.run_directory import WEIGHTS_FILE
-from pe_ray.runtime.stages import check_plugins, fetch, run_in_worker
+from pe_ray.runtime.workers import check_plugins, fetch, run_in_worker
 from pe_ray.synthetic.learnt_embedder import locate_whitened
 from pe_ray.synthetic.population import Population
 from pe_ray.synthetic.population_files import read_population

@@ -15,7 +15,8 @@ from pe_ray.files.storage import Location, delete_tree
 from pe_ray.plugins import Rows
 from pe_ray.plugins.seeds import row_seeds
 from pe_ray.run_context import RunContext
-from pe_ray.runtime.stages import PartWorker, Stage, check_plugins, run_stage
+from pe_ray.runtime.stages import Stage, run_stage
+from pe_ray.runtime.workers import PartWorker, check_plugins
 from pe_ray.synthetic.batching import BatchedGenerator
 from pe_ray.synthetic.embedding import EmbeddingWorker, embed_while_varying
 from pe_ray.synthetic.population import (

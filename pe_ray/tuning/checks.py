@@ -10,7 +10,7 @@ from pe_ray.errors import InputError
 from pe_ray.files.storage import resolve_place
 from pe_ray.planning import plan_releases
 from pe_ray.release.adaptive import adaptive_epsilon, with_mu
-from pe_ray.runtime.stages import check_plugins, run_in_worker
+from pe_ray.runtime.workers import check_plugins, run_in_worker
 from pe_ray.synthetic.denoising import try_denoisers
 from pe_ray.synthetic.export import try_export
 from pe_ray.synthetic.scoring import check_reference, try_metrics

@@ -12,7 +12,6 @@ from small_runs import run_in
 from pe_ray import Config
 from pe_ray.files.parts import MANIFEST, list_parts
 from pe_ray.run_context import RunContext
-from pe_ray.runtime import stages as stage
 from pe_ray.synthetic import embedding
 from pe_ray.synthetic.embedding import embed, embed_while_varying
 from pe_ray.synthetic.population import Population, apportion
@@ -38,21 +37,25 @@ def content(*folders: Path) -> dict[str, bytes]:
     }
 
 
+def times(folder: Path) -> dict[str, int]:
+    return {str(file): file.stat().st_mtime_ns for file in folder.rglob("part-*")}
+
+
 @pytest.mark.parametrize("votes", VOTES)
 def test_embedded_while_made_is_embedded_from_files(
     ray_session: None,
     tree: dict[str, Any],
     tmp_path: Path,
     votes: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = Config.from_dict(tree | {"votes": votes})
     later = run_in(tmp_path / "later", config)
     embed(later, drawn(later)).parts()
     at_once = run_in(tmp_path / "at_once", config)
     population = drawn(at_once, embed_next=True)
-    monkeypatch.setattr(stage, "_make", None)  # nothing is left to make
+    made = times(at_once.directory.path)
     embed(at_once, population).parts()
+    assert times(at_once.directory.path) == made  # nothing was left to make
     found, expected = (
         content(run.directory.embedding(1), run.directory.lookahead(1)) for run in (at_once, later)
     )
@@ -63,7 +66,7 @@ def test_embedded_while_made_is_embedded_from_files(
 
 
 def test_only_missing_parts_are_embedded_again(
-    ray_session: None, tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_session: None, tree: dict[str, Any], tmp_path: Path
 ) -> None:
     config = Config.from_dict(tree | {"votes": {"lookahead": 2, "reuse_lookahead": True}})
     run = run_in(tmp_path, config)
@@ -71,18 +74,12 @@ def test_only_missing_parts_are_embedded_again(
     target, kept = run.directory.embedding(1), run.directory.lookahead(1)
     embed(run, population).parts()
     whole = content(target, kept)
-    for lost in (target / list_parts(target)[1].file, target / MANIFEST):
-        lost.unlink()
-    (kept / MANIFEST).unlink()
-    made, asked = stage._make, []
-
-    def counted(requests: Any, *given: Any) -> Any:
-        asked.extend(request["start"] for request in requests)
-        return made(requests, *given)
-
-    monkeypatch.setattr(stage, "_make", counted)
+    lost = target / list_parts(target)[1].file
+    for file in (lost, target / MANIFEST, kept / MANIFEST):
+        file.unlink()
+    before = times(target)
     embed(run, population).parts()
-    assert asked == [17]
+    assert before == {name: time for name, time in times(target).items() if name != str(lost)}
     assert content(target, kept) == whole
 
 

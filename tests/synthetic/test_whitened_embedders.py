@@ -13,6 +13,7 @@ from tiny_public import save_public
 from pe_ray import Config, InputError
 from pe_ray.planning import plan
 from pe_ray.plugins import build
+from pe_ray.plugins.plugin_digest import digest_plugin
 from pe_ray.synthetic.scoring import public_tables
 
 
@@ -45,6 +46,21 @@ def test_it_is_fitted_once_and_again_for_other_images(
     drawn = plan(Config.from_dict(tree)).random_calls
     tree["embedder"].pop("whiten")
     assert drawn == plan(Config.from_dict(tree)).random_calls + 100
+
+
+@pytest.mark.parametrize(("public", "shared"), [(True, True), (False, False)])
+def test_seeds_share_what_public_images_fit(
+    ray_session: None, tree: dict[str, Any], tmp_path: Path, public: bool, shared: bool
+) -> None:
+    """So the private records' cached embeddings serve the next seed."""
+    data = str(save_public(tmp_path / "public", ["a"], 100)) if public else "population"
+    tree["embedder"]["whiten"] = {"data": data, "num_images": 100, "dims": 4}
+    digests = set()
+    for seed in (0, 1):
+        tree["schedule"]["seed"] = seed
+        found = run_in(tmp_path / f"run-{seed}", Config.from_dict(tree)).embedder
+        digests.add(digest_plugin("embedder", found.kind, found.options))
+    assert (len(digests) == 1) is shared
 
 
 def test_a_stored_configuration_is_read_as_it_was(tree: dict[str, Any]) -> None:
