@@ -52,12 +52,23 @@ def nothing_keeps_the_process() -> Iterator[None]:
 def ray_session() -> Iterator[None]:
     import ray
     from image_service import KEY
+    from ray.cluster_utils import Cluster
 
     os.environ["PE_RAY_SESSION_KEY"] = KEY  # workers have the environment that Ray started in
-    # One GPU in name only: what is placed on it runs, on the CPU.
-    ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    cluster = Cluster()
+    # One GPU in name only: what is placed on it runs, on the CPU. On any free port, or every
+    # program that a test starts would wait for the agent's own one for 3 s.
+    cluster.add_node(
+        num_cpus=2,
+        num_gpus=1,
+        include_dashboard=False,
+        object_store_memory=1 << 30,
+        dashboard_agent_listen_port=0,
+    )
+    ray.init(cluster.address, log_to_driver=False)
     yield
     ray.shutdown()
+    cluster.shutdown()
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from pe_ray import plugins
 from pe_ray.components.generators import tiny_pipelines
 from pe_ray.components.generators.improved_diffusion import ImprovedDiffusionOptions, make_unet
 from pe_ray.config.kinds import Plugin
-from pe_ray.plugins.rehearsal import Rehearsal
 from pe_ray.plugins.seeds import row_seeds
+from pe_ray.plugins.stand_ins import Rehearsal
 from pe_ray.synthetic.batching import BatchedGenerator
 
 ROUNDING = {"fp32": 0.5, "bf16": 8.0}

@@ -19,7 +19,7 @@ from pe_ray.config.kinds import (
 )
 from pe_ray.config.places import Color, LocalFolder, PathText, Place
 from pe_ray.files.storage import parse_location
-from pe_ray.plugins.rehearsal import Rehearsal
+from pe_ray.plugins.stand_ins import Rehearsal
 from pe_ray.values import (
     MAX_SUMS,
     Budget,

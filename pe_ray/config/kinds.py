@@ -23,7 +23,7 @@ from pydantic_core import CoreSchema, core_schema
 from pe_ray import plugins
 from pe_ray.config.places import Place
 from pe_ray.errors import InputError
-from pe_ray.plugins.rehearsal import Rehearsal
+from pe_ray.plugins.stand_ins import Rehearsal
 from pe_ray.values import ImageShape
 
 WHITENED_DIMS = 256

@@ -7,7 +7,7 @@ from typing import Any
 
 from pe_ray.config.run_config import Config
 from pe_ray.plugins.options import Options
-from pe_ray.plugins.rehearsal import Rehearsal
+from pe_ray.plugins.stand_ins import Rehearsal
 
 _LEAST_SAMPLES = 16
 

@@ -23,7 +23,7 @@ from pe_ray.values import DistanceMetric, Framing, ImageShape, Price
 if TYPE_CHECKING:
     from pe_ray.files.image_tables import ImageTable
     from pe_ray.plugins.private_sums import PrivateSums
-    from pe_ray.plugins.rehearsal import Rehearsal
+    from pe_ray.plugins.stand_ins import Rehearsal
 
 BOUND = "bound"
 """Context for `model_dump` that leaves out the fields named in `unbound`."""

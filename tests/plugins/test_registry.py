@@ -21,8 +21,8 @@ from tiny_unets import save_improved, save_unet
 from pe_ray import InputError, plugins
 from pe_ray.components.embedders import label_features
 from pe_ray.files.array_files import write_arrays
-from pe_ray.plugins.rehearsal import Rehearsal
 from pe_ray.plugins.seeds import normals, row_seeds, uniforms
+from pe_ray.plugins.stand_ins import Rehearsal
 from pe_ray.values import ImageShape
 
 NAMES = ("0", "1", "2")

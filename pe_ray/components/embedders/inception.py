@@ -14,7 +14,7 @@ from pe_ray.config.places import PathText
 from pe_ray.errors import InputError
 from pe_ray.files.storage import find_cache
 from pe_ray.plugins import EmbedderOptions, Images
-from pe_ray.plugins.rehearsal import Rehearsal
+from pe_ray.plugins.stand_ins import Rehearsal
 from pe_ray.runtime.threads import map_in_threads
 from pe_ray.values import DistanceMetric, ImageShape
 

@@ -23,7 +23,7 @@ from pe_ray.files.array_files import read_arrays
 from pe_ray.files.images import resize
 from pe_ray.files.storage import Location, parse_location
 from pe_ray.plugins import Images
-from pe_ray.plugins.rehearsal import Rehearsal
+from pe_ray.plugins.stand_ins import Rehearsal
 from pe_ray.values import DistanceMetric, ImageShape
 
 KIND = "pe_ray.components.embedders.label_features:LearntFeatures"

@@ -11,7 +11,7 @@ from pe_ray.components.generators.service_account import AccountOptions
 from pe_ray.components.weights import Precision
 from pe_ray.config.places import PathText
 from pe_ray.plugins import GeneratorOptions, Options
-from pe_ray.plugins.rehearsal import Rehearsal
+from pe_ray.plugins.stand_ins import Rehearsal
 from pe_ray.values import Price
 
 PARAPHRASES = (

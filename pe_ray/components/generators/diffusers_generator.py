@@ -23,8 +23,8 @@ from pe_ray.components.generators.pipeline_loading import (
 from pe_ray.config.places import PathText
 from pe_ray.errors import InputError
 from pe_ray.plugins import GeneratorOptions, Options, Rows
-from pe_ray.plugins.rehearsal import Rehearsal
 from pe_ray.plugins.seeds import Seeds, uniforms
+from pe_ray.plugins.stand_ins import Rehearsal
 from pe_ray.values import ImageShape
 
 _REHEARSED_SIDE, _REHEARSED_STEPS = 64, 2  # pixels of the longer side

@@ -18,7 +18,7 @@ from pe_ray.components.generators.pixel_diffusion import (
 from pe_ray.components.weights import loading_errors, read_weights
 from pe_ray.config.places import PathText
 from pe_ray.plugins import GeneratorOptions
-from pe_ray.plugins.rehearsal import Rehearsal
+from pe_ray.plugins.stand_ins import Rehearsal
 from pe_ray.values import ImageShape
 
 _IMAGENET_CLASSES = 1000  # improved diffusion has no other class-conditional models

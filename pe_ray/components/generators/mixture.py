@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 from pe_ray import plugins
 from pe_ray.config.kinds import Block, GeneratorPlugin, Plugin
 from pe_ray.plugins import Generator, GeneratorOptions, Rows
-from pe_ray.plugins.rehearsal import Rehearsal
 from pe_ray.plugins.seeds import Seeds, row_seeds, uniforms
+from pe_ray.plugins.stand_ins import Rehearsal
 from pe_ray.values import Framing, ImageShape
 
 

@@ -20,8 +20,8 @@ from pe_ray.config.places import Color, LocalFolder, Place
 from pe_ray.errors import InputError
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.plugins import Embedder, GeneratorOptions, Rows
-from pe_ray.plugins.rehearsal import Rehearsal
 from pe_ray.plugins.seeds import Seeds, choose_step
+from pe_ray.plugins.stand_ins import Rehearsal
 from pe_ray.values import Framing, ImageShape, Resize
 
 MOST_NEIGHBORS = 4096

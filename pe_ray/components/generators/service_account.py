@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pe_ray.config.places import LocalFolder
 from pe_ray.plugins import Options
-from pe_ray.plugins.rehearsal import Rehearsal
+from pe_ray.plugins.stand_ins import Rehearsal
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 

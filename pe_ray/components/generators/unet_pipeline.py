@@ -20,7 +20,7 @@ from pe_ray.components.weights import Precision, load_network, loading_errors
 from pe_ray.config.places import PathText
 from pe_ray.errors import InputError
 from pe_ray.plugins import GeneratorOptions
-from pe_ray.plugins.rehearsal import Rehearsal
+from pe_ray.plugins.stand_ins import Rehearsal
 from pe_ray.values import ImageShape
 
 _OPTION = "generator.checkpoint"
