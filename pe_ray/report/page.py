@@ -88,7 +88,8 @@ def draw_chart(points: Sequence[tuple[float, float]], x_label: str, y_label: str
     from matplotlib.ticker import MaxNLocator
 
     with style.context(["default", {"svg.fonttype": "none", "svg.hashsalt": "pe_ray"}]):
-        figure = Figure(figsize=(4.4, 2.9), layout="constrained")
+        figure = Figure(figsize=(4.4, 2.9))
+        figure.subplots_adjust(left=0.17, right=0.97, bottom=0.17, top=0.96)
         axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
         axes.plot(*zip(*points, strict=True), ".-")
         axes.grid(axis="y")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -21,30 +21,37 @@ _SUFFIXES = (".ttf", ".otf", ".ttc")  # a collection counts as its first font
 QUANTUM = 2.0**-15  # of a master's int16 values, in lengths of its glyph's box
 
 
+@cache
+def _thinning_tables() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return whether each of both sub-passes removes the centre of 3x3 pixels.
+
+    Pixels are numbered as bits of an index below 512, row by row, the first one highest.
+    """
+    pixels = ((np.arange(512)[:, None] >> np.arange(8, -1, -1)) & 1).reshape(512, 3, 3)
+    ring = ((0, 1), (0, 2), (1, 2), (2, 2), (2, 1), (2, 0), (1, 0), (0, 0))  # clockwise from north
+    around = np.stack([pixels[:, y, x] for y, x in ring], axis=1)
+    rises = ((around == 0) & (np.roll(around, -1, axis=1) == 1)).sum(axis=1)
+    inked = around.sum(axis=1)
+    border = (pixels[:, 1, 1] == 1) & (rises == 1) & (inked >= 2) & (inked <= 6)
+    north, east, south, west = around[:, 0], around[:, 2], around[:, 4], around[:, 6]
+    first = border & (north * east * south == 0) & (east * south * west == 0)
+    second = border & (north * east * west == 0) & (north * south * west == 0)
+    return first.astype(np.uint8), second.astype(np.uint8)
+
+
 def _thin(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the skeleton of a mask (Zhang and Suen, CACM 1984), at least a pixel of each part."""
     from scipy import ndimage
 
-    bits = (np.arange(256)[:, None] >> np.arange(8)) & 1  # neighbours, clockwise from the north
-    rises = ((bits == 0) & (np.roll(bits, -1, axis=1) == 1)).sum(axis=1)
-    border = (rises == 1) & (bits.sum(axis=1) >= 2) & (bits.sum(axis=1) <= 6)
-    north, east, south, west = bits[:, 0], bits[:, 2], bits[:, 4], bits[:, 6]
-    first = border & (north * east * south == 0) & (east * south * west == 0)
-    second = border & (north * east * west == 0) & (north * south * west == 0)
     (window,) = ndimage.find_objects(ink.astype(np.uint8))
-    padded, changed = np.pad(ink[window].astype(np.uint8), 1), True
-    height, width = padded.shape
-    thin = padded[1:-1, 1:-1]
-    ring = ((0, 1), (0, 2), (1, 2), (2, 2), (2, 1), (2, 0), (1, 0), (0, 0))
-    around = [padded[y : height - 2 + y, x : width - 2 + x] for y, x in ring]
+    padded = np.pad(ink[window].astype(np.uint8), 1)
+    thin, changed = padded[1:-1, 1:-1], True
     while changed:
         changed = False
-        for removable in (first, second):
-            neighbours = np.zeros_like(thin)
-            for bit, there in enumerate(around):
-                neighbours |= there << bit
-            removed = removable[neighbours] & (thin == 1)
-            thin[removed] = 0
+        for removable in _thinning_tables():
+            rows = (padded[:, :-2] << 2 | padded[:, 1:-1] << 1 | padded[:, 2:]).astype(np.uint16)
+            removed = removable.take(rows[:-2] << 6 | rows[1:-1] << 3 | rows[2:])
+            thin ^= removed
             changed |= bool(removed.any())
     skeleton = np.zeros_like(ink)
     skeleton[window] = thin
