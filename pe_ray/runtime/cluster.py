@@ -72,8 +72,7 @@ def connect_to_ray(resources: ResourcesConfig, node_label: str | None = None) ->
     import ray
     from ray.util.client import ray as client
 
-    for name in ("ray.data", "ray"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray").setLevel(logging.ERROR)
     resources = resources.model_copy(update={"address": _address(resources)})
     with ExitStack() as stack:
         if not ray.is_initialized():

@@ -12,6 +12,7 @@ Whatever kills its worker is begun again a few times, on any node. A worker that
 from __future__ import annotations
 
 import io
+import logging
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -168,6 +169,7 @@ def _make_in_actors(
     ray = use_ray()
     from ray.data.exceptions import ExecutionTimeoutError
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its import sets another level
     workers, stall_seconds = num_workers(resources), resources.stall_seconds
     blocks = min(len(requests), max(4 * workers, len(requests) // _PARTS_PER_BLOCK))
     pool = min(workers, blocks)
