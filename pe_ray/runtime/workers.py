@@ -123,11 +123,15 @@ class _Attempts:
 def _attempts_of(session: str, job: str) -> Any:
     """Start the counter of a Ray job, once: an actor is a process.
 
-    Jobs of two Rays in one process have the same id, so the session counts too.
+    It is on this node, since a node with an actor is never given back. Jobs of two Rays in one
+    process have the same id, so the session counts too.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Attempts).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(scheduling_strategy=here, **options)(_Attempts).remote()
 
 
 class _PartMaker:
