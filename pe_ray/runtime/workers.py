@@ -85,7 +85,8 @@ def _make_in_tasks(
     running: list[Any] = []  # of references
     try:
         while True:
-            for request in islice(waiting, num_workers(resources) - len(running)):
+            free = max(0, num_workers(resources) - len(running))  # a cluster may have shrunk
+            for request in islice(waiting, free):
                 running.append(task.remote(stall_seconds, _make_part, constructor, request))
             if not running:
                 return

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pe_ray import Config
+from pe_ray.files.parts import Part, write_part
 from pe_ray.run_context import RunContext
 from pe_ray.runtime.run_directory import on_disk
+from pe_ray.runtime.workers import PartWorker
 from pe_ray.synthetic.learnt_embedder import prepare_run
 
 
@@ -31,3 +34,13 @@ def small_tree(folder: Path) -> dict[str, Any]:
 def run_in(folder: Path, config: Config) -> RunContext:
     """The run of `config` in `folder`; an embedder that is to be learnt is learnt there."""
     return prepare_run(config, on_disk(folder))
+
+
+class EmptyParts(PartWorker):
+    """Makes parts without content."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = Path(directory)
+
+    def make(self, request: Mapping[str, Any]) -> Part:
+        return write_part(self._directory, request["start"], request["stop"], "empty", b"")
