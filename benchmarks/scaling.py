@@ -43,9 +43,9 @@ def expansion_seconds(run: Path, samples: int, folder: Path, workers: int) -> fl
     return time.perf_counter() - started
 
 
-def stage_seconds(directory: Path, num_parts: int) -> float:
-    """Return the seconds of a stage of empty parts."""
-    requests = [{"start": i, "stop": i + 1} for i in range(num_parts)]
+def stage_seconds(directory: Path) -> float:
+    """Return the seconds of a stage of 256 empty parts."""
+    requests = [{"start": i, "stop": i + 1} for i in range(256)]
     started = time.perf_counter()
     empty = Stage(
         name="empty",
@@ -68,7 +68,7 @@ def main(samples: int = 200_000) -> None:
         expand(run, 20_000, folder / "warm")
         one, two = (expansion_seconds(run, samples, folder, workers) for workers in (1, 2))
         print(f"{samples:,} samples: 1 worker {one:.1f} s, 2 workers {two:.1f} s: {one / two:.2f}x")
-        print(f"256 empty parts: {stage_seconds(folder / 'empty', 256):.2f} s")
+        print(f"256 empty parts: {stage_seconds(folder / 'empty'):.2f} s")
 
 
 if __name__ == "__main__":

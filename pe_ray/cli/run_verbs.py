@@ -206,7 +206,7 @@ def _run(options: argparse.Namespace) -> None:
     from pe_ray.runtime.run_directory import find_ledger
 
     started = time.monotonic()
-    path = evolve(config, on_event=_use_the_wait)
+    path = evolve(config, on_event=_import_while_ray_starts)
     page = write_report(path)
     ledger = Ledger.open(find_ledger(path))
     budget = ledger.budget
@@ -219,8 +219,8 @@ def _run(options: argparse.Namespace) -> None:
     print(f"time        {time.monotonic() - started:.1f} s")
 
 
-def _use_the_wait(event: Event) -> None:
-    """Import what the report needs while Ray starts: the driver does nothing then."""
+def _import_while_ray_starts(event: Event) -> None:
+    """Import what the report needs while the driver has nothing to do."""
     if event.kind == "phase" and event.name.startswith("starting Ray"):
         Thread(target=import_module, args=["matplotlib.figure"], daemon=True).start()
 

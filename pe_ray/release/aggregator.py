@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pe_ray.errors import FaultError, InputError
 from pe_ray.release.ledger import Ledger
 from pe_ray.release.mechanism import discrete_gaussian
 from pe_ray.release.releases import kind_of
+from pe_ray.runtime.cluster import on_this_node
 from pe_ray.values import Release
 
 _LOOK_SECONDS = 1.0
@@ -104,8 +104,7 @@ def answer(
 
 def create_aggregator(ledger_path: Path) -> Any:
     """Start the aggregator on this node, where the ledger is; Ray restarts it if it dies."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(Aggregator).options(
-        num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here
+        num_cpus=0, max_restarts=-1, max_task_retries=-1, **on_this_node()
     )
     return actor.remote(ledger_path)

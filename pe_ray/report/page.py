@@ -89,10 +89,11 @@ def draw_chart(points: Sequence[tuple[float, float]], x_label: str, y_label: str
 
     with style.context(["default", {"svg.fonttype": "none", "svg.hashsalt": "pe_ray"}]):
         figure = Figure(figsize=(4.4, 2.9))
-        figure.subplots_adjust(left=0.17, right=0.97, bottom=0.17, top=0.96)
+        figure.subplots_adjust(left=0.21, right=0.97, bottom=0.17, top=0.91)
         axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
         axes.plot(*zip(*points, strict=True), ".-")
         axes.grid(axis="y")
+        axes.ticklabel_format(axis="y", scilimits=(-2, 5))  # longer figures would meet the label
         if x_label == "delta":
             axes.set_xscale("log")
         else:

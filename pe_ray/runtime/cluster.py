@@ -283,6 +283,15 @@ def on_nodes(node_label: str | None) -> dict[str, Any]:
     return {} if node_label is None else {"label_selector": dict([node_label.split("=", 1)])}
 
 
+def on_this_node() -> dict[str, Any]:
+    """Return the options of an actor that is, and stays, on the node of this process."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    node = ray.get_runtime_context().get_node_id()
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+
+
 def count_resource(name: str) -> int:
     """Return the whole units of a resource that the cluster holds now."""
     return int(use_ray().cluster_resources().get(name, 0.0))

@@ -29,7 +29,7 @@ from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.config.kinds import Plugin
 from pe_ray.errors import DamagedFileError, InputError
 from pe_ray.files.parts import Part
-from pe_ray.runtime.cluster import num_workers, use_ray
+from pe_ray.runtime.cluster import num_workers, on_this_node, use_ray
 from pe_ray.runtime.watchdog import LostNodes, StalledError, exit_on_stall, note_progress
 
 if TYPE_CHECKING:
@@ -79,8 +79,9 @@ def _make_in_tasks(
 ) -> Iterator[Part]:
     """Yield parts that Ray tasks make, as many at a time as there are workers."""
     ray, stall_seconds = use_ray(), resources.stall_seconds
-    options = {"num_cpus": resources.cpus_per_worker, "scheduling_strategy": "SPREAD"}
-    task = ray.remote(max_retries=_DEATHS, **options)(_run_watched)
+    task = ray.remote(
+        num_cpus=resources.cpus_per_worker, max_retries=_DEATHS, scheduling_strategy="SPREAD"
+    )(_run_watched)
     constructor, waiting = ray.put(worker), iter(requests)
     running: list[Any] = []  # of references
     try:
@@ -128,11 +129,9 @@ def _attempts_of(session: str, job: str) -> Any:
     process have the same id, so the session counts too.
     """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
-    return ray.remote(scheduling_strategy=here, **options)(_Attempts).remote()
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, **on_this_node()}
+    return ray.remote(**options)(_Attempts).remote()
 
 
 class _PartMaker:

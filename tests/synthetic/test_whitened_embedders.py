@@ -48,9 +48,9 @@ def test_it_is_fitted_once_and_again_for_other_images(
     assert drawn == plan(Config.from_dict(tree)).random_calls + 100
 
 
-@pytest.mark.parametrize(("public", "shared"), [(True, True), (False, False)])
+@pytest.mark.parametrize("public", [True, False])
 def test_seeds_share_what_public_images_fit(
-    ray_session: None, tree: dict[str, Any], tmp_path: Path, public: bool, shared: bool
+    ray_session: None, tree: dict[str, Any], tmp_path: Path, public: bool
 ) -> None:
     """So the private records' cached embeddings serve the next seed."""
     data = str(save_public(tmp_path / "public", ["a"], 100)) if public else "population"
@@ -60,7 +60,7 @@ def test_seeds_share_what_public_images_fit(
         tree["schedule"]["seed"] = seed
         found = run_in(tmp_path / f"run-{seed}", Config.from_dict(tree)).embedder
         digests.add(digest_plugin("embedder", found.kind, found.options))
-    assert (len(digests) == 1) is shared
+    assert (len(digests) == 1) is public
 
 
 def test_a_stored_configuration_is_read_as_it_was(tree: dict[str, Any]) -> None:
