@@ -42,7 +42,7 @@ def note_progress() -> None:
 
 
 class StalledError(Exception):
-    """A node was lost, and no part has been finished since."""
+    """No part was finished for too long, after a node was lost for example."""
 
 
 class LostNodes:
