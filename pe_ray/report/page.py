@@ -104,9 +104,13 @@ def draw_chart(points: Sequence[tuple[float, float]], x_label: str, y_label: str
     return Markup('<img class="chart" src="{}" alt="{} by {}">').format(uri, y_label, x_label)
 
 
-def _draw_by_iteration(rows: Sequence[Row], name: str) -> Markup:
-    points = [(row["iteration"], row[name]) for row in rows if row.get(name) is not None]
-    return draw_chart(points, "iteration", name.replace("_", " "))
+def _draw_by_iteration(rows: Sequence[Row], names: Sequence[str]) -> list[Markup]:
+    """Draw a chart of each name that has a value at all."""
+    points = {
+        name: [(row["iteration"], row[name]) for row in rows if row.get(name) is not None]
+        for name in names
+    }
+    return [draw_chart(p, "iteration", name.replace("_", " ")) for name, p in points.items() if p]
 
 
 def bound_certainty(epsilon: float, delta: float) -> float:
@@ -142,7 +146,7 @@ def render_run(facts: Facts, samples: Samples, rows: Sequence[Row]) -> str:
         curve_chart=draw_chart(curve, "delta", "epsilon") if curve else None,
         rows=rows,
         voted=voted,
-        vote_charts=[_draw_by_iteration(voted, name) for name in _VOTE_CHARTS if voted],
+        vote_charts=_draw_by_iteration(voted, _VOTE_CHARTS),
         metrics=metrics,
-        metric_charts=[_draw_by_iteration(rows, name) for name in metrics],
+        metric_charts=_draw_by_iteration(rows, metrics),
     )

@@ -145,6 +145,15 @@ def test_metrics_that_the_run_scored_are_shown(copied: Callable[[str], Path]) ->
     assert "public/fid by iteration" in [image["alt"] for image in Elements(page).all("img")]
 
 
+def test_what_has_no_value_has_no_chart(finished: Path) -> None:
+    """As the share of the heaviest tenth, where noise left no vote."""
+    facts = gather(finished)
+    rows = [{**row, "top_tenth_share": None} for row in list_scores(facts)]
+    charts = [image["alt"] for image in Elements(render_run(facts, [], rows)).all("img")]
+    assert "survivors by iteration" in charts
+    assert "top tenth share by iteration" not in charts
+
+
 def test_scores_say_which_way_is_better_and_what_is_not_known(finished: Path) -> None:
     facts = gather(finished)
     assert "was not scored" in render_run(facts, [], list_scores(facts))
