@@ -7,7 +7,10 @@ process and all that it starts (looked at five times a second, so a little is mi
 is replaced by stand-ins that do nothing; of `omegaconf` it uses a dictionary with attributes. The
 clone writes no checkpoint and no picture.
 
-    python -m benchmarks.reference --reference CHECKOUT [--runs 3]
+    python -m benchmarks.reference --reference CHECKOUT [--runs 3] [--python PYTHON]
+
+--python: runs pe_ray, by default what runs this; of the default install (which `make demo` makes
+in a fresh clone), while the clone needs torch, which it imports.
 """
 
 from __future__ import annotations
@@ -134,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--reference", type=Path, required=True, metavar="CHECKOUT")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--python", default=sys.executable)
     options = parser.parse_args()
     print(f"machine: {platform.processor() or platform.machine()}, {os.cpu_count()} CPUs")
     with tempfile.TemporaryDirectory() as name:
@@ -145,7 +149,7 @@ def main() -> None:
             place = folder / str(run)
             place.mkdir()
             (place / "config.yaml").write_text(yaml.safe_dump(config(place).tree()))
-            ours = [sys.executable, "-m", "pe_ray", "run", f"{place}/config.yaml"]
+            ours = [options.python, "-m", "pe_ray", "run", f"{place}/config.yaml"]
             checkout = str(options.reference.resolve())
             theirs = [sys.executable, f"{folder}/theirs.py", f"{folder}/digits.npz", _find_fonts()]
             theirs.append(",".join(_list_imports(options.reference)))

@@ -49,9 +49,9 @@ def find_duplicates(
 
     Guarantee: nothing but these names and their number reaches the driver.
     """
-    if config.duplicates == "allow":
+    suspects = [] if config.duplicates == "allow" else list_suspects(files)
+    if not suspects:
         return [], 0
-    suspects = list_suspects(files)
     task = private_task(digest_files, config.node_label)
     padding = INLINE_LIMIT if config.node_label is not None else 0
     parts = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -23,20 +24,25 @@ THUMBNAIL = 96
 """Most pixels of a thumbnail's side."""
 PIXEL_ART = 64
 """Images up to this side are stored without loss and drawn with hard pixels."""
+_READ_BYTES = 1 << 26
 
 
 def read_samples(facts: Facts, iteration: int) -> dict[int, list[Image]]:
     """Return thumbnails of evenly spaced samples of S_iteration, by label.
 
-    Holds the full images of one label at a time.
+    Holds the full images of as many labels as fit into _READ_BYTES, at least one.
     """
     layout, samples = facts.layouts[iteration], {}
     options = facts.config.generator_at(iteration).options
-    labels = [label for label, count in enumerate(layout.counts) if count]
-    for label in labels[:LABELS_SHOWN]:
-        ids = pick_evenly(range(*layout.label_range(label)), SAMPLES_PER_LABEL)
-        rows = read_population(facts.run.population(iteration), np.array(ids), options)
-        samples[label] = [reduce_image(image) for image in rows["image"]]
+    labels = [label for label, count in enumerate(layout.counts) if count][:LABELS_SHOWN]
+    at_once = max(1, _READ_BYTES // (SAMPLES_PER_LABEL * options.image_shape.num_bytes))
+    for first in range(0, len(labels), at_once):
+        some = labels[first : first + at_once]
+        ids = [pick_evenly(range(*layout.label_range(label)), SAMPLES_PER_LABEL) for label in some]
+        rows = read_population(facts.run.population(iteration), np.concatenate(ids), options)
+        images = iter(rows["image"])
+        for label, of_label in zip(some, ids, strict=True):
+            samples[label] = [reduce_image(image) for image in islice(images, len(of_label))]
     return samples
 
 
