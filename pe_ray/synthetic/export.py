@@ -131,7 +131,7 @@ class ExportWorker(PartWorker):
             note_dropped(self._directory, part_name(start, stop, suffix, number), ~kept)
         images = LabelledImages(
             first=start,
-            pngs=map_in_threads(encode_png, pixels),
+            pngs=map_in_threads(encode_png, [*pixels]),
             labels=self._teacher.predict(pixels) if self._teacher else labels,
             names=self._run.labels,
         )
