@@ -225,10 +225,12 @@ def measure(given: argparse.Namespace, data_set: DataSet) -> None:
         for epsilon in given.epsilon:
             place = folder / f"{pipeline.stem}-{epsilon:g}-{seed}"
             config = configure(data_set, pipeline, private, place / "run", given, epsilon, seed)
-            if config.schedule.sizes[-1] != given.num_images:
+            kept = config.teacher.keep if config.teacher else None
+            made = kept or config.schedule.sizes[-1]
+            if made != given.num_images:
                 raise InputError(
-                    f"schedule.num_samples: ends with {config.schedule.sizes[-1]:,}; the protocol "
-                    f"has {given.num_images:,} images"
+                    f"{'teacher.keep' if kept else 'schedule.num_samples'}: the set has {made:,} "
+                    f"images; the protocol has {given.num_images:,}"
                 )
             scores = score_run(
                 config, recipe, test, place / given.budget, num_train=given.num_train, seed=seed
