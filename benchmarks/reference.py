@@ -9,8 +9,8 @@ clone writes no checkpoint and no picture.
 
     python -m benchmarks.reference --reference CHECKOUT [--runs 3] [--python PYTHON]
 
---python: runs pe_ray, by default what runs this; of the default install (which `make demo` makes
-in a fresh clone), while the clone needs torch, which it imports.
+--python: the interpreter of pe_ray's default install, which `make demo` makes in a fresh clone.
+Without it pe_ray runs as the reference does, in the environment of this command.
 """
 
 from __future__ import annotations
