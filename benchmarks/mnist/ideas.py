@@ -2,7 +2,7 @@
 
     python -m benchmarks.mnist.ideas LETTERS.parquet [--letters ABCDEFGHIJ] [--seeds 3] [--rows ...]
 
-`pipelines/mnist.yaml` with the letters as private records; votes alone, in blurred pixels, denoised
+`pipelines/mnist.yaml` with wide ranges and the letters as private records; votes alone, in blurred pixels, denoised
 to the simplex, not smoothed, unless a row says something else. Populations are scaled with the
 records, so a sample gets as many votes under the same noise as for MNIST.
 LETTERS.parquet: columns image, label (0..25) and split; the train split is private, the audit tests
@@ -20,13 +20,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 
+from benchmarks.mnist.letters import PIPELINE, WIDE
 from pe_ray import Config, evolve
 from pe_ray.files.storage import expand_home
 from pe_ray.runtime.cluster import connect_to_ray
 
-PIPELINE = Path(__file__).parents[2] / "pipelines" / "mnist.yaml"
 TUNED_ON = "ABDEGHMNQR"
 """The letters that the pipeline's settings were chosen on."""
 
@@ -62,7 +61,7 @@ def write_letters(data: Path, letters: str, file: Path) -> dict[str, int]:
 
 
 def settings(file: Path, letters: str, records: int, row: str, seed: int) -> dict[str, Any]:
-    tree: dict[str, Any] = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))
+    tree = Config.from_yaml(PIPELINE, WIDE).tree()
     tree["private"] |= {
         "data": str(file),
         "labels": list(letters),

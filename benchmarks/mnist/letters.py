@@ -41,6 +41,15 @@ LETTERS = "ABDEGHMNQR"
 RECORDS = 60_000
 MU = 0.2416  # Gaussian DP at epsilon 1, delta 1.515e-6
 PIPELINE = Path(__file__).parents[2] / "pipelines" / "mnist.yaml"
+WIDE = (
+    "generator.size=[0.94, 1.3]",
+    "generator.offset=[-0.08, 0.08]",
+    "generator.placement_change=0.2",
+    "schedule.degrees=[0.6, 0.45, 0.35, 0.3]",
+    "schedule.num_samples=[60000, 20000, 20000, 20000, 60000]",
+    "teacher.keep=null",
+)
+"""Changes of the pipeline that suit characters of any size and place, and keep all that is made."""
 Floats = NDArray[np.float64]
 
 
@@ -62,7 +71,7 @@ def evolve(
     """Return images and labels of the last population, with `share` of the budget for votes."""
     import faiss
 
-    config = Config.from_yaml(PIPELINE)
+    config = Config.from_yaml(PIPELINE, WIDE)
     options = config.generator.options
     generator = plugins.load("generator", "rendered_text")(options, list(LETTERS))
     embedder = Pixels(PixelsOptions(size=14, blur=1.0))

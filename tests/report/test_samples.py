@@ -14,6 +14,7 @@ from pe_ray.report.samples import (
     read_samples,
     reduce_image,
 )
+from pe_ray.synthetic.population_files import read_population
 
 
 def test_images_on_the_page_are_small(finished: Path) -> None:
@@ -29,3 +30,14 @@ def test_both_ends_are_picked(count: int, most: int, expected: list[int]) -> Non
     assert pick_evenly(range(count), most) == expected
     many = pick_evenly(range(1001), 7)
     assert (many[0], many[-1], len(many)) == (0, 1000, 7)
+
+
+def test_each_label_shows_its_own_samples(finished: Path) -> None:
+    facts = gather(finished)
+    layout, options = facts.layouts[2], facts.config.generator_at(2).options
+    shown = read_samples(facts, 2)
+    assert list(shown) == [label for label, count in enumerate(layout.counts) if count]
+    for label, images in shown.items():
+        ids = pick_evenly(range(*layout.label_range(label)), 12)
+        rows = read_population(facts.run.population(2), np.array(ids), options)
+        assert np.array_equal(np.stack(images), [reduce_image(one) for one in rows["image"]])
