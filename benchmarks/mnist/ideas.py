@@ -2,9 +2,9 @@
 
     python -m benchmarks.mnist.ideas LETTERS.parquet [--letters ABCDEFGHIJ] [--seeds 3] [--rows ...]
 
-`pipelines/mnist.yaml` with wide ranges and the letters as private records; votes alone, in blurred pixels, denoised
-to the simplex, not smoothed, unless a row says something else. Populations are scaled with the
-records, so a sample gets as many votes under the same noise as for MNIST.
+`pipelines/mnist.yaml` with wide ranges and the letters as private records; votes alone, in blurred
+pixels, denoised to the simplex, not smoothed, unless a row says something else. Populations are
+scaled with the records, so a sample gets as many votes under the same noise as for MNIST.
 LETTERS.parquet: columns image, label (0..25) and split; the train split is private, the audit tests
 on all of both splits. Seeds are those of the public randomness.
 """
