@@ -1,4 +1,4 @@
-"""What several generators check, prompts by label, and edits by degree."""
+"""What several generators check: ranges, labels, prompts by label, edits by degree, overflow."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AfterValidator
 
 from pe_ray.components.weights import Precision
 from pe_ray.errors import InputError
@@ -19,6 +20,17 @@ EDITS = (
     "Draw another image that only resembles this one. It shows: {prompt}",
 )
 """Instructions to change an image, from the weakest to the strongest."""
+
+
+def within(low: float, high: float) -> AfterValidator:
+    """Return the check of an option that is a range [low, high], for an Annotated type."""
+
+    def check(value: tuple[float, float]) -> tuple[float, float]:
+        if not low <= value[0] <= value[1] <= high:
+            raise ValueError(f"give [low, high] with {low:g} <= low <= high <= {high:g}")
+        return value
+
+    return AfterValidator(check)
 
 
 def refuse_unknown_labels(option: str, given: Iterable[str], label_names: Sequence[str]) -> None:

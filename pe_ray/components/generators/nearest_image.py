@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Literal, Self, cast
+from typing import Annotated, ClassVar, Literal, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +15,8 @@ from pydantic import Field
 
 from pe_ray import plugins
 from pe_ray.components.generators.cached_images import CachedImages, PartedArray, fill_parts
-from pe_ray.components.generators.generator_checks import refuse_unknown_labels
+from pe_ray.components.generators.generator_checks import refuse_unknown_labels, within
+from pe_ray.components.generators.views import view_images
 from pe_ray.components.nearest import find_others, rows_at_once
 from pe_ray.config.kinds import FixedEmbedderPlugin
 from pe_ray.config.places import Color, LocalFolder, Place
@@ -52,6 +55,11 @@ class NearestImageOptions(GeneratorOptions):
     start: Literal["random", "distinct"] = "random"
     """How S_0 is drawn: each image on its own (random), or none twice of a label while there are
     others (distinct). As many samples of a label as it has images are then all of them."""
+    view: Annotated[tuple[float, float], within(0.1, 4)] = (1.0, 1.0)
+    """Range of the side of what a sample shows, in sides of the public image: below 1 a part of it,
+    above 1 all of it in more background. The place is random, too."""
+    mirror: bool = False
+    """Whether half of the samples are mirrored, left to right."""
     embedder: FixedEmbedderPlugin = Field(default="pixels", validate_default=True)
     """In whose space images are near; one that is meant for l2 or cosine."""
     cache: LocalFolder | None = None
@@ -64,6 +72,11 @@ class NearestImageOptions(GeneratorOptions):
     @property
     def framing(self) -> Framing:
         return Framing(shape=self.image_shape, resize=self.resize, background=self.background)
+
+    @property
+    def changes_images(self) -> bool:
+        """Whether samples are views of public images, not these as they are."""
+        return self.mirror or self.view != (1.0, 1.0)
 
     @property
     def public_table(self) -> ImageTable:
@@ -109,7 +122,8 @@ class NearestImage:
     RANDOM_API: a public image of the label, all equally likely; with `start: distinct`, the next
     one in an order that spreads them. VARIATION_API with degree m: one of
     the m nearest other public images of the label, all equally likely; of all, if there are fewer;
-    for m = 0, the image itself. Neighbours are found once, and again for a larger m.
+    for m = 0, the image itself. Neighbours are found once, and again for a larger m. With `view`
+    or `mirror` both show a new view of that image.
 
     A sample depends on the public set and the seed alone.
     """
@@ -118,7 +132,10 @@ class NearestImage:
 
     def __init__(self, options: NearestImageOptions, label_names: Sequence[str]) -> None:
         self._options = options
-        self._public = CachedImages(options.public_table, options.framing, options.cache)
+        side = math.ceil(options.image_size / min(1.0, options.view[0]))  # as fine as the samples
+        shape = ImageShape(height=side, width=side, channels=options.channels)
+        framing = replace(options.framing, shape=shape)
+        self._public = CachedImages(options.public_table, framing, options.cache)
         self._members = _members(options, self._public, label_names)
         embedder = options.embedder
         self._embedder = plugins.digest_plugin("embedder", embedder.kind, embedder.options)
@@ -133,7 +150,7 @@ class NearestImage:
             if self._options.start == "distinct":  # consecutive numbers, to be spread out
                 places = places * np.uint64(choose_step(len(members))) % np.uint64(len(members))
             chosen[of_label] = members[places]
-        return self._to_rows(chosen)
+        return self._to_rows(chosen, seeds)
 
     def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
         """Draw one of the `degree` nearest public images of each row's own."""
@@ -149,10 +166,20 @@ class NearestImage:
                 positions = np.searchsorted(members, current[of_label])
                 near = table.take(positions)[np.arange(len(drawn)), drawn]
                 chosen[of_label] = members[near]
-        return self._to_rows(chosen)
+        return self._to_rows(chosen, seeds)
 
-    def _to_rows(self, chosen: NDArray[np.int64]) -> Rows:
-        return {"image": self._public.images.take(chosen), "public_image": chosen}
+    def _to_rows(self, chosen: NDArray[np.int64], seeds: Seeds) -> Rows:
+        images, options = self._public.images.take(chosen), self._options
+        if options.changes_images:
+            images = view_images(
+                images,
+                options.image_size,
+                seeds,
+                options.view,
+                mirror=options.mirror,
+                background=options.background,
+            )
+        return {"image": images, "public_image": chosen}
 
     def _load_table(self, members: NDArray[np.int64], num_neighbors: int) -> PartedArray:
         """Return neighbours int32 [members, at least `num_neighbors`], positions in `members`.

@@ -8,9 +8,9 @@ from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from pe_ray.components.generators.generator_checks import refuse_unknown_labels
+from pe_ray.components.generators.generator_checks import refuse_unknown_labels, within
 from pe_ray.components.generators.glyphs import (
     FRAME,
     QUANTUM,
@@ -37,15 +37,6 @@ _REACH = 1.1  # deformed glyphs are measured in [-reach, reach]^2; their box has
 _COARSE = 24  # samples a side when measuring a deformed glyph
 _LEVEL = 0.1  # the measured box holds all points this close to the glyph
 _CHUNK = 64  # rows rendered at a time: a few MB of temporaries at 28x28
-
-
-def _within(low: float, high: float) -> AfterValidator:
-    def check(value: tuple[float, float]) -> tuple[float, float]:
-        if not low <= value[0] <= value[1] <= high:
-            raise ValueError(f"give [low, high] with {low:g} <= low <= high <= {high:g}")
-        return value
-
-    return AfterValidator(check)
 
 
 BoxSide = Annotated[float, Field(gt=0, le=10)]
@@ -80,21 +71,21 @@ class RenderedTextOptions(GeneratorOptions):
     (NIST's normalised characters: no bound); strokes are stretched too."""
     center: Literal["box", "mass"] = "box"
     """What is in the image's middle: the text's box or its centre of mass (MNIST); needs fit."""
-    size: Annotated[tuple[float, float], _within(0.01, 10)] = (0.9, 1.05)
+    size: Annotated[tuple[float, float], within(0.01, 10)] = (0.9, 1.05)
     """Factor on the box."""
-    aspect: Annotated[tuple[float, float], _within(0.05, 20)] = (0.7, 1.3)
+    aspect: Annotated[tuple[float, float], within(0.05, 20)] = (0.7, 1.3)
     """Factor on width over height (log-uniform)."""
-    rotation: Annotated[tuple[float, float], _within(-180, 180)] = (-10.0, 10.0)
+    rotation: Annotated[tuple[float, float], within(-180, 180)] = (-10.0, 10.0)
     """Degrees, anticlockwise."""
-    shear: Annotated[tuple[float, float], _within(-2, 2)] = (-0.2, 0.4)
+    shear: Annotated[tuple[float, float], within(-2, 2)] = (-0.2, 0.4)
     """Slant to the right: width moved per height."""
-    offset: Annotated[tuple[float, float], _within(-1, 1)] = (-0.04, 0.04)
+    offset: Annotated[tuple[float, float], within(-1, 1)] = (-0.04, 0.04)
     """Shift to the right and down, drawn separately, in image sides."""
-    stroke: Annotated[tuple[float, float], _within(0, 1)] = (0.06, 0.14)
+    stroke: Annotated[tuple[float, float], within(0, 1)] = (0.06, 0.14)
     """Width of the strokes, in image sides."""
-    softness: Annotated[tuple[float, float], _within(0.1, 100)] = (0.8, 2.0)
+    softness: Annotated[tuple[float, float], within(0.1, 100)] = (0.8, 2.0)
     """Width of an edge's ramp from 0 to 1, in pixels: antialiasing at 1, blur above."""
-    gain: Annotated[tuple[float, float], _within(0, 1)] = (0.85, 1.0)
+    gain: Annotated[tuple[float, float], within(0, 1)] = (0.85, 1.0)
     """Brightness of full ink."""
     elastic: float = Field(default=0.05, ge=0, le=1)
     """Largest displacement of each of 4x4 grid points, in lengths of the text's box."""

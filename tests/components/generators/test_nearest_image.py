@@ -329,3 +329,64 @@ def test_the_private_records_are_no_public_images(tree: dict[str, Any], public: 
         with pytest.raises(InputError, match=r"generator\.data: is private\.data"):
             Config.from_dict(tree | {"generator": generator})
     Config.from_dict(tree | {"generator": other})
+
+
+def save_ramp(folder: Path) -> Path:
+    """Save one image whose red grows from left to right and whose green grows downwards."""
+    (folder / "a").mkdir(parents=True)
+    across, down = np.meshgrid(np.arange(64), np.arange(64))
+    ramp = np.stack([across * 4, down * 4, np.full_like(across, 255)], axis=2)
+    Image.fromarray(ramp.astype(np.uint8)).save(folder / "a" / "ramp.png")
+    return folder
+
+
+def draw_many(generator: NearestImage) -> np.ndarray:
+    labels = np.zeros(600, np.int32)
+    return generator.random(labels, row_seeds(1, "random", 0, MANY))["image"]
+
+
+def test_a_view_is_a_part_of_its_image_anywhere_in_it(tmp_path: Path) -> None:
+    generator = made(save_ramp(tmp_path / "public"), ("a",), view=(0.25, 0.5))
+    red, green = np.moveaxis(draw_many(generator)[..., :2].astype(float), 3, 0)
+    sides = (red[:, :, 14] - red[:, :, 1]).mean(axis=1) / 13 * 16 / 256
+    down = (green[:, 14] - green[:, 1]).mean(axis=1) / 13 * 16 / 256
+    assert np.abs(sides - down).max() < 0.02  # parts are squares
+    assert sides.min() > 0.23
+    assert sides.max() < 0.52
+    assert np.abs(np.histogram(sides, 5, (0.25, 0.5))[0] / 600 - 0.2).max() < 0.06
+    for middles in (red[:, 8, 8], green[:, 8, 8]):
+        place = (middles / 256 - sides / 2) / (1 - sides)
+        assert np.abs(np.histogram(place, 5, (0, 1.05))[0] / 600 - 0.2).max() < 0.08
+
+
+def test_views_above_one_show_the_whole_image_in_background(tmp_path: Path) -> None:
+    generator = made(save_ramp(tmp_path / "public"), ("a",), view=(1.5, 1.5), background="black")
+    blue = draw_many(generator)[..., 2]
+    area = blue.mean(axis=(1, 2)) / 255
+    assert np.abs(area - 1 / 1.5**2).max() < 0.03
+    assert len(np.unique(blue.reshape(600, -1), axis=0)) > 500
+
+
+def test_half_of_mirrored_samples_are_mirrored(tmp_path: Path) -> None:
+    generator = made(save_ramp(tmp_path / "public"), ("a",), mirror=True)
+    plain = draw_many(made(tmp_path / "public", ("a",)))[0]
+    drawn = draw_many(generator)
+    turned = (drawn == plain[:, ::-1]).all(axis=(1, 2, 3))
+    assert ((drawn == plain).all(axis=(1, 2, 3)) ^ turned).all()
+    assert 0.43 < turned.mean() < 0.57
+
+
+def test_a_view_depends_on_its_seed_alone(tmp_path: Path) -> None:
+    generator = made(save_public(tmp_path / "public", NAMES), view=(0.5, 1.5), mirror=True)
+    labels, seeds = (MANY % 3).astype(np.int32), row_seeds(1, "variation", 1, MANY)
+    rows = {"label": labels, **generator.random(labels, seeds)}
+    every = generator.vary(rows, 6, seeds)["image"]
+    for row in (0, 7, 599):
+        one = {name: column[row : row + 1] for name, column in rows.items()}
+        assert np.array_equal(generator.vary(one, 6, seeds[row : row + 1])["image"][0], every[row])
+
+
+@pytest.mark.parametrize("view", [(0.0, 1.0), (1.2, 0.8), (0.5, 9.0)])
+def test_views_out_of_range_are_refused(view: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="view"):
+        NearestImageOptions(data="absent", image_size=8, view=view)
