@@ -67,7 +67,8 @@ def test_a_run_that_is_finished_stopped_and_running(
 def test_a_teachers_release_is_a_stage(
     ray_session: None, short: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    short["teacher"] = {"share": 0.5, "features": 4, "epochs": 1}
+    whitened = {"kind": "pixels", "size": 4, "whiten": {"data": "population"}}
+    short["teacher"] = {"share": 0.5, "features": 4, "embedder": whitened}
     config = Config.from_dict(short)
     run = evolve(config)
     seen = read(str(run), capsys)
