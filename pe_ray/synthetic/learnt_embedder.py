@@ -96,6 +96,9 @@ def _locate(config: Config, directory: RunDirectory, embedder: Plugin) -> Locati
     Caches of embeddings keep the name. So runs that differ in nothing that counts share them, as
     seeds do whose embedder is whitened on public images.
     """
+    if embedder.whiten is not None:  # a default number is the same as that number
+        dims = {"dims": embedder.dim(config.image_shape)}
+        embedder = embedder.model_copy(update={"whiten": embedder.whiten.model_copy(update=dims)})
     inputs: dict[str, Any] = {
         "embedder": embedder.model_dump(mode="json"),
         "framing": asdict(config.framing),

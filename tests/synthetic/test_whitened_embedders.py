@@ -14,6 +14,7 @@ from pe_ray import Config, InputError
 from pe_ray.planning import plan
 from pe_ray.plugins import build
 from pe_ray.plugins.plugin_digest import digest_plugin
+from pe_ray.synthetic.learnt_embedder import locate_whitened
 from pe_ray.synthetic.scoring import public_tables
 
 
@@ -61,6 +62,18 @@ def test_seeds_share_what_public_images_fit(
         found = run_in(tmp_path / f"run-{seed}", Config.from_dict(tree)).embedder
         digests.add(digest_plugin("embedder", found.kind, found.options))
     assert (len(digests) == 1) is public
+
+
+def test_votes_and_a_teacher_share_a_whitening_of_the_same_size(
+    ray_session: None, tree: dict[str, Any], tmp_path: Path
+) -> None:
+    """Whether its size is written or left to the default. So private images are embedded once."""
+    whiten = {"data": str(save_public(tmp_path / "public", ["a"], 300))}
+    embedder = {"kind": "gradients", "whiten": whiten}
+    tree |= {"embedder": embedder, "teacher": {"features": 256, "embedder": embedder}}
+    config = Config.from_dict(tree)
+    run = run_in(tmp_path / "run", config)
+    assert locate_whitened(config, run.directory, config.teacher.whitened) == run.embedder
 
 
 def test_a_stored_configuration_is_read_as_it_was(tree: dict[str, Any]) -> None:
