@@ -2,10 +2,10 @@
 
     python -m benchmarks.dpimagebench.clip_art FOLDER FILE.parquet
 
-FOLDER: PNG files with transparency, at any depth; Debian's package openclipart-png has 8,000 that are
-in the public domain, in /usr/share/openclipart/png. A picture is cut to what it shows, scaled to 60
-pixels and put in the middle of 64. One that is dark is inverted, so that it can be seen on black.
-Pictures of more than 50 million pixels are left out.
+FOLDER: PNG files with transparency, at any depth; Debian's package openclipart-png has 8,000 that
+are in the public domain, in /usr/share/openclipart/png. A picture is cut to what it shows, scaled
+to 60 pixels and put in the middle of 64. One that is dark is inverted, so that it can be seen on
+black. Pictures of more than 50 million pixels are left out.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ class GeneratorOptions(Options):
 
     @property
     def shown_data(self) -> str | None:
-        """Folder or file whose images samples show, whole or in part. It must not be private.data."""
+        """Place of the images that samples show, whole or in part. It must not be private.data."""
         return None
 
     @property
