@@ -16,7 +16,7 @@ from pe_ray.tuning.search import Search
 
 CHECKED_BY_THEIR_BLOCK = {
     *("num_samples", "degrees", "noise", "label_fractions", "start", "end", "low", "high"),
-    *("box", "size", "aspect", "rotation", "shear", "offset", "stroke", "softness", "gain"),
+    *("box", "size", "aspect", "rotation", "shear", "offset", "stroke", "softness", "gain", "view"),
     "image_size",
 }
 FREE = {"threshold", "where", "audit_where", "parameters", "scale"}
