@@ -74,11 +74,6 @@ class NearestImageOptions(GeneratorOptions):
         return Framing(shape=self.image_shape, resize=self.resize, background=self.background)
 
     @property
-    def changes_images(self) -> bool:
-        """Whether samples are views of public images, not these as they are."""
-        return self.mirror or self.view != (1.0, 1.0)
-
-    @property
     def public_table(self) -> ImageTable:
         return ImageTable(
             block="generator",
@@ -170,7 +165,7 @@ class NearestImage:
 
     def _to_rows(self, chosen: NDArray[np.int64], seeds: Seeds) -> Rows:
         images, options = self._public.images.take(chosen), self._options
-        if options.changes_images:
+        if options.mirror or options.view != (1.0, 1.0):
             images = view_images(
                 images,
                 options.image_size,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageOps
 
+from pe_ray.files.images import to_pillow
 from pe_ray.plugins import Images
 from pe_ray.plugins.seeds import Seeds, uniforms
 
@@ -35,7 +35,7 @@ def view_images(
     for row, (side, across, down, turn) in enumerate(uniforms(seeds, 4)):
         shown = full * (sides[0] + side * (sides[1] - sides[0]))
         left, top = margin + across * (full - shown), margin + down * (full - shown)
-        whole = ImageOps.expand(Image.fromarray(_planes(images[row])), margin, color)
+        whole = ImageOps.expand(to_pillow(images[row]), margin, color)
         view = whole.resize(
             (size, size), Image.Resampling.BICUBIC, (left, top, left + shown, top + shown)
         )
@@ -43,7 +43,3 @@ def view_images(
         if mirror and turn < 0.5:
             views[row] = views[row, :, ::-1]
     return views
-
-
-def _planes(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return image[..., 0] if image.shape[2] == 1 else image
