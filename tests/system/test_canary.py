@@ -58,8 +58,7 @@ def test_a_canary_record_leaves_no_trace(
         "cache": str(tmp_path / "cache"),
     }
     short["privacy"]["unit"] = "user"
-    whitened = {"kind": "pixels", "size": 4, "whiten": {"data": "population"}}
-    short["teacher"] = {"features": 4, "embedder": whitened}
+    short["teacher"] = {"features": 4, "epochs": 1}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(short))
     with tempfile.TemporaryDirectory(prefix="c-", dir="/tmp") as home:  # sockets need a short path
         command = f"umask 0; exec {sys.executable} -m pe_ray run {tmp_path / 'config.yaml'}"
