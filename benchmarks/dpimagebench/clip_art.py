@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pe_ray import InputError
 from pe_ray.files.storage import expand_home
 
 SIDE, SHOWN, MOST_PIXELS, DARK = 64, 60, 50_000_000, 110
@@ -60,6 +61,9 @@ def main() -> None:
             picture.save(sink, "PNG")
             contents.append(sink.getvalue())
             names.append(file.relative_to(given.folder).parts[0])
+    if not contents:
+        raise InputError(f"{given.folder}: shows nothing; give a folder of PNG files")
+    given.file.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"image": contents, "label": names}), given.file)
     print(f"{given.file}: {len(contents)} pictures")
 
