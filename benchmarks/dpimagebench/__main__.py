@@ -2,7 +2,7 @@
 
     python -m benchmarks.dpimagebench --dataset mnist --data mnist.parquet --epsilon 1 10
         [--output runs/dpimagebench] [--budget cpu] [--seeds 0 1 2] [--inception FILE]
-        [--pipeline FILE] [--set block.key=value ...]
+        [--pipeline FILE] [--set block.key=value ...] [--real]
 
 FILE of --data: parquet with columns image, label (0, 1, ...) and split (train, test). For each
 epsilon and seed it runs the data set's pipeline on its private rows. It trains three networks on
@@ -12,16 +12,19 @@ folder holds private images too: it is not for publishing.
 
 --budget cpu: smaller networks and fewer epochs, for machines without a GPU. Accuracies of the two
 budgets don't compare. --set changes the pipeline; public images are given so, for example
-`--set generator.data=FILE`.
+`--set generator.data=FILE`. --real: train on the private rows themselves, without privacy: what
+these networks can read at best. Nothing else is made then.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import statistics
 import time
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,7 @@ from benchmarks.dpimagebench.training import RECIPES, Images, Labels, Recipe, tr
 from pe_ray import Config, InputError, evolve
 from pe_ray.files.storage import expand_home
 
+Rows = Iterator[tuple[Path, dict[str, Any]]]
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 NUM_IMAGES, NUM_TRAIN = 60_000, 55_000
 
@@ -126,23 +130,40 @@ def score_run(
     run = evolve(config)
     seconds = time.monotonic() - started
     folder.mkdir(parents=True, exist_ok=True)
-    distances = _keep(folder / "distances.json", run.audit)
     images, labels = run.synthetic.to_numpy()
-    synthetic = images, labels.astype(np.int64)
-    if synthetic[0].shape[1:] != test[0].shape[1:]:
+    if images.shape[1:] != test[0].shape[1:]:
         raise InputError(
-            f"generator.image_size: makes {synthetic[0].shape[1:]}, but the test images are "
+            f"generator.image_size: makes {images.shape[1:]}, but the test images are "
             f"{test[0].shape[1:]}; give the data set's size"
         )
+    synthetic, num_labels = (images, labels.astype(np.int64)), len(config.private.labels)
+    networks = train_networks(recipe, synthetic, test, folder, num_labels, num_train, seed)
+    distances = _keep(folder / "distances.json", run.audit)
+    about = {"seconds": round(seconds), "epsilon_spent": run.ledger["epsilon"]}
+    kept = _keep(folder / "run.json", lambda: about)
+    return {"networks": networks, "distances": distances, **kept}
+
+
+def train_networks(
+    recipe: Recipe,
+    images: tuple[Images, Labels],
+    test: tuple[Images, Labels],
+    folder: Path,
+    num_labels: int,
+    num_train: int,
+    seed: int,
+) -> dict[str, dict[str, float]]:
+    """Train and test the networks of the recipe that `folder` has no scores of."""
+    folder.mkdir(parents=True, exist_ok=True)
     networks = {
         name: _keep(
             folder / f"{name.replace(' ', '-')}.json",
             lambda name=name: train_and_test(
                 recipe,
                 name,
-                synthetic,
+                images,
                 test,
-                num_labels=len(config.private.labels),
+                num_labels=num_labels,
                 num_train=num_train,
                 seed=seed,
                 state=folder / f"{name.replace(' ', '-')}.pt",
@@ -152,9 +173,7 @@ def score_run(
     }
     for state in folder.glob("*.pt"):
         state.unlink()
-    about = {"seconds": round(seconds), "epsilon_spent": run.ledger["epsilon"]}
-    kept = _keep(folder / "run.json", lambda: about)
-    return {"networks": networks, "distances": distances, **kept}
+    return networks
 
 
 def _keep(file: Path, make: Any) -> Any:
@@ -168,7 +187,7 @@ def _keep(file: Path, make: Any) -> Any:
 
 
 def make_table(name: str, data_set: DataSet, rows: list[dict[str, Any]]) -> str:
-    """Return the markdown table: ours by budget, epsilon and pipeline, then what is published."""
+    """Return the markdown table: ours, by budget and epsilon, real rows, and what is published."""
     lines = [
         f"# {name}",
         "",
@@ -182,14 +201,15 @@ def make_table(name: str, data_set: DataSet, rows: list[dict[str, Any]]) -> str:
     ]
     groups: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["budget"], row["epsilon"], row["pipeline"]), []).append(row)
+        epsilon = math.inf if row["epsilon"] is None else row["epsilon"]
+        groups.setdefault((row["budget"], epsilon, row["pipeline"]), []).append(row)
     for (budget, epsilon, pipeline), group in sorted(groups.items()):
         accuracies = _by_name([row["networks"] for row in group], "test")
         networks = ", ".join(f"{n} {statistics.mean(a):.2f}" for n, a in accuracies.items())
         of_seeds = list(zip(*accuracies.values(), strict=True))
         distances = _by_name([row["distances"] for row in group])
         cells = [
-            f"**pe_ray**, {pipeline}",
+            pipeline if math.isinf(epsilon) else f"**pe_ray**, {pipeline}",
             f"{epsilon:g}",
             f"{networks} (budget {budget})",
             ", ".join(str(row["seed"]) for row in group),
@@ -217,40 +237,56 @@ def _show(values: list[float]) -> str:
 def measure(given: argparse.Namespace, data_set: DataSet) -> None:
     """Make all rows of the table, and write it after each."""
     folder = given.output / given.dataset
+    make_rows = read_real if given.real else read_synthetic
+    for place, row in make_rows(given, data_set, folder):
+        row = {"dataset": given.dataset, "budget": given.budget, **row}
+        (place / f"row-{given.budget}.json").write_text(json.dumps(row), encoding="utf-8")
+        rows = [json.loads(file.read_text()) for file in sorted(folder.glob("*/row-*.json"))]
+        (given.output / f"{given.dataset}.json").write_text(json.dumps(rows, indent=1))
+        table = make_table(given.dataset, data_set, rows)
+        (given.output / f"{given.dataset}.md").write_text(table)
+        print(table, flush=True)
+
+
+def read_synthetic(given: argparse.Namespace, data_set: DataSet, folder: Path) -> Rows:
+    """Run the pipeline for each seed and epsilon; what the networks read on its images."""
     pipeline = given.pipeline or PIPELINES / (data_set.pipeline or "")
     private, test_file = split_data(given.data, data_set.private_rows, folder / "data")
-    test = read_images(test_file)
-    recipe = RECIPES["cpu" if given.budget == "cpu" else data_set.recipe]
-    for seed in given.seeds:
-        for epsilon in given.epsilon:
-            place = folder / f"{pipeline.stem}-{epsilon:g}-{seed}"
-            config = configure(data_set, pipeline, private, place / "run", given, epsilon, seed)
-            kept = config.teacher.keep if config.teacher else None
-            made = kept or config.schedule.sizes[-1]
-            if made != given.num_images:
-                raise InputError(
-                    f"{'teacher.keep' if kept else 'schedule.num_samples'}: the set has {made:,} "
-                    f"images; the protocol has {given.num_images:,}"
-                )
-            scores = score_run(
-                config, recipe, test, place / given.budget, num_train=given.num_train, seed=seed
+    test, recipe = read_images(test_file), choose_recipe(given, data_set)
+    for seed, epsilon in itertools.product(given.seeds, given.epsilon):
+        place = folder / f"{pipeline.stem}-{epsilon:g}-{seed}"
+        config = configure(data_set, pipeline, private, place / "run", given, epsilon, seed)
+        kept = config.teacher.keep if config.teacher else None
+        made = kept or config.schedule.sizes[-1]
+        if made != given.num_images:
+            raise InputError(
+                f"{'teacher.keep' if kept else 'schedule.num_samples'}: the set has {made:,} "
+                f"images; the protocol has {given.num_images:,}"
             )
-            row = {
-                "dataset": given.dataset,
-                "pipeline": pipeline.name,
-                "set": given.set,
-                "epsilon": epsilon,
-                "delta": config.privacy.delta,
-                "budget": given.budget,
-                "seed": seed,
-                **scores,
-            }
-            (place / f"row-{given.budget}.json").write_text(json.dumps(row), encoding="utf-8")
-            rows = [json.loads(file.read_text()) for file in sorted(folder.glob("*/row-*.json"))]
-            (given.output / f"{given.dataset}.json").write_text(json.dumps(rows, indent=1))
-            table = make_table(given.dataset, data_set, rows)
-            (given.output / f"{given.dataset}.md").write_text(table)
-            print(table, flush=True)
+        scores = score_run(
+            config, recipe, test, place / given.budget, num_train=given.num_train, seed=seed
+        )
+        about = {"pipeline": pipeline.name, "set": given.set, "delta": config.privacy.delta}
+        yield place, {**about, "epsilon": epsilon, "seed": seed, **scores}
+
+
+def read_real(given: argparse.Namespace, data_set: DataSet, folder: Path) -> Rows:
+    """What the networks read when they are trained on the private rows, for each seed."""
+    private, test_file = split_data(given.data, data_set.private_rows, folder / "data")
+    images, test = read_images(private), read_images(test_file)
+    num_train = len(images[0]) * given.num_train // given.num_images
+    recipe, num_labels = choose_recipe(given, data_set), len(data_set.labels)
+    for seed in given.seeds:
+        place = folder / f"real-{seed}"
+        networks = train_networks(
+            recipe, images, test, place / given.budget, num_labels, num_train, seed
+        )
+        about = {"pipeline": "private rows", "epsilon": None, "seed": seed}
+        yield place, {**about, "networks": networks, "distances": {}}
+
+
+def choose_recipe(given: argparse.Namespace, data_set: DataSet) -> Recipe:
+    return RECIPES["cpu" if given.budget == "cpu" else data_set.recipe]
 
 
 def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -266,6 +302,7 @@ def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--inception", type=expand_home, help="weights, for the FID")
     parser.add_argument("--pipeline", type=expand_home)
     parser.add_argument("--set", action="append", default=[], metavar="block.key=value")
+    parser.add_argument("--real", action="store_true", help="train on the private rows instead")
     parser.set_defaults(num_images=NUM_IMAGES, num_train=NUM_TRAIN)
     return parser.parse_args(arguments)
 

@@ -252,7 +252,7 @@ class Ways:
         yield "some", lambda: self.vote_on_some(num, 1)
         yield "score", lambda: self.keep(most, every, each, "score")
         yield "mean", lambda: self.keep(most, every, each, "mean")
-        yield "everything, labelled", lambda: self.relabel(most, every)
+        yield "every + teacher", lambda: self.relabel(most, every)
         yield "pe + teacher", lambda: self.relabel(half, self.evolve(num, 0.5)[0])
         yield "all + teacher", lambda: self.relabel(half, self.vote_on_all(num, 0.5)[0])
         yield "some + teacher", lambda: self.relabel(half, self.vote_on_some(num, 0.5)[0])

@@ -143,6 +143,32 @@ def test_the_command_writes_a_table_and_continues(
     assert json.loads((tmp_path / "out/mnist.json").read_text()) == rows
     assert {f: f.stat().st_mtime_ns for f in kept} == kept
     assert pq.read_metadata(tmp_path / "out/mnist/data/private.parquet").num_rows == 40
+    # Beside it, what the same networks read when trained on the private rows: on 33 of the 40.
+    given.real = True
+    bench.measure(given, data_set)
+    made = json.loads((tmp_path / "out/mnist.json").read_text())
+    real = [row for row in made if row["epsilon"] is None]
+    assert [row for row in made if row not in real] == rows
+    assert [row["seed"] for row in real] == [0, 1]
+    images, test = (
+        bench.read_images(tmp_path / "out/mnist/data" / name)
+        for name in ("private.parquet", "test.parquet")
+    )
+    alone = bench.train_and_test(
+        bench.RECIPES["cpu"],
+        "ResNet-8",
+        images,
+        test,
+        num_labels=2,
+        num_train=33,
+        seed=1,
+        state=tmp_path / "alone.pt",
+    )
+    assert real[1]["networks"]["ResNet-8"] == alone
+    mean = np.mean([n["test"] for row in real for n in row["networks"].values()])
+    line = next(x for x in (tmp_path / "out/mnist.md").read_text().splitlines() if "| inf |" in x)
+    assert line.startswith("| private rows |")
+    assert f"{mean:.2f}" in line
 
 
 def test_data_that_the_protocol_cannot_use_are_refused(bench: ModuleType, tmp_path: Path) -> None:
