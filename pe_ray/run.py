@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -172,12 +173,10 @@ class Run(_Folder):
     @property
     def synthetic(self) -> ImageSet:
         """The final set, in label order. InputError where the run is not finished."""
-        from pe_ray.files.parts import read_manifest
+        from pe_ray.synthetic.export import find_final_set
 
         run = self._open()
-        if read_manifest(run.directory.synthetic) is None:
-            raise InputError(f"run {self.path}: not finished; run it again, and it continues")
-        return _open_set(run, run.directory.synthetic)
+        return _open_set(run, find_final_set(run))
 
     @property
     def ledger(self) -> dict[str, Any]:
@@ -254,15 +253,7 @@ class Run(_Folder):
 
 
 def _open_set(run: RunContext, folder: Location) -> ImageSet:
-    """Return an exported set, in whichever format it is."""
-    from pe_ray.files.image_batches import read_images
-    from pe_ray.files.image_tables import ImageTable
-    from pe_ray.files.parts import require_whole
+    """Return an exported set."""
+    from pe_ray.synthetic.export import read_set
 
-    table = ImageTable(block="set", private=False, data=str(folder), labels=run.labels)
-
-    def read() -> Arrays:
-        require_whole(folder)
-        return read_images(table, run.config.framing)
-
-    return ImageSet(path=folder, labels=run.labels, _read=read)
+    return ImageSet(path=folder, labels=run.labels, _read=partial(read_set, run, folder))

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from pe_ray import plugins
 from pe_ray.config import Config
 from pe_ray.config.blocks import PrivateConfig
@@ -17,37 +15,26 @@ from pe_ray.config.extras import require_extras
 from pe_ray.errors import InputError
 from pe_ray.files.image_batches import read_images
 from pe_ray.files.image_tables import ImageTable
-from pe_ray.files.parts import require_whole
 from pe_ray.private.records import private_table
 from pe_ray.run_context import RunContext
-from pe_ray.synthetic.population import final_population
-from pe_ray.synthetic.population_files import read_population
-from pe_ray.synthetic.teacher import load_teacher
+from pe_ray.synthetic.export import find_final_set, read_set
 
 
 def audit(run: RunContext) -> dict[str, float]:
-    """Score a finished run's final population against private (or `audit_data`) records.
+    """Score a finished run's final set against private (or `audit_data`) records.
 
     Guarantee: none; the scores are not private (see the module).
     """
-    config, population = run.config, final_population(run)
+    config, folder = run.config, find_final_set(run)
     if not config.metrics.audit:
         raise InputError("metrics.audit: names no metric; give one there, or --metric frechet")
     require_extras(config)
-    require_whole(run.directory.synthetic)
-    rows = read_population(
-        population.directory,
-        population.find_rows(np.arange(population.layout.num_samples, dtype=np.int64)),
-        config.generator_at(population.iteration).options,
-    )
-    teacher = load_teacher(run)
-    if teacher is not None:
-        rows["label"] = teacher.predict(rows["image"])
-    images, labels = read_images(audited_table(config), config.framing)
+    synthetic = read_set(run, folder)
+    private = read_images(audited_table(config), config.framing)
     scores: dict[str, float] = {}
     for metric in config.metrics.audit:
         scorer = plugins.load("metric", metric.kind)(metric.options)
-        scores |= scorer.score(rows["image"], rows["label"], images, labels)
+        scores |= scorer.score(*synthetic, *private)
     return scores
 
 

@@ -8,10 +8,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pe_ray.config import Config
 from pe_ray.errors import InputError
-from pe_ray.files.parts import Part, part_name, write_part
+from pe_ray.files.image_batches import read_images
+from pe_ray.files.image_tables import ImageTable
+from pe_ray.files.parts import Part, part_name, read_manifest, require_whole, write_part
 from pe_ray.files.png import encode_png
 from pe_ray.files.storage import Location
 from pe_ray.plugins import load
@@ -69,6 +72,27 @@ def export(
     if run.config.teacher is None and (expansion is None or not expansion.varied):
         resources = resources.model_copy(update={"gpus_per_worker": 0.0})  # it encodes, no more
     run_stage(stage, resources)
+
+
+def find_final_set(run: RunContext) -> Location:
+    """Return the folder of the final set; InputError where the run is not finished."""
+    folder = run.directory.synthetic
+    if read_manifest(folder) is None:
+        raise InputError(
+            f"run {run.directory.path}: not finished; run the same `pe-ray run` command first"
+        )
+    return folder
+
+
+def read_set(run: RunContext, folder: Location) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """Read the final set or an expansion, in whichever format it is.
+
+    Returns images, [n, h, w, c], and labels, [n]. DamagedFileError where a file isn't what was
+    written.
+    """
+    require_whole(folder)
+    table = ImageTable(block="set", private=False, data=str(folder), labels=run.labels)
+    return read_images(table, run.config.framing)
 
 
 def try_export(config: Config) -> None:
