@@ -12,7 +12,6 @@ import numpy as np
 from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.config.extras import require_extras
 from pe_ray.errors import InputError
-from pe_ray.files.image_batches import evenly_spaced
 from pe_ray.files.parts import part_rows, require_whole
 from pe_ray.files.png import encode_png
 from pe_ray.files.storage import GivenPath, Location, atomic_write, resolve_place
@@ -26,7 +25,7 @@ from pe_ray.runtime.workers import Request
 from pe_ray.synthetic.export import Expansion, export, load_format
 from pe_ray.synthetic.filtering import Filters, count_dropped
 from pe_ray.synthetic.population import Population, final_population
-from pe_ray.synthetic.population_files import read_population
+from pe_ray.synthetic.population_files import read_spaced_samples
 from pe_ray.synthetic.shuffling import RowOrder
 from pe_ray.synthetic.teacher import require_teacher
 
@@ -149,7 +148,5 @@ def _list_requests(steps: Steps) -> list[Request]:
 
 def _measure_row(run: RunContext, population: Population) -> float:
     """Return the mean bytes of some images as PNG; formats add a little of their own."""
-    ids = evenly_spaced(population.layout.num_samples, _MEASURED_IMAGES)
-    options = run.config.generator_at(population.iteration).options
-    rows = read_population(population.directory, population.find_rows(ids), options)
+    rows = read_spaced_samples(run.config, population, _MEASURED_IMAGES)
     return float(np.mean([len(encode_png(image)) for image in rows["image"]]))

@@ -13,11 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pe_ray.config import Config
 from pe_ray.errors import DamagedFileError
 from pe_ray.files import storage
+from pe_ray.files.image_batches import evenly_spaced
 from pe_ray.files.parts import MANIFEST, Part, list_parts, read_part
 from pe_ray.files.storage import Location
 from pe_ray.plugins import GeneratorOptions, Rows
+from pe_ray.synthetic.population import Population
 from pe_ray.values import ImageShape
 
 
@@ -78,6 +81,13 @@ def read_population(directory: Location, ids: NDArray[np.int64], options: Genera
             tables.append(table.take(wanted[low:high] - part.start))
     table = pa.concat_tables(tables) if tables else schema.empty_table()
     return {name: _numpy(table, name, options.image_shape)[back] for name in schema.names}
+
+
+def read_spaced_samples(config: Config, population: Population, at_most: int) -> Rows:
+    """Read at most `at_most` evenly spaced samples of a complete population."""
+    samples = evenly_spaced(population.layout.num_samples, at_most)
+    options = config.generator_at(population.iteration).options
+    return read_population(population.directory, population.find_rows(samples), options)
 
 
 @lru_cache(maxsize=4)
