@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 
@@ -66,10 +66,9 @@ def expand(
         raise InputError("--num-samples: must be at least 1")
     if not 0 <= drop_near_duplicates <= 255:
         raise InputError("--drop-near-duplicates: give grey levels from 0 to 255")
-    run = open_run(run_path)
-    config = run.config.model_copy(update={"resources": resources or ResourcesConfig()})
+    run = open_run(run_path, resources)
+    config = run.config
     require_extras(config)
-    run = replace(run, config=config)
     population = final_population(run)
     require_whole(run.directory.synthetic)
     require_teacher(run)

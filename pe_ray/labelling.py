@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,14 +44,12 @@ def label_images(
     workers. Raises InputError where the run has no finished teacher, an image can't be read, or the
     images are the private ones: labels of those are no post-processing.
     """
-    run = open_run(run_path)
-    teacher = run.config.teacher
+    run = open_run(run_path, resources)
+    config, teacher = run.config, run.config.teacher
     if teacher is None:
         raise InputError(
             f"run {run_path}: has no teacher; make a run with the block `teacher` (docs/teacher.md)"
         )
-    config = run.config.model_copy(update={"resources": resources or ResourcesConfig()})
-    run = replace(run, config=config)
     if not apart(str(images), {}, config.private):
         raise InputError(
             f"IMAGES: {images} holds the run's private records, and labels of those would say more "
