@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.config.extras import require_extras
 from pe_ray.config.places import apart, lies_in
 from pe_ray.errors import InputError
+from pe_ray.files.array_files import encode_table
 from pe_ray.files.image_batches import read_batches
 from pe_ray.files.image_shards import list_shards, split_shards
 from pe_ray.files.image_tables import ImageTable, TableSlice
@@ -89,9 +88,7 @@ def label_images(
     }
     written = pa.table({"label": labels.astype(np.int64), "score": scores})
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    sink = io.BytesIO()
-    pq.write_table(written.replace_schema_metadata(metadata), sink, compression="zstd")
-    atomic_write(place, sink.getvalue())
+    atomic_write(place, encode_table(written.replace_schema_metadata(metadata)))
     return place
 
 

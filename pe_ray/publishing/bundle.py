@@ -7,7 +7,6 @@ killed is repeated, and the same command gives the same bytes. The checksums com
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pe_ray.errors import DamagedFileError, InputError
 from pe_ray.expansion import NOTE as EXPANSION_NOTE
+from pe_ray.files.array_files import encode_table
 from pe_ray.files.digests import read_with_digest, write_with_digest
 from pe_ray.files.images import list_stored
 from pe_ray.files.parts import Part, commit, list_parts, read_manifest, read_part, write_part
@@ -229,9 +229,8 @@ def _write_evidence(facts: Facts, evidence: RunDirectory) -> None:
 def _write_lineage(source: Location, target: Location) -> None:
     parts = []
     for part in list_parts(source):
-        sink = io.BytesIO()
-        pq.write_table(_read_table(source, part, _LINEAGE), sink, compression="zstd")
-        parts.append(write_part(target, part.start, part.stop, "parquet", sink.getvalue()))
+        content = encode_table(_read_table(source, part, _LINEAGE))
+        parts.append(write_part(target, part.start, part.stop, "parquet", content))
     manifest = read_manifest(source) or {}
     own = {"num_rows", "parts", "digest"}
     commit(target, parts, {name: value for name, value in manifest.items() if name not in own})

@@ -9,7 +9,6 @@ scores. A label with too few images keeps all it has.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_ray.files.array_files import write_arrays
+from pe_ray.files.array_files import encode_array, write_arrays
 from pe_ray.files.parts import Part, list_parts, write_part
 from pe_ray.files.storage import Location, delete_tree, open_fully
 from pe_ray.run_context import RunContext
@@ -77,17 +76,11 @@ class _FeatureWorker(PartWorker):
         rows = np.empty(len(ids), [("features", "f4", features.shape[1]), ("image", "S16")])
         rows["features"] = features
         rows["image"] = [_digest(image) for image in images]
-        return write_part(self._directory, start, stop, "npy", _encode(rows))
+        return write_part(self._directory, start, stop, "npy", encode_array(rows))
 
 
 def _digest(image: NDArray[np.uint8]) -> bytes:
     return hashlib.blake2b(image.tobytes(), digest_size=8).hexdigest().encode()
-
-
-def _encode(rows: NDArray[Any]) -> bytes:
-    sink = io.BytesIO()
-    np.save(sink, rows, allow_pickle=False)
-    return sink.getvalue()
 
 
 def _choose_label(

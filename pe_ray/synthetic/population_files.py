@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import asdict
 from functools import lru_cache
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from pe_ray.config import Config
 from pe_ray.errors import DamagedFileError
 from pe_ray.files import storage
+from pe_ray.files.array_files import encode_table
 from pe_ray.files.image_batches import evenly_spaced
 from pe_ray.files.parts import MANIFEST, Part, list_parts, read_part
 from pe_ray.files.storage import Location
@@ -61,9 +61,7 @@ def population_part(rows: Rows, options: GeneratorOptions) -> bytes:
             arrays.append(pa.FixedSizeListArray.from_arrays(flat, field.type.list_size))
         else:
             arrays.append(pa.array(values, type=field.type))
-    sink = io.BytesIO()
-    pq.write_table(pa.table(arrays, schema=schema), sink, compression="zstd")
-    return sink.getvalue()
+    return encode_table(pa.table(arrays, schema=schema))
 
 
 def read_population(directory: Location, ids: NDArray[np.int64], options: GeneratorOptions) -> Rows:
