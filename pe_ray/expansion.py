@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import numpy as np
@@ -131,18 +131,16 @@ def _grow(steps: Steps, num_rows: int, run: RunContext) -> Steps:
     return [*steps, [num_rows, part_rows(num_rows - held, row_bytes, rows)]]
 
 
-def _list_ranges(steps: Steps) -> Iterator[tuple[int, int]]:
-    """Yield the rows of each part."""
-    first = 0
-    for stop, rows in steps:
-        for start in range(first, stop, rows):
-            yield start, min(start + rows, stop)
-        first = stop
-
-
 def _list_requests(steps: Steps) -> list[Request]:
-    ranges = enumerate(_list_ranges(steps))
-    return [{"start": start, "stop": stop, "number": number} for number, (start, stop) in ranges]
+    """Return the requests for all parts, which are numbered through the steps."""
+    requests: list[Request] = []
+    first = 0
+    for last, rows in steps:
+        for start in range(first, last, rows):
+            stop = min(start + rows, last)
+            requests.append({"start": start, "stop": stop, "number": len(requests)})
+        first = last
+    return requests
 
 
 def _measure_row(run: RunContext, population: Population) -> float:
