@@ -118,8 +118,7 @@ def _measure_teacher(
         note_progress()
     scores = {"public/accuracy_teacher": float(np.concatenate(right).mean())}
     chose = run.config.teacher is not None and run.config.teacher.keep is not None
-    labelled = [getattr(metric.options, "least_labels", 0) > 0 for metric in public.metrics]
-    differing = [m for m, reads in zip(public.metrics, labelled, strict=True) if chose or reads]
+    differing = [m for m in public.metrics if chose or getattr(m.options, "least_labels", 0) > 0]
     if differing:
         final = public.model_copy(update={"metrics": tuple(differing)})
         made = _compute_scores(run.config, final, population, teacher)
