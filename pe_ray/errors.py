@@ -46,9 +46,6 @@ class RecordError(InputError):
 class FaultError(RuntimeError):
     """More workers died or hung than one start makes up for. The same command continues."""
 
-    def __init__(self, what: str) -> None:
-        super().__init__(what)
-
     def __str__(self) -> str:
         return f"{self.args[0]}; nothing is lost: the same command continues"
 

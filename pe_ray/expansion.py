@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 
 import numpy as np
 
 from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.config.extras import require_extras
 from pe_ray.errors import InputError
-from pe_ray.files.image_batches import evenly_spaced
 from pe_ray.files.parts import part_rows, require_whole
 from pe_ray.files.png import encode_png
 from pe_ray.files.storage import GivenPath, Location, atomic_write, resolve_place
@@ -26,7 +25,7 @@ from pe_ray.runtime.workers import Request
 from pe_ray.synthetic.export import Expansion, export, load_format
 from pe_ray.synthetic.filtering import Filters, count_dropped
 from pe_ray.synthetic.population import Population, final_population
-from pe_ray.synthetic.population_files import read_population
+from pe_ray.synthetic.population_files import read_spaced_samples
 from pe_ray.synthetic.shuffling import RowOrder
 from pe_ray.synthetic.teacher import require_teacher
 
@@ -67,10 +66,9 @@ def expand(
         raise InputError("--num-samples: must be at least 1")
     if not 0 <= drop_near_duplicates <= 255:
         raise InputError("--drop-near-duplicates: give grey levels from 0 to 255")
-    run = open_run(run_path)
-    config = run.config.model_copy(update={"resources": resources or ResourcesConfig()})
+    run = open_run(run_path, resources)
+    config = run.config
     require_extras(config)
-    run = replace(run, config=config)
     population = final_population(run)
     require_whole(run.directory.synthetic)
     require_teacher(run)
@@ -133,23 +131,19 @@ def _grow(steps: Steps, num_rows: int, run: RunContext) -> Steps:
     return [*steps, [num_rows, part_rows(num_rows - held, row_bytes, rows)]]
 
 
-def _list_ranges(steps: Steps) -> Iterator[tuple[int, int]]:
-    """Yield the rows of each part."""
-    first = 0
-    for stop, rows in steps:
-        for start in range(first, stop, rows):
-            yield start, min(start + rows, stop)
-        first = stop
-
-
 def _list_requests(steps: Steps) -> list[Request]:
-    ranges = enumerate(_list_ranges(steps))
-    return [{"start": start, "stop": stop, "number": number} for number, (start, stop) in ranges]
+    """Return the requests for all parts, which are numbered through the steps."""
+    requests: list[Request] = []
+    first = 0
+    for last, rows in steps:
+        for start in range(first, last, rows):
+            stop = min(start + rows, last)
+            requests.append({"start": start, "stop": stop, "number": len(requests)})
+        first = last
+    return requests
 
 
 def _measure_row(run: RunContext, population: Population) -> float:
     """Return the mean bytes of some images as PNG; formats add a little of their own."""
-    ids = evenly_spaced(population.layout.num_samples, _MEASURED_IMAGES)
-    options = run.config.generator_at(population.iteration).options
-    rows = read_population(population.directory, population.find_rows(ids), options)
+    rows = read_spaced_samples(run.config, population, _MEASURED_IMAGES)
     return float(np.mean([len(encode_png(image)) for image in rows["image"]]))

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.config.extras import require_extras
 from pe_ray.config.places import apart, lies_in
 from pe_ray.errors import InputError
+from pe_ray.files.array_files import encode_table
 from pe_ray.files.image_batches import read_batches
 from pe_ray.files.image_shards import list_shards, split_shards
 from pe_ray.files.image_tables import ImageTable, TableSlice
@@ -45,14 +43,12 @@ def label_images(
     workers. Raises InputError where the run has no finished teacher, an image can't be read, or the
     images are the private ones: labels of those are no post-processing.
     """
-    run = open_run(run_path)
-    teacher = run.config.teacher
+    run = open_run(run_path, resources)
+    config, teacher = run.config, run.config.teacher
     if teacher is None:
         raise InputError(
             f"run {run_path}: has no teacher; make a run with the block `teacher` (docs/teacher.md)"
         )
-    config = run.config.model_copy(update={"resources": resources or ResourcesConfig()})
-    run = replace(run, config=config)
     if not apart(str(images), {}, config.private):
         raise InputError(
             f"IMAGES: {images} holds the run's private records, and labels of those would say more "
@@ -92,9 +88,7 @@ def label_images(
     }
     written = pa.table({"label": labels.astype(np.int64), "score": scores})
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    sink = io.BytesIO()
-    pq.write_table(written.replace_schema_metadata(metadata), sink, compression="zstd")
-    atomic_write(place, sink.getvalue())
+    atomic_write(place, encode_table(written.replace_schema_metadata(metadata)))
     return place
 
 

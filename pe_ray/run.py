@@ -7,7 +7,7 @@ The objects here hold paths, and read the files when they are asked. They are pa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -137,9 +137,7 @@ class Run(_Folder):
     def _open(self) -> RunContext:
         from pe_ray.release.evidence import open_run
 
-        run = open_run(self.path)
-        config = run.config.model_copy(update={"resources": self.resources})
-        return replace(run, config=config)
+        return open_run(self.path, self.resources)
 
     @property
     def config(self) -> Config:

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from pe_ray.config import Config
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.errors import InputError
-from pe_ray.files.image_batches import evenly_spaced
 from pe_ray.files.png import encode_png
 from pe_ray.files.storage import atomic_write
 from pe_ray.planning import label_fractions
@@ -34,7 +33,7 @@ from pe_ray.runtime.run_directory import on_disk
 from pe_ray.synthetic.embedding import embed
 from pe_ray.synthetic.learnt_embedder import prepare_run
 from pe_ray.synthetic.population import Population, apportion
-from pe_ray.synthetic.population_files import read_population
+from pe_ray.synthetic.population_files import read_spaced_samples
 from pe_ray.synthetic.variation import draw_population
 from pe_ray.values import Unit
 
@@ -114,10 +113,8 @@ def _choose_canaries(config: Config, aside: Path) -> pa.Table:
     run = replace(prepare_run(config, on_disk(config.output.path)), directory=on_disk(aside))
     layout = apportion(config.schedule.sizes[0], label_fractions(config) or ())
     population = draw_population(run, layout)
-    ids = evenly_spaced(layout.num_samples, MOST_RECORDS)
-    options = config.generator_at(0).options
-    images = read_population(population.directory, ids, options)["image"]
-    labels = layout.labels(0, layout.num_samples)[ids]
+    samples = read_spaced_samples(config, population, MOST_RECORDS)
+    images, labels = samples["image"], samples["label"]
     candidates = pa.table(
         {
             "image": pa.array([encode_png(image) for image in images], type=pa.binary()),

@@ -1,4 +1,4 @@
-"""Files of named arrays, each with a digest."""
+"""Arrays and tables as contents of files; files of named arrays, each with a digest."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pe_ray.errors import DamagedFileError, InputError
@@ -20,6 +22,20 @@ from pe_ray.files.digests import (
 from pe_ray.files.storage import Location
 
 Arrays = Mapping[str, NDArray[Any]]
+
+
+def encode_table(table: pa.Table, compression: str = "zstd") -> bytes:
+    """Return a table as a file's content (.parquet)."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression=compression)
+    return sink.getvalue()
+
+
+def encode_array(values: NDArray[Any]) -> bytes:
+    """Return an array as a file's content (.npy)."""
+    sink = io.BytesIO()
+    np.save(sink, values, allow_pickle=False)
+    return sink.getvalue()
 
 
 def encode_arrays(arrays: Arrays) -> bytes:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pe_ray import plugins
 from pe_ray.config import Config
+from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.config.yaml_tree import digest_tree, read_stored
 from pe_ray.errors import DamagedFileError, InputError
 from pe_ray.files.digests import read_with_digest
@@ -41,8 +42,8 @@ from pe_ray.runtime.run_directory import (
 )
 
 
-def open_run(path: GivenPath) -> RunContext:
-    """Open an existing run directory, with `resources` at their defaults.
+def open_run(path: GivenPath, resources: ResourcesConfig | None = None) -> RunContext:
+    """Open an existing run directory, with `resources`, or with their defaults.
 
     The ledger of a run in a store is the copy that lies in the store. Raises InputError where
     `path` is no run directory, or its config.yaml isn't the one that the ledger recorded. Ledgers
@@ -60,6 +61,8 @@ def open_run(path: GivenPath) -> RunContext:
             )
         directory = RunDirectory(place, find_ledger(place))
         config = Config.from_run(directory.config)
+        if resources is not None:
+            config = config.model_copy(update={"resources": resources})
         ledger = Ledger.open(directory.ledger)
         with plugins.only_known():  # answers are read by their kind
             for entry in ledger.entries():

@@ -7,7 +7,6 @@ holds a release before anything that was made from that release is written.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -20,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pe_ray.config import Config
 from pe_ray.config.places import lies_in
 from pe_ray.config.yaml_tree import differences, dump_tree
 from pe_ray.errors import InputError
+from pe_ray.files.array_files import encode_arrays, encode_table
 from pe_ray.files.digests import write_with_digest
 from pe_ray.files.locks import find_holder, is_locked, locked
 from pe_ray.files.storage import (
@@ -150,7 +149,6 @@ class RunDirectory:
 
         A file that holds anything else is replaced.
         """
-        file = self.histogram(histogram.release.iteration)
         count = layout.num_samples
         table = pa.table(
             {
@@ -159,18 +157,15 @@ class RunDirectory:
                 "noisy_votes": pa.array(histogram.noisy_votes, type=pa.int64()),
             }
         )
-        sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd")
-        _write_changed(file, sink.getvalue())
+        _write_changed(self.histogram(histogram.release.iteration), encode_table(table))
 
     def write_sums(self, sums: NoisySums) -> None:
         """Write released sums for the generator's workers; the ledger keeps the original.
 
         A file that holds anything else is replaced.
         """
-        sink = io.BytesIO()
-        np.savez(sink, allow_pickle=False, sums=sums.sums, sigma=np.array(sums.release.sigma))
-        _write_changed(self.generator_sums, sink.getvalue())
+        arrays = {"sums": sums.sums, "sigma": np.array(sums.release.sigma)}
+        _write_changed(self.generator_sums, encode_arrays(arrays))
 
 
 def _write_changed(file: Location, content: bytes) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import TypeVar
 
 S = TypeVar("S")
@@ -28,9 +27,9 @@ def map_in_threads(function: Callable[[S], T], items: Sequence[S]) -> list[T]:
     """
     size = max(1, len(items) // (_SHARES * count_threads()))
     shares = [items[start : start + size] for start in range(0, len(items), size)]
+
+    def map_share(share: Sequence[S]) -> list[T]:
+        return [function(item) for item in share]
+
     with ThreadPoolExecutor(count_threads()) as pool:
-        return [made for done in pool.map(partial(_map, function), shares) for made in done]
-
-
-def _map(function: Callable[[S], T], items: Sequence[S]) -> list[T]:
-    return [function(item) for item in items]
+        return [made for done in pool.map(map_share, shares) for made in done]

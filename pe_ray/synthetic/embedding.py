@@ -9,7 +9,6 @@ after a crash or where the next iteration has another generator, is embedded fro
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pe_ray.files.array_files import encode_array
 from pe_ray.files.parts import (
     Part,
     commit,
@@ -131,9 +131,8 @@ class EmbeddingWorker(PartWorker):
             count = len(draws)
             lookahead = directory.lookahead(self._iteration)
             write_part(lookahead, start * count, stop * count, "parquet", content)
-        sink = io.BytesIO()
-        np.save(sink, features, allow_pickle=False)
-        return write_part(directory.embedding(self._iteration), start, stop, "npy", sink.getvalue())
+        place = directory.embedding(self._iteration)
+        return write_part(place, start, stop, "npy", encode_array(features))
 
     def _embed(self, rows: Rows, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], list[Rows]]:
         """Return embeddings, and the lookahead draws if they are to be kept."""

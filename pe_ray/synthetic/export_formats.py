@@ -14,9 +14,9 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pe_ray.files.array_files import encode_table
 from pe_ray.files.folder_names import folder_name
 from pe_ray.files.layouts.tar_shards import CLASS_NAMES
 from pe_ray.files.storage import (
@@ -78,9 +78,7 @@ class Parquet:
 
     @staticmethod
     def write(directory: Location, images: LabelledImages) -> bytes:
-        sink = io.BytesIO()
-        pq.write_table(make_table(images), sink, compression="none")
-        return sink.getvalue()
+        return encode_table(make_table(images), compression="none")
 
 
 class WebDataset:

@@ -9,7 +9,6 @@ scores. A label with too few images keeps all it has.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -17,14 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pe_ray.files.array_files import write_arrays
+from pe_ray.files.array_files import encode_array, write_arrays
 from pe_ray.files.parts import Part, list_parts, write_part
 from pe_ray.files.storage import Location, delete_tree, open_fully
 from pe_ray.run_context import RunContext
-from pe_ray.runtime.cluster import use_ray
 from pe_ray.runtime.stages import Stage, run_stage
-from pe_ray.runtime.watchdog import exit_on_stall, note_progress
-from pe_ray.runtime.workers import PartWorker, fetch
+from pe_ray.runtime.watchdog import note_progress
+from pe_ray.runtime.workers import PartWorker, map_in_workers
 from pe_ray.synthetic.population import Population, final_population
 from pe_ray.synthetic.population_files import read_population
 from pe_ray.synthetic.teacher import Teacher, read_weights
@@ -52,10 +50,9 @@ def choose_final(run: RunContext, population: Population, layout: LabelLayout) -
         )
         run_stage(stage, run.config.resources)
         parts = [features / part.file for part in list_parts(features)]
-        task = use_ray().remote(num_cpus=run.config.resources.cpus_per_worker)(_choose_label)
-        wanted = enumerate(layout.counts)
-        tasks = [task.remote(run, parts, label, num) for label, num in wanted]
-        ids = np.sort(np.concatenate([fetch(each) for each in tasks]))
+        on_cpus = run.config.resources.model_copy(update={"gpus_per_worker": 0.0})
+        wanted = [(run, parts, label, num) for label, num in enumerate(layout.counts)]
+        ids = np.sort(np.concatenate([*map_in_workers(_choose_label, wanted, on_cpus)]))
         write_arrays(directory.final_ids, {"ids": ids})
         delete_tree(features)
     return final_population(run)
@@ -77,17 +74,11 @@ class _FeatureWorker(PartWorker):
         rows = np.empty(len(ids), [("features", "f4", features.shape[1]), ("image", "S16")])
         rows["features"] = features
         rows["image"] = [_digest(image) for image in images]
-        return write_part(self._directory, start, stop, "npy", _encode(rows))
+        return write_part(self._directory, start, stop, "npy", encode_array(rows))
 
 
 def _digest(image: NDArray[np.uint8]) -> bytes:
     return hashlib.blake2b(image.tobytes(), digest_size=8).hexdigest().encode()
-
-
-def _encode(rows: NDArray[Any]) -> bytes:
-    sink = io.BytesIO()
-    np.save(sink, rows, allow_pickle=False)
-    return sink.getvalue()
 
 
 def _choose_label(
@@ -97,21 +88,20 @@ def _choose_label(
     assert run.config.teacher is not None
     weights, means = read_weights(run)
     ids, features, images, first = [], [], [], 0
-    with exit_on_stall(run.config.resources.stall_seconds):
-        for file in parts:
-            rows = np.load(open_fully(file), allow_pickle=False)
-            own = np.flatnonzero((rows["features"] @ weights).argmax(axis=1) == label)
-            ids.append(first + own)
-            features.append(rows["features"][own])
-            images.append(rows["image"][own])
-            first += len(rows)
-            note_progress()
-        distinct = np.sort(np.unique(np.concatenate(images), return_index=True)[1])
-        made = np.concatenate(features)[distinct]
-        if run.config.teacher.keep_by == "score":
-            chosen = np.argsort(-(made @ weights[:, label]), kind="stable")[:num]
-        else:
-            chosen = herd(made, means[:, label], num)
+    for file in parts:
+        rows = np.load(open_fully(file), allow_pickle=False)
+        own = np.flatnonzero((rows["features"] @ weights).argmax(axis=1) == label)
+        ids.append(first + own)
+        features.append(rows["features"][own])
+        images.append(rows["image"][own])
+        first += len(rows)
+        note_progress()
+    distinct = np.sort(np.unique(np.concatenate(images), return_index=True)[1])
+    made = np.concatenate(features)[distinct]
+    if run.config.teacher.keep_by == "score":
+        chosen = np.argsort(-(made @ weights[:, label]), kind="stable")[:num]
+    else:
+        chosen = herd(made, means[:, label], num)
     return np.asarray(np.concatenate(ids)[distinct[chosen]], dtype=np.int64)
 
 

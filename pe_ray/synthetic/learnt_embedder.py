@@ -49,9 +49,8 @@ def prepare_run(config: Config, directory: RunDirectory) -> RunContext:
         file = _locate(config, directory, embedder)
         if not holds_arrays(file):
             announce(f"learning the embedder from {options.num_images} random images")
-            run_in_worker(
-                *(_learn, file, config, options), resources=config.resources, end_process=True
-            )
+            resources = config.resources
+            run_in_worker(_learn, file, config, options, resources=resources, end_process=True)
         learnt = LearntFeaturesOptions(
             file=str(file), num_features=options.features, pixels=options.pixels
         )
@@ -152,7 +151,7 @@ def _whiten(config: Config, directory: RunDirectory, field: str, embedder: Plugi
     if not holds_arrays(file):
         announce(f"fitting {field}.whiten")
         one = config.resources.model_copy(update={"cpus_per_worker": 1.0})  # threads change bits
-        run_in_worker(*(_fit, file, config, field, embedder), resources=one)
+        run_in_worker(_fit, file, config, field, embedder, resources=one)
     return locate_whitened(config, directory, embedder)
 
 

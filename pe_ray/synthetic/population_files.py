@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import asdict
 from functools import lru_cache
@@ -10,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pe_ray.errors import DamagedFileError
+from pe_ray.config import Config
 from pe_ray.files import storage
-from pe_ray.files.parts import MANIFEST, Part, list_parts, read_part
+from pe_ray.files.array_files import encode_table
+from pe_ray.files.image_batches import evenly_spaced
+from pe_ray.files.parts import MANIFEST, Part, list_parts, read_table
 from pe_ray.files.storage import Location
 from pe_ray.plugins import GeneratorOptions, Rows
+from pe_ray.synthetic.population import Population
 from pe_ray.values import ImageShape
 
 
@@ -58,9 +59,7 @@ def population_part(rows: Rows, options: GeneratorOptions) -> bytes:
             arrays.append(pa.FixedSizeListArray.from_arrays(flat, field.type.list_size))
         else:
             arrays.append(pa.array(values, type=field.type))
-    sink = io.BytesIO()
-    pq.write_table(pa.table(arrays, schema=schema), sink, compression="zstd")
-    return sink.getvalue()
+    return encode_table(pa.table(arrays, schema=schema))
 
 
 def read_population(directory: Location, ids: NDArray[np.int64], options: GeneratorOptions) -> Rows:
@@ -74,10 +73,17 @@ def read_population(directory: Location, ids: NDArray[np.int64], options: Genera
     for part in _known_parts(directory, storage.file_version(directory / MANIFEST)):
         low, high = np.searchsorted(wanted, [part.start, part.stop])
         if low < high:
-            table = _read_table(directory, part, schema=schema)
+            table = read_table(directory, part, schema=schema)
             tables.append(table.take(wanted[low:high] - part.start))
     table = pa.concat_tables(tables) if tables else schema.empty_table()
     return {name: _numpy(table, name, options.image_shape)[back] for name in schema.names}
+
+
+def read_spaced_samples(config: Config, population: Population, at_most: int) -> Rows:
+    """Read at most `at_most` evenly spaced samples of a complete population."""
+    samples = evenly_spaced(population.layout.num_samples, at_most)
+    options = config.generator_at(population.iteration).options
+    return read_population(population.directory, population.find_rows(samples), options)
 
 
 @lru_cache(maxsize=4)
@@ -88,16 +94,8 @@ def _known_parts(directory: Location, _version: tuple[Any, ...]) -> list[Part]:
 
 def read_parents(directory: Location) -> NDArray[np.int64]:
     """Read the parents of a complete population, int64 [num_samples]; -1 where there is none."""
-    columns = [_read_table(directory, part, columns=["parent"]) for part in list_parts(directory)]
+    columns = [read_table(directory, part, columns=["parent"]) for part in list_parts(directory)]
     return np.asarray(pa.concat_tables(columns).column("parent").fill_null(-1))
-
-
-def _read_table(directory: Location, part: Part, **options: Any) -> pa.Table:
-    content = pa.BufferReader(read_part(directory, part))
-    try:
-        return pq.read_table(content, partitioning=None, **options)
-    except (pa.ArrowException, OSError):  # of a version without digests
-        raise DamagedFileError(str(directory / part.file)) from None
 
 
 def _numpy(table: pa.Table, name: str, shape: ImageShape) -> NDArray[Any]:

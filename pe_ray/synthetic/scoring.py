@@ -21,7 +21,7 @@ from pe_ray.config import Config
 from pe_ray.config.blocks import PublicMetricsConfig
 from pe_ray.errors import DamagedFileError
 from pe_ray.files.digests import read_with_digest, write_with_digest
-from pe_ray.files.image_batches import count_images, evenly_spaced, read_images, read_spaced
+from pe_ray.files.image_batches import count_images, read_images, read_spaced
 from pe_ray.files.image_shards import find_shards, summarize
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.files.storage import Location, atomic_write, delete_tree, list_names
@@ -31,7 +31,7 @@ from pe_ray.runtime.watchdog import note_progress
 from pe_ray.runtime.workers import run_in_worker
 from pe_ray.synthetic.learnt_embedder import public_whitening
 from pe_ray.synthetic.population import Population
-from pe_ray.synthetic.population_files import read_population
+from pe_ray.synthetic.population_files import read_spaced_samples
 from pe_ray.synthetic.teacher import Teacher, load_teacher
 from pe_ray.values import Framing
 
@@ -118,8 +118,7 @@ def _measure_teacher(
         note_progress()
     scores = {"public/accuracy_teacher": float(np.concatenate(right).mean())}
     chose = run.config.teacher is not None and run.config.teacher.keep is not None
-    labelled = [getattr(metric.options, "least_labels", 0) > 0 for metric in public.metrics]
-    differing = [m for m, reads in zip(public.metrics, labelled, strict=True) if chose or reads]
+    differing = [m for m in public.metrics if chose or getattr(m.options, "least_labels", 0) > 0]
     if differing:
         final = public.model_copy(update={"metrics": tuple(differing)})
         made = _compute_scores(run.config, final, population, teacher)
@@ -159,9 +158,7 @@ def _compute_scores(
     population: Population,
     teacher: Teacher | None = None,
 ) -> dict[str, float]:
-    ids = evenly_spaced(population.layout.num_samples, public.max_images)
-    options = config.generator_at(population.iteration).options
-    rows = read_population(population.directory, population.find_rows(ids), options)
+    rows = read_spaced_samples(config, population, public.max_images)
     table = reference_table(config, public)
     reference = read_images(table, config.framing, public.max_images)
     labels = rows["label"] if teacher is None else teacher.predict(rows["image"])

@@ -8,7 +8,6 @@ votes alone (post-processing). Where votes are many against the noise, m is 1 an
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from pe_ray.components.nearest import nearest_others
 from pe_ray.errors import DamagedFileError
+from pe_ray.files.array_files import encode_table
 from pe_ray.files.digests import read_with_digest, write_with_digest
 from pe_ray.files.storage import Location
 from pe_ray.run_context import RunContext
@@ -149,6 +149,4 @@ def _write(file: Location, votes: NoisyVotes, layout: LabelLayout) -> None:
     count = layout.num_samples
     columns = {"id": np.arange(count), "label": layout.labels(0, count), "votes": votes.votes}
     table = pa.table(columns).replace_schema_metadata({"sigmas": json.dumps(votes.sigmas)})
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    write_with_digest(file, sink.getvalue())
+    write_with_digest(file, encode_table(table))

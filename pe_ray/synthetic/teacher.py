@@ -27,7 +27,6 @@ from pe_ray.files.array_files import (
     read_arrays,
     write_arrays,
 )
-from pe_ray.files.image_batches import evenly_spaced
 from pe_ray.plugins import Embedder, Images, build
 from pe_ray.run_context import RunContext
 from pe_ray.runtime.cluster import use_ray
@@ -36,7 +35,7 @@ from pe_ray.runtime.run_directory import WEIGHTS_FILE
 from pe_ray.runtime.workers import check_plugins, fetch, run_in_worker
 from pe_ray.synthetic.learnt_embedder import locate_whitened
 from pe_ray.synthetic.population import Population
-from pe_ray.synthetic.population_files import read_population
+from pe_ray.synthetic.population_files import read_spaced_samples
 from pe_ray.values import NoisySums
 
 FEATURES_FILE = "features.npz"
@@ -102,9 +101,7 @@ def _learn(run: RunContext, population: Population) -> bytes:
     """Train the features and return them as a file's content, below 4 MB."""
     teacher = run.config.teacher
     assert teacher is not None
-    ids = evenly_spaced(population.layout.num_samples, _MOST_IMAGES)
-    options = run.config.generator_at(population.iteration).options
-    rows = read_population(population.directory, ids, options)
+    rows = read_spaced_samples(run.config, population, _MOST_IMAGES)
     arrays = label_features.fit(
         rows["image"], rows["label"], teacher.features, teacher.epochs, run.config.schedule.seed
     )

@@ -17,12 +17,11 @@ from pe_ray.config import Config
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.errors import BudgetError, InputError
 from pe_ray.evolution import iterate
-from pe_ray.files.image_batches import evenly_spaced
 from pe_ray.release.door import Door
 from pe_ray.release.ledger import Ledger
 from pe_ray.runtime.run_directory import lock_directory, on_disk, write_config
 from pe_ray.synthetic.learnt_embedder import prepare_run
-from pe_ray.synthetic.population_files import read_population
+from pe_ray.synthetic.population_files import read_spaced_samples
 from pe_ray.tuning.outcomes import note_trial
 from pe_ray.tuning.search import Floats, Fractions, Search, require_public
 from pe_ray.tuning.space import Settings, configure, trial_id
@@ -96,9 +95,7 @@ def run_trial(job: Job, settings: Settings) -> Iterator[dict[str, Any]]:
             number, done = population.iteration, population.iteration == last
             if number == 0 or not (done or search.tuning.scheduler == "asha"):
                 continue
-            ids = evenly_spaced(population.layout.num_samples, _MOST_IMAGES)
-            options = config.generator_at(number).options
-            rows = read_population(population.directory, ids, options)
+            rows = read_spaced_samples(config, population, _MOST_IMAGES)
             score = score_images(rows["image"], rows["label"])
             if math.isnan(score):  # the best must not depend on the order that trials end in
                 score = _worst_score(search)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pe_ray import Config, InputError, cli
+from pe_ray import Config, InputError, Run, cli
 from pe_ray.evolution import evolve
 from pe_ray.files.parts import MANIFEST
 from pe_ray.release.ledger_sql import begin
@@ -64,21 +64,32 @@ def test_a_run_that_is_finished_stopped_and_running(
     assert votes["rows"] is votes["rows_done"] is None
 
 
-def test_a_teachers_release_is_a_stage(
+def test_a_teachers_release_is_a_stage_and_the_final_set_has_what_it_keeps(
     ray_session: None, short: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     whitened = {"kind": "pixels", "size": 4, "whiten": {"data": "population"}}
-    short["teacher"] = {"share": 0.5, "features": 4, "embedder": whitened}
+    short["teacher"] = {"share": 0.5, "features": 4, "embedder": whitened, "keep": 20}
     config = Config.from_dict(short)
     run = evolve(config)
     seen = read(str(run), capsys)
     assert seen["state"] == "finished"
     assert [s["state"] for s in seen["stages"] if s["stage"] == "teacher"] == ["done"]
+    num_final = len(Run.open(run).synthetic.to_numpy()[1])
+    assert num_final <= 20
+    assert seen["stages"][-1] == {
+        "stage": "final_set",
+        "iteration": None,
+        "state": "done",
+        "rows": num_final,
+        "rows_done": num_final,
+    }
     with begin(run / "ledger.sqlite") as database:
         database.execute("DELETE FROM releases WHERE key = 'teacher'")
     seen = read(str(run), capsys)
     assert seen["left"]["releases"] == 1
     assert seen["state"] == "stopped"
+    shutil.rmtree(run / "synthetic")
+    assert read(str(run), capsys)["left"]["rows"] == 20
 
 
 def test_status_never_makes_a_start_fail(
