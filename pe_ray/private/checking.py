@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from pe_ray.files.storage import ObjectPath
 from pe_ray.private.duplicates import find_duplicates
 from pe_ray.private.record_embeddings import check_cache_folder
 from pe_ray.private.records import digest_user, explain_user, private_table
-from pe_ray.private.tasks import INLINE_LIMIT, RETRIES, private_task
+from pe_ray.private.tasks import INLINE_LIMIT, RETRIES, look_at_private_data, private_task
 from pe_ray.runtime.watchdog import exit_on_stall, note_progress
 from pe_ray.values import Framing
 
@@ -130,7 +130,7 @@ def check_cache(config: PrivateConfig) -> None:
 
     Guarantee: reads no record.
     """
-    _run(check_cache_folder, config.node_label, config)
+    look_at_private_data("private.cache: looking", check_cache_folder, config.node_label, config)
 
 
 def try_embedder(config: Config) -> None:
@@ -149,8 +149,8 @@ def _check(
     table: ImageTable, framing: Framing, node_label: str | None, stall_seconds: float
 ) -> tuple[TableReport, Sequence[tuple[str, int]]]:
     """Return the report on a table, and the sizes of its files."""
-    found, listed = _run(_list_files, node_label, table)
     name = table.name_field("data")
+    found, listed = look_at_private_data(f"{name}: listing", _list_files, node_label, table)
     slices = split_shards(found.shards)
     rows = sum(part.stop - part.start for part in slices)
     logger.info("%s: reading %s rows in %d slices", name, f"{rows:,}", len(slices))
@@ -186,29 +186,6 @@ def _check(
         num_faults=len(listed) + len(crashed) + total.num_faults,
     )
     return report, found.files
-
-
-def _run(look: Callable[..., Any], node_label: str | None, *given: Any) -> Any:
-    """Return what `look` finds, here or on a labelled node; raise the InputError that it returns.
-
-    Guarantee: of another exception only the type passes on.
-    """
-    if node_label is None:
-        found = _look(look, *given)
-    else:
-        found = ray.get(private_task(_look, node_label).remote(look, *given))
-    if isinstance(found, InputError):
-        raise found
-    return found
-
-
-def _look(look: Callable[..., Any], *given: Any) -> Any:
-    try:
-        return look(*given)
-    except InputError as error:
-        return error
-    except Exception as error:
-        raise RuntimeError(f"{look.__name__}: {type(error).__name__}") from None
 
 
 def _list_files(table: ImageTable) -> tuple[FoundShards, list[Fault]]:
