@@ -52,6 +52,11 @@ class EmbeddedRecords:
     users: NDArray[np.bytes_] | None
     padding: bytes = b""
 
+    def select(self, rows: NDArray[Any]) -> EmbeddedRecords:
+        """Return the records of some rows, which are numbers or a mask."""
+        users = None if self.users is None else self.users[rows]
+        return replace(self, features=self.features[rows], labels=self.labels[rows], users=users)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrivateRecords:
@@ -175,15 +180,7 @@ def _split_by_user(embedded: EmbeddedRecords, num_pieces: int) -> list[EmbeddedR
     if embedded.users is None:
         return [embedded]
     home = np.array([int(user[:15], 16) % num_pieces for user in embedded.users], dtype=np.int64)
-    return [
-        replace(
-            embedded,
-            features=embedded.features[home == piece],
-            labels=embedded.labels[home == piece],
-            users=embedded.users[home == piece],
-        )
-        for piece in range(num_pieces)
-    ]
+    return [embedded.select(home == piece) for piece in range(num_pieces)]
 
 
 def embed_slice(
@@ -228,12 +225,12 @@ def embed_slice(
     return embedded
 
 
-def join_users(users: Sequence[NDArray[np.bytes_] | None]) -> NDArray[np.bytes_] | None:
-    """Return all digests in one array; None if there are none.
+def join_users(pieces: Sequence[EmbeddedRecords]) -> NDArray[np.bytes_] | None:
+    """Return the users of all pieces in one array; None if they have none.
 
     Guarantee: stays inside zone 1.
     """
-    present = [part for part in users if part is not None]
+    present = [piece.users for piece in pieces if piece.users is not None]
     return np.concatenate(present) if present else None
 
 

@@ -196,10 +196,10 @@ def _count_partitions(
 ) -> RawVotes:
     with hide_private_errors("counting votes", stall_seconds):
         choices = nearest_samples(pieces, parts, layout, settings, on_gpu=on_gpu)
-        return bounded_votes(choices, join_users([piece.users for piece in pieces]), limit)
+        return bounded_votes(choices, join_users(pieces), limit)
 
 
 def _count_labels(limit: int, stall_seconds: float, *pieces: EmbeddedRecords) -> RawVotes:
     with hide_private_errors("counting labels", stall_seconds):
         labels = np.concatenate([piece.labels for piece in pieces]).astype(np.int64)
-        return bounded_votes(labels[:, None], join_users([piece.users for piece in pieces]), limit)
+        return bounded_votes(labels[:, None], join_users(pieces), limit)
