@@ -89,7 +89,7 @@ class _Tally:
 
     records: int = 0
     labels: Counter[str] = field(default_factory=Counter)
-    users: NDArray[np.bytes_] | None = None
+    users: NDArray[np.bytes_] = field(default_factory=lambda: np.zeros(0, dtype="S32"))
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
     faults: list[Fault] = field(default_factory=list)
@@ -167,7 +167,9 @@ def _check(
             crashed.append(Fault(place=place, reason=reason))
     shards = [(part.shard, str(part.source)) for part, _ in read]
     merge = private_task(_merge, node_label)
-    total, users, sizes = ray.get(merge.remote(shards, *(tally for _, tally in read)))
+    total, users = ray.get(merge.remote(shards, *(tally for _, tally in read)))
+    sizes = [(height, width, count) for (height, width), count in total.sizes.items()]
+    sizes.sort(key=lambda size: (-size[2], size))
     faults = [*listed, *crashed, *total.faults]
     if not total.records and not faults:
         raise table.refuse(f"keeps no row of {table.data}; correct it", "where")
@@ -207,7 +209,8 @@ def _inspect_slice(
     stall_seconds: float,
 ) -> tuple[None, _Tally]:
     """Read the rows of a slice as `read_batches` does, but go on after a bad one."""
-    tally, users = _Tally(), [np.zeros(0, dtype="S32")]
+    tally = _Tally()
+    users = [tally.users]
     try:
         with exit_on_stall(stall_seconds):
             for stored in read_stored_rows(table, part):
@@ -260,16 +263,14 @@ def _describe_place(part: TableSlice, row: int, cell: Any) -> str:
     return place
 
 
-def _merge(
-    shards: Sequence[tuple[int, str]], *tallies: _Tally
-) -> tuple[_Tally, int, list[tuple[int, int, int]]]:
-    """Add up tallies in order, each of a (shard, file); return number of users and sizes too.
+def _merge(shards: Sequence[tuple[int, str]], *tallies: _Tally) -> tuple[_Tally, int]:
+    """Add up tallies in order, each of a (shard, file); return the number of users, too.
 
     Of a damaged file nothing counts: how much of it can be read depends on the slices.
     """
     total, seen = _Tally(), set()
     damaged = {shard for (shard, _), tally in zip(shards, tallies, strict=True) if tally.damage}
-    users = [np.zeros(0, dtype="S32")]
+    users = [total.users]
     for (shard, file), tally in zip(shards, tallies, strict=True):
         if tally.damage and shard not in seen:
             seen.add(shard)
@@ -282,10 +283,8 @@ def _merge(
         total.labels += tally.labels
         total.sizes += tally.sizes
         total.modes += tally.modes
-        users.append(tally.users if tally.users is not None else users[0])
-    counts = [(height, width, count) for (height, width), count in total.sizes.items()]
-    counts.sort(key=lambda size: (-size[2], size))
-    return replace(total, sizes=Counter()), len(np.unique(np.concatenate(users))), counts
+        users.append(tally.users)
+    return total, len(np.unique(np.concatenate(users)))
 
 
 def _embed_blank(config: Config, stall_seconds: float) -> InputError | None:
