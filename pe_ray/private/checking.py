@@ -37,6 +37,7 @@ from pe_ray.private.record_embeddings import check_cache_folder
 from pe_ray.private.records import digest_user, explain_user, private_table
 from pe_ray.private.tasks import INLINE_LIMIT, RETRIES, look_at_private_data, private_task
 from pe_ray.runtime.watchdog import exit_on_stall, note_progress
+from pe_ray.runtime.workers import fetch
 from pe_ray.values import Framing
 
 logger = logging.getLogger(__name__)
@@ -140,9 +141,7 @@ def try_embedder(config: Config) -> None:
     """
     private, resources = config.private, config.resources
     task = private_task(_embed_blank, private.node_label, gpus=resources.gpus_per_worker)
-    error = ray.get(task.remote(config, resources.stall_seconds))
-    if error is not None:
-        raise error
+    fetch(task.remote(config, resources.stall_seconds))
 
 
 def _check(
@@ -287,12 +286,8 @@ def _merge(shards: Sequence[tuple[int, str]], *tallies: _Tally) -> tuple[_Tally,
     return total, len(np.unique(np.concatenate(users)))
 
 
-def _embed_blank(config: Config, stall_seconds: float) -> InputError | None:
+def _embed_blank(config: Config, stall_seconds: float) -> None:
     plugin, shape = config.embedder, config.image_shape
     blank = np.zeros((1, shape.height, shape.width, shape.channels), np.uint8)
-    try:
-        with exit_on_stall(stall_seconds):
-            plugins.build("embedder", plugin.kind, plugin.options).embed(blank)
-    except InputError as error:
-        return error
-    return None
+    with exit_on_stall(stall_seconds):
+        plugins.build("embedder", plugin.kind, plugin.options).embed(blank)
