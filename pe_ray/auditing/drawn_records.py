@@ -38,7 +38,7 @@ class DrawnRecords:
     def only(self, kept: Members) -> DrawnRecords:
         """Return the sample with the `kept` records."""
         owner = np.unique(self.owner[kept], return_inverse=True)[1]
-        return DrawnRecords(records=_take(self.records, np.flatnonzero(kept)), owner=owner)
+        return DrawnRecords(records=self.records.select(kept), owner=owner)
 
 
 def draw_units(records: PrivateRecords, num_units: int) -> DrawnRecords:
@@ -58,7 +58,7 @@ def _draw_keys(
 ) -> tuple[EmbeddedRecords, NDArray[Any]]:
     """Return the records with the least keys, which are random, or a user's digest."""
     with hide_private_errors("drawing records", stall_seconds):
-        keys: NDArray[Any] | None = join_users([piece.users for piece in pieces])
+        keys: NDArray[Any] | None = join_users(pieces)
         if keys is None:
             num = sum(len(piece.labels) for piece in pieces)
             keys = np.random.default_rng(number).random(num)
@@ -74,16 +74,9 @@ def _keep_least(
     joined = EmbeddedRecords(
         features=np.concatenate([piece.features for piece in pieces]),
         labels=np.concatenate([piece.labels for piece in pieces]),
-        users=join_users([piece.users for piece in pieces]),
+        users=join_users(pieces),
     )
-    return _take(joined, order), keys[order]
-
-
-def _take(records: EmbeddedRecords, rows: Ids) -> EmbeddedRecords:
-    users = None if records.users is None else records.users[rows]
-    return EmbeddedRecords(
-        features=records.features[rows], labels=records.labels[rows], users=users
-    )
+    return joined.select(order), keys[order]
 
 
 def measure_distances(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,9 @@ from pe_ray.files.storage import ObjectPath
 from pe_ray.private.duplicates import find_duplicates
 from pe_ray.private.record_embeddings import check_cache_folder
 from pe_ray.private.records import digest_user, explain_user, private_table
-from pe_ray.private.tasks import INLINE_LIMIT, RETRIES, private_task
+from pe_ray.private.tasks import INLINE_LIMIT, RETRIES, look_at_private_data, private_task
 from pe_ray.runtime.watchdog import exit_on_stall, note_progress
+from pe_ray.runtime.workers import fetch
 from pe_ray.values import Framing
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class _Tally:
 
     records: int = 0
     labels: Counter[str] = field(default_factory=Counter)
-    users: NDArray[np.bytes_] | None = None
+    users: NDArray[np.bytes_] = field(default_factory=lambda: np.zeros(0, dtype="S32"))
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
     faults: list[Fault] = field(default_factory=list)
@@ -130,7 +131,7 @@ def check_cache(config: PrivateConfig) -> None:
 
     Guarantee: reads no record.
     """
-    _run(check_cache_folder, config.node_label, config)
+    look_at_private_data("private.cache: looking", check_cache_folder, config.node_label, config)
 
 
 def try_embedder(config: Config) -> None:
@@ -140,17 +141,15 @@ def try_embedder(config: Config) -> None:
     """
     private, resources = config.private, config.resources
     task = private_task(_embed_blank, private.node_label, gpus=resources.gpus_per_worker)
-    error = ray.get(task.remote(config, resources.stall_seconds))
-    if error is not None:
-        raise error
+    fetch(task.remote(config, resources.stall_seconds))
 
 
 def _check(
     table: ImageTable, framing: Framing, node_label: str | None, stall_seconds: float
 ) -> tuple[TableReport, Sequence[tuple[str, int]]]:
     """Return the report on a table, and the sizes of its files."""
-    found, listed = _run(_list_files, node_label, table)
     name = table.name_field("data")
+    found, listed = look_at_private_data(f"{name}: listing", _list_files, node_label, table)
     slices = split_shards(found.shards)
     rows = sum(part.stop - part.start for part in slices)
     logger.info("%s: reading %s rows in %d slices", name, f"{rows:,}", len(slices))
@@ -167,7 +166,9 @@ def _check(
             crashed.append(Fault(place=place, reason=reason))
     shards = [(part.shard, str(part.source)) for part, _ in read]
     merge = private_task(_merge, node_label)
-    total, users, sizes = ray.get(merge.remote(shards, *(tally for _, tally in read)))
+    total, users = ray.get(merge.remote(shards, *(tally for _, tally in read)))
+    sizes = [(height, width, count) for (height, width), count in total.sizes.items()]
+    sizes.sort(key=lambda size: (-size[2], size))
     faults = [*listed, *crashed, *total.faults]
     if not total.records and not faults:
         raise table.refuse(f"keeps no row of {table.data}; correct it", "where")
@@ -186,29 +187,6 @@ def _check(
         num_faults=len(listed) + len(crashed) + total.num_faults,
     )
     return report, found.files
-
-
-def _run(look: Callable[..., Any], node_label: str | None, *given: Any) -> Any:
-    """Return what `look` finds, here or on a labelled node; raise the InputError that it returns.
-
-    Guarantee: of another exception only the type passes on.
-    """
-    if node_label is None:
-        found = _look(look, *given)
-    else:
-        found = ray.get(private_task(_look, node_label).remote(look, *given))
-    if isinstance(found, InputError):
-        raise found
-    return found
-
-
-def _look(look: Callable[..., Any], *given: Any) -> Any:
-    try:
-        return look(*given)
-    except InputError as error:
-        return error
-    except Exception as error:
-        raise RuntimeError(f"{look.__name__}: {type(error).__name__}") from None
 
 
 def _list_files(table: ImageTable) -> tuple[FoundShards, list[Fault]]:
@@ -230,7 +208,8 @@ def _inspect_slice(
     stall_seconds: float,
 ) -> tuple[None, _Tally]:
     """Read the rows of a slice as `read_batches` does, but go on after a bad one."""
-    tally, users = _Tally(), [np.zeros(0, dtype="S32")]
+    tally = _Tally()
+    users = [tally.users]
     try:
         with exit_on_stall(stall_seconds):
             for stored in read_stored_rows(table, part):
@@ -283,16 +262,14 @@ def _describe_place(part: TableSlice, row: int, cell: Any) -> str:
     return place
 
 
-def _merge(
-    shards: Sequence[tuple[int, str]], *tallies: _Tally
-) -> tuple[_Tally, int, list[tuple[int, int, int]]]:
-    """Add up tallies in order, each of a (shard, file); return number of users and sizes too.
+def _merge(shards: Sequence[tuple[int, str]], *tallies: _Tally) -> tuple[_Tally, int]:
+    """Add up tallies in order, each of a (shard, file); return the number of users, too.
 
     Of a damaged file nothing counts: how much of it can be read depends on the slices.
     """
     total, seen = _Tally(), set()
     damaged = {shard for (shard, _), tally in zip(shards, tallies, strict=True) if tally.damage}
-    users = [np.zeros(0, dtype="S32")]
+    users = [total.users]
     for (shard, file), tally in zip(shards, tallies, strict=True):
         if tally.damage and shard not in seen:
             seen.add(shard)
@@ -305,18 +282,12 @@ def _merge(
         total.labels += tally.labels
         total.sizes += tally.sizes
         total.modes += tally.modes
-        users.append(tally.users if tally.users is not None else users[0])
-    counts = [(height, width, count) for (height, width), count in total.sizes.items()]
-    counts.sort(key=lambda size: (-size[2], size))
-    return replace(total, sizes=Counter()), len(np.unique(np.concatenate(users))), counts
+        users.append(tally.users)
+    return total, len(np.unique(np.concatenate(users)))
 
 
-def _embed_blank(config: Config, stall_seconds: float) -> InputError | None:
+def _embed_blank(config: Config, stall_seconds: float) -> None:
     plugin, shape = config.embedder, config.image_shape
     blank = np.zeros((1, shape.height, shape.width, shape.channels), np.uint8)
-    try:
-        with exit_on_stall(stall_seconds):
-            plugins.build("embedder", plugin.kind, plugin.options).embed(blank)
-    except InputError as error:
-        return error
-    return None
+    with exit_on_stall(stall_seconds):
+        plugins.build("embedder", plugin.kind, plugin.options).embed(blank)

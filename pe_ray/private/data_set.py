@@ -9,7 +9,7 @@ from pe_ray.errors import FaultError, InputError
 from pe_ray.files.image_tables import DIGITS
 from pe_ray.private.duplicates import digest_files
 from pe_ray.private.records import find_records
-from pe_ray.private.tasks import RETRIES, private_task
+from pe_ray.private.tasks import RETRIES, look_at_private_data, private_task
 from pe_ray.runtime.cluster import use_ray
 from pe_ray.values import Unit
 
@@ -29,10 +29,9 @@ def digest_data(config: PrivateConfig, unit: Unit, stall_seconds: float) -> set[
     if config.data == DIGITS:
         return {DIGITS}
     ray = use_ray()
-    listed = ray.get(private_task(_list_files, config.node_label).remote(config))
-    if isinstance(listed, InputError):
-        raise listed
-    task = private_task(digest_files, config.node_label)
+    node_label = config.node_label
+    listed = look_at_private_data("private.data: listing", _list_files, node_label, config)
+    task = private_task(digest_files, node_label)
     found: set[str] = set()
     for paths, result in [(p, task.remote(p, stall_seconds, 0)) for p in _divide(listed)]:
         try:
@@ -51,14 +50,9 @@ def digest_data(config: PrivateConfig, unit: Unit, stall_seconds: float) -> set[
     return found
 
 
-def _list_files(config: PrivateConfig) -> list[tuple[str, int]] | InputError:
-    """Return path and bytes of each file, or the error."""
-    try:
-        found = find_records(config)
-    except InputError as error:
-        return error
-    except Exception as error:
-        raise RuntimeError(f"private.data: listing failed: {type(error).__name__}") from None
+def _list_files(config: PrivateConfig) -> list[tuple[str, int]]:
+    """Return path and bytes of each file."""
+    found = find_records(config)
     return [*found.files] or [(str(part.source), 0) for part in found.shards]
 
 

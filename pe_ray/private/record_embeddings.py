@@ -29,8 +29,7 @@ from pe_ray.files.layouts import file_lists
 from pe_ray.files.storage import file_version, find_cache, require_creatable
 from pe_ray.private.duplicates import refuse_duplicates
 from pe_ray.private.records import find_records, private_table, read_records, refuse_shared
-from pe_ray.private.tasks import INLINE_LIMIT, RETRIES, private_task
-from pe_ray.runtime.cluster import on_nodes
+from pe_ray.private.tasks import INLINE_LIMIT, RETRIES, look_at_private_data, private_task
 from pe_ray.runtime.events import announce
 from pe_ray.runtime.watchdog import exit_on_stall, note_progress
 from pe_ray.values import Framing
@@ -52,6 +51,11 @@ class EmbeddedRecords:
     labels: NDArray[np.int32]
     users: NDArray[np.bytes_] | None
     padding: bytes = b""
+
+    def select(self, rows: NDArray[Any]) -> EmbeddedRecords:
+        """Return the records of some rows, which are numbers or a mask."""
+        users = None if self.users is None else self.users[rows]
+        return replace(self, features=self.features[rows], labels=self.labels[rows], users=users)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,14 +93,9 @@ def open_records(
     warning, like a bad record's, depend on private data: they are for whoever holds the data, and
     nothing publishes them.
     """
-    placement = on_nodes(config.node_label)
-    if placement:
-        prepared = ray.get(ray.remote(num_cpus=1, **placement)(_prepare).remote(config, shown))
-    else:
-        prepared = _prepare(config, shown)
-    if isinstance(prepared, InputError):
-        raise prepared
-    config, found = prepared
+    config, found = look_at_private_data(
+        "private.data: listing", _prepare, config.node_label, config, shown
+    )
     logger.info("private.data: files: %s", summarize(found))
     announce("reading and embedding private records")
     refuse_duplicates(found.files, config, stall_seconds)
@@ -115,7 +114,7 @@ def open_records(
             ) from None
         if error is not None:
             raise error
-    missing = ray.remote(num_cpus=0, **placement)(_find_missing)
+    missing = private_task(_find_missing, config.node_label)
     unseen = ray.get(missing.remote(config.labels, *(seen for _, seen, *_ in results)))
     if len(unseen) == len(config.labels):
         raise InputError("private.where: keeps no record; correct its values")
@@ -137,16 +136,11 @@ class _SetupError(InputError):
 
 def _prepare(
     config: PrivateConfig, shown: Sequence[ImageTable]
-) -> tuple[PrivateConfig, FoundShards] | InputError:
-    """Return the configuration with its cache folder resolved, and the files; or the error."""
-    try:
-        found = find_records(config)
-        refuse_shared(found, config, shown)
-        return config.model_copy(update={"cache": make_cache_folder(config)}), found
-    except InputError as error:
-        return error
-    except Exception as error:
-        raise RuntimeError(f"private.data: listing failed: {type(error).__name__}") from None
+) -> tuple[PrivateConfig, FoundShards]:
+    """Return the configuration with its cache folder resolved, and the files."""
+    found = find_records(config)
+    refuse_shared(found, config, shown)
+    return config.model_copy(update={"cache": make_cache_folder(config)}), found
 
 
 def _find_missing(names: Sequence[str], *seen: tuple[NDArray[np.int32], bytes]) -> list[str]:
@@ -186,15 +180,7 @@ def _split_by_user(embedded: EmbeddedRecords, num_pieces: int) -> list[EmbeddedR
     if embedded.users is None:
         return [embedded]
     home = np.array([int(user[:15], 16) % num_pieces for user in embedded.users], dtype=np.int64)
-    return [
-        replace(
-            embedded,
-            features=embedded.features[home == piece],
-            labels=embedded.labels[home == piece],
-            users=embedded.users[home == piece],
-        )
-        for piece in range(num_pieces)
-    ]
+    return [embedded.select(home == piece) for piece in range(num_pieces)]
 
 
 def embed_slice(
@@ -239,12 +225,12 @@ def embed_slice(
     return embedded
 
 
-def join_users(users: Sequence[NDArray[np.bytes_] | None]) -> NDArray[np.bytes_] | None:
-    """Return all digests in one array; None if there are none.
+def join_users(pieces: Sequence[EmbeddedRecords]) -> NDArray[np.bytes_] | None:
+    """Return the users of all pieces in one array; None if they have none.
 
     Guarantee: stays inside zone 1.
     """
-    present = [part for part in users if part is not None]
+    present = [piece.users for piece in pieces if piece.users is not None]
     return np.concatenate(present) if present else None
 
 

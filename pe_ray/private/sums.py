@@ -57,7 +57,7 @@ def sum_pieces(
     """
     features = np.concatenate([piece.features for piece in pieces])
     labels = np.concatenate([piece.labels for piece in pieces])
-    users = join_users([piece.users for piece in pieces])
+    users = join_users(pieces)
     steps = np.zeros(statistic.num_values, dtype=np.int64)
     size = max(1, chunk_bytes // (8 * statistic.num_values))
 

@@ -32,6 +32,32 @@ def private_task(
     )(task)
 
 
+def look_at_private_data(
+    doing: str, look: Callable[..., Any], node_label: str | None, *given: Any
+) -> Any:
+    """Return what `look` finds, here or on a labelled node; raise the InputError that it raises.
+
+    Guarantee: of another exception only the type passes on.
+    """
+    if node_label is None:
+        found = _look(doing, look, *given)
+    else:
+        found = ray.get(private_task(_look, node_label).remote(doing, look, *given))
+    if isinstance(found, InputError):
+        raise found
+    return found
+
+
+def _look(doing: str, look: Callable[..., Any], *given: Any) -> Any:
+    """Return an InputError instead of raising it, as Ray would send its causes along."""
+    try:
+        return look(*given)
+    except InputError as error:
+        return error
+    except Exception as error:
+        raise RuntimeError(f"{doing} failed: {type(error).__name__}") from None
+
+
 @contextmanager
 def hide_private_errors(doing: str, stall_seconds: float) -> Iterator[None]:
     """Run the body of such a task; end its worker if it makes no progress for `stall_seconds`.

@@ -6,7 +6,6 @@ driver holds references only, and hands them to the aggregator.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,17 +32,13 @@ class RawVotes:
     """Un-noised votes of one partition, sparse: `counts[i]` more votes for bin `ids[i]`.
 
     Guarantee: adding or removing one unit (record, or user with all records) changes the sum over
-    all partitions by at most `votes_per_unit` ones in different bins: `l2_sensitivity` in L2.
+    all partitions by at most `votes_per_unit` ones in different bins: sqrt(votes_per_unit) in L2.
     Never to be fetched by the driver.
     """
 
     ids: NDArray[np.int64]
     counts: NDArray[np.int64]
     votes_per_unit: int
-
-    @property
-    def l2_sensitivity(self) -> float:
-        return math.sqrt(self.votes_per_unit)
 
 
 def bounded_votes(
@@ -196,10 +191,10 @@ def _count_partitions(
 ) -> RawVotes:
     with hide_private_errors("counting votes", stall_seconds):
         choices = nearest_samples(pieces, parts, layout, settings, on_gpu=on_gpu)
-        return bounded_votes(choices, join_users([piece.users for piece in pieces]), limit)
+        return bounded_votes(choices, join_users(pieces), limit)
 
 
 def _count_labels(limit: int, stall_seconds: float, *pieces: EmbeddedRecords) -> RawVotes:
     with hide_private_errors("counting labels", stall_seconds):
         labels = np.concatenate([piece.labels for piece in pieces]).astype(np.int64)
-        return bounded_votes(labels[:, None], join_users([piece.users for piece in pieces]), limit)
+        return bounded_votes(labels[:, None], join_users(pieces), limit)

@@ -28,7 +28,7 @@ import json
 import math
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from decimal import Decimal
@@ -69,17 +69,15 @@ class Policy(Block):
     spenders: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1)
     """Person or project -> epsilon of all of its runs together, at the policy's delta."""
 
-    def epsilon_of(self, entries: Iterable[Entry]) -> float:
+    def epsilon_of(self, entries: Sequence[Entry]) -> float:
         """Return epsilon at the policy's delta of all `entries` together; inf where it has none."""
-        entries = list(entries)
         if self.composition == "gaussian":
             return add_costs(entry.cost for entry in entries).epsilon(self.delta)
         delta = _add_decimals(entry.delta for entry in entries)
         return _add_decimals(e.epsilon for e in entries) if delta <= self.delta else math.inf
 
-    def left_of(self, limit: float, entries: Iterable[Entry]) -> float:
+    def left_of(self, limit: float, entries: Sequence[Entry]) -> float:
         """Return about the epsilon that one more run may have under a `limit` for all of them."""
-        entries = list(entries)
         if self.composition == "sum":
             return max(0.0, limit - self.epsilon_of(entries))
         spent = add_costs(entry.cost for entry in entries).mu_squared

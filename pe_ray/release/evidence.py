@@ -93,14 +93,11 @@ def require_newest(
     """
     with io_errors_as_input_errors("output.path", directory.path):
         proofs = list(_list_proofs(directory, config, prefix))
-        histograms = {
-            file: _read_histogram(file)
-            for iteration in range(1, config.schedule.iterations + 1)
-            if (file := directory.histogram(iteration)) in {file for _, file in proofs}
-        }
+        histograms = set(map(directory.histogram, range(1, config.schedule.iterations + 1)))
+        votes = {file: _read_histogram(file) for _, file in proofs if file in histograms}
     for key, file in proofs:
         stored = ledger.stored(key)
-        told = histograms.get(file)
+        told = votes.get(file)
         if stored is None or not (told is None or np.array_equal(stored, told)):
             refuse_older(directory, key, file)
 

@@ -107,22 +107,22 @@ def check_cards(checks: Checks, folder: Path, claims: Claims) -> None:
 
 
 def _check_figures(file: Path, claims: Claims) -> None:
-    ledger, text = claims.ledger, file.read_text(encoding="utf-8")
+    budget, spent = claims.ledger.budget, claims.ledger.spent()
+    text = file.read_text(encoding="utf-8")
     stated = [(float(epsilon), float(delta)) for epsilon, delta in _FIGURES.findall(text)]
     if file.suffix == ".json":
         tree = json.loads(text)
         stated += zip(_find(tree, "epsilon"), _find(tree, "delta"), strict=True)
         units = set(_find(tree, "unit"))
-        require(units <= {ledger.budget.unit}, "states another unit than the ledger")
+        require(units <= {budget.unit}, "states another unit than the ledger")
     require(bool(stated), "states no epsilon")
     for epsilon, delta in stated:
-        same = math.isclose(epsilon, ledger.spent(), rel_tol=1e-5) and math.isclose(
-            delta, ledger.budget.delta, rel_tol=1e-5
-        )
+        same = math.isclose(epsilon, spent, rel_tol=1e-5)
+        same &= math.isclose(delta, budget.delta, rel_tol=1e-5)
         require(
             same,
-            f"states epsilon {epsilon:g}, delta {delta:g}; the ledger has {ledger.spent():.6g}, "
-            f"{ledger.budget.delta:g}",
+            f"states epsilon {epsilon:g}, delta {delta:g}; the ledger has {spent:.6g}, "
+            f"{budget.delta:g}",
         )
 
 

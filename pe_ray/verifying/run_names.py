@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -67,13 +65,10 @@ def check_names(checks: Checks, folder: Path, last: int | None, *, images: bool)
             checks.pass_over(f"content of {name}", why)
 
 
-def list_names(folder: Path) -> Iterator[str]:
-    """Yield the paths of all files below `folder`, and of links, from there on, in order."""
-    found = []
-    for parent, folders, files in os.walk(folder):
-        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
-        found += [Path(parent, name).relative_to(folder).as_posix() for name in (*files, *links)]
-    yield from sorted(found)
+def list_names(folder: Path) -> list[str]:
+    """Return the paths of all files below `folder`, and of links, from there on, in order."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def _check_name(folder: Path, name: str, known: re.Pattern[str], last: int | None) -> None:

@@ -169,7 +169,7 @@ def per_label(
     """Users' votes bounded within each label: the mistake of the reference implementation."""
     choices = nearest_samples(pieces, parts, layout, settings, on_gpu=on_gpu)
     labels = np.concatenate([piece.labels for piece in pieces])
-    users = join_users([piece.users for piece in pieces])
+    users = join_users(pieces)
     assert users is not None
     found = [
         bounded_votes(choices[labels == label], users[labels == label], limit)

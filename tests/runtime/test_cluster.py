@@ -128,7 +128,7 @@ def test_private_records_are_on_labelled_nodes_only(
     places: dict[str, set[str]] = {}
     for name, place in seen["tasks"]:
         places.setdefault(name, set()).add(place)
-    reading = ("_prepare", "_group_files", "_embed_task", "_find_missing")
+    reading = ("_look", "_group_files", "_embed_task", "_find_missing")
     private = (*reading, "_count_labels", "_count_partitions")
     if label is None:  # the test can tell: nothing keeps them there otherwise
         assert any(places[name] != {"private"} for name in private[1:])
