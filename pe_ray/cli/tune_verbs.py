@@ -62,7 +62,7 @@ def _tune(options: argparse.Namespace) -> None:
             }
         )
         return
-    better = {"min": "lower", "max": "higher"}[search.objective.mode]
+    better = search.objective.better
     for trial in outcome.trials:
         print(f"trial       {describe_trial(trial, better)}")
     best = f"score {outcome.score:.6g} ({better} is better)"

@@ -224,6 +224,11 @@ class Objective:
         """Whether a small (`min`) or a large score (`max`) is good."""
         return "min"
 
+    @property
+    def better(self) -> str:
+        """Which score is good, in words: `lower` or `higher`."""
+        return "lower" if self.mode == "min" else "higher"
+
     def check(self, search: Search) -> None:
         """Raise InputError where the search can't use this objective."""
 
