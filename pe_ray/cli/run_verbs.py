@@ -200,22 +200,17 @@ def _run(options: argparse.Namespace) -> None:
         return
     announce(f"running {options.config} into {config.output.path}")
     from pe_ray.evolution import evolve
-    from pe_ray.release.ledger import Ledger
     from pe_ray.report import write_report
     from pe_ray.report.run_status import read_status
-    from pe_ray.runtime.run_directory import find_ledger
 
     started = time.monotonic()
     path = evolve(config, on_event=_import_while_ray_starts)
-    page = write_report(path)
-    ledger = Ledger.open(find_ledger(path))
-    budget = ledger.budget
-    print(f"report      {page}")
+    print(f"report      {write_report(path)}")
     print(f"synthetic   {path / 'synthetic'}")
     status = read_status(path)
     for name, score in status["scores"].items():
         print(f"score       {name}: {say_score(score, status['better'].get(name))}")
-    print(f"spent       {state_claim(ledger.spent(), budget.delta, budget.unit)} (from the ledger)")
+    print(f"spent       {state_claim(**status['spent'])} (from the ledger)")
     print(f"time        {time.monotonic() - started:.1f} s")
 
 
