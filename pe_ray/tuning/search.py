@@ -257,27 +257,12 @@ def require_public(public: PrivateConfig | None, field: str, private: PrivateCon
         )
 
 
-def public_table(source: PrivateConfig, block: str) -> ImageTable:
-    """Return where public records are that `block` of the configuration gives as `private` does."""
-    return ImageTable(
-        block=block,
-        private=False,
-        data=source.data,
-        labels=source.labels,
-        image_column=source.image_column,
-        label_column=source.label_column,
-        label_values=source.label_values,
-        user_column=source.user_column,
-        where=source.where,
-    )
-
-
 def public_tables(search: Search) -> list[tuple[ImageTable, Framing]]:
     """List the public images that a search reads besides its final run, each once."""
     tables = [*search.objective.public_tables(search)]
     stand_in = search.tuning.public_data
     if stand_in is not None:
-        tables.append(public_table(stand_in, "tuning.public_data"))
+        tables.append(stand_in.table("tuning.public_data", private=False))
     distinct = {table.block: table for table in tables}
     return [(table, search.config.framing) for table in distinct.values()]
 

@@ -22,7 +22,6 @@ from pe_ray.tuning.search import (
     Objective,
     Scorer,
     Search,
-    public_table,
     require_public,
 )
 from pe_ray.values import Framing, ImageShape
@@ -73,12 +72,8 @@ class PublicMetric(Objective):
             )
 
     def public_tables(self, search: Search) -> tuple[ImageTable, ...]:
-        return (
-            replace(
-                public_table(self.options.reference, "tuning.objective.reference"),
-                user_column=None,
-            ),
-        )
+        table = self.options.reference.table("tuning.objective.reference", private=False)
+        return (replace(table, user_column=None),)
 
     def try_out(self, search: Search) -> None:
         """Score some of the reference's own images."""
