@@ -196,9 +196,7 @@ def _read_data(checks: _Checks, config: Config, search: Search | None) -> list[T
     ]
     tables = public_tables(config)
     if search is not None:
-        from pe_ray.tuning import search as searches
-
-        tables += searches.public_tables(search)
+        tables += search.public_tables()
     for table, framing in tables:
         read = partial(check_table, table, framing, seconds)
         reports.append(checks.make(_READ.format(table.name_field("data")), read))

@@ -74,12 +74,11 @@ def print_cost(search: Search, as_json: bool) -> None:
     """Print what a search costs and what it leaves for the final run."""
     from dataclasses import asdict
 
-    from pe_ray.tuning import search as searches
     from pe_ray.tuning.budget import plan_cost
     from pe_ray.tuning.checks import check_search
 
     check_search(search)
-    files = plan_inputs(search.config, searches.public_tables(search))
+    files = plan_inputs(search.config, search.public_tables())
     cost, budget = plan_cost(search), search.config.privacy.budget
     if as_json:
         print_json({**cost, "data": [asdict(read) for read in files]})
