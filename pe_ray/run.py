@@ -244,10 +244,9 @@ class Run(_Folder):
 
         Guarantee: none. The score is computed on private records without noise.
         """
-        from pe_ray.auditing.privacy_score import NUM_UNITS, score_privacy
+        from pe_ray.auditing.privacy_score import score_privacy
 
-        num_units = NUM_UNITS if num_records is None else num_records
-        return score_privacy(self._open(), num_units, lookahead=lookahead)
+        return score_privacy(self._open(), num_records, lookahead=lookahead)
 
 
 def _open_set(run: RunContext, folder: Location) -> ImageSet:

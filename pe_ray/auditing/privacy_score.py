@@ -62,20 +62,19 @@ from pe_ray.synthetic.learnt_embedder import prepare_run
 from pe_ray.synthetic.population import Population, final_population
 from pe_ray.synthetic.population_files import read_parents
 
-NUM_UNITS = 5000
-"""Units looked at, of those that voted and of held-out ones, by default."""
+_NUM_UNITS = 5000  # looked at by default, of those that voted and of held-out ones
 _CLOSE = 0.01  # share of held-out records that are as close to a record as a near-copy
 _MOST_LISTED = 20  # near-copies
 
 
 def score_privacy(
-    run: RunContext, num_units: int = NUM_UNITS, *, lookahead: bool = True
+    run: RunContext, num_units: int | None = None, *, lookahead: bool = True
 ) -> dict[str, Any]:
     """Compare a finished run with records that voted and with held-out ones; see docs/metrics.md.
 
-    num_units: most records (users, with `unit: user`) of either kind. lookahead: draw the lookahead
-    variations again, at the run's cost. Without, each sample counts where it lies itself, and votes
-    are followed less exactly.
+    num_units: most records (users, with `unit: user`) of either kind; default: 5,000. lookahead:
+    draw the lookahead variations again, at the run's cost. Without, each sample counts where it
+    lies itself, and votes are followed less exactly.
 
     Raises InputError where the run is not finished or nothing is held out.
 
@@ -83,6 +82,8 @@ def score_privacy(
     private cache, and embeddings of released samples to a temporary folder.
     """
     config = run.config
+    if num_units is None:
+        num_units = _NUM_UNITS
     if num_units < LEAST_UNITS:
         raise InputError(f"--num-records: give at least {LEAST_UNITS}")
     priced = any(plugin.options.call_prices for plugin in config.generators)

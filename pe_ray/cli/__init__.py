@@ -64,9 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, InputError) else 1
     except (KeyboardInterrupt, SystemExit) as stop:
         by = ""
-        if (
-            isinstance(stop, SystemExit) and stop.code != signal.SIGTERM
-        ):  # that is Ray's, at a start
+        # Ray exits with the number of SIGTERM where that arrives while it starts.
+        if isinstance(stop, SystemExit) and stop.code != signal.SIGTERM:
             by = f" by a library that called sys.exit({stop.code!r})"
         print(f"pe-ray: stopped{by}; the same command continues", file=sys.stderr)
         return 1

@@ -132,10 +132,9 @@ def _read_metric(text: str, config: Config) -> Plugin:
 
 
 def _print_score(run: RunContext, options: argparse.Namespace) -> None:
-    from pe_ray.auditing.privacy_score import NUM_UNITS, score_privacy
+    from pe_ray.auditing.privacy_score import score_privacy
 
-    num_units = NUM_UNITS if options.num_records is None else options.num_records
-    score = score_privacy(run, num_units, lookahead=not options.no_lookahead)
+    score = score_privacy(run, options.num_records, lookahead=not options.no_lookahead)
     if options.json:
         print_json(score)
         return

@@ -102,7 +102,15 @@ def _check(options: argparse.Namespace) -> None:
     skipped = _name_skipped(checks, installed)
     faults = sum(check.fault is not None for check in checks) + sum(map(_count_faults, reports))
     if options.json:
-        _print_json(checks, reports, skipped, faults)
+        print_json(
+            {
+                "well": not faults,
+                "num_faults": faults,
+                "data": [asdict(report) for report in reports],
+                "checks": [asdict(check) for check in checks],
+                "not_checked": skipped,
+            }
+        )
     else:
         _print_lines(checks, reports, skipped)
     if faults:
@@ -130,17 +138,13 @@ def _check_settings(checks: _Checks, config: Config, search: Search | None) -> N
         return made.disk_bytes
 
     if search is not None:
-        checks.make("search", lambda: _check_search(search))
+        from pe_ray.tuning.checks import check_search
+
+        checks.make("search", lambda: check_search(search))
     disk_bytes = checks.make("budget", check_cost)
     directory = checks.make("output.path", lambda: _check_output(config, search))
     if disk_bytes is not None and directory is not None:
         checks.make("disk", lambda: require_disk(directory.path, disk_bytes, "output.path"))
-
-
-def _check_search(search: Search) -> None:
-    from pe_ray.tuning.checks import check_search
-
-    check_search(search)
 
 
 def _check_output(config: Config, search: Search | None) -> Any:
@@ -192,9 +196,7 @@ def _read_data(checks: _Checks, config: Config, search: Search | None) -> list[T
     ]
     tables = public_tables(config)
     if search is not None:
-        from pe_ray.tuning import search as searches
-
-        tables += searches.public_tables(search)
+        tables += search.public_tables()
     for table, framing in tables:
         read = partial(check_table, table, framing, seconds)
         reports.append(checks.make(_READ.format(table.name_field("data")), read))
@@ -248,20 +250,6 @@ def _name_skipped(checks: Sequence[_Check], installed: bool) -> list[str]:
 
 def _count_faults(report: TableReport) -> int:
     return report.num_faults + report.num_duplicates
-
-
-def _print_json(
-    checks: Sequence[_Check], reports: Sequence[TableReport], skipped: Sequence[str], faults: int
-) -> None:
-    print_json(
-        {
-            "well": not faults,
-            "num_faults": faults,
-            "data": [asdict(report) for report in reports],
-            "checks": [asdict(check) for check in checks],
-            "not_checked": skipped,
-        }
-    )
 
 
 def _print_lines(

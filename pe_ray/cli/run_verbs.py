@@ -42,33 +42,7 @@ def add_verbs(verb: AddVerb) -> None:
         "Validate a configuration and print what a run would cost.",
         "digits.yaml --set privacy.epsilon=2",
     )
-    run = verb("run", _run, "Start a run, or continue it after any interruption.", "digits.yaml")
-    expand = verb(
-        "expand",
-        _expand,
-        "Write further variations of a run's final population.",
-        "runs/digits --num-samples 1e6 --output more",
-    )
-    label = verb(
-        "label",
-        _label,
-        "Write a run's teacher's labels and scores of any images.",
-        "runs/digits data/others --output labels.parquet",
-    )
-    add_run(label)
-    label.add_argument("images", metavar="IMAGES", help="file or folder, as private.data")
-    label.add_argument("--output", required=True, metavar="FILE", help="parquet file to write")
-    label.add_argument(
-        "--image-column", default="image", metavar="NAME", help="as private.image_column"
-    )
-    for added in (plan, run):
-        add_config(added)
-    run.add_argument(
-        "--rehearse",
-        action="store_true",
-        help="run it small, with random networks and random images in the place of weights, data "
-        "and services, in a new temporary folder; spends nothing",
-    )
+    add_config(plan)
     add_json(plan)
     plan.add_argument(
         "--records",
@@ -76,6 +50,23 @@ def add_verbs(verb: AddVerb) -> None:
         metavar="N",
         help="about how many records (or users) there are, if that is public: warn where they are "
         "too few for the noise",
+    )
+
+    run = verb("run", _run, "Start a run, or continue it after any interruption.", "digits.yaml")
+    add_config(run)
+    run.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="run it small, with random networks and random images in the place of weights, data "
+        "and services, in a new temporary folder; spends nothing",
+    )
+    add_address(run)
+
+    expand = verb(
+        "expand",
+        _expand,
+        "Write further variations of a run's final population.",
+        "runs/digits --num-samples 1e6 --output more",
     )
     add_run(expand)
     expand.add_argument(
@@ -106,18 +97,31 @@ def add_verbs(verb: AddVerb) -> None:
         "file, by less than so many grey levels (root mean square)",
     )
     expand.add_argument("--output", required=True, metavar="DIR", help="folder for the samples")
-    for added in (expand, label):
-        add_resources(added)
+    add_resources(expand)
     expand.add_argument(
         "--format",
         default="parquet",
         metavar="KIND",
         help="parquet (default), webdataset, folder or module:Class",
     )
-    for added in (expand, label):
-        add_trust(added)
-    for added in (run, expand, label):
-        add_address(added)
+    add_trust(expand)
+    add_address(expand)
+
+    label = verb(
+        "label",
+        _label,
+        "Write a run's teacher's labels and scores of any images.",
+        "runs/digits data/others --output labels.parquet",
+    )
+    add_run(label)
+    label.add_argument("images", metavar="IMAGES", help="file or folder, as private.data")
+    label.add_argument("--output", required=True, metavar="FILE", help="parquet file to write")
+    label.add_argument(
+        "--image-column", default="image", metavar="NAME", help="as private.image_column"
+    )
+    add_resources(label)
+    add_trust(label)
+    add_address(label)
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -200,22 +204,17 @@ def _run(options: argparse.Namespace) -> None:
         return
     announce(f"running {options.config} into {config.output.path}")
     from pe_ray.evolution import evolve
-    from pe_ray.release.ledger import Ledger
     from pe_ray.report import write_report
     from pe_ray.report.run_status import read_status
-    from pe_ray.runtime.run_directory import find_ledger
 
     started = time.monotonic()
     path = evolve(config, on_event=_import_while_ray_starts)
-    page = write_report(path)
-    ledger = Ledger.open(find_ledger(path))
-    budget = ledger.budget
-    print(f"report      {page}")
+    print(f"report      {write_report(path)}")
     print(f"synthetic   {path / 'synthetic'}")
     status = read_status(path)
     for name, score in status["scores"].items():
         print(f"score       {name}: {say_score(score, status['better'].get(name))}")
-    print(f"spent       {state_claim(ledger.spent(), budget.delta, budget.unit)} (from the ledger)")
+    print(f"spent       {state_claim(**status['spent'])} (from the ledger)")
     print(f"time        {time.monotonic() - started:.1f} s")
 
 

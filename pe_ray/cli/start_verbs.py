@@ -60,25 +60,20 @@ def _init(options: argparse.Namespace) -> None:
 
 
 def _completion(options: argparse.Namespace) -> None:
-    print(write_completion(options.verbs))
-
-
-def write_completion(verbs: dict[str, argparse.ArgumentParser]) -> str:
-    """Return a bash script that completes verbs and their options; other words are files."""
+    """Print a bash script that completes verbs and their options; other words are files."""
     cases = []
-    for name, parser in verbs.items():
+    for name, parser in options.verbs.items():
         words = sorted(set(re.findall(r"(?<![\w-])--?\w[\w-]*", parser.format_usage())))
         cases.append(f'    {name}) words="{" ".join(words)}" ;;')
-    return "\n".join(
-        (
-            "_pe_ray() {",
-            '  local words=""',
-            '  case "${COMP_WORDS[1]}" in',
-            *cases,
-            "  esac",
-            f'  [ "$COMP_CWORD" = 1 ] && words="{" ".join(verbs)}"',
-            '  COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))',
-            "}",
-            "complete -o default -F _pe_ray pe-ray",
-        )
+    print(
+        "_pe_ray() {",
+        '  local words=""',
+        '  case "${COMP_WORDS[1]}" in',
+        *cases,
+        "  esac",
+        f'  [ "$COMP_CWORD" = 1 ] && words="{" ".join(options.verbs)}"',
+        '  COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))',
+        "}",
+        "complete -o default -F _pe_ray pe-ray",
+        sep="\n",
     )

@@ -35,8 +35,8 @@ def add_verbs(verb: AddVerb) -> None:
 def _tune(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from pe_ray.release.ledger import Ledger
     from pe_ray.report import write_report
+    from pe_ray.report.run_status import read_status
     from pe_ray.tuning.outcomes import describe_trial
     from pe_ray.tuning.search import Search
     from pe_ray.tuning.tune import tune
@@ -46,8 +46,7 @@ def _tune(options: argparse.Namespace) -> None:
     started = time.monotonic()
     outcome = tune(search)
     page = write_report(outcome.path)
-    ledger = Ledger.open(outcome.path / "ledger.sqlite")
-    budget, epsilon = ledger.budget, ledger.spent()
+    spent = read_status(outcome.path)["spent"]
     if options.json:
         print_json(
             {
@@ -56,21 +55,18 @@ def _tune(options: argparse.Namespace) -> None:
                 "settings": outcome.settings,
                 "score": outcome.score,
                 "trials": outcome.trials,
-                "epsilon": epsilon,
-                "delta": budget.delta,
-                "unit": budget.unit,
+                **spent,
             }
         )
         return
-    better = {"min": "lower", "max": "higher"}[search.objective.mode]
+    better = search.objective.better
     for trial in outcome.trials:
         print(f"trial       {describe_trial(trial, better)}")
     best = f"score {outcome.score:.6g} ({better} is better)"
     print(f"best        {json.dumps(outcome.settings)}, {best}")
     print(f"report      {page}")
     print(f"synthetic   {outcome.path / 'synthetic'}")
-    spent = state_claim(epsilon, budget.delta, budget.unit)
-    print(f"spent       {spent}, search included (from the ledger)")
+    print(f"spent       {state_claim(**spent)}, search included (from the ledger)")
     print(f"time        {time.monotonic() - started:.1f} s")
 
 
@@ -78,12 +74,11 @@ def print_cost(search: Search, as_json: bool) -> None:
     """Print what a search costs and what it leaves for the final run."""
     from dataclasses import asdict
 
-    from pe_ray.tuning import search as searches
     from pe_ray.tuning.budget import plan_cost
     from pe_ray.tuning.checks import check_search
 
     check_search(search)
-    files = plan_inputs(search.config, searches.public_tables(search))
+    files = plan_inputs(search.config, search.public_tables())
     cost, budget = plan_cost(search), search.config.privacy.budget
     if as_json:
         print_json({**cost, "data": [asdict(read) for read in files]})

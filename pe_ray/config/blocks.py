@@ -18,6 +18,7 @@ from pe_ray.config.kinds import (
     Plugin,
 )
 from pe_ray.config.places import Color, LocalFolder, PathText, Place
+from pe_ray.files.image_tables import ImageTable
 from pe_ray.files.storage import parse_location
 from pe_ray.plugins.stand_ins import Rehearsal
 from pe_ray.values import (
@@ -80,6 +81,24 @@ class PrivateConfig(Block):
         if self.label_column is None and len(self.labels) != 1:
             raise ValueError("labels: give exactly one when label_column is null")
         return self
+
+    def table(self, block: str, *, private: bool) -> ImageTable:
+        """Return where these records are, as `block` of the configuration gives them.
+
+        private: whether errors must carry no content. False where a block for public records is
+        written like `private`.
+        """
+        return ImageTable(
+            block=block,
+            private=private,
+            data=self.data,
+            labels=self.labels,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            label_values=self.label_values,
+            user_column=self.user_column,
+            where=self.where,
+        )
 
     def rehearsal(self, rehearsal: Rehearsal) -> Self:
         columns = {

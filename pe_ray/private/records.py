@@ -18,17 +18,7 @@ from pe_ray.values import Framing
 
 def private_table(config: PrivateConfig) -> ImageTable:
     """Return where the private records are, with errors that carry no content."""
-    return ImageTable(
-        block="private",
-        private=True,
-        data=config.data,
-        labels=config.labels,
-        image_column=config.image_column,
-        label_column=config.label_column,
-        label_values=config.label_values,
-        user_column=config.user_column,
-        where=config.where,
-    )
+    return config.table("private", private=True)
 
 
 def find_records(config: PrivateConfig) -> FoundShards:

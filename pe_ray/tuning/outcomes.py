@@ -74,14 +74,14 @@ def read_search(path: str | Location) -> dict[str, Any] | None:
         for report in trials:
             if report["state"] != "complete":
                 report["state"] = "running" if running else "stopped"
-    mode, budget = search.objective.mode, ledger.budget
+    objective, budget = search.objective, ledger.budget
     return {
         "state": "finished" if finished else "running" if running else "stopped",
         "strategy": search.tuning.strategy.kind,
         "num_trials": search.tuning.num_trials,
-        "better": {"min": "lower", "max": "higher"}[mode],
+        "better": objective.better,
         "trials": trials,
-        "best": choose_best(trials, mode) if any(r["scores"] for r in trials) else None,
+        "best": choose_best(trials, objective.mode) if any(r["scores"] for r in trials) else None,
         "spent": {"epsilon": ledger.spent(), "delta": budget.delta, "unit": budget.unit},
         "budget_epsilon": budget.epsilon,
     }

@@ -9,9 +9,10 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,8 @@ def run_trials(job: Job, folder: Path) -> list[dict[str, Any]]:
         tuner = Tuner.restore(experiment, trainable, restart_errored=True)
     else:
         tuner = _make_tuner(trainable, job.search, folder)
-    with _note_signals():
+    # Ray Tune prints tables even where `verbose` is 0, and `tune --json` prints JSON alone.
+    with _note_signals(), redirect_stdout(sys.stderr):
         results = tuner.fit()
     cut_off = len(results) - results.num_terminated
     if cut_off:

@@ -145,6 +145,15 @@ class Search:
         search.objective.check(search)
         return search
 
+    def public_tables(self) -> list[tuple[ImageTable, Framing]]:
+        """List the public images that the search reads besides its final run, each once."""
+        tables = [*self.objective.public_tables(self)]
+        stand_in = self.tuning.public_data
+        if stand_in is not None:
+            tables.append(stand_in.table("tuning.public_data", private=False))
+        distinct = {table.block: table for table in tables}
+        return [(table, self.config.framing) for table in distinct.values()]
+
     def values(self) -> dict[str, Any]:
         """Return the plain values that the search publishes."""
         return self.config.tree() | {"tuning": self.tuning.model_dump(mode="json", context=BOUND)}
@@ -224,6 +233,11 @@ class Objective:
         """Whether a small (`min`) or a large score (`max`) is good."""
         return "min"
 
+    @property
+    def better(self) -> str:
+        """Which score is good, in words: `lower` or `higher`."""
+        return "lower" if self.mode == "min" else "higher"
+
     def check(self, search: Search) -> None:
         """Raise InputError where the search can't use this objective."""
 
@@ -250,31 +264,6 @@ def require_public(public: PrivateConfig | None, field: str, private: PrivateCon
             f"{field}: these are the private records; name public ones, or rows that a common "
             "`where` column keeps apart"
         )
-
-
-def public_table(source: PrivateConfig, block: str) -> ImageTable:
-    """Return where public records are that `block` of the configuration gives as `private` does."""
-    return ImageTable(
-        block=block,
-        private=False,
-        data=source.data,
-        labels=source.labels,
-        image_column=source.image_column,
-        label_column=source.label_column,
-        label_values=source.label_values,
-        user_column=source.user_column,
-        where=source.where,
-    )
-
-
-def public_tables(search: Search) -> list[tuple[ImageTable, Framing]]:
-    """List the public images that a search reads besides its final run, each once."""
-    tables = [*search.objective.public_tables(search)]
-    stand_in = search.tuning.public_data
-    if stand_in is not None:
-        tables.append(public_table(stand_in, "tuning.public_data"))
-    distinct = {table.block: table for table in tables}
-    return [(table, search.config.framing) for table in distinct.values()]
 
 
 def _make(plugin_type: plugins.PluginType, plugin: Plugin) -> Any:

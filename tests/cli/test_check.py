@@ -190,7 +190,6 @@ def test_a_search_is_checked_with_its_public_images(
         "objective": {
             "kind": "public",
             "metric": {"kind": "classifier"},
-            "mode": "max",
             "score": "accuracy_train_synthetic",
             "reference": {"data": str(public), "labels": ["cat", "dog"]},
         },

@@ -239,6 +239,33 @@ def test_what_trials_need_is_tried_before_anything_is_spent(
     assert not Ledger.open(final(searched) / "ledger.sqlite").charged
 
 
+@pytest.mark.parametrize(
+    ("objective", "mode"),
+    [
+        ({"metric": "classifier"}, "max"),
+        ({"metric": "frechet"}, "min"),
+        ({"metric": "precision_recall"}, "max"),
+        ({"metric": "precision_recall", "score": "recall/pixels"}, "max"),
+        ({"metric": "frechet", "mode": "max"}, "max"),
+        ({"metric": "tiny_tuning:Silent", "mode": "min"}, "min"),
+        ({"metric": "tiny_tuning:Silent"}, None),
+        ({"metric": "frechet", "score": "nosuch"}, None),
+    ],
+)
+def test_a_metric_says_which_score_is_good(
+    searched: dict[str, Any], objective: dict[str, Any], mode: str | None
+) -> None:
+    reference = {"data": "/public", "labels": STAND_IN}
+    searched["tuning"]["objective"] = {"kind": "public", "reference": reference} | objective
+    if mode is None:
+        with pytest.raises(InputError, match=r"^tuning\.objective\.mode: needed"):
+            Search.from_dict(searched)
+        return
+    search = Search.from_dict(searched)
+    assert search.objective.mode == mode
+    assert search.objective.better == {"min": "lower", "max": "higher"}[mode]
+
+
 def test_a_range_is_tried_between_its_ends(searched: dict[str, Any]) -> None:
     searched["tuning"]["space"] = {"selection.smooth": {"low": 1, "high": 8}}
     with pytest.raises(InputError, match=r"tuning\.space: with .*selection\.smooth"):

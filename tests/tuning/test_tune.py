@@ -178,7 +178,7 @@ def test_proxy_pays_for_one_run_and_the_final_one(
 
 
 def test_public_trials_never_open_the_private_records(
-    ray_session: None, searched: dict[str, Any]
+    ray_session: None, searched: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With no private data there at all, every trial runs; only the final run misses them."""
     searched["private"]["data"] = "/nowhere"
@@ -193,6 +193,7 @@ def test_public_trials_never_open_the_private_records(
     }
     with pytest.raises(InputError, match=r"private.data: /nowhere does not exist"):
         tune(Search.from_dict(searched))
+    assert not capsys.readouterr().out  # where `tune --json` prints JSON alone
     result = json.loads((final(searched) / "tuning" / "result.json").read_bytes())
     assert all(trial["state"] == "complete" for trial in result["trials"])
     assert Ledger.open(final(searched) / "ledger.sqlite").entries() == ()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pe_ray import plugins
 from pe_ray.config.blocks import PrivateConfig
-from pe_ray.config.kinds import MetricPlugin, check_metric
+from pe_ray.config.kinds import MetricPlugin, Plugin, better_scores, check_metric
 from pe_ray.errors import InputError
 from pe_ray.files.image_batches import evenly_spaced, read_images
 from pe_ray.files.image_tables import ImageTable
@@ -22,7 +22,6 @@ from pe_ray.tuning.search import (
     Objective,
     Scorer,
     Search,
-    public_table,
     require_public,
 )
 from pe_ray.values import Framing, ImageShape
@@ -36,8 +35,8 @@ class PublicMetricOptions(plugins.Options):
     metric: MetricPlugin
     score: str | None = None
     """Which of the metric's scores, where it has several."""
-    mode: Mode
-    """Whether a small (`min`) or a large score (`max`) is good."""
+    mode: Mode | None = None
+    """Whether a small (`min`) or a large score (`max`) is good; default: what the metric says."""
     reference: PrivateConfig
     """PUBLIC records to compare with, written like `private`."""
 
@@ -48,9 +47,13 @@ class PublicMetric(Objective):
     Options: ClassVar[type[plugins.Options]] = PublicMetricOptions
     options: PublicMetricOptions
 
+    def __init__(self, options: PublicMetricOptions) -> None:
+        super().__init__(options)
+        self._mode = options.mode or _stated_mode(options.metric, options.score)
+
     @property
     def mode(self) -> Mode:
-        return self.options.mode
+        return self._mode
 
     def check(self, search: Search) -> None:
         reference = self.options.reference
@@ -69,12 +72,8 @@ class PublicMetric(Objective):
             )
 
     def public_tables(self, search: Search) -> tuple[ImageTable, ...]:
-        return (
-            replace(
-                public_table(self.options.reference, "tuning.objective.reference"),
-                user_column=None,
-            ),
-        )
+        table = self.options.reference.table("tuning.objective.reference", private=False)
+        return (replace(table, user_column=None),)
 
     def try_out(self, search: Search) -> None:
         """Score some of the reference's own images."""
@@ -108,3 +107,15 @@ class PublicMetric(Objective):
         if name is None or name not in scores:
             raise InputError(f"tuning.objective.score: name one of {', '.join(scores)}")
         return float(scores[name])
+
+
+def _stated_mode(metric: Plugin, score: str | None) -> Mode:
+    """Return what the metric says of `score`, or of all its scores; InputError where it doesn't."""
+    stated = getattr(plugins.load("metric", metric.kind), "better", {})
+    ways = set(better_scores([metric], stated if score is None else [score]).values())
+    if len(ways) != 1:
+        raise InputError(
+            f"tuning.objective.mode: needed, since {metric.kind} doesn't say which score is good; "
+            "give min or max"
+        )
+    return "min" if ways == {"lower"} else "max"
