@@ -174,7 +174,7 @@ class Diffusers:
     def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
         """Make one variation of each row by `vary.method`, or from a paraphrase of its caption."""
         prompts = self._captions.vary(rows, degree, seeds)
-        if self._captions.redraw:
+        if self._options.redraws:
             return self._draw(prompts, seeds)
         make = {
             "strength": self._vary_by_strength,

@@ -63,7 +63,7 @@ class ImageService(ABC):
     def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
         """Ask for a variation of each row: of its image, or with captions of its caption."""
         prompts = self._captions.vary(rows, degree, seeds)
-        varied = [None] * len(seeds) if self._captions.redraw else list(rows["image"])
+        varied = [None] * len(seeds) if self._options.redraws else list(rows["image"])
         degrees = [degree] * len(seeds)
         made = self._client.ask_all(self._vary, prompts, seeds.tolist(), varied, degrees)
         for row, image in enumerate(made):
