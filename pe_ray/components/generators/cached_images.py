@@ -61,7 +61,7 @@ class PartedArray:
 class CachedImages:
     """Images uint8 [n, height, width, channels] and their class names.
 
-    Rows are in the table's order.
+    Rows are in the table's order. cache: folder; default: pe_ray/public in the user's cache folder.
     classes: names, sorted; class_of: int32 [n], positions in them.
     """
 
@@ -75,7 +75,8 @@ class CachedImages:
             with io_errors_as_input_errors(table.name_field("data"), file):
                 state = "|".join(map(str, file_version(file)))
             digest.update(f"{os.path.relpath(str(file), str(root))}|{state}\n".encode())
-        self.folder = cache_folder(cache) / digest.hexdigest()[:32]
+        caches = Path(cache) if cache is not None else find_cache() / "pe_ray" / "public"
+        self.folder = caches / digest.hexdigest()[:32]
         slices = split_shards(shards)
         if not slices:
             raise table.refuse(f"{table.data} holds no image", "data")
@@ -91,13 +92,6 @@ class CachedImages:
         classes, class_of = np.unique(names, return_inverse=True)
         self.classes: list[str] = classes.tolist()
         self.class_of: NDArray[np.int32] = class_of.astype(np.int32)
-
-
-def cache_folder(given: str | None) -> Path:
-    """Return the folder of public caches; default: pe_ray/public in the user's cache folder."""
-    if given is not None:
-        return Path(given)
-    return find_cache() / "pe_ray" / "public"
 
 
 def fill_parts(folder: Path, num: int, make: Callable[[int, Path], None]) -> list[Path]:

@@ -21,11 +21,7 @@ from pe_ray.components.generators.caption_options import (
     LanguageModelOptions,
     clean,
 )
-from pe_ray.components.generators.generator_checks import (
-    fill_prompts,
-    pick_edit,
-    refuse_unknown_labels,
-)
+from pe_ray.components.generators.generator_checks import pick_edit, refuse_unknown_labels
 from pe_ray.errors import InputError
 from pe_ray.plugins import Rows
 from pe_ray.plugins.seeds import Seeds, row_seeds, uniforms
@@ -54,11 +50,11 @@ class Captions:
     ) -> None:
         self._options, self._names, self._fits = options.captions, label_names, fits
         self._writer: Writer | None = None
-        self.redraw = options.redraws
-        """Whether variations are drawn from text alone."""
         if self._options is None:
-            prompts = fill_prompts(options.prompt, options.prompts, label_names)
-            self.initial: list[list[str]] = [[prompt] for prompt in prompts]
+            refuse_unknown_labels("prompts", options.prompts, label_names)
+            prompts = {name: options.prompt.replace("{label}", name) for name in label_names}
+            prompts |= options.prompts
+            self.initial = [[prompts[name]] for name in label_names]
             """For each label the texts that random draws are made from."""
             return
         self.initial = _list_captions(self._options, label_names)

@@ -158,13 +158,14 @@ class Diffusers:
 
     def _reads(self, text: str) -> bool:
         """Tell whether the pipelines read all of a text."""
-        from pe_ray.components.generators.pipeline_calls import count_excess
+        from pe_ray.components.generators.pipeline_calls import count_tokens
 
-        return all(
-            count_excess(pipeline, prompt, self._options.max_tokens)[0] <= 0
-            for pipeline, prompts in self._list_prompts([text])
-            for prompt in prompts
-        )
+        for pipeline, prompts in self._list_prompts([text]):
+            for prompt in prompts:
+                counted = count_tokens(pipeline, prompt, self._options.max_tokens)
+                if counted is None or counted[0] > counted[1]:
+                    return False
+        return True
 
     def random(self, labels: NDArray[np.int32], seeds: Seeds) -> Rows:
         """Make images from text and each row's own noise."""
@@ -174,7 +175,7 @@ class Diffusers:
     def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
         """Make one variation of each row by `vary.method`, or from a paraphrase of its caption."""
         prompts = self._captions.vary(rows, degree, seeds)
-        if self._captions.redraw:
+        if self._options.redraws:
             return self._draw(prompts, seeds)
         make = {
             "strength": self._vary_by_strength,

@@ -1,8 +1,8 @@
-"""What several generators check: ranges, labels, prompts by label, edits by degree, overflow."""
+"""What several generators check: ranges, labels, edits by degree, overflow."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,12 +38,6 @@ def refuse_unknown_labels(option: str, given: Iterable[str], label_names: Sequen
     unknown = sorted(set(given) - set(label_names))
     if unknown:
         raise InputError(f"generator.{option}: {unknown[0]!r} is not a label")
-
-
-def fill_prompts(prompt: str, prompts: Mapping[str, str], label_names: Sequence[str]) -> list[str]:
-    """Return each label's prompt: its own, or `prompt` with its name for {label}."""
-    refuse_unknown_labels("prompts", prompts, label_names)
-    return [prompts.get(name, prompt.replace("{label}", name)) for name in label_names]
 
 
 def pick_edit(edits: Sequence[str], degree: float) -> str:

@@ -7,7 +7,6 @@ service_client.py does the asking.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import threading
 from abc import ABC, abstractmethod
@@ -31,8 +30,8 @@ from pe_ray.values import Framing, ImageShape
 class ImageService(ABC):
     """A generator behind a service, which gets prompts and synthetic images, nothing else.
 
-    A row's image depends on its seed alone: a call's key is everything sent and the row's seed, and
-    the store keeps the first answer to a key as its only one.
+    A row's image depends on its seed alone: the store keeps the first answer to a call as its only
+    one, and the row's seed is part of its key.
     """
 
     scheme: ClassVar[str] = "Bearer"
@@ -64,7 +63,7 @@ class ImageService(ABC):
     def vary(self, rows: Rows, degree: float, seeds: Seeds) -> Rows:
         """Ask for a variation of each row: of its image, or with captions of its caption."""
         prompts = self._captions.vary(rows, degree, seeds)
-        varied = [None] * len(seeds) if self._captions.redraw else list(rows["image"])
+        varied = [None] * len(seeds) if self._options.redraws else list(rows["image"])
         degrees = [degree] * len(seeds)
         made = self._client.ask_all(self._vary, prompts, seeds.tolist(), varied, degrees)
         for row, image in enumerate(made):
@@ -104,26 +103,17 @@ class ImageService(ABC):
         is_draw: bool = True,
     ) -> NDArray[np.uint8] | None:
         """Return the image that a call is answered with; None if it is refused and `keep`."""
-        options, calls = self._options, self._client.calls
+        options = self._options
         price = options.price.random if is_draw else options.price.vary
         shape = shape_of((options.random if is_draw else options.vary).size)
-        parts = [options.base_url, call.path, sorted(call.fields.items()), row_seed]
-        key = hashlib.sha256(json.dumps(parts).encode() + call.upload).hexdigest()
-        with calls.claim(key):
-            state, content = calls.find(key) or self._client.pay(call, key, price, stop)
-            if state == "answered":
+        with self._client.ask(call, row_seed, price, stop) as (key, outcome, content):
+            if outcome == "answered":
                 try:
                     return _fit(self._decode(key, content, shape), options.image_shape)
                 except Refused as error:
                     content = str(error).encode()
-                except Unusable as error:
-                    calls.settle(key, "bad")
-                    raise InputError(
-                        f"generator: the service at {options.base_url} answered with {error}; "
-                        "correct the options (the call was paid for, so it isn't made again)"
-                    ) from None
             else:
-                calls.settle(key, "refused" if keep else "free", content)
+                self._client.calls.settle(key, "refused" if keep else "free", content)
         if keep:
             return None
         raise InputError(

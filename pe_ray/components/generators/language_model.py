@@ -98,11 +98,11 @@ class LanguageModel:
         """Return the answers to at most 16 instructions, filled up on the left to `length`."""
         tokens = torch.zeros((_CHUNK, length), dtype=torch.int64)
         mask = torch.zeros((_CHUNK, length), dtype=torch.int64)
-        for row in range(_CHUNK):
-            ids = encoded[min(row, len(encoded) - 1)]
+        missing = _CHUNK - len(encoded)
+        for row, ids in enumerate(encoded + encoded[-1:] * missing):
             tokens[row, length - len(ids) :] = torch.tensor(ids)
             mask[row, length - len(ids) :] = 1
-        filled = np.concatenate([seeds, np.repeat(seeds[-1:], _CHUNK - len(seeds))])
+        filled = np.concatenate([seeds, np.repeat(seeds[-1:], missing)])
         with infer_in(self._options.precision):
             made = self._network.generate(
                 input_ids=tokens.to(self._device),

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from pe_ray.files.png import encode_png
 from pe_ray.plugins import Images
@@ -21,11 +22,11 @@ _SIDE = 256  # of an image for which none is asked
 
 def read_call(content_type: str, body: bytes) -> tuple[dict[str, Any], Images | None]:
     """Return the fields of a call, JSON or a form, and the image that came along."""
-    image: Any = None
+    sent: Any = None
     if content_type == "application/json":
         fields = json.loads(body)
         if "image_url" in fields:
-            image = base64.b64decode(fields["image_url"].partition(",")[2])
+            sent = base64.b64decode(fields["image_url"].partition(",")[2])
     else:
         fields = {}
         head = f"Content-Type: {content_type}\r\n\r\n".encode()
@@ -33,16 +34,10 @@ def read_call(content_type: str, body: bytes) -> tuple[dict[str, Any], Images | 
             name: Any = part.get_param("name", header="Content-Disposition")
             content: Any = part.get_payload(decode=True)
             if name == "image":
-                image = content
+                sent = content
             elif name:
                 fields[name] = content.decode()
-    return fields, None if image is None else _decode(image)
-
-
-def _decode(content: bytes) -> Images:
-    from PIL import Image
-
-    return np.asarray(Image.open(io.BytesIO(content)))
+    return fields, None if sent is None else np.asarray(Image.open(io.BytesIO(sent)))
 
 
 def draw(fields: Mapping[str, Any], image: Images | None) -> Images:

@@ -106,34 +106,35 @@ class MixtureOptions(GeneratorOptions):
     @property
     def at_work(self) -> list[str]:
         """Sorted names of the members that make samples, once `at` has told which have ended."""
-        held = {name: member for name, member in self.members.items() if member.share}
-        heirs = {member.heir for member in held.values() if member.end == 0}
-        ended = {name for name, member in held.items() if member.end == 0}
-        return sorted({*held, *(heir for heir in heirs if heir)} - ended)
+        return sorted(
+            {self.find_successor(name) for name, member in self.members.items() if member.share}
+        )
+
+    def find_successor(self, name: str) -> str:
+        """Return who varies the samples of a member: itself, or its heir once `at` has ended it."""
+        member = self.members[name]
+        return member.heir if member.heir and member.end == 0 else name
 
     def at(self, iteration: int) -> MixtureOptions:
         """Return the options of one iteration: `end` is 0 where a member has ended, else None."""
         if all(member.end is None for member in self.members.values()):
             return self
-        ends = {
-            name: 0 if member.end is not None and member.end <= iteration else None
-            for name, member in self.members.items()
-        }
-        return self._with_members(lambda name, member: {"end": ends[name]})
+
+        def update(member: Member) -> dict[str, int | None]:
+            return {"end": 0 if member.end is not None and member.end <= iteration else None}
+
+        return self._with_members(update)
 
     def with_sums(self, file: str) -> MixtureOptions:
-        def update(name: str, member: Member) -> dict[str, Plugin]:
+        def update(member: Member) -> dict[str, Plugin]:
             options = member.generator.options.with_sums(file)
             return {"generator": member.generator.model_copy(update={"options": options})}
 
         return self._with_members(update)
 
-    def _with_members(
-        self, update: Callable[[str, Member], Mapping[str, object]]
-    ) -> MixtureOptions:
+    def _with_members(self, update: Callable[[Member], Mapping[str, object]]) -> MixtureOptions:
         members = {
-            name: member.model_copy(update=update(name, member))
-            for name, member in self.members.items()
+            name: member.model_copy(update=update(member)) for name, member in self.members.items()
         }
         return self.model_copy(update={"members": members})
 
@@ -154,16 +155,10 @@ class Mixture:
 
     def __init__(self, options: MixtureOptions, label_names: Sequence[str]) -> None:
         self._options, self._names = options, sorted(options.members)
-        given = [options.members[name] for name in self._names]
-        shares = np.cumsum([member.share for member in given])
+        shares = np.cumsum([options.members[name].share for name in self._names])
         self._edges = shares / shares[-1]
-        self._successor = np.array(
-            [
-                self._names.index(member.heir) if member.heir and member.end == 0 else number
-                for number, member in enumerate(given)
-            ],
-            dtype=np.int32,
-        )
+        successors = [self._names.index(options.find_successor(name)) for name in self._names]
+        self._successor = np.array(successors, dtype=np.int32)
         self._generators: dict[int, Generator] = {}
         for name in options.at_work:
             plugin = options.members[name].generator

@@ -101,34 +101,35 @@ def check_size(pipeline: Any, height: int, width: int) -> None:
 def check_prompts(pipeline: Any, prompts: Sequence[str], max_tokens: int | None) -> None:
     """Refuse prompts that the pipeline would cut off or not understand, without a word."""
     for text in prompts:
-        excess, count, limit = count_excess(pipeline, text, max_tokens)
-        if count < 0:
+        counted = count_tokens(pipeline, text, max_tokens)
+        if counted is None:
             raise InputError(
                 f"generator: the checkpoint's tokenizer knows no word of {text!r}; its files "
                 "are missing or damaged"
             )
-        if excess > 0:
+        count, limit = counted
+        if count > limit:
             raise InputError(
                 f"generator: the prompt {text!r} has {count} tokens but the model reads "
                 f"{limit}; shorten it"
             )
 
 
-def count_excess(pipeline: Any, text: str, max_tokens: int | None) -> tuple[int, int, int]:
-    """Return how many tokens of a text the pipeline would cut off, of how many, and its limit.
+def count_tokens(pipeline: Any, text: str, max_tokens: int | None) -> tuple[int, int] | None:
+    """Return a text's number of tokens and the pipeline's limit; None if it knows no word of it.
 
-    Where several tokenizers read the text, one that reads all of it is enough. (1, -1, 0): one
-    knows no word of it.
+    Where several tokenizers read the text, one that reads all of it is enough: the counts are those
+    of the one that cuts off least.
     """
     parts = [getattr(pipeline, f"tokenizer{end}", None) for end in ("", "_2", "_3")]
     own = inspect.signature(pipeline.__call__).parameters.get("max_sequence_length")
-    lengths = []
+    counts = []
     for tokenizer in filter(None, parts):
         tokens = tokenizer(text, verbose=False).input_ids
         if set(tokens) <= set(tokenizer.all_special_ids):
-            return 1, -1, 0
+            return None
         limit = tokenizer.model_max_length
         if own is not None:
             limit = min(limit, max_tokens or own.default)
-        lengths.append((len(tokens) - limit, len(tokens), limit))
-    return min(lengths, default=(0, 0, 0))
+        counts.append((len(tokens), limit))
+    return min(counts, key=lambda pair: pair[0] - pair[1], default=(0, 0))

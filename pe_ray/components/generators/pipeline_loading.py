@@ -213,7 +213,7 @@ def _load(
     return pipeline
 
 
-def _find_class(written: Any, task: Task, option: str, name: str = "") -> Any:
+def _find_class(written: Any, task: Task, option: str, name: str = "it") -> Any:
     """Return the class for `task` of the family that the pipeline class `written` belongs to."""
     from diffusers.pipelines import auto_pipeline
 
@@ -223,7 +223,7 @@ def _find_class(written: Any, task: Task, option: str, name: str = "") -> Any:
         "Inpainting": auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING,
     }
     families = {kind.__name__: family for kinds in tasks.values() for family, kind in kinds.items()}
-    where = f"{option}: {name} is" if name else f"{option}: it is"
+    where = f"{option}: {name} is"
     if written not in families:
         raise InputError(
             f"{where} a {written}, which diffusers' AutoPipeline for images doesn't know; give "
@@ -277,11 +277,10 @@ def _check_placement(placement: Placement) -> None:
 
 def _parts(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """Return the pipeline's parts by name: their library and class there."""
-    pairs = {part: value for part, value in index.items() if isinstance(value, list | tuple)}
     return {
         part: (value[0], value[1])
-        for part, value in pairs.items()
-        if len(value) == 2 and value[0] is not None
+        for part, value in index.items()
+        if isinstance(value, list | tuple) and len(value) == 2 and value[0] is not None
     }
 
 

@@ -121,7 +121,7 @@ def choose_classes(
     refuse_unknown_labels("classes", classes, label_names)
     for name in label_names:
         wanted = classes.get(name, ())
-        if not wanted or min(wanted) < 0 or max(wanted) >= num_classes:
+        if not wanted or max(wanted) >= num_classes:
             raise InputError(
                 f"generator.classes: give label {name!r} numbers from 0 to {num_classes - 1}"
             )

@@ -6,14 +6,16 @@ for decides what is counted, so each attempt is made here.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -97,7 +99,28 @@ class ServiceClient:
             raise errors[0]
         return made
 
-    def pay(
+    @contextmanager
+    def ask(
+        self, call: Call, row_seed: int, price: float, stop: threading.Event
+    ) -> Iterator[tuple[str, Outcome, bytes]]:
+        """Give a call's key and what came of it, stored or paid for now; hold the key meanwhile.
+
+        The key is everything sent and the row's seed. An answer that proves Unusable ends the run.
+        """
+        parts = [self._options.base_url, call.path, sorted(call.fields.items()), row_seed]
+        key = hashlib.sha256(json.dumps(parts).encode() + call.upload).hexdigest()
+        with self.calls.claim(key):
+            outcome, content = self.calls.find(key) or self._pay(call, key, price, stop)
+            try:
+                yield key, outcome, content
+            except Unusable as error:
+                self.calls.settle(key, "bad")
+                raise InputError(
+                    f"{self._field}: the service at {self._options.base_url} answered with "
+                    f"{error}; correct the options (the call was paid for, so it isn't made again)"
+                ) from None
+
+    def _pay(
         self, call: Call, key: str, price: float, stop: threading.Event
     ) -> tuple[Outcome, bytes]:
         """Return the answer, stored already, or the reason of a refusal, which is not."""

@@ -66,8 +66,6 @@ class Prices(Options):
 class ServiceOptions(CaptionedOptions, AccountOptions):
     """Options of every generator behind a paid service."""
 
-    modules: ClassVar[tuple[str, ...]] = AccountOptions.modules
-
     image_size: Size
     """Size of samples, as `size`: what the service draws is cut and resized to it."""
     channels: Literal[1, 3] = 3

@@ -268,10 +268,9 @@ def make_z_image(folder: Path) -> dict[str, Any]:
 def make_qwen_image(folder: Path, halvings: int = 2) -> dict[str, Any]:
     """Return Qwen-Image's parts; halvings: of an image's sides by the VAE."""
     tokenizer = _byte_tokenizer()
-    names = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
-    tokens = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(t) for name, t in names.items()}
     config = transformers.Qwen2_5_VLConfig(
-        **tokens,
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
         vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
         vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
         text_config={
