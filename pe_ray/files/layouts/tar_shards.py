@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from pe_ray.files.data_folders import list_path_values
 from pe_ray.files.image_tables import Faults, ImageTable, TableSlice, name_files, open_each
 from pe_ray.files.label_names import is_number
 from pe_ray.files.layouts.columns import Rows
-from pe_ray.files.storage import Location
+from pe_ray.files.storage import Location, open_seekable
 
 NAME = "tar"
 SUFFIXES = (".tar",)
@@ -147,11 +146,5 @@ def _read_class_names(table: ImageTable, file: Location) -> tuple[str, ...] | No
     return tuple(map(str, names))
 
 
-@contextmanager
-def _open(tar: Location) -> Iterator[Any]:
-    if isinstance(tar, Path):
-        with tar.open("rb") as file:
-            yield file
-    else:
-        with tar.store.open_input_file(tar.key) as file:
-            yield file
+def _open(tar: Location) -> Any:
+    return tar.open("rb") if isinstance(tar, Path) else open_seekable(tar)
