@@ -94,14 +94,14 @@ def list_data_files(folder: Location, labels: Collection[str] = ()) -> FolderLis
     return FolderListing(files=kept, passed_over=passed_over, second_paths=second_paths)
 
 
-def list_path_values(name: str) -> tuple[tuple[str, str], ...]:
-    """List what the folders in a path say of a file, as Hive writes it: `label=cat/part-0.parquet`.
+def read_path_values(name: str) -> dict[str, str]:
+    """Return what the folders in a path say of a file, as Hive writes it: `label=cat/a.parquet`.
 
-    Returns (column, value) pairs, percent-decoded.
+    Column -> value, percent-decoded.
     """
     folders = name.split("/")[:-1]
     pairs = [folder.partition("=") for folder in folders if "=" in folder.strip("=")]
-    return tuple((unquote(column), unquote(value)) for column, _, value in pairs)
+    return {unquote(column): unquote(value) for column, _, value in pairs}
 
 
 def list_plain_folders(name: str) -> list[str]:

@@ -32,8 +32,8 @@ from pe_ray.files.data_folders import (
     SPLITS,
     FolderListing,
     list_data_files,
-    list_path_values,
     list_plain_folders,
+    read_path_values,
 )
 from pe_ray.files.image_tables import (
     DIGITS,
@@ -181,11 +181,8 @@ def _find_in_lake(
     files = lake_tables.list_files(table, root, listing, kind)
     listing = listing.keep(files.__contains__, NOT_CURRENT)
     listing = _keep_partitions(table, listing, files.__getitem__)
-    shards = open_each(
-        lambda file, name: parquet_files.open_file(table, file, files[name]),
-        [(root / name, name) for name in listing.names],
-        faults,
-    )
+    current = [(root / name, files[name]) for name in listing.names]
+    shards = open_each(parquet_files.open_file, table, current, faults)
     sizes = [(str(root / file.name), file.size) for file in listing.files]
     return FoundShards(shards=shards, passed_over=listing.passed_over, files=sizes)
 
@@ -230,7 +227,7 @@ def _leave_out_unread(
 def _keep_partitions(
     table: ImageTable,
     listing: FolderListing,
-    list_values: Callable[[str], Mapping[str, str]] = lambda name: dict(list_path_values(name)),
+    list_values: Callable[[str], Mapping[str, str]] = read_path_values,
 ) -> FolderListing:
     """Leave out the files whose partition (by default their folders') contradicts `where`."""
 

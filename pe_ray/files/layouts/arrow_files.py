@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from pe_ray.files.data_folders import list_path_values
-from pe_ray.files.image_tables import Faults, ImageTable, TableSlice, name_files, open_each
+from pe_ray.files.image_tables import Faults, ImageTable, TableSlice, locate_files, open_each
 from pe_ray.files.layouts.columns import Rows, list_batches, open_shard
 from pe_ray.files.storage import Location, open_seekable
 
@@ -26,10 +24,10 @@ def list_shards(
 ) -> list[TableSlice]:
     """List the files `names` below `root`, or `root` itself if there are none, from schemas."""
     if not names:
-        return open_each(partial(_open, table), [(root, "")], faults)
+        return open_each(_open, table, [(root, {})], faults)
     folders = dict.fromkeys(name.rpartition("/")[0] for name in names)
     saved = [name for folder in folders for name in _list_saved(table, root, folder, names)]
-    return open_each(partial(_open, table), name_files(root, saved), faults)
+    return open_each(_open, table, locate_files(root, saved), faults)
 
 
 def _list_saved(
@@ -57,14 +55,14 @@ def _list_saved(
     return saved
 
 
-def _open(table: ImageTable, file: Location, name: str) -> TableSlice:
+def _open(table: ImageTable, file: Location, folder_values: Mapping[str, str]) -> TableSlice:
     try:
         with _open_source(file) as source:
             schema, batches = _read_batches(source)
             num_rows = sum(batch.num_rows for batch in batches)
     except (OSError, pa.ArrowException, UnicodeError):
         raise table.refuse(f"{file} is not a readable Arrow file") from None
-    return open_shard(table, NAME, file, num_rows, schema, dict(list_path_values(name)))
+    return open_shard(table, NAME, file, num_rows, schema, folder_values)
 
 
 def read_rows(

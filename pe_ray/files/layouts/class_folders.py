@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pe_ray.errors import InputError
 from pe_ray.files import images
-from pe_ray.files.data_folders import FolderListing, list_path_values, list_plain_folders
+from pe_ray.files.data_folders import FolderListing, list_plain_folders, read_path_values
 from pe_ray.files.folder_names import label_of
 from pe_ray.files.image_tables import Faults, ImageTable, TableSlice, pack_names, raise_or_note
 from pe_ray.files.layouts.columns import Rows
@@ -33,12 +33,12 @@ def list_shards(
         raise_or_note(faults, root / name, error)
     shards: list[TableSlice] = []
     for key, group in itertools.groupby(listing.names, lambda name: _find_class(table, name)):
-        label, values = key
+        label, folder_values = key
         names = list(group)
         found = [name for name in names if images.is_image(name)]
         for place, error in _find_class_faults(table, root, label, names, found):
             raise_or_note(faults, place, error)
-        _check_folder_columns(table, root, values)
+        _check_folder_columns(table, root, folder_values)
         if found:
             shards.append(
                 TableSlice(
@@ -46,19 +46,19 @@ def list_shards(
                     source=root,
                     stop=len(found),
                     label=label,
-                    folder_values=dict(values),
+                    folder_values=folder_values,
                     files=pack_names(found),
                 )
             )
     return shards
 
 
-def _find_class(table: ImageTable, name: str) -> tuple[str | None, tuple[tuple[str, str], ...]]:
-    values, plain = list_path_values(name), list_plain_folders(name)
-    named = dict(values).get(table.label_column or "")
+def _find_class(table: ImageTable, name: str) -> tuple[str | None, dict[str, str]]:
+    folder_values, plain = read_path_values(name), list_plain_folders(name)
+    named = folder_values.get(table.label_column or "")
     if named is None and plain:
         named = label_of(plain[0], table.labels or ())
-    return named, values
+    return named, folder_values
 
 
 def _find_two_labels(table: ImageTable, listing: FolderListing) -> Iterator[tuple[str, InputError]]:
@@ -120,11 +120,11 @@ def _find_class_faults(
 
 
 def _check_folder_columns(
-    table: ImageTable, root: Location, values: Sequence[tuple[str, str]]
+    table: ImageTable, root: Location, folder_values: Mapping[str, str]
 ) -> None:
     columns = {"user_column": table.user_column, **{f"where.{name}": name for name in table.where}}
     for option, name in columns.items():
-        if name is not None and name not in dict(values):
+        if name is not None and name not in folder_values:
             raise table.refuse(
                 f"{root} holds images in folders, which have no column {name!r}; only tables, "
                 f"lists of files and folders named {name}=VALUE have",
