@@ -106,17 +106,23 @@ def read_states(place: Path) -> dict[str, State]:
     if not place.is_dir():
         return _keep_files({"": place})
     paths: dict[str, Path] = {}
+    for parent, folders, files in walk_links(place):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        below = (Path(parent, name) for name in files if name[0] != ".")
+        paths |= {path.relative_to(place).as_posix(): path for path in below}
+    return _keep_files(paths)
+
+
+def walk_links(place: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk a folder as `os.walk` does, through links too, but enter each folder once."""
     seen: set[str] = set()
     for parent, folders, files in os.walk(place, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:  # a link that leads back
             folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if name[0] != ".")
-        below = (Path(parent, name) for name in files if name[0] != ".")
-        paths |= {path.relative_to(place).as_posix(): path for path in below}
-    return _keep_files(paths)
+        else:
+            seen.add(real)
+            yield parent, folders, files
 
 
 def stat_entries(place: Path, *, folders: bool) -> dict[str, State]:
