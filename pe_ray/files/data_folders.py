@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -177,22 +177,20 @@ def _note(passed_over: dict[str, list[str]], reason: str, name: str) -> None:
 
 
 def _keep_first_paths(
-    files: Iterable[DataFile],
+    files: Sequence[DataFile],
 ) -> tuple[tuple[DataFile, ...], tuple[tuple[str, str], ...]]:
     """Keep one path of each file: one without a link if there is one, else the first."""
     chosen: dict[Any, DataFile] = {}
-    files = list(files)
+    for file in sorted(files, key=lambda file: file.linked):
+        chosen.setdefault(file.identity or file.name, file)
+    kept, second_paths = [], []
     for file in files:
-        first = chosen.setdefault(file.identity or file.name, file)
-        if first.linked and not file.linked:
-            chosen[file.identity or file.name] = file
-    kept = {file.name for file in chosen.values()}
-    second = tuple(
-        (file.name, chosen[file.identity or file.name].name)
-        for file in files
-        if file.name not in kept
-    )
-    return tuple(file for file in files if file.name in kept), second
+        first = chosen[file.identity or file.name]
+        if file is first:
+            kept.append(file)
+        else:
+            second_paths.append((file.name, first.name))
+    return tuple(kept), tuple(second_paths)
 
 
 def _folder_order(name: str) -> str:
