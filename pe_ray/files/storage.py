@@ -297,7 +297,6 @@ def write_many(folder: Location, files: Sequence[tuple[str, bytes]]) -> None:
             for name, content in files:
                 (folder / name).write_bytes(content)
         return
-    folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(_PUTS_AT_ONCE) as pool:
         list(pool.map(lambda file: (folder / file[0]).write_bytes(file[1]), files))
 
