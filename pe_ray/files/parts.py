@@ -21,6 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from pe_ray.errors import DamagedFileError
 from pe_ray.files import storage
 from pe_ray.files.digests import compute_digest
@@ -93,6 +96,18 @@ def read_part(directory: Location, part: Part) -> bytes:
     if part.digest and compute_digest(content) != part.digest:
         raise DamagedFileError(str(directory / part.file))
     return content
+
+
+def read_table(directory: Location, part: Part, **options: Any) -> pa.Table:
+    """Read a part in parquet, as `pyarrow.parquet.read_table` does with these options.
+
+    DamagedFileError where it isn't what was written.
+    """
+    content = pa.BufferReader(read_part(directory, part))
+    try:
+        return pq.read_table(content, partitioning=None, **options)
+    except (pa.ArrowException, OSError):  # of a version without digests
+        raise DamagedFileError(str(directory / part.file)) from None
 
 
 def find_parts(

@@ -16,11 +16,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pe_ray.errors import DamagedFileError, InputError
+from pe_ray.errors import InputError
 from pe_ray.expansion import NOTE as EXPANSION_NOTE
 from pe_ray.files.digests import read_with_digest, write_with_digest
 from pe_ray.files.images import list_stored
-from pe_ray.files.parts import Part, commit, list_parts, read_manifest, read_part, write_part
+from pe_ray.files.parts import Part, commit, list_parts, read_manifest, read_table, write_part
 from pe_ray.files.storage import GivenPath, Location, atomic_write, name_left_aside, resolve_place
 from pe_ray.publishing.about import read_about
 from pe_ray.publishing.cards import (
@@ -184,7 +184,7 @@ def _group_parts(facts: Facts, source: Location) -> list[list[Part]]:
 
 
 def _join(facts: Facts, source: Location, group: list[Part], *, mark: bool) -> bytes:
-    table = pa.concat_tables(_read_table(source, part, ["image", "label"]) for part in group)
+    table = pa.concat_tables(read_table(source, part, columns=["image", "label"]) for part in group)
     pngs: Iterable[Any] = (png for chunk in table["image"].chunks for png in list_stored(chunk))
     images = LabelledImages(
         first=group[0].start,
@@ -193,15 +193,6 @@ def _join(facts: Facts, source: Location, group: list[Part], *, mark: bool) -> b
         names=facts.config.private.labels,
     )
     return Parquet.write(source, images)
-
-
-def _read_table(directory: Location, part: Part, columns: list[str]) -> pa.Table:
-    """Read columns of a part; DamagedFileError where it isn't what was written."""
-    content = pa.BufferReader(read_part(directory, part))
-    try:
-        return pq.read_table(content, columns=columns, partitioning=None)
-    except (pa.ArrowException, OSError):  # of a version without digests
-        raise DamagedFileError(str(directory / part.file)) from None
 
 
 def _write_evidence(facts: Facts, evidence: RunDirectory) -> None:
@@ -230,7 +221,7 @@ def _write_lineage(source: Location, target: Location) -> None:
     parts = []
     for part in list_parts(source):
         sink = io.BytesIO()
-        pq.write_table(_read_table(source, part, _LINEAGE), sink, compression="zstd")
+        pq.write_table(read_table(source, part, columns=_LINEAGE), sink, compression="zstd")
         parts.append(write_part(target, part.start, part.stop, "parquet", sink.getvalue()))
     manifest = read_manifest(source) or {}
     own = {"num_rows", "parts", "digest"}

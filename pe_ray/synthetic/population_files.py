@@ -13,9 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pe_ray.errors import DamagedFileError
 from pe_ray.files import storage
-from pe_ray.files.parts import MANIFEST, Part, list_parts, read_part
+from pe_ray.files.parts import MANIFEST, Part, list_parts, read_table
 from pe_ray.files.storage import Location
 from pe_ray.plugins import GeneratorOptions, Rows
 from pe_ray.values import ImageShape
@@ -74,7 +73,7 @@ def read_population(directory: Location, ids: NDArray[np.int64], options: Genera
     for part in _known_parts(directory, storage.file_version(directory / MANIFEST)):
         low, high = np.searchsorted(wanted, [part.start, part.stop])
         if low < high:
-            table = _read_table(directory, part, schema=schema)
+            table = read_table(directory, part, schema=schema)
             tables.append(table.take(wanted[low:high] - part.start))
     table = pa.concat_tables(tables) if tables else schema.empty_table()
     return {name: _numpy(table, name, options.image_shape)[back] for name in schema.names}
@@ -88,16 +87,8 @@ def _known_parts(directory: Location, _version: tuple[Any, ...]) -> list[Part]:
 
 def read_parents(directory: Location) -> NDArray[np.int64]:
     """Read the parents of a complete population, int64 [num_samples]; -1 where there is none."""
-    columns = [_read_table(directory, part, columns=["parent"]) for part in list_parts(directory)]
+    columns = [read_table(directory, part, columns=["parent"]) for part in list_parts(directory)]
     return np.asarray(pa.concat_tables(columns).column("parent").fill_null(-1))
-
-
-def _read_table(directory: Location, part: Part, **options: Any) -> pa.Table:
-    content = pa.BufferReader(read_part(directory, part))
-    try:
-        return pq.read_table(content, partitioning=None, **options)
-    except (pa.ArrowException, OSError):  # of a version without digests
-        raise DamagedFileError(str(directory / part.file)) from None
 
 
 def _numpy(table: pa.Table, name: str, shape: ImageShape) -> NDArray[Any]:
