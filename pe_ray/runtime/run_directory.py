@@ -26,6 +26,7 @@ from pe_ray.config import Config
 from pe_ray.config.places import lies_in
 from pe_ray.config.yaml_tree import differences, dump_tree
 from pe_ray.errors import InputError
+from pe_ray.files.array_files import encode_arrays
 from pe_ray.files.digests import write_with_digest
 from pe_ray.files.locks import find_holder, is_locked, locked
 from pe_ray.files.storage import (
@@ -168,9 +169,8 @@ class RunDirectory:
 
         A file that holds anything else is replaced.
         """
-        sink = io.BytesIO()
-        np.savez(sink, allow_pickle=False, sums=sums.sums, sigma=np.array(sums.release.sigma))
-        _write_changed(self.generator_sums, sink.getvalue())
+        arrays = {"sums": sums.sums, "sigma": np.array(sums.release.sigma)}
+        _write_changed(self.generator_sums, encode_arrays(arrays))
 
 
 def _write_changed(file: Location, content: bytes) -> None:

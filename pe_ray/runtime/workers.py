@@ -28,6 +28,7 @@ from pe_ray import plugins
 from pe_ray.config.blocks import ResourcesConfig
 from pe_ray.config.kinds import Plugin
 from pe_ray.errors import DamagedFileError, InputError
+from pe_ray.files.array_files import encode_arrays
 from pe_ray.files.parts import Part
 from pe_ray.runtime.cluster import num_workers, on_this_node, use_ray
 from pe_ray.runtime.watchdog import LostNodes, StalledError, exit_on_stall, note_progress
@@ -178,7 +179,7 @@ def _make_in_actors(
     blocks = min(len(requests), max(4 * workers, len(requests) // _PARTS_PER_BLOCK))
     pool = min(workers, blocks)
     requested = ray.data.from_items(
-        [{"request": _pack(request)} for request in requests],
+        [{"request": encode_arrays(request)} for request in requests],
         override_num_blocks=blocks,
     )
     context = ray.get_runtime_context()
@@ -209,13 +210,6 @@ def _make_in_actors(
             yield Part(**{field: row[field] for field in Part.__slots__})
     except ExecutionTimeoutError:
         raise StalledError from None
-
-
-def _pack(request: Request) -> bytes:
-    """Return a request as bytes, whose arrays may have any length."""
-    sink = io.BytesIO()
-    np.savez(sink, allow_pickle=False, **request)
-    return sink.getvalue()
 
 
 def _unpack(content: bytes) -> Request:
