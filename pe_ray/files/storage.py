@@ -68,6 +68,12 @@ class ObjectPath:
         return replace(self, key=self.key.rpartition("/")[0])
 
     @property
+    def parents(self) -> list[ObjectPath]:
+        parts = self.key.split("/")
+        depths = range(len(parts) - 1, 0, -1)
+        return [replace(self, key="/".join(parts[:depth])) for depth in depths]
+
+    @property
     def store(self) -> Any:
         """The pyarrow filesystem, connected to once per process."""
         return _store(self.scheme, self.key.partition("/")[0], self.query)
