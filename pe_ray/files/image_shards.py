@@ -152,7 +152,7 @@ def _find_in_folder(table: ImageTable, root: Location, faults: Faults | None) ->
     if split:  # what the folder says needs no column
         where = {name: value for name, value in table.where.items() if name != SPLIT}
         table = replace(table, where=where)
-    listing = _keep_partitions(table, listing)
+    listing = _keep_partitions(table, listing).keep_first_paths()
     layout = _choose_layout(listing)
     if layout is class_folders:
         shards = class_folders.list_shards(table, root, listing, faults)
@@ -238,7 +238,7 @@ def _choose_split(
 
     `where: {split: NAME}` chooses. One split alone needs no choice.
     """
-    splits = _list_splits(table, root, listing)
+    splits = _list_splits(table, root, listing.keep_first_paths())
     if not splits:
         return root, listing, {}
     wanted = table.where.get(SPLIT)
