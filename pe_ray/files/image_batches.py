@@ -108,8 +108,7 @@ def read_stored_rows(
                 first, chosen = first + len(chosen), chosen[wanted[low:high] - first]
             if len(chosen):
                 cells, labels, users = (_take(part, name, found, chosen) for name in columns[:3])
-                settings = table.labels, table.label_values, part.class_names
-                names = [find_name(label, *settings) for label in labels]
+                names = [find_name(table, label, part.class_names) for label in labels]
                 yield StoredBatch(
                     cells=cells, labels=labels, names=names, users=users, rows=rows[chosen]
                 )
