@@ -10,6 +10,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -104,19 +105,25 @@ def digest_place(place: Location, *, images: bool = False) -> str | None:
 def read_states(place: Path) -> dict[str, State]:
     """Return relative name -> state of each file in a folder; of a file, "" -> its state."""
     if not place.is_dir():
-        return _keep_files({"": place})
+        return _stat_each({"": place})
     paths: dict[str, Path] = {}
+    for parent, folders, files in walk_links(place):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        below = (Path(parent, name) for name in files if name[0] != ".")
+        paths |= {path.relative_to(place).as_posix(): path for path in below}
+    return _stat_each(paths)
+
+
+def walk_links(place: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk a folder as `os.walk` does, through links too, but enter each folder once."""
     seen: set[str] = set()
     for parent, folders, files in os.walk(place, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:  # a link that leads back
             folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if name[0] != ".")
-        below = (Path(parent, name) for name in files if name[0] != ".")
-        paths |= {path.relative_to(place).as_posix(): path for path in below}
-    return _keep_files(paths)
+        else:
+            seen.add(real)
+            yield parent, folders, files
 
 
 def stat_entries(place: Path, *, folders: bool) -> dict[str, State]:
@@ -127,10 +134,7 @@ def stat_entries(place: Path, *, folders: bool) -> dict[str, State]:
     if not place.is_dir():
         return read_states(place)
     paths = {name: place / name for name in os.listdir(place) if name[0] != "."}
-    if folders:
-        states = {name: _read_state(path) for name, path in paths.items()}
-        return {name: state[1:] for name, state in states.items() if state}
-    return _keep_files(paths)
+    return _stat_each(paths, folders=folders)
 
 
 def read_named_states(options: Mapping[str, Any]) -> dict[str, dict[str, State]]:
@@ -152,17 +156,15 @@ def names_images(field: str) -> bool:
     return field.rpartition(".")[2] == _IMAGES
 
 
-def _keep_files(paths: Mapping[str, Path]) -> dict[str, State]:
-    states = {name: _read_state(path) for name, path in paths.items()}
-    return {n: state[1:] for n, state in states.items() if state and stat.S_ISREG(state[0])}
-
-
-def _read_state(path: Path) -> State | None:
-    try:
-        found = path.stat()
-    except OSError:  # a link to nothing
-        return None
-    return found.st_mode, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+def _stat_each(paths: Mapping[str, Path], *, folders: bool = False) -> dict[str, State]:
+    states: dict[str, State] = {}
+    for name, path in paths.items():
+        with suppress(OSError):  # a link to nothing
+            found = path.stat()
+            if folders or stat.S_ISREG(found.st_mode):
+                times = found.st_mtime_ns, found.st_ctime_ns
+                states[name] = (found.st_size, *times, found.st_ino)
+    return states
 
 
 @lru_cache(maxsize=1 << 16)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,8 @@ class FolderListing:
     """The files below a folder that may be data, sorted folder by folder.
 
     passed_over: reason -> names of what isn't read; a folder's name ends with a slash.
-    second_paths: (a path that is not read, the path by which that file is).
+    second_paths: (a path that is not read, the path by which that file is), once
+    `keep_first_paths` has chosen.
     """
 
     files: tuple[DataFile, ...]
@@ -69,12 +70,22 @@ class FolderListing:
             passed_over[reason] = [*passed_over.get(reason, []), *left]
         return replace(self, files=kept, passed_over=passed_over)
 
+    def keep_first_paths(self) -> FolderListing:
+        """Return the listing with one path of each file: one without a link, else the first."""
+        chosen: dict[Any, DataFile] = {}
+        for file in sorted(self.files, key=lambda file: file.linked):
+            chosen.setdefault(file.identity or file.name, file)
+        first = {file.name: chosen[file.identity or file.name].name for file in self.files}
+        listing = self.keep(lambda name: first[name] == name, LINKED_TWICE)
+        second_paths = tuple((name, other) for name, other in first.items() if name != other)
+        return replace(listing, second_paths=second_paths)
+
 
 def list_data_files(folder: Location, labels: Collection[str] = ()) -> FolderListing:
     """List the files below `folder` that may be data, from names, sizes and links alone.
 
-    Passed over are names that begin with . or _, what file systems and desktops leave behind, and
-    further paths of one file. Links to folders are followed at the top only.
+    Passed over are names that begin with . or _, and what file systems and desktops leave behind.
+    Links to folders are followed at the top only. A file is listed by each of its paths.
     labels: names of folders at the top, or at that of a split, that are data however they begin.
 
     Raises OSError where a folder can't be listed.
@@ -88,20 +99,17 @@ def list_data_files(folder: Location, labels: Collection[str] = ()) -> FolderLis
             files.append(file)
         else:
             _note(passed_over, *fault)
-    kept, second_paths = _keep_first_paths(files)
-    if second_paths:
-        passed_over[LINKED_TWICE] = [second for second, _ in second_paths]
-    return FolderListing(files=kept, passed_over=passed_over, second_paths=second_paths)
+    return FolderListing(files=tuple(files), passed_over=passed_over)
 
 
-def list_path_values(name: str) -> tuple[tuple[str, str], ...]:
-    """List what the folders in a path say of a file, as Hive writes it: `label=cat/part-0.parquet`.
+def read_path_values(name: str) -> dict[str, str]:
+    """Return what the folders in a path say of a file, as Hive writes it: `label=cat/a.parquet`.
 
-    Returns (column, value) pairs, percent-decoded.
+    Column -> value, percent-decoded.
     """
     folders = name.split("/")[:-1]
     pairs = [folder.partition("=") for folder in folders if "=" in folder.strip("=")]
-    return tuple((unquote(column), unquote(value)) for column, _, value in pairs)
+    return {unquote(column): unquote(value) for column, _, value in pairs}
 
 
 def list_plain_folders(name: str) -> list[str]:
@@ -174,25 +182,6 @@ def _note(passed_over: dict[str, list[str]], reason: str, name: str) -> None:
     names = passed_over.setdefault(reason, [])
     if name not in names[-1:]:  # objects of a store come one by one, sorted
         names.append(name)
-
-
-def _keep_first_paths(
-    files: Iterable[DataFile],
-) -> tuple[tuple[DataFile, ...], tuple[tuple[str, str], ...]]:
-    """Keep one path of each file: one without a link if there is one, else the first."""
-    chosen: dict[Any, DataFile] = {}
-    files = list(files)
-    for file in files:
-        first = chosen.setdefault(file.identity or file.name, file)
-        if first.linked and not file.linked:
-            chosen[file.identity or file.name] = file
-    kept = {file.name for file in chosen.values()}
-    second = tuple(
-        (file.name, chosen[file.identity or file.name].name)
-        for file in files
-        if file.name not in kept
-    )
-    return tuple(file for file in files if file.name in kept), second
 
 
 def _folder_order(name: str) -> str:

@@ -107,18 +107,10 @@ def read_stored_rows(
                 low, high = np.searchsorted(wanted, [first, first + len(chosen)])
                 first, chosen = first + len(chosen), chosen[wanted[low:high] - first]
             if len(chosen):
-                numbers = rows[chosen]
-                cells, labels, users = (
-                    [None] * len(chosen)
-                    if name is None
-                    else [found[name][i] for i in chosen]
-                    if name in found
-                    else [part.folder_values[name]] * len(chosen)
-                    for name in columns[:3]
-                )
-                names = _name_labels(table, part, labels)
+                cells, labels, users = (_take(part, name, found, chosen) for name in columns[:3])
+                names = [find_name(table, label, part.class_names) for label in labels]
                 yield StoredBatch(
-                    cells=cells, labels=labels, names=names, users=users, rows=numbers
+                    cells=cells, labels=labels, names=names, users=users, rows=rows[chosen]
                 )
 
 
@@ -183,6 +175,20 @@ def _select(
     return np.flatnonzero(keep)
 
 
+def _take(
+    part: TableSlice,
+    name: str | None,
+    found: Mapping[str, Sequence[Any]],
+    chosen: NDArray[np.int64],
+) -> list[Any]:
+    """Return a column's chosen values: what is stored, or what folders say; None without one."""
+    if name is None:
+        return [None] * len(chosen)
+    if name in found:
+        return [found[name][i] for i in chosen]
+    return [part.folder_values[name]] * len(chosen)
+
+
 def _decode(
     table: ImageTable, part: TableSlice, stored: StoredBatch, framing: Framing
 ) -> NDArray[np.uint8]:
@@ -194,11 +200,6 @@ def _decode(
         except images.Unusable as error:
             raise table.row_error(part, row, error.reason) from None
     return decoded
-
-
-def _name_labels(table: ImageTable, part: TableSlice, labels: Sequence[Any]) -> list[str | None]:
-    settings = table.labels, table.label_values, part.class_names
-    return [find_name(label, *settings) for label in labels]
 
 
 def _match_labels(table: ImageTable, part: TableSlice, stored: StoredBatch) -> NDArray[np.int32]:

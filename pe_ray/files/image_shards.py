@@ -17,10 +17,8 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import ModuleType
 
-from pe_ray.errors import InputError
 from pe_ray.files import images
 from pe_ray.files.data_folders import (
     HIDDEN,
@@ -32,8 +30,8 @@ from pe_ray.files.data_folders import (
     SPLITS,
     FolderListing,
     list_data_files,
-    list_path_values,
     list_plain_folders,
+    read_path_values,
 )
 from pe_ray.files.image_tables import (
     DIGITS,
@@ -154,24 +152,27 @@ def _find_in_folder(table: ImageTable, root: Location, faults: Faults | None) ->
     if split:  # what the folder says needs no column
         where = {name: value for name, value in table.where.items() if name != SPLIT}
         table = replace(table, where=where)
-    listing = _keep_partitions(table, listing)
+    listing = _keep_partitions(table, listing).keep_first_paths()
     layout = _choose_layout(listing)
     if layout is class_folders:
         shards = class_folders.list_shards(table, root, listing, faults)
-        bad = {place for place, _ in faults or ()}
-        listing = listing.keep(
-            lambda name: images.is_image(name) or str(root / name) in bad, NOT_DATA
-        )
     else:
         names = [name for name in listing.names if _is_of(layout, name)]
         shards = layout.list_shards(table, root, names, faults)
-        listing = _leave_out_unread(layout, table, root, shards, listing, faults or ())
+    if layout is file_lists:
+        listing = _keep_listed(table, root, shards, listing)
+        files = file_lists.measure_images(table, shards)
+    else:
+        in_classes = layout is class_folders
+        read = {str(part.source) for part in shards} | {place for place, _ in faults or ()}
+        listing = listing.keep(
+            lambda name: str(root / name) in read or (in_classes and images.is_image(name)),
+            NOT_DATA,
+        )
+        files = [(str(root / file.name), file.size) for file in listing.files]
     if not shards and not listing.passed_over.get(NOT_KEPT) and not faults:
         raise table.refuse(f"{table.data} holds neither tables, nor lists of files, nor images")
     shards = [replace(part, folder_values={**split, **part.folder_values}) for part in shards]
-    files = [(str(root / file.name), file.size) for file in listing.files]
-    if layout is file_lists:
-        files = file_lists.measure_images(table, shards)
     return FoundShards(shards=shards, passed_over=listing.passed_over, files=files)
 
 
@@ -181,11 +182,8 @@ def _find_in_lake(
     files = lake_tables.list_files(table, root, listing, kind)
     listing = listing.keep(files.__contains__, NOT_CURRENT)
     listing = _keep_partitions(table, listing, files.__getitem__)
-    shards = open_each(
-        lambda file, name: parquet_files.open_file(table, file, files[name]),
-        [(root / name, name) for name in listing.names],
-        faults,
-    )
+    current = [(root / name, files[name]) for name in listing.names]
+    shards = open_each(parquet_files.open_file, table, current, faults)
     sizes = [(str(root / file.name), file.size) for file in listing.files]
     return FoundShards(shards=shards, passed_over=listing.passed_over, files=sizes)
 
@@ -205,32 +203,24 @@ def _is_of(layout: ModuleType, name: str) -> bool:
     return name.lower().endswith(layout.SUFFIXES)
 
 
-def _leave_out_unread(
-    layout: ModuleType,
-    table: ImageTable,
-    root: Location,
-    shards: Sequence[TableSlice],
-    listing: FolderListing,
-    faults: Sequence[tuple[str, InputError]],
+def _keep_listed(
+    table: ImageTable, root: Location, shards: Sequence[TableSlice], listing: FolderListing
 ) -> FolderListing:
-    """Return the listing with only the files that hold rows or are bad, or images in a list."""
-    if layout is file_lists:
-        listed = {
-            os.path.normpath(str(image))
-            for part in shards
-            for image in file_lists.list_images(table, part)
-        }
-        files = tuple(file for file in listing.files if not _is_of(layout, file.name))
-        listing = replace(listing, files=files)
-        return listing.keep(lambda name: os.path.normpath(str(root / name)) in listed, NOT_LISTED)
-    read = {str(part.source) for part in shards} | {place for place, _ in faults}
-    return listing.keep(lambda name: str(root / name) in read, NOT_DATA)
+    """Return the listing with only the images that the lists `shards` name."""
+    listed = {
+        os.path.normpath(str(image))
+        for part in shards
+        for image in file_lists.list_images(table, part)
+    }
+    files = tuple(file for file in listing.files if not _is_of(file_lists, file.name))
+    listing = replace(listing, files=files)
+    return listing.keep(lambda name: os.path.normpath(str(root / name)) in listed, NOT_LISTED)
 
 
 def _keep_partitions(
     table: ImageTable,
     listing: FolderListing,
-    list_values: Callable[[str], Mapping[str, str]] = lambda name: dict(list_path_values(name)),
+    list_values: Callable[[str], Mapping[str, str]] = read_path_values,
 ) -> FolderListing:
     """Leave out the files whose partition (by default their folders') contradicts `where`."""
 
@@ -248,7 +238,7 @@ def _choose_split(
 
     `where: {split: NAME}` chooses. One split alone needs no choice.
     """
-    splits = _list_splits(table, root, listing)
+    splits = _list_splits(table, root, listing.keep_first_paths())
     if not splits:
         return root, listing, {}
     wanted = table.where.get(SPLIT)
@@ -289,7 +279,7 @@ def _refuse_foreign(table: ImageTable, path: Location, listing: FolderListing | 
     hidden = listing.passed_over.get(HIDDEN, []) if listing else []
     names = [*hidden, *(listing.names if listing else [])]
     found = [kind for marker, kind in _FOREIGN.items() if any(map(marker.search, names))]
-    for place in (path, *_list_parents(path)):
+    for place in (path, *path.parents):
         found += [kind for marker, kind in _MARKERS.items() if (place / marker).exists()]
     if found:
         raise table.refuse(
@@ -301,13 +291,6 @@ def _refuse_foreign(table: ImageTable, path: Location, listing: FolderListing | 
 def _name_library(kind: str) -> str:
     library = lake_tables.LIBRARIES.get(kind)
     return f"; or give the table's own folder, with {library} installed" if library else ""
-
-
-def _list_parents(path: Location) -> list[Location]:
-    if isinstance(path, Path):
-        return list(path.parents)
-    parts = path.key.split("/")
-    return [replace(path, key="/".join(parts[:depth])) for depth in range(len(parts) - 1, 0, -1)]
 
 
 def count_passed_over(found: FoundShards) -> dict[str, int]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pe_ray.errors import InputError, RecordError
+from pe_ray.files.data_folders import read_path_values
 from pe_ray.files.storage import Location
 from pe_ray.values import LabelValues
 
@@ -124,21 +125,25 @@ def raise_or_note(faults: Faults | None, place: object, error: InputError) -> No
     faults.append((str(place), error))
 
 
-def name_files(root: Location, names: Sequence[str]) -> list[tuple[Location, str]]:
-    """Return (file, its name below `root`) of each, or `root` itself if there are no names."""
-    return [(root / name, name) for name in names] or [(root, "")]
+def locate_files(root: Location, names: Sequence[str]) -> list[tuple[Location, Mapping[str, str]]]:
+    """Return (file, columns that the folders below `root` give it) of each name.
+
+    `root` itself if there are no names.
+    """
+    return [(root / name, read_path_values(name)) for name in names] or [(root, {})]
 
 
 def open_each(
-    open_file: Callable[[Location, str], TableSlice],
-    files: Sequence[tuple[Location, str]],
+    open_file: Callable[[ImageTable, Location, Mapping[str, str]], TableSlice],
+    table: ImageTable,
+    files: Sequence[tuple[Location, Mapping[str, str]]],
     faults: Faults | None,
 ) -> list[TableSlice]:
-    """Open files, given with their names below the table's folder; note or raise the errors."""
+    """Open files, given with the columns that folders give them; note or raise the errors."""
     opened = []
-    for file, name in files:
+    for file, folder_values in files:
         try:
-            opened.append(open_file(file, name))
+            opened.append(open_file(table, file, folder_values))
         except InputError as error:
             raise_or_note(faults, file, error)
     return opened

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pe_ray.values import LabelValues
+from pe_ray.files.image_tables import ImageTable
 
 
 def read_class_names(schema: pa.Schema, column: str | None) -> tuple[str, ...] | None:
@@ -33,13 +33,11 @@ def read_class_names(schema: pa.Schema, column: str | None) -> tuple[str, ...] |
     return tuple(map(str, names)) if feature.get("_type") == "ClassLabel" else None
 
 
-def explain_ambiguous(
-    labels: Sequence[str] | None, label_values: LabelValues, class_names: Sequence[str] | None
-) -> str | None:
+def explain_ambiguous(table: ImageTable, class_names: Sequence[str] | None) -> str | None:
     """Say why a column of integers can't be matched, and the fix; None if it can."""
-    if labels is None or class_names is not None or label_values == "position":
+    if table.labels is None or class_names is not None or table.label_values == "position":
         return None
-    if all(map(is_number, labels)):
+    if all(map(is_number, table.labels)):
         return None
     return (
         "holds integers, and not all names in labels are numbers; write label_values: position if "
@@ -52,20 +50,15 @@ def is_number(name: str) -> bool:
     return name.removeprefix("-").isdecimal() and name == str(int(name))
 
 
-def find_name(
-    value: Any,
-    labels: Sequence[str] | None,
-    label_values: LabelValues,
-    class_names: Sequence[str] | None,
-) -> str | None:
+def find_name(table: ImageTable, value: Any, class_names: Sequence[str] | None) -> str | None:
     """Return the name that a stored label stands for; None if it stands for none."""
     if value is None or isinstance(value, bool | float):
         return None
     if not isinstance(value, int):
         return unicodedata.normalize("NFC", str(value))
     names = class_names
-    if names is None and label_values == "position":
-        names = labels
+    if names is None and table.label_values == "position":
+        names = table.labels
     if names is None:
         return str(value)
     return names[value] if 0 <= value < len(names) else None

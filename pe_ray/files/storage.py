@@ -68,6 +68,12 @@ class ObjectPath:
         return replace(self, key=self.key.rpartition("/")[0])
 
     @property
+    def parents(self) -> list[ObjectPath]:
+        parts = self.key.split("/")
+        depths = range(len(parts) - 1, 0, -1)
+        return [replace(self, key="/".join(parts[:depth])) for depth in depths]
+
+    @property
     def store(self) -> Any:
         """The pyarrow filesystem, connected to once per process."""
         return _store(self.scheme, self.key.partition("/")[0], self.query)
@@ -297,7 +303,6 @@ def write_many(folder: Location, files: Sequence[tuple[str, bytes]]) -> None:
             for name, content in files:
                 (folder / name).write_bytes(content)
         return
-    folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(_PUTS_AT_ONCE) as pool:
         list(pool.map(lambda file: (folder / file[0]).write_bytes(file[1]), files))
 

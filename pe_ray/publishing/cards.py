@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
@@ -21,6 +20,7 @@ from pe_ray.report.facts import Facts
 from pe_ray.synthetic.scoring import read_scores
 
 Tree = dict[str, Any]
+_CONTEXT = "templates/croissant_context.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,9 +296,6 @@ def _source(column: str, **more: Any) -> Tree:
     return {"source": {"fileSet": {"@id": "data"}, "extract": {"column": column}, **more}}
 
 
-_CONTEXT = "templates/croissant_context.json"
-
-
 def render_readme(made: PublishedSet) -> str:
     """Return README.md, with the front matter that Hugging Face reads."""
     about, config = made.about, made.facts.config
@@ -314,28 +311,20 @@ def render_readme(made: PublishedSet) -> str:
             }
         ],
     }
-    return (
-        _templates()
-        .get_template("README.md")
-        .render(
-            made=made,
-            about=about,
-            config=config,
-            generator=config.generator_at(config.schedule.iterations),
-            scores=read_final_scores(made),
-            head=yaml.safe_dump(head, sort_keys=False, allow_unicode=True),
-            labels=json.dumps(config.private.labels, ensure_ascii=False),
-            version=version("pe_ray"),
-        )
-    )
-
-
-@cache
-def _templates() -> Environment:
-    return Environment(
+    templates = Environment(
         loader=PackageLoader("pe_ray.publishing"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+    )
+    return templates.get_template("README.md").render(
+        made=made,
+        about=about,
+        config=config,
+        generator=config.generator_at(config.schedule.iterations),
+        scores=read_final_scores(made),
+        head=yaml.safe_dump(head, sort_keys=False, allow_unicode=True),
+        labels=json.dumps(config.private.labels, ensure_ascii=False),
+        version=version("pe_ray"),
     )

@@ -21,6 +21,7 @@ from pe_ray.files.contents import (
     holds_own_work,
     list_named,
     names_images,
+    walk_links,
 )
 from pe_ray.files.storage import (
     Location,
@@ -122,12 +123,6 @@ def _list_linked(place: Location | None) -> Iterator[str]:
     """Yield where the links below a local folder lead."""
     if not isinstance(place, Path):
         return
-    seen: set[str] = set()
-    for parent, folders, files in os.walk(place, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:  # a link that leads back
-            folders.clear()
-            continue
-        seen.add(real)
+    for parent, folders, files in walk_links(place):
         linked = (os.path.join(parent, name) for name in (*folders, *files))
         yield from (os.path.realpath(path) for path in linked if os.path.islink(path))

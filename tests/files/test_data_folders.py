@@ -101,6 +101,22 @@ def test_a_file_in_two_classes_is_refused(tmp_path: Path) -> None:
         read(table(tmp_path))
 
 
+def test_in_a_split_too_a_file_in_two_classes_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "train/cat/a.png", "train/dog/b.png", "test/cat/c.png")
+    os.link(tmp_path / "train/cat/a.png", tmp_path / "train/dog/d.png")
+    with pytest.raises(InputError, match=r"^private\.data: cat/a\.png and dog/d\.png"):
+        read(table(tmp_path, where={"split": "train"}))
+
+
+@pytest.mark.parametrize("given", ["split", "year"])
+def test_a_file_in_two_parts_belongs_to_both(tmp_path: Path, given: str) -> None:
+    parts = {"split": ("test", "train"), "year": ("year=2025", "year=2026")}[given]
+    write(tmp_path, *(f"{part}/cat/a.png" for part in parts), f"{parts[1]}/dog/b.png")
+    os.link(tmp_path / parts[0] / "cat/a.png", tmp_path / parts[1] / "cat/c.png")
+    for part, images in zip(parts, ({"cat": 1}, {"cat": 2, "dog": 1}), strict=True):
+        assert read(table(tmp_path, where={given: part.rpartition("=")[2]})) == images
+
+
 @pytest.mark.parametrize(
     ("marker", "kind"),
     [

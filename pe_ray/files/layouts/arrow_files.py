@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from pe_ray.files.data_folders import list_path_values
-from pe_ray.files.image_tables import Faults, ImageTable, TableSlice, name_files, open_each
+from pe_ray.files.image_tables import Faults, ImageTable, TableSlice, locate_files, open_each
 from pe_ray.files.layouts.columns import Rows, list_batches, open_shard
-from pe_ray.files.storage import Location
+from pe_ray.files.storage import Location, open_seekable
 
 NAME = "arrow"
 SUFFIXES = (".arrow", ".feather")
@@ -26,10 +24,10 @@ def list_shards(
 ) -> list[TableSlice]:
     """List the files `names` below `root`, or `root` itself if there are none, from schemas."""
     if not names:
-        return open_each(partial(_open, table), [(root, "")], faults)
+        return open_each(_open, table, [(root, {})], faults)
     folders = dict.fromkeys(name.rpartition("/")[0] for name in names)
     saved = [name for folder in folders for name in _list_saved(table, root, folder, names)]
-    return open_each(partial(_open, table), name_files(root, saved), faults)
+    return open_each(_open, table, locate_files(root, saved), faults)
 
 
 def _list_saved(
@@ -57,15 +55,14 @@ def _list_saved(
     return saved
 
 
-def _open(table: ImageTable, file: Location, name: str) -> TableSlice:
+def _open(table: ImageTable, file: Location, folder_values: Mapping[str, str]) -> TableSlice:
     try:
         with _open_source(file) as source:
-            reader = _open_reader(source)
-            num_rows = sum(batch.num_rows for batch in reader)
-            schema = reader.schema
+            schema, batches = _read_batches(source)
+            num_rows = sum(batch.num_rows for batch in batches)
     except (OSError, pa.ArrowException, UnicodeError):
         raise table.refuse(f"{file} is not a readable Arrow file") from None
-    return open_shard(table, NAME, file, num_rows, schema, dict(list_path_values(name)))
+    return open_shard(table, NAME, file, num_rows, schema, folder_values)
 
 
 def read_rows(
@@ -74,7 +71,7 @@ def read_rows(
     """Read the rows of a slice, at most `batch_rows` at a time."""
     assert part.source is not None
     with _open_source(part.source) as source:
-        pieces = _cut(_open_reader(source), batch_rows)
+        pieces = _cut(_read_batches(source)[1], batch_rows)
         yield from list_batches(pieces, part, 0, columns)
 
 
@@ -85,26 +82,15 @@ def _cut(batches: Iterator[pa.RecordBatch], batch_rows: int) -> Iterator[pa.Reco
 
 
 def _open_source(file: Location) -> Any:
-    return (
-        pa.memory_map(str(file)) if isinstance(file, Path) else file.store.open_input_file(file.key)
-    )
+    return pa.memory_map(str(file)) if isinstance(file, Path) else open_seekable(file)
 
 
-def _open_reader(source: Any) -> Any:
-    """Return the batches of a file, be it one with a footer or a stream."""
+def _read_batches(source: Any) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Return the schema and the batches of a file, be it one with a footer or a stream."""
     try:
-        reader = pa.ipc.open_file(source)
+        file = pa.ipc.open_file(source)
     except pa.ArrowInvalid:
         source.seek(0)
-        return pa.ipc.open_stream(source)
-    return _Batches(reader)
-
-
-class _Batches:
-    """The batches of a file with a footer, as those of a stream are iterated."""
-
-    def __init__(self, reader: Any) -> None:
-        self._reader, self.schema = reader, reader.schema
-
-    def __iter__(self) -> Iterator[pa.RecordBatch]:
-        return map(self._reader.get_batch, range(self._reader.num_record_batches))
+        stream = pa.ipc.open_stream(source)
+        return stream.schema, stream
+    return file.schema, map(file.get_batch, range(file.num_record_batches))

@@ -109,8 +109,7 @@ def _check_names(table: ImageTable, option: str, schema: pa.Schema, name: str) -
         shown = "nested values" if pa.types.is_nested(kind) else kind  # a field may be a name
         raise table.refuse(f"{name!r} holds {shown}; use integers or strings", option)
     if option == "label_column" and pa.types.is_integer(kind):
-        class_names = read_class_names(schema, name)
-        reason = explain_ambiguous(table.labels, table.label_values, class_names)
+        reason = explain_ambiguous(table, read_class_names(schema, name))
         if reason is not None:
             raise table.refuse(f"{name!r} {reason}", option)
 

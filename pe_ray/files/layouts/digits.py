@@ -23,7 +23,7 @@ def list_shards(table: ImageTable) -> list[TableSlice]:
     for option in ("user_column", "where"):
         if getattr(table, option):
             raise table.refuse(f"{DIGITS} has no columns", option)
-    reason = explain_ambiguous(table.labels, table.label_values, None)
+    reason = explain_ambiguous(table, None)
     if reason is not None and table.label_column is not None:
         raise table.refuse(f"{DIGITS} {reason}", "label_column")
     return [TableSlice(layout=NAME, source=None, stop=len(_read_values()))]

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 
-from pe_ray.files.data_folders import list_path_values
-from pe_ray.files.image_tables import (
-    Faults,
-    ImageTable,
-    TableSlice,
-    name_files,
-    open_each,
-)
+from pe_ray.files.image_tables import Faults, ImageTable, TableSlice, locate_files, open_each
 from pe_ray.files.layouts.columns import (
     LIST,
     Rows,
@@ -47,10 +39,10 @@ def list_shards(
 
     Guarantee: reads names, but no image.
     """
-    return open_each(partial(_open, table), name_files(root, names), faults)
+    return open_each(_open, table, locate_files(root, names), faults)
 
 
-def _open(table: ImageTable, file: Location, name: str) -> TableSlice:
+def _open(table: ImageTable, file: Location, folder_values: Mapping[str, str]) -> TableSlice:
     listed = _read(table, file)
     column = listed.schema.field(table.image_column).type
     if not is_string(column):
@@ -58,8 +50,7 @@ def _open(table: ImageTable, file: Location, name: str) -> TableSlice:
     # The check of columns is for images: paths stand for encoded ones.
     position = listed.schema.get_field_index(table.image_column)
     schema = listed.schema.set(position, pa.field(table.image_column, pa.binary()))
-    values = dict(list_path_values(name))
-    return open_shard(table, NAME, file, listed.num_rows, schema, values)
+    return open_shard(table, NAME, file, listed.num_rows, schema, folder_values)
 
 
 def list_images(table: ImageTable, part: TableSlice) -> list[Location]:

@@ -8,8 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pe_ray.files.data_folders import list_path_values
-from pe_ray.files.image_tables import Faults, ImageTable, TableSlice, name_files, open_each
+from pe_ray.files.image_tables import Faults, ImageTable, TableSlice, locate_files, open_each
 from pe_ray.files.layouts.columns import Rows, list_batches, open_shard
 from pe_ray.files.storage import Location, open_seekable
 
@@ -21,11 +20,7 @@ def list_shards(
     table: ImageTable, root: Location, names: Sequence[str], faults: Faults | None = None
 ) -> list[TableSlice]:
     """List the files `names` below `root`, or `root` itself if there are none, from footers."""
-    return open_each(
-        lambda file, name: open_file(table, file, dict(list_path_values(name))),
-        name_files(root, names),
-        faults,
-    )
+    return open_each(open_file, table, locate_files(root, names), faults)
 
 
 def open_file(table: ImageTable, file: Location, folder_values: Mapping[str, str]) -> TableSlice:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pe_ray.files import images
-from pe_ray.files.data_folders import list_path_values
-from pe_ray.files.image_tables import Faults, ImageTable, TableSlice, name_files, open_each
+from pe_ray.files.image_tables import Faults, ImageTable, TableSlice, locate_files, open_each
 from pe_ray.files.label_names import is_number
 from pe_ray.files.layouts.columns import Rows
-from pe_ray.files.storage import Location
+from pe_ray.files.storage import Location, open_seekable
 
 NAME = "tar"
 SUFFIXES = (".tar",)
@@ -48,17 +46,13 @@ def list_shards(
     """
     folder = root if names else root.parent
     class_names = _read_class_names(table, folder / CLASS_NAMES)
+    shards = open_each(_open_tar, table, locate_files(root, names), faults)
+    return [replace(shard, class_names=class_names) for shard in shards]
 
-    def open_tar(tar: Location, name: str) -> TableSlice:
-        return TableSlice(
-            layout=NAME,
-            source=tar,
-            stop=len(_list_rows(table, tar)),
-            folder_values=dict(list_path_values(name)),
-            class_names=class_names,
-        )
 
-    return open_each(open_tar, name_files(root, names), faults)
+def _open_tar(table: ImageTable, tar: Location, folder_values: Mapping[str, str]) -> TableSlice:
+    rows = _list_rows(table, tar)
+    return TableSlice(layout=NAME, source=tar, stop=len(rows), folder_values=folder_values)
 
 
 def read_rows(
@@ -147,11 +141,5 @@ def _read_class_names(table: ImageTable, file: Location) -> tuple[str, ...] | No
     return tuple(map(str, names))
 
 
-@contextmanager
-def _open(tar: Location) -> Iterator[Any]:
-    if isinstance(tar, Path):
-        with tar.open("rb") as file:
-            yield file
-    else:
-        with tar.store.open_input_file(tar.key) as file:
-            yield file
+def _open(tar: Location) -> Any:
+    return tar.open("rb") if isinstance(tar, Path) else open_seekable(tar)
