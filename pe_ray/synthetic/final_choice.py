@@ -119,4 +119,5 @@ def herd(features: Floats, mean: NDArray[np.float64], num: int) -> NDArray[np.in
         best = chosen[position] = values.argmax()
         values += along - features @ features[best]
         values[best] = -np.inf
+        note_progress()
     return chosen
