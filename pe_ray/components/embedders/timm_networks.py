@@ -57,11 +57,7 @@ class TimmOptions(NetworkOptions):
                 "of pooler, cls, mean"
             )
         layers = [layer["num_chs"] for layer in network.feature_info]
-        if self.layer is not None and self.layer > len(layers):
-            raise InputError(
-                f"embedder.layer: {self.model} has {len(layers)} layers, so there is no "
-                f"{self.layer}; give a smaller number"
-            )
+        self.require_layer(self.model, len(layers))
         return int(layers[(self.layer or 0) - 1])
 
     def pool(self, network: Any, pixels: Any) -> Any:

@@ -139,21 +139,15 @@ class TransformersOptions(NetworkOptions):
         elif self.pooling == "pooler":
             found = outputs.get("pooler_output", outputs.get("summary"))  # RADIO's name for it
         else:
-            tokens = outputs.last_hidden_state if self.layer is None else self._at_layer(outputs)
+            tokens = outputs.last_hidden_state
+            if self.layer is not None:
+                states = outputs.hidden_states  # the first is what the first block reads
+                self.require_layer(self.checkpoint, len(states) - 1)
+                tokens = states[self.layer]
             found = _summarize(tokens, pixels, config, self.pooling)
         if found is None:
             raise self.refuse_pooling(config)
         return found.flatten(1)  # type: ignore[no-any-return]
-
-    def _at_layer(self, outputs: Any) -> Any:
-        states = outputs.hidden_states  # the first is what the first block reads
-        assert self.layer is not None
-        if self.layer >= len(states):
-            raise InputError(
-                f"embedder.layer: {self.checkpoint} has {len(states) - 1} layers, so there is no "
-                f"{self.layer}; give a smaller number"
-            )
-        return states[self.layer]
 
     def fetch(self, patterns: list[str]) -> str:
         """Return the checkpoint's folder; of a hub id, with its files of these names."""
