@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from pe_ray.components.embedders.network_options import NetworkOptions
 from pe_ray.components.weights import (
-    Precision,
     fetch_checkpoint,
     load_network,
     loading_errors,
@@ -206,23 +205,20 @@ class Transformers:
 
         self._options, self._dim = options, options.dim(ImageShape(height=8, width=8, channels=3))
         self._device, self._dtype = pick_device(), DTYPES[options.precision]
-        self._precision: Precision = options.precision
         config, self._processor = options.load_config(), options.load_processor()
         transformers.logging.set_verbosity_error()  # the unused text tower is no news
         transformers.utils.logging.disable_progress_bar()
+        option = "embedder.weights" if options.weights else _OPTION
         source = options.weights or options.checkpoint
-        with loading_errors("embedder.weights" if options.weights else _OPTION, source):
-            given: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+        with loading_errors(option, source):
+            given: dict[str, Any] = {"config": config, "dtype": self._dtype}
             if options.weights:
-                given = {"state_dict": read_weights(Path(options.weights))}
-            network = load_network(
-                options.find_class(config),
-                "embedder.weights" if options.weights else _OPTION,
-                options.weights or options.fetch(_SETTINGS + _WEIGHTS),
-                config=config,
-                dtype=self._dtype,
-                **given,
-            )
+                place = options.weights
+                given["state_dict"] = read_weights(Path(place))
+            else:
+                place = options.fetch(_SETTINGS + _WEIGHTS)
+                given |= {"use_safetensors": True, "local_files_only": True}
+            network = load_network(options.find_class(config), option, place, **given)
             self._network: Any = network.eval().to(self._device)
             if options.compile:
                 self._network.compile()
@@ -237,7 +233,7 @@ class Transformers:
         """Return embeddings, float32 [n, dim], of grey (repeated to RGB) or RGB images."""
         from pe_ray.components.inference import embed_in_chunks
 
-        return embed_in_chunks(self._features, images, self._dim, self._precision)
+        return embed_in_chunks(self._features, images, self._dim, self._options.precision)
 
     def _features(self, images: Images) -> Any:
         pixels = {
