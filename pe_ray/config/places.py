@@ -70,10 +70,12 @@ def _require_place(place: HomePath) -> HomePath:
 
 
 def _require_local(place: HomePath) -> HomePath:
-    if not isinstance(parse_location(place), Path):
+    local = parse_location(place)
+    if not isinstance(local, Path):
         raise ValueError("must be a local folder")
-    place.use = "folder"
-    return place
+    folder = HomePath(local)  # of a file:// URI, too
+    folder.written, folder.use = place.written, "folder"
+    return folder
 
 
 def _require_color(color: str) -> str:
