@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -31,6 +29,7 @@ from pe_ray.config.kinds import (
 )
 from pe_ray.config.places import apart, lies_in, refuse_credentials
 from pe_ray.config.yaml_tree import (
+    digest_tree,
     drop_removed_keys,
     name_faults,
     read_stored,
@@ -113,7 +112,7 @@ class Config(Block):
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that may change the output."""
-        return hashlib.sha256(json.dumps(self.bound(), sort_keys=True).encode()).hexdigest()
+        return digest_tree(self.bound())
 
     def generator_at(self, iteration: int) -> Plugin:
         """Return what makes S_iteration from S_(iteration-1) and the lookahead of its votes."""
