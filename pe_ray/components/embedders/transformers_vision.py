@@ -21,7 +21,7 @@ from pe_ray.components.weights import (
     read_weights,
 )
 from pe_ray.config.extras import require_extras
-from pe_ray.config.places import PathText
+from pe_ray.config.places import LocalFile, PathText
 from pe_ray.errors import InputError
 from pe_ray.plugins import EmbedderOptions, Images
 from pe_ray.plugins.stand_ins import Rehearsal
@@ -46,13 +46,9 @@ class TransformersOptions(NetworkOptions):
     comes with a checkpoint is never run."""
     revision: str = "main"
     """Branch, tag or commit of a hub id; only a commit can't change later."""
-    weights: PathText | None = None
+    weights: LocalFile | None = None
     """File of other weights for this checkpoint, .safetensors or .pth, from which no code is run;
     default: the checkpoint's."""
-
-    @property
-    def local_paths(self) -> Mapping[str, str]:
-        return {"weights": self.weights} if self.weights else {}
 
     def rehearsal(self, rehearsal: Rehearsal) -> Self:
         from pe_ray.components.embedders.tiny_networks import save_vision_network
