@@ -290,10 +290,10 @@ def _pair_sums(
 
 def _norms(vectors: Vectors, metric: DistanceMetric) -> Floats:
     """Return Euclidean norms, float64 [n]; zeros for the metrics that don't need them."""
-    every = np.arange(len(vectors) if metric == "cosine" else 0)
-    found = np.zeros(len(vectors))
-    found[every] = np.sqrt(-_pair_sums(vectors, vectors, every, every, metric))
-    return found
+    if metric != "cosine":
+        return np.zeros(len(vectors))
+    every = np.arange(len(vectors))
+    return np.sqrt(-_pair_sums(vectors, vectors, every, every, metric))
 
 
 def _slices(num: int, step: int) -> Iterator[slice]:

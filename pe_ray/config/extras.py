@@ -45,8 +45,8 @@ def require_extras(part: BaseModel, field: str = "") -> None:
 def require_paths(part: BaseModel) -> None:
     """Raise InputError where `part` of a configuration names files or folders that can't be used.
 
-    Files must be on this machine: those in a model's `local_paths`, and those whose name begins as
-    no id does. Folders must be there, or such that they can be made.
+    Files must be on this machine: those of the type `LocalFile`, those in a model's `local_paths`,
+    and those whose name begins as no id does. Folders must be there, or such that they can be made.
     """
     faults: list[str] = []
     for place, model in _walk(part, ""):
@@ -60,7 +60,7 @@ def require_paths(part: BaseModel) -> None:
                     require_creatable(Path(value), field)
                 except InputError as error:
                     faults += error.faults
-            elif value.use == "file" and value.startswith((".", "/")):
+            elif value.use == "local" or (value.use == "any" and value.startswith((".", "/"))):
                 named[option] = value
         for option, path in named.items():
             if not expand_home(path).exists():

@@ -102,16 +102,16 @@ class PluginOf:
         tree = {"kind": raw} if isinstance(raw, str) else raw
         if not isinstance(tree, Mapping) or not isinstance(tree.get("kind"), str):
             raise ValueError("needs a `kind`")
+        given = dict(tree)
+        kind = given.pop("kind")
+        whiten = given.pop("whiten", None) if self.plugin_type == "embedder" else None
         try:
-            loaded = plugins.load(self.plugin_type, tree["kind"])
+            loaded = plugins.load(self.plugin_type, kind)
         except InputError as error:
             raise ValueError(str(error).removeprefix(f"{self.plugin_type}.")) from None
-        given = {name: value for name, value in tree.items() if name != "kind"}
-        whiten = given.pop("whiten", None) if self.plugin_type == "embedder" else None
         options = plugins.options_of(loaded).model_validate(given)
         if whiten is not None and options.learnt:
-            raise ValueError(f"whiten: {tree['kind']} is whitened already; leave it out")
-        kind = tree["kind"]
+            raise ValueError(f"whiten: {kind} is whitened already; leave it out")
         return Plugin(plugin_type=self.plugin_type, kind=kind, options=options, whiten=whiten)
 
     def __get_pydantic_core_schema__(

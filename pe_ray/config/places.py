@@ -45,11 +45,12 @@ _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 class HomePath(str):
     """A path with the home folder in place of ~.
 
-    use: `data` where it may be the URI of a store, `folder` where it is made if it isn't there.
+    use: `local` where it must be on every machine that uses it, `data` where it may be the URI of a
+    store, `folder` where it is made if it isn't there. Else it may be the name of something.
     """
 
     written: str
-    use: Literal["file", "data", "folder"] = "file"
+    use: Literal["any", "local", "data", "folder"] = "any"
 
 
 def _expand_home(text: Any, read: ValidatorFunctionWrapHandler) -> HomePath:
@@ -63,6 +64,11 @@ def _as_written(path: str) -> str:
     return str(getattr(path, "written", path))
 
 
+def _mark_local(path: HomePath) -> HomePath:
+    path.use = "local"
+    return path
+
+
 def _require_place(place: HomePath) -> HomePath:
     parse_location(place)
     place.use = "data"
@@ -70,10 +76,12 @@ def _require_place(place: HomePath) -> HomePath:
 
 
 def _require_local(place: HomePath) -> HomePath:
-    if not isinstance(parse_location(place), Path):
+    local = parse_location(place)
+    if not isinstance(local, Path):
         raise ValueError("must be a local folder")
-    place.use = "folder"
-    return place
+    folder = HomePath(local)  # of a file:// URI, too
+    folder.written, folder.use = place.written, "folder"
+    return folder
 
 
 def _require_color(color: str) -> str:
@@ -87,6 +95,8 @@ Color = Annotated[str, AfterValidator(_require_color)]
 """A colour as Pillow reads it."""
 PathText = Annotated[str, WrapValidator(_expand_home), PlainSerializer(_as_written)]
 """A local path, or what stands for one: the id of a checkpoint, `system` for fonts."""
+LocalFile = Annotated[PathText, AfterValidator(_mark_local)]
+"""A local file or folder that must be on every machine that uses it."""
 Place = Annotated[PathText, AfterValidator(_require_place)]
 """A local path or the URI of a store."""
 LocalFolder = Annotated[PathText, AfterValidator(_require_local)]

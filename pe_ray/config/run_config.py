@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, model_validator
@@ -32,6 +29,7 @@ from pe_ray.config.kinds import (
 )
 from pe_ray.config.places import apart, lies_in, refuse_credentials
 from pe_ray.config.yaml_tree import (
+    digest_tree,
     drop_removed_keys,
     name_faults,
     read_stored,
@@ -39,7 +37,7 @@ from pe_ray.config.yaml_tree import (
     set_override,
 )
 from pe_ray.errors import InputError
-from pe_ray.files.storage import GivenPath, Location, parse_location
+from pe_ray.files.storage import GivenPath, Location
 from pe_ray.plugins import PrivateSums, only_known
 from pe_ray.plugins.options import BOUND, as_validation_error
 from pe_ray.values import Framing, ImageShape
@@ -114,7 +112,7 @@ class Config(Block):
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that may change the output."""
-        return hashlib.sha256(json.dumps(self.bound(), sort_keys=True).encode()).hexdigest()
+        return digest_tree(self.bound())
 
     def generator_at(self, iteration: int) -> Plugin:
         """Return what makes S_iteration from S_(iteration-1) and the lookahead of its votes."""
@@ -335,17 +333,10 @@ class Config(Block):
                     f"output.path: lies in {field}, so the run's own files would be read as data; "
                     "give a folder elsewhere"
                 )
-        run, cache = parse_location(output), self.private.cache
-        secret = {
-            "private.cache": cache != "none" and cache,
-            "privacy.account": self.privacy.account,
-        }
+        cache = None if self.private.cache == "none" else self.private.cache
+        secret = {"private.cache": cache, "privacy.account": self.privacy.account}
         for field, place in secret.items():
-            if (
-                place
-                and isinstance(run, Path)
-                and Path(place).resolve().is_relative_to(run.resolve())
-            ):
+            if place and lies_in(place, output):
                 raise ValueError(f"{field}: must lie outside output.path, which is publishable")
 
 

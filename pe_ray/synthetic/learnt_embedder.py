@@ -6,8 +6,6 @@ release.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -20,6 +18,7 @@ from pe_ray.components.embedders.label_features import LabelFeaturesOptions, Lea
 from pe_ray.components.embedders.whitening import WhitenedOptions
 from pe_ray.config import Config
 from pe_ray.config.kinds import Plugin, Whitening
+from pe_ray.config.yaml_tree import digest_tree
 from pe_ray.files.array_files import encode_arrays, holds_arrays, keep_arrays, write_arrays
 from pe_ray.files.image_batches import read_spaced
 from pe_ray.files.image_tables import ImageTable
@@ -109,8 +108,7 @@ def _locate(config: Config, directory: RunDirectory, embedder: Plugin) -> Locati
             "labels": list(config.private.labels),
             "seed": config.schedule.seed,
         }
-    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
-    return directory.path / FEATURES / f"{digest}.npz"
+    return directory.path / FEATURES / f"{digest_tree(inputs)[:16]}.npz"
 
 
 def _draw(config: Config, num: int) -> Iterator[tuple[Images, NDArray[np.int32]]]:

@@ -7,8 +7,6 @@ module and name it as `module:Class`, or in an entry point (see plugins.registry
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from pe_ray.config import Config
 from pe_ray.config.blocks import PrivateConfig
 from pe_ray.config.kinds import Block, ObjectivePlugin, Plugin, StrategyPlugin
 from pe_ray.config.places import apart, refuse_credentials
-from pe_ray.config.yaml_tree import name_faults, read_tree
+from pe_ray.config.yaml_tree import digest_tree, name_faults, read_tree
 from pe_ray.errors import InputError
 from pe_ray.files.image_tables import ImageTable
 from pe_ray.files.storage import GivenPath
@@ -165,7 +163,7 @@ class Search:
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that may change the outcome."""
-        return hashlib.sha256(json.dumps(self.bound(), sort_keys=True).encode()).hexdigest()
+        return digest_tree(self.bound())
 
 
 class Strategy:

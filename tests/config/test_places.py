@@ -288,6 +288,12 @@ def test_a_path_keeps_its_text_from_one_model_to_another(monkeypatch: pytest.Mon
     assert second.model_dump()["cache"] == "~/x"
 
 
+def test_a_local_folder_may_be_written_as_a_uri() -> None:
+    private = PrivateConfig(data="/d", labels=("a",), cache="file:///x/cache")
+    assert private.cache == "/x/cache"
+    assert private.model_dump()["cache"] == "file:///x/cache"
+
+
 @pytest.mark.parametrize("text", ["sklearn:digits", "s3://b/~/x", "/a/~b", "~nobody-here/x"])
 def test_other_texts_stay_as_they_are(text: str) -> None:
     assert PrivateConfig(data=text, labels=("a",)).data == text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_ray.components.weights import loading_errors
-from pe_ray.config.places import PathText
+from pe_ray.config.places import LocalFile
 from pe_ray.errors import InputError
 from pe_ray.files.storage import find_cache
 from pe_ray.plugins import EmbedderOptions, Images
@@ -31,13 +30,9 @@ class InceptionOptions(EmbedderOptions):
 
     modules: ClassVar[tuple[str, ...]] = ("torch", "cleanfid")
 
-    weights: PathText | None = None
+    weights: LocalFile | None = None
     """Path of inception-2015-12-05.pt; default: downloaded once to ~/.cache/pe_ray/weights. The
     file is a TorchScript archive, which is a program: use one whose source you trust."""
-
-    @property
-    def local_paths(self) -> Mapping[str, str]:
-        return {"weights": self.weights} if self.weights else {}
 
     def dim(self, shape: ImageShape) -> int:
         return _DIM

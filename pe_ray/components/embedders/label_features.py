@@ -85,6 +85,7 @@ class LabelFeaturesOptions(plugins.EmbedderOptions):
     """Options of `label_features`."""
 
     modules: ClassVar[tuple[str, ...]] = ("torch",)
+    learnt: ClassVar[bool] = True
 
     features: int = Field(default=64, ge=2, le=512)
     """Numbers per image."""
@@ -97,10 +98,6 @@ class LabelFeaturesOptions(plugins.EmbedderOptions):
     """Larger images are brought to size x size first."""
     epochs: int = Field(default=2, ge=1)
     """Passes over them."""
-
-    @property
-    def learnt(self) -> bool:
-        return True
 
     def dim(self, shape: ImageShape) -> int:
         return self.features + _num_pixels(self.pixels, shape)
@@ -143,14 +140,12 @@ class LabelFeatures:
 class LearntFeaturesOptions(plugins.EmbedderOptions):
     """Options of LearntFeatures."""
 
+    learnt: ClassVar[bool] = True
+
     file: str
     """.npz file of the arrays that `fit` returns."""
     num_features: int
     pixels: float = 0.0
-
-    @property
-    def learnt(self) -> bool:
-        return True
 
     def dim(self, shape: ImageShape) -> int:
         return self.num_features + _num_pixels(self.pixels, shape)

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from pe_ray.components.weights import Precision
+from pe_ray.errors import InputError
 from pe_ray.plugins import EmbedderOptions
 
 
@@ -29,3 +30,11 @@ class NetworkOptions(EmbedderOptions):
         if self.layer is not None and self.pooling not in ("cls", "mean"):
             raise ValueError(f"layer: {self.pooling} reads the last one; give pooling cls or mean")
         return self
+
+    def require_layer(self, network: str, num_layers: int) -> None:
+        """Raise InputError where `layer` is beyond the last layer of the network of this name."""
+        if self.layer is not None and self.layer > num_layers:
+            raise InputError(
+                f"embedder.layer: {network} has {num_layers} layers, so there is no {self.layer}; "
+                "give a smaller number"
+            )

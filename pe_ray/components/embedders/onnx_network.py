@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -11,7 +10,7 @@ from pydantic import Field
 
 from pe_ray.components.weights import loading_errors
 from pe_ray.config.extras import require_extras
-from pe_ray.config.places import PathText
+from pe_ray.config.places import LocalFile
 from pe_ray.errors import InputError
 from pe_ray.files.images import resize
 from pe_ray.plugins import EmbedderOptions, Images
@@ -28,7 +27,7 @@ class OnnxOptions(EmbedderOptions):
 
     modules: ClassVar[tuple[str, ...]] = ("onnxruntime",)
 
-    file: PathText
+    file: LocalFile
     """The .onnx file, at the same path on every machine. Its input is float32
     [n, 3, size, size]."""
     size: int = Field(ge=1, le=1024)
@@ -39,10 +38,6 @@ class OnnxOptions(EmbedderOptions):
     """What they are divided by then; default: ImageNet's."""
     output: str | None = None
     """Name of the output that is the embedding; default: the first."""
-
-    @property
-    def local_paths(self) -> Mapping[str, str]:
-        return {"file": self.file}
 
     def dim(self, shape: ImageShape) -> int:
         require_extras(self, "embedder")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -14,7 +13,7 @@ from pydantic import Field
 from pe_ray.components.embedders.network_options import NetworkOptions
 from pe_ray.components.weights import loading_errors, read_weights
 from pe_ray.config.extras import require_extras
-from pe_ray.config.places import PathText
+from pe_ray.config.places import LocalFile, PathText
 from pe_ray.errors import InputError
 from pe_ray.plugins import EmbedderOptions, Images
 from pe_ray.plugins.stand_ins import Rehearsal
@@ -30,15 +29,11 @@ class TimmOptions(NetworkOptions):
     model: PathText
     """A name of timm (`vit_small_patch14_dinov2.lvd142m`), `hf-hub:OWNER/NAME`, or a folder with
     timm's config.json and weights."""
-    weights: PathText | None = None
+    weights: LocalFile | None = None
     """File of the weights of that name, .safetensors or .pth, from which no code is run; default:
     those that the name stands for, downloaded once."""
     size: int | None = Field(default=None, ge=8, le=1024)
     """Images are resized to size x size; default: the size that the network was trained on."""
-
-    @property
-    def local_paths(self) -> Mapping[str, str]:
-        return {"weights": self.weights} if self.weights else {}
 
     def dim(self, shape: ImageShape) -> int:
         require_extras(self, "embedder")
@@ -57,11 +52,7 @@ class TimmOptions(NetworkOptions):
                 "of pooler, cls, mean"
             )
         layers = [layer["num_chs"] for layer in network.feature_info]
-        if self.layer is not None and self.layer > len(layers):
-            raise InputError(
-                f"embedder.layer: {self.model} has {len(layers)} layers, so there is no "
-                f"{self.layer}; give a smaller number"
-            )
+        self.require_layer(self.model, len(layers))
         return int(layers[(self.layer or 0) - 1])
 
     def pool(self, network: Any, pixels: Any) -> Any:

@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 
 from pe_ray.components.embedders.network_options import NetworkOptions
 from pe_ray.components.weights import (
-    Precision,
     fetch_checkpoint,
     load_network,
     loading_errors,
     read_weights,
 )
 from pe_ray.config.extras import require_extras
-from pe_ray.config.places import PathText
+from pe_ray.config.places import LocalFile, PathText
 from pe_ray.errors import InputError
 from pe_ray.plugins import EmbedderOptions, Images
 from pe_ray.plugins.stand_ins import Rehearsal
@@ -47,13 +46,9 @@ class TransformersOptions(NetworkOptions):
     comes with a checkpoint is never run."""
     revision: str = "main"
     """Branch, tag or commit of a hub id; only a commit can't change later."""
-    weights: PathText | None = None
+    weights: LocalFile | None = None
     """File of other weights for this checkpoint, .safetensors or .pth, from which no code is run;
     default: the checkpoint's."""
-
-    @property
-    def local_paths(self) -> Mapping[str, str]:
-        return {"weights": self.weights} if self.weights else {}
 
     def rehearsal(self, rehearsal: Rehearsal) -> Self:
         from pe_ray.components.embedders.tiny_networks import save_vision_network
@@ -139,21 +134,15 @@ class TransformersOptions(NetworkOptions):
         elif self.pooling == "pooler":
             found = outputs.get("pooler_output", outputs.get("summary"))  # RADIO's name for it
         else:
-            tokens = outputs.last_hidden_state if self.layer is None else self._at_layer(outputs)
+            tokens = outputs.last_hidden_state
+            if self.layer is not None:
+                states = outputs.hidden_states  # the first is what the first block reads
+                self.require_layer(self.checkpoint, len(states) - 1)
+                tokens = states[self.layer]
             found = _summarize(tokens, pixels, config, self.pooling)
         if found is None:
             raise self.refuse_pooling(config)
         return found.flatten(1)  # type: ignore[no-any-return]
-
-    def _at_layer(self, outputs: Any) -> Any:
-        states = outputs.hidden_states  # the first is what the first block reads
-        assert self.layer is not None
-        if self.layer >= len(states):
-            raise InputError(
-                f"embedder.layer: {self.checkpoint} has {len(states) - 1} layers, so there is no "
-                f"{self.layer}; give a smaller number"
-            )
-        return states[self.layer]
 
     def fetch(self, patterns: list[str]) -> str:
         """Return the checkpoint's folder; of a hub id, with its files of these names."""
@@ -212,23 +201,20 @@ class Transformers:
 
         self._options, self._dim = options, options.dim(ImageShape(height=8, width=8, channels=3))
         self._device, self._dtype = pick_device(), DTYPES[options.precision]
-        self._precision: Precision = options.precision
         config, self._processor = options.load_config(), options.load_processor()
         transformers.logging.set_verbosity_error()  # the unused text tower is no news
         transformers.utils.logging.disable_progress_bar()
+        option = "embedder.weights" if options.weights else _OPTION
         source = options.weights or options.checkpoint
-        with loading_errors("embedder.weights" if options.weights else _OPTION, source):
-            given: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+        with loading_errors(option, source):
+            given: dict[str, Any] = {"config": config, "dtype": self._dtype}
             if options.weights:
-                given = {"state_dict": read_weights(Path(options.weights))}
-            network = load_network(
-                options.find_class(config),
-                "embedder.weights" if options.weights else _OPTION,
-                options.weights or options.fetch(_SETTINGS + _WEIGHTS),
-                config=config,
-                dtype=self._dtype,
-                **given,
-            )
+                place = options.weights
+                given["state_dict"] = read_weights(Path(place))
+            else:
+                place = options.fetch(_SETTINGS + _WEIGHTS)
+                given |= {"use_safetensors": True, "local_files_only": True}
+            network = load_network(options.find_class(config), option, place, **given)
             self._network: Any = network.eval().to(self._device)
             if options.compile:
                 self._network.compile()
@@ -243,7 +229,7 @@ class Transformers:
         """Return embeddings, float32 [n, dim], of grey (repeated to RGB) or RGB images."""
         from pe_ray.components.inference import embed_in_chunks
 
-        return embed_in_chunks(self._features, images, self._dim, self._precision)
+        return embed_in_chunks(self._features, images, self._dim, self._options.precision)
 
     def _features(self, images: Images) -> Any:
         pixels = {

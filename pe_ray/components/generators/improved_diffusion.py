@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -16,7 +15,7 @@ from pe_ray.components.generators.pixel_diffusion import (
     DiffusionOptions,
 )
 from pe_ray.components.weights import loading_errors, read_weights
-from pe_ray.config.places import PathText
+from pe_ray.config.places import LocalFile
 from pe_ray.plugins import GeneratorOptions
 from pe_ray.plugins.stand_ins import Rehearsal
 from pe_ray.values import ImageShape
@@ -35,7 +34,7 @@ class ImprovedDiffusionOptions(DiffusionOptions):
     They have no defaults: a wrong value of some would load and make noise.
     """
 
-    checkpoint: PathText
+    checkpoint: LocalFile
     """Model file as improved diffusion publishes it (.pt), or its tensors as .safetensors."""
     image_size: Literal[32, 64, 256]
     """Height and width, in pixels."""
@@ -80,10 +79,6 @@ class ImprovedDiffusionOptions(DiffusionOptions):
         torch.manual_seed(0)
         torch.save(make_unet(small).state_dict(), file)
         return small
-
-    @property
-    def local_paths(self) -> Mapping[str, str]:
-        return {"checkpoint": self.checkpoint}
 
     @property
     def image_shape(self) -> ImageShape:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pe_ray.components.weights import Precision, load_network, loading_errors
-from pe_ray.config.places import PathText
+from pe_ray.config.places import LocalFile, PathText
 from pe_ray.errors import InputError
 from pe_ray.plugins import GeneratorOptions, Options
 from pe_ray.plugins.stand_ins import Rehearsal
@@ -31,14 +31,10 @@ class LoraFile(Options):
 
     modules: ClassVar[tuple[str, ...]] = ("peft",)
 
-    file: PathText
+    file: LocalFile
     """A .safetensors file, the same on every machine."""
     scale: float = 1.0
     """How much of it is added."""
-
-    @property
-    def local_paths(self) -> Mapping[str, str]:
-        return {"file": self.file}
 
 
 class Placement(Options):
@@ -77,7 +73,7 @@ class PipelineOptions(GeneratorOptions):
     pipeline_class: str | None = None
     """diffusers' class that the checkpoint's model_index.json names. Only a rehearsal reads it,
     where it can't see the checkpoint."""
-    weights: PathText | None = None
+    weights: LocalFile | None = None
     """A single .safetensors file to read in place of the checkpoint's weights: the denoiser alone,
     or everything if the file holds a VAE as well. The checkpoint still gives the configurations."""
     lora: tuple[LoraFile, ...] = ()
@@ -87,10 +83,6 @@ class PipelineOptions(GeneratorOptions):
     compile: bool = False
     """Compile the networks that denoise: a minute or more at the start, faster calls after."""
     placement: Placement = Placement()
-
-    @property
-    def local_paths(self) -> Mapping[str, str]:
-        return {"weights": self.weights} if self.weights else {}
 
     def rehearsal(self, rehearsal: Rehearsal) -> Self:
         held = {"quantize": None, "offload": None, "device_map": None}  # a GPU's

@@ -30,14 +30,12 @@ def _require_labels(name: str, labels: Labels) -> None:
 class ClassifierOptions(plugins.MetricOptions):
     """Options of `classifier`."""
 
+    least_labels: ClassVar[int] = 2
+
     size: int = Field(default=14, ge=1, le=1024)
     """Images are classified in the `pixels` embedding of this size."""
     max_images: int = Field(default=10_000, ge=2)
     """Synthetic images to train on at most (evenly spaced rows)."""
-
-    @property
-    def least_labels(self) -> int:
-        return 2
 
 
 class ClassifierAccuracy:
@@ -71,19 +69,13 @@ class ConvnetOptions(plugins.MetricOptions):
     """Options of `cnn`."""
 
     modules: ClassVar[tuple[str, ...]] = ("torch",)
+    least_labels: ClassVar[int] = 2
+    least_images: ClassVar[int] = 2
 
     epochs: int = Field(default=2, ge=1)
     """Passes over the synthetic set: 2 do for 60,000 images, a few thousand need more."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of initial weights and order of images."""
-
-    @property
-    def least_labels(self) -> int:
-        return 2
-
-    @property
-    def least_images(self) -> int:
-        return 2
 
 
 class ConvnetAccuracy:

@@ -49,15 +49,10 @@ class _DistanceMetric:
         raise NotImplementedError
 
 
-class _DistanceOptions(plugins.MetricOptions):
-    @property
-    def least_images(self) -> int:
-        return 2
-
-
-class FrechetOptions(_DistanceOptions):
+class FrechetOptions(plugins.MetricOptions):
     """Options of `frechet`."""
 
+    least_images: ClassVar[int] = 2
     max_images: ClassVar[int] = 2**63 - 1
 
     embedder: FixedEmbedderPlugin = Field(default={"kind": "pixels"}, validate_default=True)
@@ -80,8 +75,10 @@ class FrechetDistance(_DistanceMetric):
         return {name: frechet_distance(synthetic, reference)}
 
 
-class KernelOptions(_DistanceOptions):
+class KernelOptions(plugins.MetricOptions):
     """Options of `kid`."""
+
+    least_images: ClassVar[int] = 2
 
     embedder: FixedEmbedderPlugin = Field(default={"kind": "inception"}, validate_default=True)
     max_images: int = Field(default=10_000, ge=2)
@@ -104,7 +101,7 @@ class KernelDistance(_DistanceMetric):
         return {name: kernel_distance(synthetic, reference)}
 
 
-class PrecisionRecallOptions(_DistanceOptions):
+class PrecisionRecallOptions(plugins.MetricOptions):
     """Options of `precision_recall`."""
 
     embedder: FixedEmbedderPlugin = Field(default={"kind": "pixels"}, validate_default=True)
