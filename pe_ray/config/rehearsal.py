@@ -38,14 +38,12 @@ def _rehearse_parts(part: Any, rehearsal: Rehearsal) -> Any:
     """Return a block, an option or a collection with the stand-in of every model in it."""
     if isinstance(part, Options):
         small = part.rehearsal(rehearsal)
-        below = {name: (value, _rehearse_parts(value, rehearsal)) for name, value in small}
+        below = {name: _rehearse_parts(value, rehearsal) for name, value in small}
         # Others stay unset: a setting that is given differs from one that has its default.
-        changes = {name: new for name, (old, new) in below.items() if new is not old}
-        return small.model_copy(update=changes) if changes else small
+        changes = {name: new for name, new in below.items() if new != getattr(small, name)}
+        return small.model_copy(update=changes)
     if isinstance(part, dict):
-        made = {name: _rehearse_parts(value, rehearsal) for name, value in part.items()}
-        return made if any(made[name] is not part[name] for name in part) else part
+        return {name: _rehearse_parts(value, rehearsal) for name, value in part.items()}
     if isinstance(part, tuple):
-        each = tuple(_rehearse_parts(value, rehearsal) for value in part)
-        return each if any(new is not old for new, old in zip(each, part, strict=True)) else part
+        return tuple(_rehearse_parts(value, rehearsal) for value in part)
     return part
