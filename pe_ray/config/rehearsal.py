@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pe_ray.config.kinds import Switch
 from pe_ray.config.run_config import Config
 from pe_ray.plugins.options import Options
 from pe_ray.plugins.stand_ins import Rehearsal
@@ -15,13 +16,15 @@ _LEAST_SAMPLES = 16
 def rehearse(config: Config, folder: Path) -> Config:
     """Return a small run of the same kinds on stand-ins, which are written below `folder`.
 
-    It keeps the first iteration, the last, and those in which another generator begins.
+    It keeps the first iteration, the last, and those in which another generator or stage begins.
 
     Guarantee: it names no private record, no account, no store, no cluster and no service. So it
     spends nothing.
     """
     steps = range(1, config.schedule.iterations + 1)
-    begins = [t for t in steps if config.generator_at(t) != config.generator_at(t - 1)]
+    begins = {t for t in steps if config.generator_at(t) != config.generator_at(t - 1)}
+    if isinstance(config.generator, Switch):  # stages may have equal generators
+        begins |= {stage.start for stage in config.generator.stages[1:]}
     public = config.metrics.public
     metrics = [*config.metrics.audit, *(public.metrics if public else ())]
     least = [getattr(metric.options, "least_images", 1) for metric in metrics]
