@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pe_ray.config.kinds import Switch
 from pe_ray.config.run_config import Config
 from pe_ray.plugins.options import Options
 from pe_ray.plugins.stand_ins import Rehearsal
@@ -15,13 +16,15 @@ _LEAST_SAMPLES = 16
 def rehearse(config: Config, folder: Path) -> Config:
     """Return a small run of the same kinds on stand-ins, which are written below `folder`.
 
-    It keeps the first iteration, the last, and those in which another generator begins.
+    It keeps the first iteration, the last, and those in which another generator or stage begins.
 
     Guarantee: it names no private record, no account, no store, no cluster and no service. So it
     spends nothing.
     """
     steps = range(1, config.schedule.iterations + 1)
-    begins = [t for t in steps if config.generator_at(t) != config.generator_at(t - 1)]
+    begins = {t for t in steps if config.generator_at(t) != config.generator_at(t - 1)}
+    if isinstance(config.generator, Switch):  # stages may have equal generators
+        begins |= {stage.start for stage in config.generator.stages[1:]}
     public = config.metrics.public
     metrics = [*config.metrics.audit, *(public.metrics if public else ())]
     least = [getattr(metric.options, "least_images", 1) for metric in metrics]
@@ -38,14 +41,12 @@ def _rehearse_parts(part: Any, rehearsal: Rehearsal) -> Any:
     """Return a block, an option or a collection with the stand-in of every model in it."""
     if isinstance(part, Options):
         small = part.rehearsal(rehearsal)
-        below = {name: (value, _rehearse_parts(value, rehearsal)) for name, value in small}
+        below = {name: _rehearse_parts(value, rehearsal) for name, value in small}
         # Others stay unset: a setting that is given differs from one that has its default.
-        changes = {name: new for name, (old, new) in below.items() if new is not old}
-        return small.model_copy(update=changes) if changes else small
+        changes = {name: new for name, new in below.items() if new != getattr(small, name)}
+        return small.model_copy(update=changes)
     if isinstance(part, dict):
-        made = {name: _rehearse_parts(value, rehearsal) for name, value in part.items()}
-        return made if any(made[name] is not part[name] for name in part) else part
+        return {name: _rehearse_parts(value, rehearsal) for name, value in part.items()}
     if isinstance(part, tuple):
-        each = tuple(_rehearse_parts(value, rehearsal) for value in part)
-        return each if any(new is not old for new, old in zip(each, part, strict=True)) else part
+        return tuple(_rehearse_parts(value, rehearsal) for value in part)
     return part

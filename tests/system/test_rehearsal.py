@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from pe_ray import Config, evolve
+from pe_ray.config.kinds import Switch
 from pe_ray.config.rehearsal import rehearse
 from pe_ray.release.ledger import Ledger
 
@@ -93,6 +94,17 @@ def test_a_rehearsal_keeps_the_shape_of_the_run(full: dict[str, Any], tmp_path: 
     assert min(small.schedule.sizes) >= 26  # precision_recall asks for as many
     assert small.privacy.unit == "user"
     assert small.embedder.kind == "clip"
+
+
+def test_stages_with_equal_generators_are_rehearsed(tree: dict[str, Any], tmp_path: Path) -> None:
+    stages = [{"start": start, "generator": tree["generator"]} for start in (0, 2, 3)]
+    schedule = tree["schedule"] | {"iterations": 5, "degrees": 0.5}
+    switch = {"kind": "switch", "stages": stages}
+    config = Config.from_dict(tree | {"generator": switch, "schedule": schedule})
+    small = rehearse(config, tmp_path)
+    assert isinstance(small.generator, Switch)
+    assert [stage.start for stage in small.generator.stages] == [0, 2, 3]
+    assert small.schedule.iterations == 4
 
 
 @pytest.mark.slow
