@@ -199,10 +199,12 @@ class SelectionConfig(SelectionSettings):
     def at(self, iteration: int) -> SelectionSettings:
         """Return the settings of one iteration."""
         given = self.overrides.get(iteration)
-        if given is None:
-            return self
-        changes = {name: getattr(given, name) for name in given.model_fields_set}
-        return self.model_copy(update=changes)
+        changed = given.model_fields_set if given else frozenset()
+        settings = {
+            name: getattr(given if name in changed else self, name)
+            for name in SelectionSettings.model_fields
+        }
+        return SelectionSettings(**settings)
 
 
 class Ramp(Block):
