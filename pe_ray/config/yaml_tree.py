@@ -177,7 +177,11 @@ def _keys(tree: Any, fault: ErrorDetails) -> list[str]:
 
 def _parse(text: str, kind: type[_UniqueKeys]) -> Any:
     """Return the plain values of a YAML text; raise yaml.YAMLError."""
-    return yaml.load(text, kind)  # noqa: S506 - every kind is a SafeLoader
+    loader = kind(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 class _UniqueKeys(yaml.SafeLoader):
