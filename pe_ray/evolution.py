@@ -137,9 +137,9 @@ def iterate(run: RunContext, door: Door) -> Iterator[Population]:
         features, moments = learn_features(run, population), moments_layout(run)
         sums = door.sums("teacher", features, moments)
         solve_teacher(run, sums)
-        if run.config.teacher.keep is not None:
-            chosen = apportion(run.config.teacher.keep, fractions)
-            population = choose_final(run, population, chosen)
+        if run.config.num_kept is not None:
+            kept = apportion(run.config.num_kept, fractions)
+            population = choose_final(run, population, kept)
         score_teacher(run, population)
     export(run, population, run.directory.synthetic)
 

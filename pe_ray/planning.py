@@ -178,7 +178,7 @@ def _estimate_disk(config: Config) -> int:
     # Lookahead draws: of the votes that are cast and of the next.
     reused = config.votes.lookahead if config.votes.reuse_lookahead else 0
     draws = 2 * row * reused * max(sizes)
-    if config.teacher and config.teacher.keep is not None:  # features of S_T
+    if config.teacher and config.num_kept is not None:  # features of S_T
         embedding += (4 * config.teacher.features + 16) * sizes[-1]
     learnt = _LEARNT_BYTES * (bool(config.teacher) + config.embedder.learnt)
     sums = config.private_sums

@@ -256,12 +256,11 @@ def read_synthetic(given: argparse.Namespace, data_set: DataSet, folder: Path) -
     for seed, epsilon in itertools.product(given.seeds, given.epsilon):
         place = folder / f"{pipeline.stem}-{epsilon:g}-{seed}"
         config = configure(data_set, pipeline, private, place / "run", given, epsilon, seed)
-        kept = config.teacher.keep if config.teacher else None
-        made = kept or config.schedule.sizes[-1]
-        if made != given.num_images:
+        if config.num_final != given.num_images:
+            field = "teacher.keep" if config.num_kept else "schedule.num_samples"
             raise InputError(
-                f"{'teacher.keep' if kept else 'schedule.num_samples'}: the set has {made:,} "
-                f"images; the protocol has {given.num_images:,}"
+                f"{field}: the set has {config.num_final:,} images; the protocol has "
+                f"{given.num_images:,}"
             )
         scores = score_run(
             config, recipe, test, place / given.budget, num_train=given.num_train, seed=seed

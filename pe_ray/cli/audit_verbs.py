@@ -126,8 +126,8 @@ def _read_metric(text: str, config: Config) -> Plugin:
         metric: Plugin = TypeAdapter(MetricPlugin).validate_python(value)
     except ValidationError as error:
         raise name_faults(error, value, "--metric: ") from None
-    labels, sizes = config.private.labels, config.schedule.sizes
-    check_metric("--metric", metric, num_labels=len(labels), num_images=sizes[-1])
+    num_labels = len(config.private.labels)
+    check_metric("--metric", metric, num_labels=num_labels, num_images=config.num_final)
     return metric
 
 

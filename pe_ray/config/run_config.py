@@ -131,6 +131,16 @@ class Config(Block):
         return [plugin for number, plugin in enumerate(made) if plugin not in made[:number]]
 
     @property
+    def num_kept(self) -> int | None:
+        """How many images of S_T the teacher keeps, at most; None: all of them."""
+        return self.teacher.keep if self.teacher else None
+
+    @property
+    def num_final(self) -> int:
+        """Images of the final set; fewer where a label has too few for the teacher to keep."""
+        return self.num_kept or self.schedule.sizes[-1]
+
+    @property
     def whitenings(self) -> dict[str, Whitening]:
         """Field -> how the embedder there is whitened."""
         teacher = self.teacher.embedder if self.teacher else None
@@ -301,13 +311,13 @@ class Config(Block):
         num_labels, sizes = len(self.private.labels), self.schedule.sizes
         for position, metric in enumerate(self.metrics.audit):
             field = f"metrics.audit.{position}"
-            check_metric(field, metric, num_labels=num_labels, num_images=sizes[-1])
+            check_metric(field, metric, num_labels=num_labels, num_images=self.num_final)
         public = self.metrics.public
         if public is None:
             return
         if public.label_column is None:
             num_labels = 0
-        num_images = min(public.max_images, sizes[-1], *sizes[:: public.every])
+        num_images = min(public.max_images, self.num_final, sizes[-1], *sizes[:: public.every])
         for position, metric in enumerate(public.metrics):
             field = f"metrics.public.metrics.{position}"
             check_metric(field, metric, num_labels=num_labels, num_images=num_images)

@@ -69,9 +69,7 @@ def _list_stages(facts: Facts) -> Iterator[StageStatus]:
         # The votes of a search's trial, taken as its result, have other keys.
         yield _describe("votes", iteration, done or made == rows)
         yield _describe("population", iteration, made, rows)
-    teacher = facts.config.teacher
-    planned = sizes[-1] if teacher is None or teacher.keep is None else teacher.keep
-    rows = facts.num_final or planned  # a label may have fewer images than it is to keep
+    rows = facts.num_final or facts.config.num_final
     yield _describe("final_set", None, _count_rows(run.synthetic, rows), rows)
 
 

@@ -113,7 +113,7 @@ def final_population(run: RunContext) -> Population:
     last = run.config.schedule.iterations
     directory = run.directory.population(last)
     layout = read_layout(directory)
-    kept, file = run.config.teacher and run.config.teacher.keep, run.directory.final_ids
+    kept, file = run.config.num_kept is not None, run.directory.final_ids
     if layout is None or (kept and not file.exists()):
         raise InputError(
             f"run {run.directory.path}: not finished; run the same `pe-ray run` command first"

@@ -117,7 +117,7 @@ def _measure_teacher(
         right.append(teacher.predict(batch.images) == batch.labels)
         note_progress()
     scores = {"public/accuracy_teacher": float(np.concatenate(right).mean())}
-    chose = run.config.teacher is not None and run.config.teacher.keep is not None
+    chose = run.config.num_kept is not None
     differing = [m for m in public.metrics if chose or getattr(m.options, "least_labels", 0) > 0]
     if differing:
         final = public.model_copy(update={"metrics": tuple(differing)})

@@ -67,7 +67,7 @@ def check_lineage(checks: Checks, claims: Claims, *, images: bool) -> None:
         checks.make("the final set is the last population", _list_final_steps(claims, pixels))
     if claims.run.config.teacher is not None:
         checks.pass_over("labels of the final set", "a teacher gives them, which needs torch")
-        if claims.run.config.teacher.keep is not None:
+        if claims.run.config.num_kept is not None:
             checks.pass_over("which samples it keeps", "that follows from its features of them")
 
 
@@ -227,7 +227,7 @@ def _replay_selection(claims: Claims, iteration: int) -> tuple[Offspring, str]:
 def _list_final_steps(claims: Claims, pixels: list[Digests]) -> Iterator[Step]:
     layout, names = claims.layouts[-1], claims.run.labels
     expected, rows = _join(pixels, layout.num_samples), np.arange(layout.num_samples)
-    if claims.run.config.teacher is not None and claims.run.config.teacher.keep is not None:
+    if claims.run.config.num_kept is not None:
         file = claims.run.directory.final_ids
         yield str(file), partial(_check_kept, claims)
         try:
@@ -254,11 +254,8 @@ def _list_final_steps(claims: Claims, pixels: list[Digests]) -> Iterator[Step]:
 
 def _check_kept(claims: Claims) -> NDArray[np.int64]:
     """Return the samples that the teacher keeps: as many as are asked for or fewer, none twice."""
-    teacher = claims.run.config.teacher
-    assert teacher is not None
-    assert teacher.keep is not None
     ids: NDArray[np.int64] = read_arrays(claims.run.directory.final_ids)["ids"]
     within = len(ids) and ids[0] >= 0 and ids[-1] < claims.layouts[-1].num_samples
     require(bool(within and (np.diff(ids) > 0).all()), "holds no ascending samples of S_T")
-    require(len(ids) <= teacher.keep, "holds more samples than teacher.keep")
+    require(len(ids) <= claims.run.config.num_final, "holds more samples than teacher.keep")
     return ids

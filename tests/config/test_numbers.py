@@ -160,6 +160,21 @@ def test_a_metric_gets_the_images_that_it_needs(
             Config.from_dict(tree)
 
 
+@pytest.mark.parametrize(("kept", "enough"), [(None, True), (36, True), (35, False)])
+@pytest.mark.parametrize("block", ["audit", "public"])
+def test_a_metric_of_the_final_set_gets_what_the_teacher_keeps(
+    tree: dict[str, Any], block: str, kept: int | None, enough: bool
+) -> None:
+    tree["teacher"] = {"features": 4, "keep": kept}
+    metrics = [{"kind": "precision_recall", "neighbors": 35}]
+    tree["metrics"] = {block: metrics if block == "audit" else {"data": "/x", "metrics": metrics}}
+    if enough:
+        Config.from_dict(tree)
+    else:
+        with pytest.raises(InputError, match=rf"^config: metrics\.{block}.*36 images"):
+            Config.from_dict(tree)
+
+
 def test_a_finished_run_opens_though_a_metric_of_it_would_be_refused(
     one_label: dict[str, Any], tmp_path: Path
 ) -> None:
