@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from real_cluster import RAY, RealCluster, printed, real_cluster
 
 from pe_ray.release.ledger import Ledger
@@ -121,6 +123,12 @@ print(json.dumps({
 def test_private_records_are_on_labelled_nodes_only(
     cluster: RealCluster, tree: dict[str, Any], tmp_path: Path, label: str | None
 ) -> None:
+    rng = np.random.default_rng(0)
+    for name in tree["private"]["labels"] * 4:  # files of one size, whose contents are compared
+        file = tmp_path / "data" / name / f"{rng.integers(2**32)}.bmp"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(file)
+    tree["private"]["data"] = str(tmp_path / "data")
     tree["privacy"]["label_fractions"] = "dp"
     tree["private"]["node_label"] = label
     config = written(tree, tmp_path)
@@ -128,7 +136,7 @@ def test_private_records_are_on_labelled_nodes_only(
     places: dict[str, set[str]] = {}
     for name, place in seen["tasks"]:
         places.setdefault(name, set()).add(place)
-    reading = ("_look", "_group_files", "_embed_task", "_find_missing")
+    reading = ("_look", "digest_files", "_group_files", "_embed_task", "_find_missing")
     private = (*reading, "_count_labels", "_count_partitions")
     if label is None:  # the test can tell: nothing keeps them there otherwise
         assert any(places[name] != {"private"} for name in private[1:])
