@@ -237,7 +237,7 @@ def _show(values: list[float]) -> str:
 def measure(given: argparse.Namespace, data_set: DataSet) -> None:
     """Make all rows of the table, and write it after each."""
     folder = given.output / given.dataset
-    make_rows = read_real if given.real else read_synthetic
+    make_rows = score_real if given.real else score_pipeline
     for place, row in make_rows(given, data_set, folder):
         row = {"dataset": given.dataset, "budget": given.budget, **row}
         (place / f"row-{given.budget}.json").write_text(json.dumps(row), encoding="utf-8")
@@ -248,8 +248,8 @@ def measure(given: argparse.Namespace, data_set: DataSet) -> None:
         print(table, flush=True)
 
 
-def read_synthetic(given: argparse.Namespace, data_set: DataSet, folder: Path) -> Rows:
-    """Run the pipeline for each seed and epsilon; what the networks read on its images."""
+def score_pipeline(given: argparse.Namespace, data_set: DataSet, folder: Path) -> Rows:
+    """Yield a row for each seed and epsilon: a run of the pipeline, networks trained on its set."""
     pipeline = given.pipeline or PIPELINES / (data_set.pipeline or "")
     private, test_file = split_data(given.data, data_set.private_rows, folder / "data")
     test, recipe = read_images(test_file), choose_recipe(given, data_set)
@@ -269,8 +269,8 @@ def read_synthetic(given: argparse.Namespace, data_set: DataSet, folder: Path) -
         yield place, {**about, "epsilon": epsilon, "seed": seed, **scores}
 
 
-def read_real(given: argparse.Namespace, data_set: DataSet, folder: Path) -> Rows:
-    """What the networks read when they are trained on the private rows, for each seed."""
+def score_real(given: argparse.Namespace, data_set: DataSet, folder: Path) -> Rows:
+    """Yield a row for each seed: networks trained on the private rows."""
     private, test_file = split_data(given.data, data_set.private_rows, folder / "data")
     images, test = read_images(private), read_images(test_file)
     num_train = len(images[0]) * given.num_train // given.num_images
