@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -154,6 +155,7 @@ def sharing(task: Task) -> Iterator[Row]:
             tree = configuration(flags.model_dump(), num // 4, 1, folder).model_dump(mode="json")
             share = 0 if task.rehearse else 1 / workers
             tree["private"] |= {"labels": [str(digit) for digit in range(10)]}
+            tree["privacy"] |= {"epsilon": math.inf}  # noise would choose other parents
             tree["schedule"] |= {"num_samples": num}
             tree["resources"] |= {"workers": workers, "gpus_per_worker": share}
             path = folder / f"run{workers}"
