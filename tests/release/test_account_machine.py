@@ -67,7 +67,7 @@ def tree(account: Path) -> dict[str, Any]:
 
 @dataclass
 class Run:
-    """A ledger that exists or is lost: its budget and what it charged."""
+    """A ledger that exists or is lost: its budget, what it charged, epsilon held in the account."""
 
     path: Path
     budget: Budget
@@ -75,6 +75,7 @@ class Run:
     releases: tuple[Release, ...]
     lost: bool = False
     charged: list[Release] = field(default_factory=list)
+    held: float = 0.0
 
 
 class Runs(RuleBasedStateMachine):
@@ -142,6 +143,7 @@ class Runs(RuleBasedStateMachine):
             releases = with_mu(SHAPE, budget_mu(epsilon, 1e-5))
             path = run.path if run else self.folder / f"{len(self.runs)}.sqlite"
             started = Run(path=path, budget=budget, accounting=accounting, releases=releases)
+            started.held = run.held if run else 0.0
             if run:
                 run.__dict__.update(started.__dict__)
             else:
@@ -160,15 +162,15 @@ class Runs(RuleBasedStateMachine):
             written = run.path.exists() and run.path.stat().st_size
             if former and written and Ledger.open(run.path).fingerprint != print_of:
                 run.__dict__.update(former)  # it died before the new terms were written
+            # It died before the account had them, or after.
+            run.held = self.read_held(run, {run.held, run.budget.epsilon})
             return
         except BudgetError:
             assert self.held() == before
             self.refused(run, spender)
             return
         if not self.is_finished(run):
-            entry = Account(self.account).find(Ledger.open(run.path).account_run)
-            assert entry is not None
-            assert entry.epsilon == run.budget.epsilon
+            run.held = self.read_held(run, {run.budget.epsilon})
             for release in run.releases:
                 assert self.would_fit(run, release), "what is reserved can be charged"
         for key in keys:
@@ -198,6 +200,15 @@ class Runs(RuleBasedStateMachine):
             if entry.run == Ledger.open(run.path).account_run
         )
         return allowed.covers(cost_of({r.key: r for r in [*self.read(run), release]}.values()))
+
+    def read_held(self, run: Run, possible: set[float]) -> float:
+        """Return the epsilon that the account holds for a run, one of those `possible`."""
+        written = run.path.exists() and run.path.stat().st_size
+        number = Ledger.open(run.path).account_run if written else None
+        entry = Account(self.account).find(number) if number else None
+        held = entry.epsilon if entry else 0.0
+        assert held in possible
+        return held
 
     def is_finished(self, run: Run) -> bool:
         known = Account(self.account).find(Ledger.open(run.path).account_run)
@@ -234,6 +245,7 @@ class Runs(RuleBasedStateMachine):
         except Crash:
             pass
         assert self.held() <= before
+        run.held = self.read_held(run, {run.held} if self.read(run) else {run.held, 0.0})
 
     @precondition(lambda self: self.started())
     @rule(which=WHICH)
@@ -285,8 +297,7 @@ class Runs(RuleBasedStateMachine):
                 entry = account.find(Ledger.open(run.path).account_run)
                 assert entry is not None
                 assert entry.cost.covers(cost_of(charged))
-                # More, where a start with less died after the ledger had its terms.
-                assert entry.epsilon >= run.budget.epsilon
+                assert entry.epsilon == run.held
 
 
 class BySum(Runs):
